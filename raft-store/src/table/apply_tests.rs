@@ -1,0 +1,380 @@
+use super::super::*;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn new_node(label: &str) -> NewNode {
+    let byte = label.as_bytes()[label.len() - 1];
+    NewNode {
+        name: name(label),
+        role: Role::Lb,
+        address: format!("10.77.1.{byte}:7401"),
+        store: Uuid::from_bytes([byte; 16]),
+    }
+}
+
+/// A table under test, fed as the log would feed it.
+struct Log {
+    table: Table,
+    index: u64,
+}
+
+impl Log {
+    /// A cluster of `count` nodes lb1.. on 192.168.2.0/24, each with a ready lease.
+    fn with_nodes(count: u8) -> (Self, Vec<NodeId>) {
+        let mut log = Self { table: Table::default(), index: 1 };
+        log.ok(Command::CreateCluster { cluster: Uuid::from_u128(7), hash_seed: 9, node: new_node("lb1") });
+        let mut ids = vec![BOOTSTRAP_NODE];
+        for number in 2..=count {
+            match log.ok(Command::AddNode(new_node(&format!("lb{number}")))) {
+                Effect::NodeAdded(id) => ids.push(id),
+                other => panic!("{other:?}"),
+            }
+        }
+        for (&id, last) in ids.iter().zip(2u8..) {
+            let attachment = Attachment {
+                interface: "eth0".into(),
+                mac: MacAddr::try_from([2, 0, 0, 0, 0, last]).unwrap(),
+                address: IpAddr::from([192, 168, 2, last]),
+                prefix_len: 24,
+            };
+            log.ok(Command::PublishNode { node: id, attachments: vec![attachment], feature_level: 1 });
+            log.open_and_ready(id);
+        }
+        (log, ids)
+    }
+
+    fn apply(&mut self, command: Command) -> Reply {
+        self.index += 1;
+        // Everything goes through its wire form, as it does in the log.
+        let command = decode_command(&encode_command(&command)).unwrap();
+        let reply = self.table.apply(self.index, &command);
+        assert_eq!(decode_table(&encode_table(&self.table)).as_ref(), Ok(&self.table));
+        decode_reply(&encode_reply(&reply)).unwrap()
+    }
+
+    fn ok(&mut self, command: Command) -> Effect {
+        self.apply(command.clone()).result.unwrap_or_else(|rejection| panic!("{command:?}: {rejection}"))
+    }
+
+    fn refused(&mut self, command: Command) -> Rejection {
+        let before = self.table.clone();
+        let rejection = self.apply(command).result.unwrap_err();
+        assert_eq!(self.table, before, "a refused command changed the table");
+        rejection
+    }
+
+    fn mutate(&mut self, mutations: Vec<Mutation>) -> Effect {
+        self.ok(mutation(mutations))
+    }
+
+    fn open_and_ready(&mut self, node: NodeId) -> LeaseId {
+        let previous = self.table.lease(node).map(|lease| lease.id);
+        match self.ok(Command::OpenLease { node, nonce: self.index, previous }) {
+            Effect::LeaseOpened(lease) => {
+                self.ok(Command::Ready { node, lease });
+                lease
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn owner(&self, vip: &str) -> Option<Owner> {
+        self.table.vip(ip(vip)).unwrap().owner
+    }
+
+    fn fence(&mut self, node: NodeId) -> Effect {
+        let lease = self.table.lease(node).unwrap().id;
+        self.ok(Command::Fence { node, lease, evidence: Evidence::Silence { silent_ms: 1000 } })
+    }
+}
+
+fn mutation(mutations: Vec<Mutation>) -> Command {
+    Command::Mutate(Mutate { request: None, expected_revision: 0, mutations })
+}
+
+fn vip(address: &str) -> Mutation {
+    Mutation::CreateVip(VipSettings { address: ip(address), prefer: None, segment: None, unmatched: Unmatched::Drop })
+}
+
+fn service(label: &str, address: &str, ports: &[(u16, u16)]) -> Mutation {
+    let range = |&(first, last): &(u16, u16)| PortRange { protocol: Protocol::Tcp, first, last };
+    Mutation::CreateService(ServiceSettings {
+        name: name(label),
+        vip: ip(address),
+        ports: ports.iter().map(range).collect(),
+        affinity: Affinity::Flow,
+        table_size: DEFAULT_TABLE_SIZE,
+    })
+}
+
+fn backend(label: &str, address: &str) -> Mutation {
+    Mutation::CreateBackend(BackendSettings {
+        service: name(label),
+        address: ip(address),
+        weight: Weight::DEFAULT,
+        mac: None,
+        state: AdminState::Active,
+    })
+}
+
+const VIP: &str = "192.168.2.100";
+
+#[test]
+fn a_batch_is_made_whole_or_not_at_all() {
+    let (mut log, _) = Log::with_nodes(1);
+    let rejection = log.refused(mutation(vec![vip(VIP), service("web", "192.168.2.99", &[(80, 80)])]));
+    assert_eq!(rejection.kind, RejectionKind::NotFound);
+    assert_eq!(log.mutate(vec![vip(VIP), service("web", VIP, &[(80, 80)])]), Effect::Changed);
+}
+
+#[test]
+fn what_is_so_already_is_unchanged_and_what_differs_is_refused() {
+    let (mut log, _) = Log::with_nodes(1);
+    let all = vec![vip(VIP), service("web", VIP, &[(80, 80)]), backend("web", "192.168.2.50")];
+    log.mutate(all.clone());
+    let revision = log.table.revision();
+    assert_eq!(log.mutate(all), Effect::Unchanged);
+    assert_eq!(log.table.revision(), revision);
+    let other = log.refused(mutation(vec![service("web", VIP, &[(81, 81)])]));
+    assert_eq!(other.kind, RejectionKind::AlreadyExists);
+    assert!(other.message.contains("lbctl service set web"), "{other}");
+    assert_eq!(
+        log.mutate(vec![Mutation::DeleteBackend { service: name("web"), address: ip("192.168.2.51") }]),
+        Effect::Unchanged
+    );
+}
+
+#[test]
+fn what_has_dependants_goes_only_with_them() {
+    let (mut log, _) = Log::with_nodes(1);
+    log.mutate(vec![vip(VIP), service("web", VIP, &[(80, 80)]), backend("web", "192.168.2.50")]);
+    let delete = |cascade| mutation(vec![Mutation::DeleteService { name: name("web"), cascade }]);
+    assert_eq!(log.refused(delete(false)).subject, "dependants");
+    log.ok(delete(true));
+    assert_eq!(log.table.backends().count(), 0);
+}
+
+#[test]
+fn ports_of_two_services_never_collide_but_any_gives_way() {
+    let (mut log, _) = Log::with_nodes(1);
+    log.mutate(vec![vip(VIP), service("range", VIP, &[(5000, 5999)]), service("rest", VIP, &[(0, 0)])]);
+    assert_eq!(log.refused(mutation(vec![service("one", VIP, &[(5999, 6000)])])).subject, "ports");
+    assert_eq!(log.refused(mutation(vec![service("any", VIP, &[(0, 0)])])).subject, "ports");
+    assert_eq!(log.refused(mutation(vec![service("bad", VIP, &[(9, 8)])])).kind, RejectionKind::InvalidArgument);
+    log.mutate(vec![service("one", VIP, &[(6000, 6000)])]);
+}
+
+#[test]
+fn a_backend_on_no_segment_needs_its_mac() {
+    let (mut log, _) = Log::with_nodes(1);
+    log.mutate(vec![vip(VIP), service("web", VIP, &[(80, 80)])]);
+    let rejection = log.refused(mutation(vec![backend("web", "203.0.113.5")]));
+    assert!(rejection.message.contains("--mac"), "{rejection}");
+    let mut given = match backend("web", "203.0.113.5") {
+        Mutation::CreateBackend(settings) => settings,
+        other => panic!("{other:?}"),
+    };
+    given.mac = Some("02:00:00:00:05:05".parse().unwrap());
+    log.mutate(vec![Mutation::CreateBackend(given)]);
+    let rejection = log.refused(mutation(vec![backend("web", "192.168.2.2")]));
+    assert!(rejection.message.contains("lb1"), "a node's own address: {rejection}");
+}
+
+#[test]
+fn a_request_id_applies_once_even_after_a_snapshot() {
+    let (mut log, _) = Log::with_nodes(1);
+    let request = RequestId::parse("r-1").unwrap();
+    let add = Command::Mutate(Mutate { request: request.clone(), expected_revision: 0, mutations: vec![vip(VIP)] });
+    let first = log.apply(add.clone());
+    log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
+    let again = log.apply(add);
+    assert_eq!(again, first, "the same answer, and nothing is done again");
+    let other = Command::Mutate(Mutate { request, expected_revision: 0, mutations: vec![vip("192.168.2.101")] });
+    assert_eq!(log.refused(other).subject, "request_id");
+}
+
+#[test]
+fn remembered_requests_are_bounded() {
+    let mut table = Table::default();
+    for index in 1..=(bounds::REQUESTS as u64 + 10) {
+        let request = RequestId::parse(&format!("r{index}")).unwrap();
+        table.apply(index, &Command::Mutate(Mutate { request, expected_revision: 0, mutations: vec![] }));
+    }
+    assert_eq!(table.requests.size(), bounds::REQUESTS);
+    assert_eq!(table.request_order.size(), bounds::REQUESTS);
+}
+
+#[test]
+fn a_moved_revision_refuses_a_guarded_change() {
+    let (mut log, _) = Log::with_nodes(1);
+    let guarded =
+        |expected_revision| Command::Mutate(Mutate { request: None, expected_revision, mutations: vec![vip(VIP)] });
+    let seen = log.table.revision();
+    assert_eq!(log.refused(guarded(seen - 1)).subject, "expected_revision");
+    log.ok(guarded(seen));
+}
+
+#[test]
+fn a_new_vip_goes_to_the_least_loaded_node_and_preferences_come_first() {
+    let (mut log, ids) = Log::with_nodes(3);
+    for last in 100..106 {
+        log.mutate(vec![vip(&format!("192.168.2.{last}"))]);
+    }
+    for id in &ids {
+        assert_eq!(log.table.vips_of(*id).count(), 2);
+    }
+    log.mutate(vec![Mutation::CreateVip(VipSettings {
+        address: ip("192.168.2.200"),
+        prefer: Some(ids[2]),
+        segment: None,
+        unmatched: Unmatched::Drop,
+    })]);
+    assert_eq!(log.owner("192.168.2.200").unwrap().node, ids[2]);
+}
+
+#[test]
+fn a_fence_moves_every_vip_in_the_same_entry_with_a_new_epoch() {
+    let (mut log, ids) = Log::with_nodes(3);
+    log.mutate((100..109).map(|last| vip(&format!("192.168.2.{last}"))).collect());
+    let before: Vec<_> = log.table.vips_of(ids[0]).cloned().collect();
+    assert_eq!(before.len(), 3);
+    log.fence(ids[0]);
+    assert_eq!(log.table.vips_of(ids[0]).count(), 0);
+    for vip in before {
+        let now = log.table.vip(vip.settings.address).unwrap().owner.unwrap();
+        assert!(now.epoch > vip.owner.unwrap().epoch);
+        assert_eq!(now.lease, log.table.lease(now.node).unwrap().id);
+    }
+    assert!(log.table.vips_of(ids[1]).count().abs_diff(log.table.vips_of(ids[2]).count()) <= 1);
+}
+
+#[test]
+fn a_late_fence_or_a_late_open_ends_no_newer_lease() {
+    let (mut log, ids) = Log::with_nodes(1);
+    let old = log.table.lease(ids[0]).unwrap().id;
+    let new = log.open_and_ready(ids[0]);
+    let late = Command::Fence { node: ids[0], lease: old, evidence: Evidence::OwnRelease };
+    assert_eq!(log.ok(late), Effect::Unchanged);
+    assert_eq!(log.ok(Command::OpenLease { node: ids[0], nonce: 1, previous: Some(old) }), Effect::Unchanged);
+    assert_eq!(log.table.lease(ids[0]).unwrap().id, new);
+}
+
+#[test]
+fn with_nobody_able_a_vip_waits_unowned_and_returns_home() {
+    let (mut log, ids) = Log::with_nodes(1);
+    log.mutate(vec![vip(VIP)]);
+    log.fence(ids[0]);
+    assert_eq!(log.owner(VIP), None);
+    assert_eq!(log.table.vip(ip(VIP)).unwrap().home, Some(ids[0]));
+    let lease = log.open_and_ready(ids[0]);
+    assert_eq!(log.owner(VIP).unwrap().lease, lease);
+}
+
+#[test]
+fn a_move_waits_for_the_release_of_that_epoch() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.mutate(vec![vip(VIP)]);
+    let from = log.owner(VIP).unwrap();
+    let to = if from.node == ids[0] { ids[1] } else { ids[0] };
+    log.ok(Command::MoveIntent { request: None, vip: ip(VIP), to });
+    assert_eq!(log.owner(VIP), Some(from), "an intent moves nothing");
+    let stale = Command::Released { vip: ip(VIP), epoch: Epoch(from.epoch.0 - 1) };
+    assert_eq!(log.ok(stale), Effect::Unchanged);
+    log.ok(Command::Released { vip: ip(VIP), epoch: from.epoch });
+    assert_eq!(log.owner(VIP).unwrap().node, to);
+    assert!(log.owner(VIP).unwrap().epoch > from.epoch);
+    let back = Command::MoveIntent { request: None, vip: ip(VIP), to: 99 };
+    assert_eq!(log.refused(back).kind, RejectionKind::NotFound);
+}
+
+#[test]
+fn a_release_with_no_other_node_able_comes_back_under_a_new_epoch() {
+    let (mut log, ids) = Log::with_nodes(1);
+    log.mutate(vec![vip(VIP)]);
+    let before = log.owner(VIP).unwrap();
+    log.ok(Command::Released { vip: ip(VIP), epoch: before.epoch });
+    let after = log.owner(VIP).unwrap();
+    assert_eq!(after.node, ids[0]);
+    assert!(after.epoch > before.epoch);
+}
+
+#[test]
+fn an_owned_vip_vanishes_only_when_its_owner_lets_go() {
+    let (mut log, ids) = Log::with_nodes(1);
+    log.mutate(vec![vip(VIP)]);
+    let epoch = log.owner(VIP).unwrap().epoch;
+    log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
+    assert!(log.table.vip(ip(VIP)).unwrap().deleting);
+    assert_eq!(log.refused(mutation(vec![vip(VIP)])).subject, "vip");
+    log.ok(Command::Released { vip: ip(VIP), epoch });
+    assert!(log.table.vip(ip(VIP)).is_none());
+    log.mutate(vec![vip(VIP)]);
+    log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
+    log.fence(ids[0]);
+    assert!(log.table.vip(ip(VIP)).is_none());
+}
+
+#[test]
+fn a_drained_node_sends_its_vips_away_and_is_the_last_to_get_new_ones() {
+    let (mut log, ids) = Log::with_nodes(3);
+    log.mutate((100..106).map(|last| vip(&format!("192.168.2.{last}"))).collect());
+    log.ok(Command::SetDraining { node: ids[0], draining: true });
+    let leaving: Vec<_> = log.table.vips_of(ids[0]).cloned().collect();
+    let targets: Vec<_> = leaving.iter().map(|vip| vip.intent.unwrap()).collect();
+    assert_eq!(targets.iter().filter(|to| **to == ids[1]).count(), 1, "{targets:?}");
+    for vip in leaving {
+        log.ok(Command::Released { vip: vip.settings.address, epoch: vip.owner.unwrap().epoch });
+    }
+    assert_eq!(log.table.vips_of(ids[0]).count(), 0);
+    log.mutate(vec![vip("192.168.2.150")]);
+    assert_ne!(log.owner("192.168.2.150").unwrap().node, ids[0]);
+    log.fence(ids[1]);
+    log.fence(ids[2]);
+    assert_eq!(log.table.vips_of(ids[0]).count(), 7, "the last preference, not a ban");
+}
+
+#[test]
+fn a_node_that_owns_a_vip_is_not_removed() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.mutate(vec![vip(VIP)]);
+    let owner = log.owner(VIP).unwrap();
+    assert_eq!(log.refused(Command::RemoveNode { node: owner.node }).kind, RejectionKind::FailedPrecondition);
+    log.fence(owner.node);
+    log.ok(Command::RemoveNode { node: owner.node });
+    assert_eq!(log.table.nodes().count(), 1);
+    assert_ne!(log.owner(VIP).unwrap().node, owner.node);
+    assert!(ids.contains(&log.owner(VIP).unwrap().node));
+}
+
+#[test]
+fn a_known_name_with_another_store_is_refused() {
+    let (mut log, ids) = Log::with_nodes(2);
+    assert_eq!(log.ok(Command::AddNode(new_node("lb2"))), Effect::NodeAdded(ids[1]));
+    let wiped = NewNode { store: Uuid::from_u128(1234), ..new_node("lb2") };
+    let rejection = log.refused(Command::AddNode(wiped));
+    assert!(rejection.message.contains("lbctl node remove lb2"), "{rejection}");
+}
+
+#[test]
+fn a_vip_on_no_segment_is_routed_and_any_node_may_own_it() {
+    let (mut log, _) = Log::with_nodes(2);
+    log.mutate(vec![vip("198.51.100.7")]);
+    let vip = log.table.vip(ip("198.51.100.7")).unwrap();
+    assert!(log.table.is_routed(vip) && vip.owner.is_some());
+}
+
+#[test]
+fn bounds_hold() {
+    let (mut log, _) = Log::with_nodes(1);
+    let fill = |count: usize| (0..count).map(|i| vip(&format!("10.{}.{}.1", i / 256, i % 256))).collect::<Vec<_>>();
+    log.table.apply(1000, &mutation(fill(bounds::VIPS)));
+    assert_eq!(log.table.vips().count(), bounds::VIPS);
+    let reply = log.table.apply(1001, &mutation(vec![vip("172.16.0.1")]));
+    assert_eq!(reply.result.unwrap_err().kind, RejectionKind::ResourceExhausted);
+}

@@ -1,0 +1,203 @@
+//! The replicated table: pure, without openraft, sled, clock or random numbers. Every node applies
+//! the same entries in the same order and so holds the same table.
+//!
+//! Before: `consensus` gets an entry agreed on, `store::state_machine` hands it here. After:
+//! [`crate::watch`] shows the new table to the daemon.
+//!
+//! Collections are persistent maps: a clone costs nothing, so a batch of mutations works on a copy
+//! and becomes visible as a whole or not at all, and readers keep the table that they were given.
+
+mod apply;
+mod command;
+mod model;
+mod ownership;
+mod placement;
+mod types;
+mod wire;
+
+use std::net::IpAddr;
+
+use rpds::RedBlackTreeMapSync as Map;
+use uuid::Uuid;
+
+pub use command::{Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId};
+pub use model::{
+    AdminState, Affinity, Attachment, Backend, BackendSettings, DEFAULT_TABLE_SIZE, Lease, Node, Owner, PortRange,
+    Protocol, Role, Service, ServiceSettings, TABLE_SIZES, Unmatched, Vip, VipSettings,
+};
+pub use types::{
+    BOOTSTRAP_NODE, Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, ParseError, Revision, Weight, is_host_address,
+};
+pub use wire::{DecodeError, decode_command, decode_reply, encode_command, encode_reply};
+pub(crate) use wire::{decode_table, encode_table};
+
+/// The highest feature level that this build knows. No command above the table's level is proposed.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// How much a table holds at most.
+pub mod bounds {
+    /// VIPs.
+    pub const VIPS: usize = 4096;
+    /// Services.
+    pub const SERVICES: usize = 16_384;
+    /// Backends.
+    pub const BACKENDS: usize = 65_536;
+    /// Port ranges of one service.
+    pub const PORTS_PER_SERVICE: usize = 64;
+    /// Nodes.
+    pub const NODES: usize = 9;
+    /// Remembered request ids; the oldest is forgotten first.
+    pub const REQUESTS: usize = 16_384;
+}
+
+/// A backend's key: its service and its address.
+pub type BackendKey = (Name, IpAddr);
+
+/// The table as it is after some entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    cluster: Uuid,
+    hash_seed: u128,
+    feature_level: u32,
+    revision: Revision,
+    next_backend_id: u64,
+    nodes: Map<NodeId, Node>,
+    leases: Map<NodeId, Lease>,
+    vips: Map<IpAddr, Vip>,
+    services: Map<Name, Service>,
+    backends: Map<BackendKey, Backend>,
+    requests: Map<RequestId, Answered>,
+    /// The index of the entry that brought each remembered request, so that the oldest is found.
+    request_order: Map<u64, RequestId>,
+}
+
+/// What a request with an id was and what it was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answered {
+    /// The entry that brought it.
+    index: u64,
+    /// Of the command without its id, so that another command under the same id is refused.
+    fingerprint: u64,
+    effect: Effect,
+    revision: Revision,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            cluster: Uuid::nil(),
+            hash_seed: 0,
+            feature_level: FEATURE_LEVEL,
+            revision: 0,
+            next_backend_id: 1,
+            nodes: Map::new_sync(),
+            leases: Map::new_sync(),
+            vips: Map::new_sync(),
+            services: Map::new_sync(),
+            backends: Map::new_sync(),
+            requests: Map::new_sync(),
+            request_order: Map::new_sync(),
+        }
+    }
+}
+
+impl Table {
+    /// The cluster's identity; nil before its first entry.
+    pub fn cluster(&self) -> Uuid {
+        self.cluster
+    }
+
+    /// The key of all flow hashes.
+    pub fn hash_seed(&self) -> u128 {
+        self.hash_seed
+    }
+
+    /// The feature level that all nodes have agreed on.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
+    /// The log index of the last change.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// All nodes by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// One node.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// The node of that name.
+    pub fn node_named(&self, name: &str) -> Option<&Node> {
+        self.nodes().find(|node| node.name.as_str() == name)
+    }
+
+    /// The lease that a node holds.
+    pub fn lease(&self, node: NodeId) -> Option<&Lease> {
+        self.leases.get(&node)
+    }
+
+    /// All leases by node.
+    pub fn leases(&self) -> impl Iterator<Item = (NodeId, &Lease)> {
+        self.leases.iter().map(|(node, lease)| (*node, lease))
+    }
+
+    /// All VIPs by address.
+    pub fn vips(&self) -> impl Iterator<Item = &Vip> {
+        self.vips.values()
+    }
+
+    /// One VIP.
+    pub fn vip(&self, address: IpAddr) -> Option<&Vip> {
+        self.vips.get(&address)
+    }
+
+    /// The VIPs that a node owns.
+    pub fn vips_of(&self, node: NodeId) -> impl Iterator<Item = &Vip> {
+        self.vips().filter(move |vip| vip.owner.is_some_and(|owner| owner.node == node))
+    }
+
+    /// Whether no node is on the VIP's segment, so that a router has to send its packets here.
+    pub fn is_routed(&self, vip: &Vip) -> bool {
+        vip.settings.segment.is_none() && !self.nodes().any(|node| node.is_attached_to(vip.settings.address))
+    }
+
+    /// All services by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// One service.
+    pub fn service(&self, name: &Name) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The services on a VIP.
+    pub fn services_on(&self, vip: IpAddr) -> impl Iterator<Item = &Service> {
+        self.services().filter(move |service| service.settings.vip == vip)
+    }
+
+    /// All backends by service and address.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.values()
+    }
+
+    /// One backend.
+    pub fn backend(&self, service: &Name, address: IpAddr) -> Option<&Backend> {
+        self.backends.get(&(service.clone(), address))
+    }
+
+    /// The backends of a service.
+    pub fn backends_of<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = &'a Backend> {
+        let lowest = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        self.backends
+            .range((service.clone(), lowest)..)
+            .map(|(_, backend)| backend)
+            .take_while(move |backend| backend.settings.service == *service)
+    }
+}

@@ -1,0 +1,175 @@
+//! Who owns which VIP: leases, fences, releases, moves. One entry ends a lease and places its VIPs
+//! anew, so there is no moment at which a VIP has two owners or is forgotten.
+//!
+//! A VIP's row:
+//!
+//! ```text
+//!              place                MoveIntent            Released (owner let go)
+//!   unowned ---------> owned ----------------> leaving -----------------------> owned, new epoch
+//!      ^                 |  lease ends             |  lease ends                    (or unowned)
+//!      +-----------------+-------------------------+---> placed anew in the same entry
+//!
+//!   deleting + (Released | lease ends) ---> gone
+//! ```
+
+use std::net::IpAddr;
+
+use super::{
+    Table,
+    apply::no_node,
+    command::{Effect, Rejection},
+    model::{Lease, Owner, Vip},
+    types::{Epoch, LeaseId, NodeId},
+};
+
+type Outcome = Result<Effect, Rejection>;
+
+impl Table {
+    pub(super) fn open_lease(&mut self, index: u64, node: NodeId, nonce: u64, previous: Option<LeaseId>) -> Outcome {
+        if !self.nodes.contains_key(&node) {
+            return Err(no_node(node));
+        }
+        // Compare-and-set: an entry that was delayed or sent twice must not end a newer lease.
+        if self.leases.get(&node).map(|lease| lease.id) != previous {
+            return Ok(Effect::Unchanged);
+        }
+        let id = LeaseId(index);
+        self.leases.insert_mut(node, Lease { id, nonce, ready: false });
+        self.disown_all(index, node);
+        Ok(Effect::LeaseOpened(id))
+    }
+
+    pub(super) fn ready(&mut self, index: u64, node: NodeId, lease: LeaseId) -> Outcome {
+        match self.leases.get(&node) {
+            Some(held) if held.id == lease && !held.ready => {
+                let held = Lease { ready: true, ..*held };
+                self.leases.insert_mut(node, held);
+                self.place_unowned(index);
+                Ok(Effect::Changed)
+            }
+            _ => Ok(Effect::Unchanged),
+        }
+    }
+
+    pub(super) fn fence(&mut self, index: u64, node: NodeId, lease: LeaseId) -> Outcome {
+        if self.leases.get(&node).is_none_or(|held| held.id != lease) {
+            return Ok(Effect::Unchanged);
+        }
+        self.leases.remove_mut(&node);
+        self.disown_all(index, node);
+        Ok(Effect::Changed)
+    }
+
+    pub(super) fn released(&mut self, index: u64, address: IpAddr, epoch: Epoch) -> Outcome {
+        let Some(vip) = self.vips.get(&address).filter(|vip| vip.owner.is_some_and(|owner| owner.epoch == epoch))
+        else {
+            return Ok(Effect::Unchanged);
+        };
+        let vip = vip.clone();
+        let intent = vip.intent;
+        self.disown(&vip);
+        if let Some(to) = intent.filter(|&to| self.is_able(to, &vip)) {
+            self.grant(index, address, to);
+        }
+        // Nobody else able: it goes back to the node that released it, under a new epoch.
+        self.place_unowned(index);
+        Ok(Effect::Changed)
+    }
+
+    pub(super) fn move_intent(&mut self, index: u64, address: IpAddr, to: NodeId) -> Outcome {
+        let Some(target) = self.nodes.get(&to) else { return Err(no_node(to)) };
+        let Some(vip) = self.vips.get(&address).filter(|vip| !vip.deleting) else {
+            return Err(Rejection::not_found("vip", format!("there is no VIP {address}")));
+        };
+        if vip.owner.is_some_and(|owner| owner.node == to) && vip.intent.is_none() {
+            return Ok(Effect::Unchanged);
+        }
+        if !self.is_able(to, vip) {
+            return Err(Rejection::precondition(
+                "node",
+                format!(
+                    "{} cannot own {address} now: it is a witness, not on the VIP's segment, or has no lease \
+                     ('lbctl status' shows it)",
+                    target.name
+                ),
+            ));
+        }
+        match vip.owner {
+            None => self.grant(index, address, to),
+            Some(owner) => {
+                let intent = Some(to).filter(|to| *to != owner.node);
+                let vip = Vip { intent, ..vip.clone() };
+                self.vips.insert_mut(address, vip);
+            }
+        }
+        Ok(Effect::Changed)
+    }
+
+    /// Marks a node and asks its VIPs to leave it, each for the best of the other able nodes.
+    pub(super) fn set_draining(&mut self, id: NodeId, draining: bool) -> Outcome {
+        let Some(node) = self.nodes.get(&id) else { return Err(no_node(id)) };
+        let mut node = node.clone();
+        let mut effect = if node.draining == draining { Effect::Unchanged } else { Effect::Changed };
+        node.draining = draining;
+        self.nodes.insert_mut(id, node);
+        let held: Vec<Vip> = self.vips_of(id).filter(|vip| vip.intent.is_none() == draining).cloned().collect();
+        // Each VIP that leaves counts for its target already, so that they spread.
+        let mut promised: std::collections::BTreeMap<NodeId, usize> = std::collections::BTreeMap::new();
+        for vip in held {
+            let target = |table: &Self| {
+                let others =
+                    table.nodes().map(|node| node.id).filter(|&other| other != id && table.is_able(other, &vip));
+                others.min_by_key(|&other| {
+                    let load = table.vips_of(other).count() + promised.get(&other).copied().unwrap_or(0);
+                    let draining = table.nodes.get(&other).is_some_and(|node| node.draining);
+                    (draining, vip.settings.prefer != Some(other), load, other)
+                })
+            };
+            let intent = if draining { target(self) } else { None };
+            if intent != vip.intent {
+                intent.map(|to| *promised.entry(to).or_default() += 1);
+                self.vips.insert_mut(vip.settings.address, Vip { intent, ..vip });
+                effect = Effect::Changed;
+            }
+        }
+        Ok(effect)
+    }
+
+    /// Gives every unowned VIP to its best able node.
+    pub(super) fn place_unowned(&mut self, index: u64) {
+        let unowned: Vec<IpAddr> =
+            self.vips().filter(|vip| vip.owner.is_none()).map(|vip| vip.settings.address).collect();
+        for address in unowned {
+            let Some(vip) = self.vips.get(&address) else { continue };
+            if let Some(node) = self.best_owner(vip) {
+                self.grant(index, address, node);
+            }
+        }
+    }
+
+    fn disown_all(&mut self, index: u64, node: NodeId) {
+        let held: Vec<Vip> = self.vips_of(node).cloned().collect();
+        for vip in &held {
+            self.disown(vip);
+        }
+        self.place_unowned(index);
+    }
+
+    /// Takes a VIP from its owner; one that is being deleted is gone with it.
+    fn disown(&mut self, vip: &Vip) {
+        let address = vip.settings.address;
+        if vip.deleting {
+            self.vips.remove_mut(&address);
+        } else {
+            let home = vip.owner.map(|owner| owner.node);
+            self.vips.insert_mut(address, Vip { owner: None, home, intent: None, ..vip.clone() });
+        }
+    }
+
+    fn grant(&mut self, index: u64, address: IpAddr, node: NodeId) {
+        let (Some(vip), Some(lease)) = (self.vips.get(&address), self.leases.get(&node)) else { return };
+        let owner = Owner { node, lease: lease.id, epoch: Epoch(index) };
+        let vip = Vip { owner: Some(owner), home: None, intent: None, ..vip.clone() };
+        self.vips.insert_mut(address, vip);
+    }
+}

@@ -1,0 +1,261 @@
+//! The small values of the table. Each is parsed once, at the edge, and cannot be invalid afterwards.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+/// A node's id: the index of the log entry that added it, so it is never used twice. The node that
+/// bootstraps a cluster is 1, because entry 1 is always the first leader's blank entry.
+pub type NodeId = u64;
+
+/// The id of the node that bootstraps a cluster.
+pub const BOOTSTRAP_NODE: NodeId = 1;
+
+/// The log index of the last change to the table.
+pub type Revision = u64;
+
+/// The log index of the entry that opened a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u64);
+
+/// The log index of the grant of a VIP to its owner. It grows with every move of that VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+/// Why a text is not the value it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is not {expected}")]
+pub struct ParseError {
+    /// The text as it came.
+    pub value: String,
+    /// What it should have been, with an example.
+    pub expected: &'static str,
+}
+
+impl ParseError {
+    fn new(value: &str, expected: &'static str) -> Self {
+        Self { value: value.to_owned(), expected }
+    }
+}
+
+/// An Ethernet hardware address that a host can have: neither zero nor a group address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddr([u8; 6]);
+
+impl MacAddr {
+    const EXPECTED: &'static str = "a unicast MAC address such as 02:00:5e:10:00:01";
+
+    /// The six octets in the order in which they are sent.
+    pub const fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl TryFrom<[u8; 6]> for MacAddr {
+    type Error = ParseError;
+
+    fn try_from(octets: [u8; 6]) -> Result<Self, ParseError> {
+        let mac = Self(octets);
+        // IEEE 802-2014 8.2.2: the lowest bit of the first octet marks a group address.
+        if octets == [0; 6] || octets[0] & 1 == 1 {
+            return Err(ParseError::new(&mac.to_string(), Self::EXPECTED));
+        }
+        Ok(mac)
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let wrong = || ParseError::new(text, Self::EXPECTED);
+        let mut octets = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for octet in &mut octets {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            *octet = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        if parts.next().is_some() {
+            return Err(wrong());
+        }
+        Self::try_from(octets).map_err(|_| wrong())
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// An IP network with its host bits cleared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cidr {
+    network: IpAddr,
+    prefix_len: u8,
+}
+
+impl Cidr {
+    /// The network that `address` is in, for a prefix of `prefix_len` bits; `None` if the prefix is
+    /// longer than the address.
+    pub fn containing(address: IpAddr, prefix_len: u8) -> Option<Self> {
+        let network = match address {
+            IpAddr::V4(a) if prefix_len <= 32 => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0);
+                IpAddr::from((u32::from(a) & mask).to_be_bytes())
+            }
+            IpAddr::V6(a) if prefix_len <= 128 => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(prefix_len)).unwrap_or(0);
+                IpAddr::from((u128::from(a) & mask).to_be_bytes())
+            }
+            _ => return None,
+        };
+        Some(Self { network, prefix_len })
+    }
+
+    /// Whether `address` is in this network.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.network.is_ipv4() == address.is_ipv4() && Self::containing(address, self.prefix_len) == Some(*self)
+    }
+
+    /// The number of bits of the network's part.
+    pub fn prefix_len(&self) -> u8 {
+        self.prefix_len
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let wrong = || ParseError::new(text, "a network such as 192.0.2.0/24");
+        let (address, len) = text.split_once('/').ok_or_else(wrong)?;
+        let address = address.parse().map_err(|_| wrong())?;
+        Self::containing(address, len.parse().map_err(|_| wrong())?).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix_len)
+    }
+}
+
+/// A backend's share of new flows, relative to the other backends of its service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Weight(u16);
+
+impl Weight {
+    /// The weight of a backend that names none.
+    pub const DEFAULT: Self = Self(1);
+
+    /// As a number from 1 to 1000.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Weight {
+    type Error = ParseError;
+
+    fn try_from(weight: u32) -> Result<Self, ParseError> {
+        match u16::try_from(weight) {
+            Ok(weight @ 1..=1000) => Ok(Self(weight)),
+            _ => Err(ParseError::new(
+                &weight.to_string(),
+                "a weight from 1 to 1000 (a backend that takes no new flows is drained or disabled)",
+            )),
+        }
+    }
+}
+
+/// A name of a service or a node: 1 to 63 of `a-z A-Z 0-9 . _ -`, not starting with a sign.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let sound = (1..=63).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            && text.as_bytes()[0].is_ascii_alphanumeric();
+        if sound {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseError::new(
+                text,
+                "a name: 1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit",
+            ))
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether a host can have this address on an interface, so that it can be a VIP or a backend.
+pub fn is_host_address(address: IpAddr) -> bool {
+    let v4_reserved = |a: std::net::Ipv4Addr| a.octets()[0] == 0 || a.octets()[0] >= 240;
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
+        && !matches!(address, IpAddr::V4(a) if v4_reserved(a))
+        && !matches!(address, IpAddr::V6(a) if a.to_ipv4_mapped().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses_are_read_and_written_alike() {
+        let mac: MacAddr = "02:00:5E:10:00:fe".parse().unwrap();
+        assert_eq!(mac.to_string(), "02:00:5e:10:00:fe");
+        assert_eq!("02-00-5e-10-00-fe".parse(), Ok(mac));
+    }
+
+    #[test]
+    fn group_zero_and_malformed_macs_are_refused() {
+        for text in ["01:00:5e:00:00:01", "00:00:00:00:00:00", "02:00:00:00:00", "2:0:0:0:0:1", ""] {
+            assert!(text.parse::<MacAddr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_contains_its_hosts_and_no_others() {
+        let net: Cidr = "192.168.2.77/24".parse().unwrap();
+        assert_eq!(net.to_string(), "192.168.2.0/24");
+        assert!(net.contains("192.168.2.255".parse().unwrap()));
+        assert!(!net.contains("192.168.3.1".parse().unwrap()));
+        assert!(!net.contains("2001:db8::1".parse().unwrap()));
+        let all: Cidr = "0.0.0.0/0".parse().unwrap();
+        assert!(all.contains("203.0.113.9".parse().unwrap()));
+        assert!("10.0.0.0/33".parse::<Cidr>().is_err());
+        let six: Cidr = "2001:db8::/64".parse().unwrap();
+        assert!(six.contains("2001:db8::ffff".parse().unwrap()));
+    }
+
+    #[test]
+    fn names_that_a_shell_would_stumble_over_are_refused() {
+        for name in ["", "-a", "a b", "ü", &"x".repeat(64)] {
+            assert!(name.parse::<Name>().is_err(), "{name}");
+        }
+        assert!("web-1.eu_west".parse::<Name>().is_ok());
+    }
+
+    #[test]
+    fn addresses_no_host_can_have_are_known() {
+        for text in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "0.1.2.3", "::", "::1", "ff02::1"] {
+            assert!(!is_host_address(text.parse().unwrap()), "{text}");
+        }
+        assert!(is_host_address("192.168.2.1".parse().unwrap()));
+    }
+}
