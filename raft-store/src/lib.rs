@@ -1,3 +1,19 @@
-//! stub
+//! The replicated table of VIPs, services, backends, nodes and leases.
+//!
+//! [`table`] is the pure model; `store` keeps it in sled under a discipline that loses nothing that was
+//! acknowledged; [`Consensus`] is the openraft node. openraft and sled are known to this crate alone:
+//! the daemon proposes [`table::Command`]s, reads, and watches [`View`]s, and carries bytes between
+//! nodes through [`Transport`].
 #![forbid(unsafe_code)]
+
+mod consensus;
+mod store;
 pub mod table;
+mod watch;
+
+pub use consensus::{
+    Application, Consensus, Lane, MembershipError, ProposeError, Settings, StartError, Status, Transport,
+    TransportError,
+};
+pub use store::StoreError;
+pub use watch::{View, Watcher};

@@ -1,0 +1,301 @@
+//! Nodes come and go, one at a time, under the leader's eyes.
+//!
+//! Adding: ask the machine who it is, give it an id through the log, hand it the id, let it catch up
+//! as a learner, make it a voter. Removing: drain it, take its vote, forget it, tell it. Each step may
+//! be repeated, so a command that was cut short is simply given again.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use openraft::{BasicNode, ChangeMembers, async_runtime::WatchReceiver as _};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::{
+    message::{AddNodeRecord, Answer, DescriptionRecord, JoinRecord, RefusedKind, RemoveNodeRecord, Request},
+    network::{CallError, Lane, TransportError},
+    node::{Consensus, Member},
+};
+use crate::table::{Command, Effect, Name, NewNode, NodeId, Rejection, Role, Table};
+
+/// For a question that a machine can answer at once.
+const QUESTION: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why a node was not added or removed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MembershipError {
+    /// This node belongs to no cluster.
+    #[error("this node waits to be added to a cluster itself")]
+    NotAMember,
+    /// No leader could be found within the deadline.
+    #[error("there is no leader: a majority of the cluster's nodes must be up and reach each other")]
+    NoLeader,
+    /// It is not possible as things are; the text says what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// It began, and its end did not come in time.
+    #[error("it did not finish in time: {0}; give the same command again to go on")]
+    TimedOut(String),
+}
+
+impl Consensus {
+    /// Adds the machine at `address` and returns when it votes.
+    pub async fn add_node(
+        &self,
+        name: &Name,
+        role: Role,
+        address: &str,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let request = |timeout_ms| {
+            Request::AddNode(AddNodeRecord {
+                name: name.to_string(),
+                address: address.to_owned(),
+                witness: role == Role::Witness,
+                timeout_ms,
+            })
+        };
+        self.change_membership(request, deadline).await
+    }
+
+    /// Removes a node; with `force` also one that does not answer.
+    pub async fn remove_node(&self, name: &Name, force: bool, deadline: Instant) -> Result<(), MembershipError> {
+        let request = |timeout_ms| Request::RemoveNode(RemoveNodeRecord { name: name.to_string(), force, timeout_ms });
+        self.change_membership(request, deadline).await
+    }
+
+    /// Hands the request to the leader, again if the leader changes meanwhile.
+    async fn change_membership(
+        &self,
+        request: impl Fn(u64) -> Request,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let member = self.inner.member.get().ok_or(MembershipError::NotAMember)?;
+        while Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let request = request(left.as_millis().try_into().unwrap_or(u64::MAX));
+            let answer = match self.leader() {
+                None => Ok(Answer::NotLeader(0)),
+                Some((leader, _)) if leader == member.identity.node => Ok(match request {
+                    Request::AddNode(record) => self.add_node_as_leader(member, record).await,
+                    Request::RemoveNode(record) => self.remove_node_as_leader(member, record).await,
+                    _ => Answer::NotLeader(0),
+                }),
+                Some((leader, address)) => member.peers.call(leader, &address, Lane::Bulk, request, left).await,
+            };
+            match answer {
+                Ok(Answer::Done(_)) => return Ok(()),
+                Ok(Answer::Refused(refused)) if refused.kind == RefusedKind::TimedOut as i32 => {
+                    return Err(MembershipError::TimedOut(refused.message));
+                }
+                Ok(Answer::Refused(refused)) => return Err(MembershipError::Refused(refused.message)),
+                Err(CallError::Refused(message)) => return Err(MembershipError::Refused(message)),
+                _ => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        }
+        Err(MembershipError::NoLeader)
+    }
+
+    pub(super) async fn add_node_as_leader(&self, member: &Member, record: AddNodeRecord) -> Answer {
+        let deadline = Instant::now() + Duration::from_millis(record.timeout_ms);
+        answer(self.add(member, &record, deadline).await)
+    }
+
+    pub(super) async fn remove_node_as_leader(&self, member: &Member, record: RemoveNodeRecord) -> Answer {
+        let deadline = Instant::now() + Duration::from_millis(record.timeout_ms);
+        answer(self.remove(member, &record, deadline).await)
+    }
+
+    async fn add(&self, member: &Member, record: &AddNodeRecord, deadline: Instant) -> Result<(), Failure> {
+        let _one_at_a_time = self.inner.changing_membership.lock().await;
+        if !self.is_leader() {
+            return Err(Failure::NotLeader(self.leader().map_or(0, |(leader, _)| leader)));
+        }
+        let address = record.address.as_str();
+        let described = member.peers.call(0, address, Lane::Bulk, Request::Describe(true), QUESTION).await;
+        let description = match described {
+            Ok(Answer::Description(description)) => description,
+            Ok(_) => return Err(Failure::refused(format!("what listens at {address} is no lbd"))),
+            Err(error) => {
+                return Err(Failure::refused(format!(
+                    "{error}. Start lbd there first (without bootstrap), and give its cluster.listen address"
+                )));
+            }
+        };
+        let new = self.check_description(member, record, &description)?;
+        let store = new.store;
+        let id = match self.write(Command::AddNode(new), deadline).await? {
+            Effect::NodeAdded(id) => id,
+            effect => return Err(Failure::refused(format!("the table answered {effect:?}"))),
+        };
+        let join = JoinRecord {
+            cluster: member.identity.cluster.as_bytes().to_vec(),
+            node: id,
+            store: store.as_bytes().to_vec(),
+        };
+        match member.peers.call(id, address, Lane::Bulk, Request::Join(join), QUESTION * 2).await {
+            Ok(Answer::Done(_)) => {}
+            Ok(_) => return Err(Failure::refused(format!("{address} answered something else than was asked"))),
+            Err(error) => return Err(Failure::refused(format!("{} did not join: {error}", record.name))),
+        }
+        let node = BasicNode { addr: record.address.clone() };
+        within(deadline, "the new node catches up", member.raft.add_learner(id, node, true)).await?;
+        let voter = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        within(deadline, "the new node becomes a voter", member.raft.change_membership(voter, true)).await
+    }
+
+    fn check_description(
+        &self,
+        member: &Member,
+        record: &AddNodeRecord,
+        description: &DescriptionRecord,
+    ) -> Result<NewNode, Failure> {
+        let (address, name) = (&record.address, &record.name);
+        if description.name != *name {
+            return Err(Failure::refused(format!(
+                "the machine at {address} calls itself {:?} (node.name in its lbd.toml), not {name:?}",
+                description.name
+            )));
+        }
+        let role = |witness| if witness { Role::Witness } else { Role::Lb };
+        if description.witness != record.witness {
+            return Err(Failure::refused(format!(
+                "{name} is configured with role {:?} (node.role in its lbd.toml), not {:?}",
+                role(description.witness).to_string(),
+                role(record.witness).to_string()
+            )));
+        }
+        if !description.cluster.is_empty() && description.cluster != member.identity.cluster.as_bytes() {
+            let theirs = Uuid::from_slice(&description.cluster).unwrap_or_default();
+            return Err(Failure::refused(format!(
+                "{name} belongs to another cluster ({theirs}): empty its data_dir first, and start it without bootstrap"
+            )));
+        }
+        let invalid = |what: &str| Failure::refused(format!("{name} describes itself with a bad {what}"));
+        Ok(NewNode {
+            name: name.parse().map_err(|error| Failure::refused(format!("name: {error}")))?,
+            role: role(record.witness),
+            address: address.clone(),
+            store: Uuid::from_slice(&description.store).map_err(|_| invalid("store id"))?,
+        })
+    }
+
+    async fn remove(&self, member: &Member, record: &RemoveNodeRecord, deadline: Instant) -> Result<(), Failure> {
+        let _one_at_a_time = self.inner.changing_membership.lock().await;
+        let view = self.view();
+        let Some(node) = view.table.node_named(&record.name) else { return Ok(()) };
+        let (id, address) = (node.id, node.address.clone());
+        if view.voters.len() == 1 && view.voters.contains(&id) {
+            return Err(Failure::refused(format!(
+                "{} is the last node: stop lbd and empty its data_dir instead",
+                record.name
+            )));
+        }
+        self.write(Command::SetDraining { node: id, draining: true }, deadline).await?;
+        self.wait_until_free(id, record, deadline).await?;
+        if id == member.identity.node {
+            return self.hand_over(member, deadline).await;
+        }
+        let is_member = member.raft.metrics().borrow_watched().membership_config.get_node(&id).is_some();
+        if is_member {
+            let gone = BTreeSet::from([id]);
+            if view.voters.contains(&id) {
+                let change = ChangeMembers::RemoveVoters(gone.clone());
+                within(deadline, "its vote is taken", member.raft.change_membership(change, true)).await?;
+            }
+            let change = ChangeMembers::RemoveNodes(gone);
+            within(deadline, "it leaves the membership", member.raft.change_membership(change, true)).await?;
+        }
+        self.write(Command::RemoveNode { node: id }, deadline).await?;
+        // It may be gone for good: what it does not hear now, it hears from whoever it asks.
+        let told = member.peers.call(id, &address, Lane::Bulk, Request::Removed(true), QUESTION).await;
+        if let Err(error) = told {
+            tracing::info!(node = id, %error, "the removed node does not answer");
+        }
+        Ok(())
+    }
+
+    /// Waits until the node owns nothing, or until nobody else could.
+    async fn wait_until_free(&self, id: NodeId, record: &RemoveNodeRecord, deadline: Instant) -> Result<(), Failure> {
+        let stuck = |table: &Table| {
+            let mut held = table.vips_of(id).peekable();
+            held.peek().is_some() && held.all(|vip| vip.intent.is_none() && !vip.deleting)
+        };
+        let mut watcher = self.watch();
+        let free = watcher.wait_for(|view| view.table.vips_of(id).next().is_none() || stuck(&view.table));
+        let view = match timeout_at(deadline, free).await {
+            Ok(Ok(view)) => view.clone(),
+            _ => {
+                let hint = if record.force { "" } else { ": if it is dead for good, add --force" };
+                return Err(Failure::TimedOut(format!("{} still owns VIPs{hint}", record.name)));
+            }
+        };
+        if let Some(vip) = view.table.vips_of(id).next() {
+            return Err(Failure::refused(format!(
+                "no other node is able to own {} and its other VIPs: remove the VIPs or add a node first",
+                vip.settings.address
+            )));
+        }
+        Ok(())
+    }
+
+    /// A leader does not remove itself: it gives the lead to another voter, who then does.
+    async fn hand_over(&self, member: &Member, deadline: Instant) -> Result<(), Failure> {
+        let me = member.identity.node;
+        let successor = self.view().voters.iter().copied().find(|voter| *voter != me);
+        let Some(successor) = successor else { return Err(Failure::refused("it is the only voter".into())) };
+        member.raft.trigger().transfer_leader(successor).await.map_err(|e| Failure::refused(e.to_string()))?;
+        while Instant::now() < deadline {
+            match self.leader() {
+                Some((leader, _)) if leader != me => return Err(Failure::NotLeader(leader)),
+                _ => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        }
+        Err(Failure::TimedOut("no other node took the lead".into()))
+    }
+
+    async fn write(&self, command: Command, deadline: Instant) -> Result<Effect, Failure> {
+        let reply = self.propose(&command, deadline).await.map_err(|error| Failure::TimedOut(error.to_string()))?;
+        reply.result.map_err(|Rejection { message, .. }| Failure::refused(message))
+    }
+}
+
+/// Why the leader did not do it.
+enum Failure {
+    NotLeader(NodeId),
+    Refused(String),
+    TimedOut(String),
+}
+
+impl Failure {
+    fn refused(message: String) -> Self {
+        Self::Refused(message)
+    }
+}
+
+fn answer(outcome: Result<(), Failure>) -> Answer {
+    match outcome {
+        Ok(()) => Answer::Done(true),
+        Err(Failure::NotLeader(leader)) => Answer::NotLeader(leader),
+        Err(Failure::Refused(message)) => Answer::refused(RefusedKind::Precondition, message),
+        Err(Failure::TimedOut(message)) => Answer::refused(RefusedKind::TimedOut, message),
+    }
+}
+
+async fn within<T, E: std::fmt::Display>(
+    deadline: Instant,
+    step: &str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<(), Failure> {
+    match timeout_at(deadline, work).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(Failure::refused(format!("{step}: {error}"))),
+        Err(_) => Err(Failure::TimedOut(format!("waiting until {step}"))),
+    }
+}
+
+impl From<TransportError> for MembershipError {
+    fn from(error: TransportError) -> Self {
+        Self::Refused(error.to_string())
+    }
+}

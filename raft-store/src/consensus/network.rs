@@ -1,0 +1,220 @@
+//! openraft's network over a transport that carries bytes. Which wire they take, and who may speak on
+//! it, is the daemon's business.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use openraft::{
+    AnyError, BasicNode, OptionalSend,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+        VoteRequest, VoteResponse,
+    },
+};
+use prost::Message as _;
+use uuid::Uuid;
+
+use super::{
+    message::{Answer, PeerReply, PeerRequest, Request, SnapshotRecord},
+    types::{Snapshot, TypeConfig, Vote},
+};
+use crate::table::NodeId;
+
+/// A message that did not reach its addressee, or whose answer did not come back.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TransportError {
+    /// Nobody is there: the message was certainly not delivered.
+    #[error("{address} cannot be reached: {reason}")]
+    Unreachable {
+        /// Where it should have gone.
+        address: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// It may have been delivered.
+    #[error("no answer from {address}: {reason}")]
+    NoAnswer {
+        /// Where it went.
+        address: String,
+        /// What happened instead.
+        reason: String,
+    },
+}
+
+/// Messages that wait for each other share a lane; heartbeats must not wait for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Log entries, snapshots, everything else.
+    Bulk,
+    /// Heartbeats, votes, lease renewals.
+    Urgent,
+}
+
+/// Carries a request to a peer and its answer back.
+pub trait Transport: Send + Sync + 'static {
+    /// Delivers `message` to the node at `address`, within `timeout`.
+    fn call(
+        &self,
+        address: &str,
+        lane: Lane,
+        message: Vec<u8>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>>;
+}
+
+/// What a call to a peer can end in, besides its answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("{0}")]
+    Refused(String),
+    #[error("it answered something else than was asked")]
+    Nonsense,
+}
+
+/// This node's end of all its connections.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) cluster: Uuid,
+    pub(crate) me: NodeId,
+}
+
+impl Peers {
+    pub(crate) async fn call(
+        &self,
+        to: NodeId,
+        address: &str,
+        lane: Lane,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Answer, CallError> {
+        let message =
+            PeerRequest { cluster: self.cluster.as_bytes().to_vec(), from: self.me, to, request: Some(request) };
+        let reply = self.transport.call(address, lane, message.encode_to_vec(), timeout).await?;
+        match PeerReply::decode(&*reply).ok().and_then(|reply| reply.answer) {
+            None => Err(CallError::Nonsense),
+            Some(Answer::Refused(refused)) => Err(CallError::Refused(refused.message)),
+            Some(answer) => Ok(answer),
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Connection {
+        Connection { peers: self.clone(), target, address: node.addr.clone(), lane: Lane::Bulk }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &BasicNode) -> Connection {
+        Connection { lane: Lane::Urgent, ..self.new_client(target, node).await }
+    }
+}
+
+/// One peer, as openraft sees it.
+pub(crate) struct Connection {
+    peers: Peers,
+    target: NodeId,
+    address: String,
+    lane: Lane,
+}
+
+type RpcError = RPCError<TypeConfig>;
+
+impl Connection {
+    async fn call(&self, lane: Lane, request: Request, timeout: Duration) -> Result<Answer, RpcError> {
+        let answer = self.peers.call(self.target, &self.address, lane, request, timeout).await;
+        answer.map_err(|error| match error {
+            CallError::Transport(TransportError::Unreachable { .. }) => {
+                RPCError::Unreachable(Unreachable::new(&AnyError::error(error)))
+            }
+            error => network_error(error),
+        })
+    }
+
+    async fn ballot(&self, request: Request, timeout: Duration) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        match self.call(Lane::Urgent, request, timeout).await? {
+            Answer::Ballot(record) => record.try_into().map_err(network_error),
+            _ => Err(network_error(CallError::Nonsense)),
+        }
+    }
+}
+
+fn network_error(error: impl std::fmt::Display) -> RpcError {
+    RPCError::Network(NetworkError::new(&AnyError::error(error)))
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = Vec<u8>;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        match self.call(self.lane, Request::Append((&request).into()), option.hard_ttl()).await? {
+            Answer::Append(record) => record.try_into().map_err(network_error),
+            _ => Err(network_error(CallError::Nonsense)),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.ballot(Request::Vote((&request).into()), option.hard_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.ballot(Request::PreVote((&request).into()), option.hard_ttl()).await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        match self.call(Lane::Urgent, Request::Transfer((&request).into()), option.hard_ttl()).await? {
+            Answer::Done(_) => Ok(Ok(())),
+            _ => Err(network_error(CallError::Nonsense)),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let failed = |error: &dyn std::fmt::Display| {
+            StreamingError::Network(NetworkError::new(&AnyError::error(error.to_string())))
+        };
+        let request = Request::Snapshot(SnapshotRecord {
+            vote: Some(vote.into()),
+            meta: Some((&snapshot.meta).into()),
+            data: snapshot.snapshot,
+        });
+        let answer = tokio::select! {
+            answer = self.call(Lane::Bulk, request, option.hard_ttl()) => answer,
+            closed = cancel => return Err(closed.into()),
+        };
+        match answer.map_err(|error| failed(&error))? {
+            Answer::Snapshot(vote) => Ok(SnapshotResponse::new(vote.into())),
+            _ => Err(failed(&CallError::Nonsense)),
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(Duration::from_millis(20))))
+    }
+}

@@ -1,0 +1,214 @@
+//! Answers to the other nodes.
+
+use openraft::raft::AppendEntriesRequest;
+use prost::Message as _;
+use tokio::time::{Duration, Instant};
+use uuid::Uuid;
+
+use super::{
+    message::{Answer, DescriptionRecord, JoinRecord, PeerReply, PeerRequest, RefusedKind, Request},
+    node::{Attempt, Consensus, Member},
+    types::{Snapshot, TypeConfig},
+    wire::required_vote,
+};
+use crate::{
+    store::db::Identity,
+    table::{DecodeError, FEATURE_LEVEL, Role, decode_command, encode_reply},
+};
+
+/// For a command that a follower forwarded; the follower gives up earlier if its caller does.
+const FORWARDED: Duration = Duration::from_secs(1);
+
+impl Consensus {
+    /// Answers one message of another node. Bytes in, bytes out: the caller only carries them.
+    pub async fn serve(&self, message: &[u8]) -> Vec<u8> {
+        let answer = match PeerRequest::decode(message) {
+            Ok(PeerRequest { cluster, from, to, request: Some(request) }) => {
+                self.answer(&cluster, from, to, request).await
+            }
+            _ => Answer::refused(RefusedKind::Internal, "the message cannot be decoded: is the sender newer?"),
+        };
+        PeerReply { answer: Some(answer) }.encode_to_vec()
+    }
+
+    async fn answer(&self, cluster: &[u8], from: u64, to: u64, request: Request) -> Answer {
+        match request {
+            Request::Describe(_) => return Answer::Description(self.describe()),
+            Request::Join(join) => return self.join(&join).await,
+            _ => {}
+        }
+        let Some(member) = self.inner.member.get() else {
+            return Answer::refused(
+                RefusedKind::NotAMember,
+                format!("{} waits to be added to a cluster", self.inner.settings.name),
+            );
+        };
+        if let Err(message) = self.check_addressee(member, cluster, from, to) {
+            return Answer::refused(RefusedKind::NotAddressee, message);
+        }
+        if let Request::Application(message) = request {
+            return match self.inner.application.get() {
+                Some(application) => Answer::Application(application.answer(from, message).await),
+                None => Answer::refused(RefusedKind::NotAMember, "it is still starting"),
+            };
+        }
+        match self.answer_member(member, request).await {
+            Ok(answer) => answer,
+            Err(ServeError::Decode(error @ DecodeError::TooNew { .. })) => {
+                self.stop(format!("the leader sent {error}"));
+                Answer::refused(RefusedKind::Internal, error)
+            }
+            Err(error) => Answer::refused(RefusedKind::Internal, error),
+        }
+    }
+
+    async fn answer_member(&self, member: &Member, request: Request) -> Result<Answer, ServeError> {
+        let raft = &member.raft;
+        Ok(match request {
+            Request::Append(record) => {
+                let request: AppendEntriesRequest<TypeConfig> = record.try_into()?;
+                Answer::Append((&raft.append_entries(request).await.map_err(ServeError::raft)?).into())
+            }
+            Request::Vote(record) => {
+                Answer::Ballot((&raft.vote(record.try_into()?).await.map_err(ServeError::raft)?).into())
+            }
+            Request::PreVote(record) => {
+                Answer::Ballot((&raft.pre_vote(record.try_into()?).await.map_err(ServeError::raft)?).into())
+            }
+            Request::Transfer(record) => {
+                let outcome = raft.handle_transfer_leader(record.try_into()?).await.map_err(ServeError::raft)?;
+                outcome.map_err(ServeError::raft)?;
+                Answer::Done(true)
+            }
+            Request::Snapshot(record) => {
+                let meta = record.meta.ok_or(DecodeError::Field("snapshot.meta"))?.try_into()?;
+                let snapshot = Snapshot { meta, snapshot: record.data };
+                let response = raft.install_full_snapshot(required_vote(record.vote)?, snapshot).await;
+                Answer::Snapshot(response.map_err(ServeError::raft)?.vote.into())
+            }
+            Request::Propose(command) => {
+                let command = decode_command(&command)?;
+                match self.write_as_leader(member, &command, Instant::now() + FORWARDED).await {
+                    Attempt::Done(reply) => Answer::Proposed(encode_reply(&reply)),
+                    Attempt::NotSent => self.not_leader(),
+                    Attempt::Unknown => Answer::refused(RefusedKind::TimedOut, "no majority confirmed it in time"),
+                }
+            }
+            Request::ReadIndex(_) => match self.read_index(Instant::now() + FORWARDED).await {
+                Some(index) => Answer::ReadIndex(index),
+                None => self.not_leader(),
+            },
+            Request::AddNode(record) => self.add_node_as_leader(member, record).await,
+            Request::RemoveNode(record) => self.remove_node_as_leader(member, record).await,
+            Request::Removed(_) => {
+                self.stop(format!(
+                    "this node ({}) was removed from the cluster. To add it again: empty its data_dir, start lbd \
+                     without bootstrap and run 'lbctl node add'",
+                    member.identity.name
+                ));
+                Answer::Done(true)
+            }
+            Request::Describe(_) | Request::Join(_) | Request::Application(_) => {
+                Answer::refused(RefusedKind::Internal, "answered elsewhere")
+            }
+        })
+    }
+
+    pub(super) fn not_leader(&self) -> Answer {
+        Answer::NotLeader(self.leader().map_or(0, |(leader, _)| leader))
+    }
+
+    /// Says once, for everyone who asks, why this node must not go on.
+    fn stop(&self, reason: String) {
+        tracing::error!(%reason, "this node stops");
+        self.inner.fatal.send_replace(Some(reason));
+    }
+
+    fn describe(&self) -> DescriptionRecord {
+        let inner = &self.inner;
+        let (cluster, node) = match inner.member.get() {
+            Some(member) => (member.identity.cluster.as_bytes().to_vec(), member.identity.node),
+            None => (Vec::new(), 0),
+        };
+        DescriptionRecord {
+            name: inner.settings.name.to_string(),
+            witness: inner.settings.role == Role::Witness,
+            store: inner.store.uuid.as_bytes().to_vec(),
+            cluster,
+            node,
+            feature_level: FEATURE_LEVEL,
+        }
+    }
+
+    /// Takes up the place that the leader gives it. Repeating it changes nothing.
+    async fn join(&self, join: &JoinRecord) -> Answer {
+        let inner = &self.inner;
+        let _one_at_a_time = inner.joining.lock().await;
+        let Ok(cluster) = Uuid::from_slice(&join.cluster) else {
+            return Answer::refused(RefusedKind::Internal, "the cluster's id is no UUID");
+        };
+        if join.store != inner.store.uuid.as_bytes() {
+            return Answer::refused(RefusedKind::NotAddressee, "the invitation is for another store");
+        }
+        let settings = &inner.settings;
+        let identity = Identity { node: join.node, cluster, name: settings.name.to_string(), role: settings.role };
+        if let Some(member) = inner.member.get() {
+            return if member.identity == identity {
+                Answer::Done(true)
+            } else {
+                Answer::refused(
+                    RefusedKind::NotAddressee,
+                    format!("it is node {} of cluster {} already", member.identity.node, member.identity.cluster),
+                )
+            };
+        }
+        let joined = match inner.store.adopt(&identity).await {
+            Ok(()) => self.become_member(identity).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match joined {
+            Ok(()) => {
+                tracing::info!(node = join.node, %cluster, "joined the cluster");
+                Answer::Done(true)
+            }
+            Err(error) => Answer::refused(RefusedKind::Internal, error),
+        }
+    }
+
+    fn check_addressee(&self, member: &Member, cluster: &[u8], from: u64, to: u64) -> Result<(), String> {
+        let identity = &member.identity;
+        if cluster == identity.cluster.as_bytes() {
+            return if to == identity.node {
+                Ok(())
+            } else {
+                Err(format!("this is node {} ({}), not node {to}", identity.node, identity.name))
+            };
+        }
+        let theirs = Uuid::from_slice(cluster).map_or("none".to_owned(), |id| id.to_string());
+        if to == identity.node {
+            // Its peers take it for a node of their cluster, and it runs another one: reinstalled with
+            // bootstrap = true, most likely.
+            self.stop(format!(
+                "node {from} takes this node for node {to} of cluster {theirs}, but its store belongs to cluster {}: \
+                 was it reinstalled with bootstrap = true? Empty data_dir, remove 'bootstrap', run 'lbctl node remove \
+                 {} --force' and then 'lbctl node add' on a node of that cluster",
+                identity.cluster, identity.name
+            ));
+        }
+        Err(format!("this node belongs to cluster {}, not to {theirs}", identity.cluster))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error("{0}")]
+    Raft(String),
+}
+
+impl ServeError {
+    fn raft(error: impl std::fmt::Display) -> Self {
+        Self::Raft(error.to_string())
+    }
+}

@@ -1,0 +1,36 @@
+//! openraft's type parameters. Standard Raft: one leader a term, log ids are (term, index).
+
+use std::fmt;
+
+use openraft::{BasicNode, alias, impls::leader_id_std::LeaderId};
+
+use crate::table::{Command, NodeId, Reply};
+
+openraft::declare_raft_types!(
+    /// This project's openraft.
+    pub TypeConfig:
+        D = Command,
+        R = Reply,
+        NodeId = NodeId,
+        Node = BasicNode,
+        LeaderId = LeaderId<u64, u64>,
+);
+
+pub(crate) type Entry = alias::EntryOf<TypeConfig>;
+pub(crate) type LogId = alias::LogIdOf<TypeConfig>;
+pub(crate) type Snapshot = alias::SnapshotOf<TypeConfig, Vec<u8>>;
+pub(crate) type SnapshotMeta = alias::SnapshotMetaOf<TypeConfig>;
+pub(crate) type StoredMembership = alias::StoredMembershipOf<TypeConfig>;
+pub(crate) type Vote = alias::VoteOf<TypeConfig>;
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}

@@ -1,0 +1,42 @@
+//! The names and keys of everything on disk, in one place. They are frozen: a build that renamed one
+//! would find an empty store.
+
+/// The lock that keeps a second process out.
+pub(crate) const LOCK_FILE: &str = "lock";
+/// The witness beside sled.
+pub(crate) const WITNESS_FILE: &str = "witness";
+/// sled's own directory.
+pub(crate) const SLED_DIR: &str = "sled";
+/// The file in it that holds everything.
+pub(crate) const SLED_FILE: &str = "db";
+
+/// Log entries by index.
+pub(crate) const LOG_TREE: &str = "log";
+/// Single records.
+pub(crate) const META_TREE: &str = "meta";
+/// The snapshot's chunks.
+pub(crate) const SNAPSHOT_TREE: &str = "snapshot";
+
+/// Who this store belongs to.
+pub(crate) const IDENTITY: &str = "identity";
+/// The last vote.
+pub(crate) const VOTE: &str = "vote";
+/// The highest entry known to be committed; a hint, never synced for its own sake.
+pub(crate) const COMMITTED: &str = "committed";
+/// The last entry that was purged.
+pub(crate) const PURGED: &str = "purged";
+/// What the snapshot holds and where its chunks are.
+pub(crate) const SNAPSHOT: &str = "snapshot";
+
+/// An entry's key: big-endian, so that sled's order is the log's.
+pub(crate) fn entry(index: u64) -> [u8; 8] {
+    index.to_be_bytes()
+}
+
+/// A chunk's key: the snapshot's generation, then its position.
+pub(crate) fn chunk(generation: u64, position: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&generation.to_be_bytes());
+    key[8..].copy_from_slice(&position.to_be_bytes());
+    key
+}

@@ -1,0 +1,237 @@
+//! openraft's log and vote in sled.
+
+use std::{
+    fmt::Debug,
+    io,
+    ops::{Bound, RangeBounds},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use openraft::{
+    OptionalSend, RaftLogReader,
+    storage::{IOFlushed, LogState, RaftLogStorage},
+};
+use prost::Message;
+
+use super::{
+    StoreError, codec,
+    db::{DirLock, refused_by_sled},
+    keys,
+    witness::Witness,
+    writer::{Note, Writer},
+};
+use crate::consensus::{
+    types::{Entry, LogId, TypeConfig, Vote},
+    wire::{EntryRecord, LogIdRecord, VoteRecord},
+};
+
+/// Entries removed in one batch while purging, so that a purge never holds sled up for long.
+const PURGE_BATCH: usize = 256;
+
+/// The log and the vote.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    path: PathBuf,
+    log: sled::Tree,
+    meta: sled::Tree,
+    writer: Writer,
+    _lock: Arc<DirLock>,
+}
+
+impl LogStore {
+    pub(crate) fn new(path: PathBuf, log: sled::Tree, meta: sled::Tree, writer: Writer, lock: Arc<DirLock>) -> Self {
+        Self { path, log, meta, writer, _lock: lock }
+    }
+
+    /// Reads the whole log and refuses it unless it holds at least what the witness says, without a
+    /// hole, and in order.
+    pub(crate) fn verify(&self, witness: &Witness) -> Result<(), StoreError> {
+        let damaged = |what: String| Err(StoreError::damaged(&self.path, what));
+        let purged = self.log_id(keys::PURGED)?;
+        let committed = self.log_id(keys::COMMITTED)?;
+        let vote = self.vote()?;
+        let mut last = purged;
+        for item in self.log.iter() {
+            let (key, record) = item.map_err(|error| refused_by_sled(&self.path, error))?;
+            let Ok(index) = <[u8; 8]>::try_from(&*key).map(u64::from_be_bytes) else {
+                return damaged("a log key has not 8 bytes".into());
+            };
+            if purged.is_some_and(|purged| index <= purged.index()) {
+                continue; // A purge that was cut short; the marker comes first.
+            }
+            let id = self.decode(&key, &record)?.log_id;
+            let expected = last.map_or(0, |last| last.index() + 1);
+            if index != expected {
+                return damaged(format!("the log has a hole: entry {expected} is missing before entry {index}"));
+            }
+            if id.index() != index {
+                return damaged(format!("entry {} stands at index {index}", id.index()));
+            }
+            if last.is_some_and(|last| id <= last) {
+                return damaged(format!("entry {index} has a lower term than the one before it"));
+            }
+            last = Some(id);
+        }
+        let index = |id: Option<LogId>| id.map_or("none".to_owned(), |id| id.index().to_string());
+        if witness.last > last {
+            return damaged(format!(
+                "acknowledged entries are gone: the log ended at {}, and now ends at {}",
+                index(witness.last),
+                index(last)
+            ));
+        }
+        // partial_cmp: votes of one term for two nodes compare as neither, and then one of them is wrong.
+        let vote_held = match (&witness.vote, &vote) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(seen), Some(held)) => held >= seen,
+        };
+        if !vote_held {
+            return damaged("the last vote is gone".into());
+        }
+        if last.is_some() && vote.is_none() {
+            return damaged("there is a log, but no vote".into());
+        }
+        if committed > last {
+            return damaged(format!("entry {} was committed, and the log ends at {}", index(committed), index(last)));
+        }
+        Ok(())
+    }
+
+    fn record<M: Message + Default>(&self, key: &str) -> Result<Option<M>, StoreError> {
+        let record = self.meta.get(key).map_err(|error| refused_by_sled(&self.path, error))?;
+        record
+            .map(|record| codec::open_message(key.as_bytes(), &record))
+            .transpose()
+            .map_err(|error| StoreError::damaged(&self.path, format!("record {key}: {error}")))
+    }
+
+    fn log_id(&self, key: &str) -> Result<Option<LogId>, StoreError> {
+        Ok(self.record::<LogIdRecord>(key)?.map(Into::into))
+    }
+
+    fn vote(&self) -> Result<Option<Vote>, StoreError> {
+        Ok(self.record::<VoteRecord>(keys::VOTE)?.map(Into::into))
+    }
+
+    fn put(&self, key: &str, record: &impl Message) -> io::Result<()> {
+        self.meta.insert(key, codec::seal_message(key.as_bytes(), record)).map_err(io::Error::other)?;
+        Ok(())
+    }
+
+    fn decode(&self, key: &[u8], record: &[u8]) -> Result<Entry, StoreError> {
+        let damaged = |error: String| {
+            let index = key.try_into().map_or(0, u64::from_be_bytes);
+            StoreError::damaged(&self.path, format!("log entry {index}: {error}"))
+        };
+        codec::open_message::<EntryRecord>(key, record)
+            .map_err(|error| damaged(error.to_string()))?
+            .into_entry()
+            .map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Removes `keys` from the end backwards in one batch, so that no crash leaves a hole.
+    fn remove_from(&self, index: u64) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        for key in self.log.range(keys::entry(index)..).keys().rev() {
+            batch.remove(key.map_err(io::Error::other)?);
+        }
+        self.log.apply_batch(batch).map_err(io::Error::other)
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let first = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => *index + 1,
+            Bound::Unbounded => 0,
+        };
+        let mut entries = Vec::new();
+        for item in self.log.range(keys::entry(first)..) {
+            let (key, record) = item.map_err(io::Error::other)?;
+            let entry = self.decode(&key, &record)?;
+            if !range.contains(&entry.log_id.index()) {
+                break;
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.vote()?)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let purged = self.log_id(keys::PURGED)?;
+        let last = match self.log.last().map_err(io::Error::other)? {
+            Some((key, record)) => Some(self.decode(&key, &record)?.log_id),
+            None => None,
+        };
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last.max(purged) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.put(keys::VOTE, &VoteRecord::from(*vote))?;
+        self.writer.barrier(Note::Voted(*vote)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        // Not synced: it only shortens recovery, and the next append carries it along.
+        committed.map_or(Ok(()), |id| self.put(keys::COMMITTED, &LogIdRecord::from(id)))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.log_id(keys::COMMITTED)?)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut batch = sled::Batch::default();
+        let mut last = None;
+        for entry in entries {
+            let key = keys::entry(entry.log_id.index());
+            batch.insert(&key, codec::seal_message(&key, &EntryRecord::from(&entry)));
+            last = Some(entry.log_id);
+        }
+        self.log.apply_batch(batch).map_err(io::Error::other)?;
+        self.writer.complete(Note::Appended(last), callback)
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        // The witness first: it must never ask for entries that are being removed.
+        self.writer.barrier(Note::Truncated(last)).await?;
+        self.remove_from(last.map_or(0, |last| last.index() + 1))?;
+        self.writer.barrier(Note::Nothing).await
+    }
+
+    async fn purge(&mut self, last: LogId) -> Result<(), io::Error> {
+        // The marker first: entries behind it may then vanish in any order.
+        self.put(keys::PURGED, &LogIdRecord::from(last))?;
+        self.writer.barrier(Note::Nothing).await?;
+        let mut batch = sled::Batch::default();
+        for (removed, key) in self.log.range(..=keys::entry(last.index())).keys().enumerate() {
+            batch.remove(key.map_err(io::Error::other)?);
+            if removed % PURGE_BATCH == PURGE_BATCH - 1 {
+                self.log.apply_batch(std::mem::take(&mut batch)).map_err(io::Error::other)?;
+            }
+        }
+        self.log.apply_batch(batch).map_err(io::Error::other)
+    }
+}

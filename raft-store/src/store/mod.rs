@@ -1,0 +1,85 @@
+//! What a node must not forget, in sled 0.34, under a discipline of our own.
+//!
+//! sled alone would not do: its `flush` never calls fsync, and it opens damaged files without a word
+//! with part of the data gone. So one writer thread commits in groups and calls fdatasync itself
+//! before anything is acknowledged, every record carries a checksum, and a witness file beside sled
+//! says what must be there. A store that holds less is refused, never repaired: the way back is
+//! always to remove the node from the cluster and to add it anew.
+
+pub(crate) mod codec;
+pub(crate) mod db;
+pub(crate) mod keys;
+pub(crate) mod log_store;
+pub(crate) mod state_machine;
+pub(crate) mod witness;
+pub(crate) mod writer;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Why a store cannot be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// What it holds is not what was acknowledged.
+    #[error(
+        "the store at {} is damaged: {what}. It is not safe to go on from it, because a node that has forgotten a vote \
+         or an acknowledged change can break the cluster. To repair: on another node run 'lbctl node remove NAME \
+         --force', empty this directory, start lbd again and run 'lbctl node add NAME ADDRESS'",
+        path.display()
+    )]
+    Damaged {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Another process uses it.
+    #[error(
+        "the store at {} is locked by another lbd{}: one process uses a data_dir at a time",
+        path.display(),
+        holder.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+        /// The process that holds it, if it said so.
+        holder: Option<i32>,
+    },
+    /// A system call failed.
+    #[error("cannot {step} {}: {source}{}", path.display(), hint(source))]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(step: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { step, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), what: what.into() }
+    }
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        Self::other(error)
+    }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ": the directory must belong to the user that lbd runs as",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": free some space and start lbd again",
+        io::ErrorKind::ReadOnlyFilesystem => ": data_dir needs a file system that can be written to",
+        _ => "",
+    }
+}

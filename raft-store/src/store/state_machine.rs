@@ -1,0 +1,212 @@
+//! The table as openraft's state machine: in memory, snapshotted into sled, rebuilt from snapshot and
+//! log at start.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use futures::{Stream, TryStreamExt as _};
+use openraft::{
+    EntryPayload, OptionalSend, RaftSnapshotBuilder,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use prost::Message;
+
+use super::{
+    StoreError, codec,
+    db::refused_by_sled,
+    keys,
+    writer::{Note, Writer},
+};
+use crate::{
+    consensus::{
+        types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
+        wire::SnapshotMetaRecord,
+    },
+    table::{Reply, Table, decode_table, encode_table},
+    watch::{Publisher, View},
+};
+
+/// Larger values would go to sled's `blobs` directory, which it never syncs.
+const CHUNK_LEN: usize = 32 << 10;
+
+/// The table and how far it got.
+#[derive(Clone)]
+pub(crate) struct StateMachine {
+    path: PathBuf,
+    snapshots: sled::Tree,
+    meta: sled::Tree,
+    writer: Writer,
+    publisher: Publisher,
+    table: Table,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    /// A snapshot that is built and one that is installed take turns.
+    storing: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Names the snapshot that is complete; its chunks carry its generation in their keys.
+#[derive(Clone, PartialEq, Message)]
+struct SnapshotRecord {
+    #[prost(message, optional, tag = "1")]
+    meta: Option<SnapshotMetaRecord>,
+    #[prost(uint64, tag = "2")]
+    generation: u64,
+    #[prost(uint32, tag = "3")]
+    chunks: u32,
+    #[prost(uint64, tag = "4")]
+    len: u64,
+}
+
+impl StateMachine {
+    /// Starts from the snapshot, if there is one.
+    pub(crate) fn open(
+        path: PathBuf,
+        snapshots: sled::Tree,
+        meta: sled::Tree,
+        writer: Writer,
+        publisher: Publisher,
+    ) -> Result<Self, StoreError> {
+        let mut machine = Self {
+            path,
+            snapshots,
+            meta,
+            writer,
+            publisher,
+            table: Table::default(),
+            applied: None,
+            membership: StoredMembership::default(),
+            storing: Arc::default(),
+        };
+        if let Some(snapshot) = machine.stored_snapshot()? {
+            machine.adopt(&snapshot.meta, &snapshot.snapshot)?;
+        }
+        Ok(machine)
+    }
+
+    fn adopt(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StoreError> {
+        self.table =
+            decode_table(data).map_err(|error| StoreError::damaged(&self.path, format!("the snapshot: {error}")))?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        self.publisher.publish(View {
+            table: self.table.clone(),
+            applied: self.applied.map_or(0, |id| id.index()),
+            voters: self.membership.voter_ids().collect(),
+        });
+    }
+
+    fn stored_record(&self) -> Result<Option<SnapshotRecord>, StoreError> {
+        let record = self.meta.get(keys::SNAPSHOT).map_err(|error| refused_by_sled(&self.path, error))?;
+        record
+            .map(|record| codec::open_message(keys::SNAPSHOT.as_bytes(), &record))
+            .transpose()
+            .map_err(|error| StoreError::damaged(&self.path, format!("the snapshot's record: {error}")))
+    }
+
+    fn stored_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        let damaged = |what: String| StoreError::damaged(&self.path, format!("the snapshot: {what}"));
+        let Some(record) = self.stored_record()? else { return Ok(None) };
+        let mut data = Vec::new();
+        for position in 0..record.chunks {
+            let key = keys::chunk(record.generation, position);
+            let chunk = self
+                .snapshots
+                .get(key)
+                .map_err(|error| refused_by_sled(&self.path, error))?
+                .ok_or_else(|| damaged(format!("chunk {position} is missing")))?;
+            let body = codec::open(&key, &chunk).map_err(|error| damaged(format!("chunk {position}: {error}")))?;
+            data.extend_from_slice(body);
+        }
+        if data.len() as u64 != record.len {
+            return Err(damaged(format!("it has {} bytes instead of {}", data.len(), record.len)));
+        }
+        let meta = record.meta.ok_or_else(|| damaged("it does not say what it holds".into()))?;
+        let meta = meta.try_into().map_err(|error: crate::table::DecodeError| damaged(error.to_string()))?;
+        Ok(Some(Snapshot { meta, snapshot: data }))
+    }
+
+    /// Chunks first, then the record that names them, then the old chunks go: whatever is cut short,
+    /// the record names a complete snapshot.
+    async fn store(&self, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
+        let _turn = self.storing.lock().await;
+        let generation = self.stored_record()?.map_or(1, |record| record.generation + 1);
+        let mut chunks = 0;
+        for (position, chunk) in (0u32..).zip(data.chunks(CHUNK_LEN)) {
+            let key = keys::chunk(generation, position);
+            self.snapshots.insert(key, codec::seal(&key, chunk)).map_err(io::Error::other)?;
+            chunks = position + 1;
+        }
+        self.writer.barrier(Note::Nothing).await?;
+        let record = SnapshotRecord { meta: Some(meta.into()), generation, chunks, len: data.len() as u64 };
+        let key = keys::SNAPSHOT;
+        self.meta.insert(key, codec::seal_message(key.as_bytes(), &record)).map_err(io::Error::other)?;
+        self.writer.barrier(Note::Nothing).await?;
+        for key in self.snapshots.range(..keys::chunk(generation, 0)).keys() {
+            self.snapshots.remove(key.map_err(io::Error::other)?).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = Vec<u8>;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        let data = encode_table(&self.table);
+        self.store(&meta, &data).await?;
+        Ok(Snapshot { meta, snapshot: data })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Vec<u8>;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut answers = Vec::new();
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let reply = match &entry.payload {
+                EntryPayload::Blank => Reply::default(),
+                EntryPayload::Normal(command) => self.table.apply(entry.log_id.index(), command),
+                EntryPayload::Membership(membership) => {
+                    self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    Reply::default()
+                }
+            };
+            self.applied = Some(entry.log_id);
+            answers.extend(responder.map(|responder| (responder, reply)));
+        }
+        // Whoever gets an answer finds the table that it speaks of.
+        self.publish();
+        for (responder, reply) in answers {
+            responder.send(reply);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        // A copy of the table as it is now; it costs nothing, and applying goes on meanwhile.
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Vec<u8>) -> Result<(), io::Error> {
+        self.store(meta, &data).await?;
+        Ok(self.adopt(meta, &data)?)
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        Ok(self.stored_snapshot()?)
+    }
+}

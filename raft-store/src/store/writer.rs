@@ -1,0 +1,132 @@
+//! The one thread that makes things durable. Callers put their records into sled (readable at once)
+//! and hand over what to complete; the thread takes all that has gathered, syncs once, moves the
+//! witness, and completes them. A failed sync is final: nothing is known about what the kernel has
+//! still to write, so nothing is acknowledged ever after.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+};
+
+use openraft::storage::IOFlushed;
+use tokio::sync::oneshot;
+
+use super::witness::{Disk, Witness};
+use crate::consensus::types::{LogId, TypeConfig, Vote};
+
+/// What becomes true once the records are durable.
+pub(crate) enum Note {
+    Appended(Option<LogId>),
+    Voted(Vote),
+    /// The log ends here now; told before the entries behind it go.
+    Truncated(Option<LogId>),
+    Nothing,
+}
+
+enum Completion {
+    Raft(IOFlushed<TypeConfig>),
+    Waiter(oneshot::Sender<io::Result<()>>),
+}
+
+struct Job {
+    note: Note,
+    completion: Completion,
+}
+
+/// The handle to the writer thread; the thread ends with the last handle.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl Writer {
+    pub(crate) fn start(db: sled::Db, disk: Box<dyn Disk>, witness: Witness) -> io::Result<Self> {
+        let (jobs, inbox) = mpsc::channel();
+        let failure = Arc::new(Mutex::new(None));
+        let state = State { db, disk, witness, failure: failure.clone() };
+        thread::Builder::new().name("store-writer".into()).spawn(move || state.run(&inbox))?;
+        Ok(Self { jobs, failure })
+    }
+
+    /// Completes openraft's callback when everything written so far is durable.
+    pub(crate) fn complete(&self, note: Note, callback: IOFlushed<TypeConfig>) -> io::Result<()> {
+        self.send(Job { note, completion: Completion::Raft(callback) })
+    }
+
+    /// Returns when everything written so far is durable.
+    pub(crate) async fn barrier(&self, note: Note) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.send(Job { note, completion: Completion::Waiter(done) })?;
+        wait.await.map_err(|_| gone())?
+    }
+
+    /// Why nothing is durable any more, if so.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn send(&self, job: Job) -> io::Result<()> {
+        self.jobs.send(job).map_err(|_| gone())
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the store's writer thread has ended")
+}
+
+struct State {
+    db: sled::Db,
+    disk: Box<dyn Disk>,
+    witness: Witness,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl State {
+    fn run(mut self, inbox: &mpsc::Receiver<Job>) {
+        while let Ok(first) = inbox.recv() {
+            let mut group = vec![first];
+            group.extend(inbox.try_iter());
+            let result = self.commit(&group);
+            if let Err(error) = &result {
+                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert_with(|| {
+                    tracing::error!(%error, "the store cannot be written; this node stops taking part");
+                    error.to_string()
+                });
+            }
+            for job in group {
+                let result = result.as_ref().map(|&()| ()).map_err(|e| io::Error::new(e.kind(), e.to_string()));
+                match job.completion {
+                    Completion::Raft(callback) => callback.io_completed(result),
+                    // A caller that no longer waits needs no answer.
+                    Completion::Waiter(done) => drop(done.send(result)),
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, group: &[Job]) -> io::Result<()> {
+        if let Some(failure) = &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(io::Error::other(failure.clone()));
+        }
+        self.db.flush().map_err(io::Error::other)?;
+        self.disk.sync_log()?;
+        let before = self.witness.clone();
+        for job in group {
+            match &job.note {
+                Note::Appended(last) => self.witness.last = self.witness.last.max(*last),
+                Note::Truncated(last) => self.witness.last = *last,
+                Note::Voted(vote) => self.witness.vote = Some(*vote),
+                Note::Nothing => {}
+            }
+        }
+        if self.witness == before {
+            return Ok(());
+        }
+        self.witness.sequence += 1;
+        let sync = self.witness.vote != before.vote || self.witness.last < before.last;
+        self.disk.write_witness(self.witness.slot(), &self.witness.encode(), sync)
+    }
+}

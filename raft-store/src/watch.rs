@@ -1,0 +1,36 @@
+//! The table's way out: whoever watches sees every state that was applied last, never one half-made.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::sync::watch;
+
+use crate::table::{NodeId, Table};
+
+/// The table after an entry.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The table.
+    pub table: Table,
+    /// The index of the last applied entry, also of one that changed nothing.
+    pub applied: u64,
+    /// The voters of the present configuration.
+    pub voters: BTreeSet<NodeId>,
+}
+
+/// Where the state machine puts each new table.
+#[derive(Clone)]
+pub(crate) struct Publisher(Arc<watch::Sender<Arc<View>>>);
+
+/// Sees each newest table.
+pub type Watcher = watch::Receiver<Arc<View>>;
+
+pub(crate) fn channel() -> (Publisher, Watcher) {
+    let (sender, watcher) = watch::channel(Arc::new(View::default()));
+    (Publisher(Arc::new(sender)), watcher)
+}
+
+impl Publisher {
+    pub(crate) fn publish(&self, view: View) {
+        self.0.send_replace(Arc::new(view));
+    }
+}
