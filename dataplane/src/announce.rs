@@ -1,0 +1,170 @@
+//! When to announce which VIP. Pure: the time comes in, the VIPs that are due come out; the worker
+//! checks the lease and sends.
+//!
+//! At activation and then after 50 ms, 0.5, 1.1, 2.2 and 5 s, because a Linux router ignores changes
+//! of an entry within the second after the last one and a frame may be lost; then every minute. Paced,
+//! so that a thousand VIPs do not overrun a switch's CPU in one burst.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+const MS: u64 = 1_000_000;
+/// After activation.
+const SCHEDULE_NS: [u64; 6] = [0, 50 * MS, 500 * MS, 1100 * MS, 2200 * MS, 5000 * MS];
+/// For ever after.
+const REFRESH_NS: u64 = 60_000 * MS;
+/// VIPs announced a millisecond at most: a thousand within 125 ms.
+const PER_MS: usize = 8;
+const PACE_NS: u64 = MS;
+/// RFC 5227 2.4: an address is defended at most once in ten seconds.
+const DEFEND_INTERVAL_NS: u64 = 10_000 * MS;
+
+/// The schedule of all owned VIPs.
+#[derive(Debug, Default)]
+pub struct Announcer {
+    vips: HashMap<Ipv4Addr, Entry>,
+    due: BTreeSet<(u64, Ipv4Addr)>,
+    /// Nothing before this moment: the pace.
+    not_before_ns: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    epoch: u64,
+    activated_ns: u64,
+    sent: usize,
+    due_ns: u64,
+    defended_ns: Option<u64>,
+}
+
+impl Announcer {
+    /// Takes over what is owned now: new grants are announced at once, lost ones no more.
+    pub fn set_owned(&mut self, owned: impl IntoIterator<Item = (Ipv4Addr, u64)>, now_ns: u64) {
+        let owned: HashMap<Ipv4Addr, u64> = owned.into_iter().collect();
+        let due = &mut self.due;
+        self.vips.retain(|vip, entry| {
+            let stays = owned.get(vip) == Some(&entry.epoch);
+            if !stays {
+                due.remove(&(entry.due_ns, *vip));
+            }
+            stays
+        });
+        for (vip, epoch) in owned {
+            if !self.vips.contains_key(&vip) {
+                let entry = Entry { epoch, activated_ns: now_ns, sent: 0, due_ns: now_ns, defended_ns: None };
+                self.due.insert((entry.due_ns, vip));
+                self.vips.insert(vip, entry);
+            }
+        }
+    }
+
+    /// Another station claims an owned VIP: announce it again, but not in a war of words.
+    pub fn conflict(&mut self, vip: Ipv4Addr, now_ns: u64) {
+        let Some(entry) = self.vips.get_mut(&vip) else { return };
+        if entry.defended_ns.is_some_and(|last| now_ns < last + DEFEND_INTERVAL_NS) {
+            return;
+        }
+        entry.defended_ns = Some(now_ns);
+        self.due.remove(&(entry.due_ns, vip));
+        entry.due_ns = now_ns;
+        self.due.insert((now_ns, vip));
+    }
+
+    /// The VIPs to announce now. Each is told to [`Self::announced`] once it was sent.
+    pub fn due(&mut self, now_ns: u64) -> Vec<Ipv4Addr> {
+        if now_ns < self.not_before_ns {
+            return Vec::new();
+        }
+        let due: Vec<Ipv4Addr> =
+            self.due.iter().take_while(|(at, _)| *at <= now_ns).take(PER_MS).map(|(_, vip)| *vip).collect();
+        if !due.is_empty() {
+            self.not_before_ns = now_ns + PACE_NS;
+        }
+        due
+    }
+
+    /// It was sent: when is it due next?
+    pub fn announced(&mut self, vip: Ipv4Addr, now_ns: u64) {
+        let Some(entry) = self.vips.get_mut(&vip) else { return };
+        self.due.remove(&(entry.due_ns, vip));
+        entry.sent += 1;
+        entry.due_ns = match SCHEDULE_NS.get(entry.sent) {
+            Some(after) => (entry.activated_ns + after).max(now_ns),
+            None => now_ns + REFRESH_NS,
+        };
+        self.due.insert((entry.due_ns, vip));
+    }
+
+    /// When to call [`Self::due`] again.
+    pub fn next_due_ns(&self) -> Option<u64> {
+        self.due.first().map(|(at, _)| (*at).max(self.not_before_ns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
+
+    /// The moments, in ms, at which a VIP is announced.
+    fn run(announcer: &mut Announcer, until_ms: u64) -> Vec<(u64, Ipv4Addr)> {
+        let mut sent = Vec::new();
+        while let Some(at) = announcer.next_due_ns().filter(|at| *at <= until_ms * MS) {
+            for vip in announcer.due(at) {
+                announcer.announced(vip, at);
+                sent.push((at / MS, vip));
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn an_activation_is_announced_six_times_and_then_every_minute() {
+        let mut announcer = Announcer::default();
+        announcer.set_owned([(VIP, 1)], 0);
+        let moments: Vec<u64> = run(&mut announcer, 130_000).into_iter().map(|(at, _)| at).collect();
+        assert_eq!(moments, [0, 50, 500, 1100, 2200, 5000, 65_000, 125_000]);
+    }
+
+    #[test]
+    fn a_new_grant_starts_over_and_a_lost_one_is_silent() {
+        let mut announcer = Announcer::default();
+        announcer.set_owned([(VIP, 1)], 0);
+        run(&mut announcer, 3000);
+        announcer.set_owned([(VIP, 1)], 3000 * MS);
+        assert_eq!(run(&mut announcer, 4000), [], "the same grant goes on as before");
+        announcer.set_owned([(VIP, 2)], 4000 * MS);
+        assert_eq!(run(&mut announcer, 4060).len(), 2);
+        announcer.set_owned([], 4100 * MS);
+        assert_eq!(announcer.next_due_ns(), None);
+    }
+
+    #[test]
+    fn a_thousand_vips_are_announced_within_200_ms_and_not_at_once() {
+        let mut announcer = Announcer::default();
+        announcer.set_owned((0..1000u32).map(|i| (Ipv4Addr::from(0x0a00_0001 + i), 1)), 0);
+        let mut first: HashMap<Ipv4Addr, u64> = HashMap::new();
+        for (at, vip) in run(&mut announcer, 1000) {
+            first.entry(vip).or_insert(at);
+        }
+        assert_eq!(first.len(), 1000);
+        let last = *first.values().max().unwrap();
+        assert!((100..=200).contains(&last), "{last} ms");
+    }
+
+    #[test]
+    fn a_vip_is_defended_once_in_ten_seconds() {
+        let mut announcer = Announcer::default();
+        announcer.set_owned([(VIP, 1)], 0);
+        run(&mut announcer, 6000);
+        announcer.conflict(VIP, 7000 * MS);
+        assert_eq!(run(&mut announcer, 7100).len(), 1);
+        announcer.conflict(VIP, 8000 * MS);
+        assert_eq!(run(&mut announcer, 8100).len(), 0);
+        announcer.conflict(VIP, 17_001 * MS);
+        assert_eq!(run(&mut announcer, 17_100).len(), 1);
+    }
+}

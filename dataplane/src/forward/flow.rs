@@ -1,0 +1,361 @@
+//! The flow table: which backend a known flow has. Open addressing in groups of eight slots, 32 bytes
+//! a flow, bounded, and everything in constant time: a flow can only stand in the group that its hash
+//! names, an expired slot is free, and a full group gives up a half-open flow or remembers nothing.
+//!
+//! A flow that is not remembered is not lost: Maglev alone carries it, as long as the set of backends
+//! stays. Only one direction is seen, so the state of a TCP connection is a guess from what the client
+//! sends.
+
+use super::{hash::TupleHash, table::BackendRef};
+use crate::{
+    io::memory::{HugeSlice, Zeroed},
+    packet::{FlowPacket, Protocol, Tuple},
+};
+
+/// Slots of a group: 256 bytes, four cache lines, of which a hit usually touches one.
+const GROUP: usize = 8;
+
+/// A moment, in units of 2^26 ns (about 67 ms) of CLOCK_BOOTTIME, modulo 2^29 (a year).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tick(u32);
+
+const TICK_SHIFT: u32 = 26;
+const TICK_MASK: u32 = (1 << 29) - 1;
+
+impl Tick {
+    /// The tick of a moment in nanoseconds.
+    pub fn from_ns(ns: u64) -> Self {
+        Self((ns >> TICK_SHIFT) as u32 & TICK_MASK)
+    }
+
+    /// Ticks that have passed since `earlier`.
+    fn since(self, earlier: Self) -> u32 {
+        self.0.wrapping_sub(earlier.0) & TICK_MASK
+    }
+
+    const fn from_secs(secs: u64) -> u32 {
+        ((secs * 1_000_000_000) >> TICK_SHIFT) as u32
+    }
+}
+
+/// How long a flow is remembered after its last packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// An open TCP connection (RFC 5382 REQ-5 asks for 2 h 4 min of a NAT; a load balancer may forget
+    /// earlier, because Maglev knows the backend as long as the set of backends stays).
+    pub tcp_s: u32,
+    /// A TCP connection of which a FIN or RST was seen.
+    pub fin_s: u32,
+    /// UDP.
+    pub udp_s: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { tcp_s: 7200, fin_s: 10, udp_s: 30 }
+    }
+}
+
+/// A half-open TCP connection: one SYN, nothing else yet.
+const HALF_OPEN_S: u64 = 60;
+/// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
+const PORT_REUSE: u32 = Tick::from_secs(3);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum State {
+    HalfOpen = 0,
+    Open = 1,
+    Closing = 2,
+    Udp = 3,
+}
+
+/// One flow. All zero is a free slot, because a [`BackendRef`] is never zero.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Slot {
+    source: u32,
+    destination: u32,
+    /// Source port, destination port.
+    ports: u32,
+    /// IPv6 will need the room of three more words.
+    reserved: [u32; 3],
+    backend: u32,
+    /// The tick of its last packet, then two bits of state and one for the protocol.
+    stamp: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 32);
+const _: () = assert!(GROUP * size_of::<Slot>() == 256);
+
+// Checked by `a_free_slot_is_all_zero`.
+impl Zeroed for Slot {
+    const ZERO: Self = Self { source: 0, destination: 0, ports: 0, reserved: [0; 3], backend: 0, stamp: 0 };
+}
+
+impl Slot {
+    fn new(tuple: &Tuple, backend: BackendRef, state: State, now: Tick) -> Self {
+        Self {
+            source: tuple.source.into(),
+            destination: tuple.destination.into(),
+            ports: ports(tuple),
+            reserved: [0; 3],
+            backend: backend.get(),
+            stamp: stamp(now, state, tuple.protocol),
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        self.backend == 0
+    }
+
+    fn is(&self, tuple: &Tuple) -> bool {
+        self.source == u32::from(tuple.source)
+            && self.ports == ports(tuple)
+            && self.destination == u32::from(tuple.destination)
+            && self.stamp & 1 == u32::from(tuple.protocol == Protocol::Udp)
+            && !self.is_free()
+    }
+
+    fn last_seen(&self) -> Tick {
+        Tick(self.stamp >> 3)
+    }
+
+    fn state(&self) -> State {
+        match self.stamp >> 1 & 3 {
+            0 => State::HalfOpen,
+            1 => State::Open,
+            2 => State::Closing,
+            _ => State::Udp,
+        }
+    }
+}
+
+fn ports(tuple: &Tuple) -> u32 {
+    u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port)
+}
+
+fn stamp(now: Tick, state: State, protocol: Protocol) -> u32 {
+    now.0 << 3 | (state as u32) << 1 | u32::from(protocol == Protocol::Udp)
+}
+
+/// What the table knows of a packet's flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// It has this backend.
+    Flow(BackendRef),
+    /// It had this one, and the packet opens a new connection on the same ports.
+    Reused(BackendRef),
+    /// Nothing.
+    No,
+}
+
+/// The flows of one worker.
+pub struct FlowTable {
+    slots: HugeSlice<Slot>,
+    timeouts: [u32; 4],
+    remembered: u64,
+    not_remembered: u64,
+}
+
+impl FlowTable {
+    /// For at most `capacity` flows, rounded up to a power of two.
+    pub fn new(capacity: usize, timeouts: Timeouts) -> std::io::Result<Self> {
+        let ticks = |secs: u32| Tick::from_secs(secs.into());
+        Ok(Self {
+            slots: HugeSlice::new(capacity.next_power_of_two().max(GROUP))?,
+            timeouts: [
+                Tick::from_secs(HALF_OPEN_S),
+                ticks(timeouts.tcp_s),
+                ticks(timeouts.fin_s),
+                ticks(timeouts.udp_s),
+            ],
+            remembered: 0,
+            not_remembered: 0,
+        })
+    }
+
+    /// Looks a packet's flow up and, if it is known, notes that it lives.
+    pub fn touch(&mut self, hash: TupleHash, packet: &FlowPacket, now: Tick) -> Known {
+        let timeouts = self.timeouts;
+        let Some(slot) = self.group(hash).find(|slot| slot.is(&packet.tuple)) else { return Known::No };
+        let backend = BackendRef::from_raw(slot.backend);
+        let age = now.since(slot.last_seen());
+        if age > timeouts[slot.state() as usize] {
+            return Known::No;
+        }
+        if packet.opens && age > PORT_REUSE {
+            return Known::Reused(backend);
+        }
+        let state = match slot.state() {
+            // A SYN on a closing connection opens it again.
+            State::HalfOpen | State::Closing if packet.opens => State::HalfOpen,
+            State::HalfOpen | State::Open if packet.ends => State::Closing,
+            State::HalfOpen => State::Open,
+            state => state,
+        };
+        slot.stamp = stamp(now, state, packet.tuple.protocol);
+        Known::Flow(backend)
+    }
+
+    /// Remembers a flow's backend, if its group has room.
+    pub fn insert(&mut self, hash: TupleHash, packet: &FlowPacket, backend: BackendRef, now: Tick) {
+        let state = match packet.tuple.protocol {
+            Protocol::Udp => State::Udp,
+            Protocol::Tcp if packet.opens => State::HalfOpen,
+            Protocol::Tcp if packet.ends => State::Closing,
+            Protocol::Tcp => State::Open,
+        };
+        let timeouts = self.timeouts;
+        let expired = |slot: &Slot| now.since(slot.last_seen()) > timeouts[slot.state() as usize];
+        // The flow's own slot, else a free or expired one, else the half-open one that has been silent
+        // for longest: under a flood of SYNs the established flows stay.
+        let rank = |slot: &Slot| match () {
+            () if slot.is(&packet.tuple) => (0, 0),
+            () if slot.is_free() || expired(slot) => (1, 0),
+            () if slot.state() == State::HalfOpen => (2, TICK_MASK - now.since(slot.last_seen())),
+            () => (3, 0),
+        };
+        match self.group(hash).min_by_key(|slot| rank(slot)) {
+            Some(slot) if rank(slot).0 < 3 => {
+                *slot = Slot::new(&packet.tuple, backend, state, now);
+                self.remembered += 1;
+            }
+            _ => self.not_remembered += 1,
+        }
+    }
+
+    /// Flows that were put into the table, and flows that found no room, since the start.
+    pub fn inserted(&self) -> (u64, u64) {
+        (self.remembered, self.not_remembered)
+    }
+
+    /// The slots in which a flow can stand, the likeliest first.
+    fn group(&mut self, hash: TupleHash) -> impl Iterator<Item = &mut Slot> {
+        let mixed = hash.mixed() as usize;
+        let mask = self.slots.len() - 1;
+        let start = mixed & mask & !(GROUP - 1);
+        // Each flow prefers its own slot of the group, so that a hit mostly touches one cache line.
+        let (low, high) = self.slots[start..start + GROUP].split_at_mut(mixed & (GROUP - 1));
+        high.iter_mut().chain(low)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::hash::HashKey;
+
+    const KEY: HashKey = HashKey(7);
+
+    fn packet(source_port: u16, protocol: Protocol) -> FlowPacket {
+        let tuple = Tuple {
+            source: [192, 0, 2, 1].into(),
+            destination: [198, 51, 100, 1].into(),
+            source_port,
+            destination_port: 80,
+            protocol,
+        };
+        FlowPacket { tuple, opens: false, ends: false, headers_len: 54 }
+    }
+
+    fn at(secs: u64) -> Tick {
+        // A whole tick later, so that "older than" is not a matter of rounding.
+        Tick::from_ns(secs * 1_000_000_000 + (1 << TICK_SHIFT))
+    }
+
+    fn backend(number: u32) -> BackendRef {
+        BackendRef::from_raw(number)
+    }
+
+    struct Table(FlowTable);
+
+    impl Table {
+        fn new(capacity: usize) -> Self {
+            Self(FlowTable::new(capacity, Timeouts::default()).unwrap())
+        }
+        fn put(&mut self, packet: &FlowPacket, to: u32, secs: u64) {
+            self.0.insert(KEY.tuple(&packet.tuple), packet, backend(to), at(secs));
+        }
+        fn touch(&mut self, packet: &FlowPacket, secs: u64) -> Known {
+            self.0.touch(KEY.tuple(&packet.tuple), packet, at(secs))
+        }
+    }
+
+    #[test]
+    fn a_free_slot_is_all_zero() {
+        assert!(Slot::ZERO.is_free());
+    }
+
+    #[test]
+    fn a_flow_keeps_its_backend_and_protocols_are_apart() {
+        let mut table = Table::new(64);
+        let (tcp, udp) = (packet(1, Protocol::Tcp), packet(1, Protocol::Udp));
+        assert_eq!(table.touch(&tcp, 0), Known::No);
+        table.put(&tcp, 5, 0);
+        assert_eq!(table.touch(&tcp, 1), Known::Flow(backend(5)));
+        assert_eq!(table.touch(&udp, 1), Known::No);
+    }
+
+    #[test]
+    fn flows_are_forgotten_after_their_protocols_time() {
+        let mut table = Table::new(64);
+        let (tcp, udp) = (packet(1, Protocol::Tcp), packet(2, Protocol::Udp));
+        table.put(&tcp, 5, 0);
+        table.put(&udp, 6, 0);
+        assert_eq!(table.touch(&udp, 30), Known::Flow(backend(6)));
+        assert_eq!(table.touch(&udp, 61), Known::No);
+        assert_eq!(table.touch(&tcp, 7199), Known::Flow(backend(5)));
+        let fin = FlowPacket { ends: true, ..tcp };
+        assert_eq!(table.touch(&fin, 7200), Known::Flow(backend(5)));
+        assert_eq!(table.touch(&tcp, 7209), Known::Flow(backend(5)), "the last segments of a connection");
+        assert_eq!(table.touch(&tcp, 7220), Known::No);
+    }
+
+    #[test]
+    fn a_late_syn_opens_a_new_flow_and_a_repeated_one_does_not() {
+        let mut table = Table::new(64);
+        let syn = FlowPacket { opens: true, ..packet(1, Protocol::Tcp) };
+        table.put(&syn, 5, 0);
+        assert_eq!(table.touch(&syn, 1), Known::Flow(backend(5)));
+        assert_eq!(table.touch(&syn, 3), Known::Flow(backend(5)));
+        assert_eq!(table.touch(&syn, 7), Known::Reused(backend(5)));
+    }
+
+    #[test]
+    fn a_flood_of_syns_displaces_no_established_flow() {
+        let mut table = Table::new(256);
+        let established: Vec<FlowPacket> = (0..100).map(|port| packet(port, Protocol::Tcp)).collect();
+        for flow in &established {
+            table.put(flow, 5, 0);
+        }
+        let kept = |table: &mut Table| {
+            established.iter().filter(|flow| table.touch(flow, 2) == Known::Flow(backend(5))).count()
+        };
+        let before = kept(&mut table);
+        assert!(before > 90, "{before}");
+        for port in 1000..60000 {
+            let syn = FlowPacket { opens: true, ..packet(port, Protocol::Tcp) };
+            table.put(&syn, 6, 2);
+        }
+        assert_eq!(kept(&mut table), before);
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_counts() {
+        let mut table = Table::new(8);
+        for port in 0..20 {
+            table.put(&packet(port, Protocol::Tcp), 5, 0);
+        }
+        assert_eq!(table.0.inserted(), (8, 12));
+    }
+
+    #[test]
+    fn the_clock_may_wrap() {
+        let mut table = Table::new(8);
+        let flow = packet(1, Protocol::Tcp);
+        let hash = KEY.tuple(&flow.tuple);
+        table.0.insert(hash, &flow, backend(5), Tick(TICK_MASK));
+        assert_eq!(table.0.touch(hash, &flow, Tick(3)), Known::Flow(backend(5)));
+    }
+}

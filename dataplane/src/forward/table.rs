@@ -1,0 +1,478 @@
+//! The forwarding table: what a worker needs of the replicated one, compiled for lookups. Built off
+//! the workers' threads, published whole, never changed afterwards.
+//!
+//! A worker loads one snapshot a batch. Backends stand in slots that stay theirs from snapshot to
+//! snapshot, so a flow entry finds its backend without a search, and a slot's generation tells when
+//! it has become another backend's.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    net::Ipv4Addr,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    hash::HashKey,
+    maglev::{Maglev, Member},
+};
+use crate::{
+    packet::{Mac, Protocol},
+    stats::Traffic,
+};
+
+/// What the control plane wants forwarded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableSpec {
+    /// The key of all flow hashes, equal on every node.
+    pub hash_key: u128,
+    /// The interfaces, in the order in which the dataplane was started with them.
+    pub ports: Vec<PortSpec>,
+    /// All VIPs, owned or not: a frame that arrives for our MAC is forwarded in any case.
+    pub vips: Vec<VipSpec>,
+    /// The hardware addresses of the other load balancers.
+    pub peer_macs: Vec<Mac>,
+}
+
+/// An interface as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortSpec {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// The largest IP packet that it sends.
+    pub mtu: u32,
+    /// The node's own addresses on it, with the lengths of their prefixes.
+    pub addresses: Vec<(Ipv4Addr, u8)>,
+}
+
+impl PortSpec {
+    /// The node's own address on the segment that `address` is in.
+    pub fn address_towards(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
+        let network =
+            |address: Ipv4Addr, len: u8| u32::from(address) & u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+        let on_segment = |&&(own, len): &&(Ipv4Addr, u8)| network(own, len) == network(address, len);
+        self.addresses.iter().find(on_segment).map(|(own, _)| *own)
+    }
+}
+
+/// A VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VipSpec {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The grant under which this node owns it; `None` if it does not.
+    pub owned: Option<u64>,
+    /// The interfaces on which it is answered and announced.
+    pub answer_on: Vec<usize>,
+    /// What is balanced on it.
+    pub services: Vec<ServiceSpec>,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Its name, unique.
+    pub name: String,
+    /// Its ports.
+    pub ports: Vec<PortRangeSpec>,
+    /// All flows of a source address go to one backend.
+    pub by_source: bool,
+    /// Entries of its Maglev table.
+    pub table_size: u32,
+    /// Its backends, sorted by address.
+    pub backends: Vec<BackendSpec>,
+}
+
+/// Ports of a service, inclusive; 0 to 0 for any that no other service names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRangeSpec {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Unique for ever: a backend that was removed and added again has another one.
+    pub id: u64,
+    /// Its own address.
+    pub address: std::net::IpAddr,
+    /// Its MAC, if it shall not be resolved.
+    pub mac: Option<Mac>,
+    /// Its share of new flows.
+    pub weight: u16,
+    /// Whether it takes new flows, keeps those it has, or has none.
+    pub state: BackendState,
+}
+
+/// What a backend takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendState {
+    /// New and known flows.
+    Active,
+    /// Known flows only.
+    Draining,
+    /// Nothing.
+    Down,
+}
+
+/// Names a backend in a flow entry: its slot and the slot's generation. Never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BackendRef(NonZeroU32);
+
+/// Enough for twice the table's bound on backends, so that a freed slot rests before it is used again.
+const SLOT_BITS: u32 = 17;
+
+impl BackendRef {
+    fn new(slot: usize, generation: u32) -> Self {
+        let raw = (generation << SLOT_BITS) | slot as u32;
+        Self(NonZeroU32::new(raw).unwrap_or(NonZeroU32::MIN))
+    }
+
+    /// From what [`Self::get`] gave.
+    pub(crate) fn from_raw(raw: u32) -> Self {
+        Self(NonZeroU32::new(raw).unwrap_or(NonZeroU32::MIN))
+    }
+
+    /// As it stands in a flow entry.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    fn slot(self) -> usize {
+        (self.get() & ((1 << SLOT_BITS) - 1)) as usize
+    }
+}
+
+/// What stays with a backend across snapshots: its counters and its resolved MAC.
+#[derive(Debug, Default)]
+pub struct BackendRuntime {
+    /// Packets and bytes that were forwarded to it.
+    pub traffic: Traffic,
+    /// The MAC in the low 48 bits, and a bit that says that there is one.
+    mac: AtomicU64,
+}
+
+const MAC_KNOWN: u64 = 1 << 48;
+
+impl BackendRuntime {
+    /// Its hardware address, if known.
+    pub fn mac(&self) -> Option<Mac> {
+        let raw = self.mac.load(Ordering::Relaxed);
+        let [_, _, a, b, c, d, e, f] = raw.to_be_bytes();
+        (raw & MAC_KNOWN != 0).then_some(Mac([a, b, c, d, e, f]))
+    }
+
+    pub(crate) fn set_mac(&self, mac: Option<Mac>) {
+        let raw = mac.map_or(0, |Mac([a, b, c, d, e, f])| u64::from_be_bytes([0, 1, a, b, c, d, e, f]));
+        self.mac.store(raw, Ordering::Relaxed);
+    }
+}
+
+/// A backend as workers see it.
+#[derive(Debug)]
+pub struct Backend {
+    /// What flow entries call it.
+    pub reference: BackendRef,
+    /// Its own address.
+    pub address: std::net::IpAddr,
+    /// The service that it serves.
+    pub service: u32,
+    /// The interface on whose segment it is; `None` if on none of this node's.
+    pub port: Option<usize>,
+    /// What it takes.
+    pub state: BackendState,
+    /// Whether its MAC is resolved, not given.
+    pub resolved: bool,
+    /// Its counters and its MAC.
+    pub runtime: Arc<BackendRuntime>,
+}
+
+/// A service as workers see it.
+#[derive(Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// All flows of a source address go to one backend.
+    pub by_source: bool,
+    /// `None` while no backend takes new flows.
+    pub maglev: Option<Arc<Maglev>>,
+    /// The slots of the Maglev table's members, by position.
+    pub members: Box<[u32]>,
+}
+
+/// A VIP as workers see it.
+#[derive(Debug)]
+pub struct Vip {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The grant under which this node owns it.
+    pub owned: Option<u64>,
+    /// A bit for each interface on which it is answered.
+    pub answer_on: u64,
+    /// Which service takes which ports, sorted by protocol and first port.
+    rules: Box<[(PortRangeSpec, u32)]>,
+    /// The services that take any other port.
+    any: [Option<u32>; 2],
+    /// Packets and bytes of all its services.
+    pub traffic: Arc<Traffic>,
+}
+
+impl Vip {
+    /// The service that takes a port.
+    pub fn service(&self, protocol: Protocol, port: u16) -> Option<u32> {
+        let after = self.rules.partition_point(|(range, _)| (range.protocol, range.first) <= (protocol, port));
+        let named = after.checked_sub(1).map(|at| &self.rules[at]);
+        match named {
+            Some((range, service)) if range.protocol == protocol && port <= range.last => Some(*service),
+            _ => self.any[protocol as usize],
+        }
+    }
+
+    /// Whether it is answered on an interface.
+    pub fn answers_on(&self, port: usize) -> bool {
+        self.answer_on & (1 << port) != 0
+    }
+}
+
+/// At most so many interfaces: they are bits of a word.
+pub const MAX_PORTS: usize = 64;
+
+/// One published state of the forwarding table.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts up with every publication.
+    pub generation: u64,
+    /// The key of all flow hashes.
+    pub hash_key: HashKey,
+    /// The interfaces.
+    pub ports: Vec<PortSpec>,
+    vip_index: HashMap<u32, u32, BuildHasherDefault<AddressHasher>>,
+    /// The VIPs, sorted by address.
+    pub vips: Vec<Vip>,
+    /// The services.
+    pub services: Vec<Service>,
+    backends: Vec<Option<Backend>>,
+    /// The hardware addresses of the other load balancers, sorted.
+    peer_macs: Vec<Mac>,
+}
+
+impl Snapshot {
+    /// The VIP with that address.
+    pub fn vip(&self, address: Ipv4Addr) -> Option<&Vip> {
+        self.vip_index.get(&u32::from(address)).map(|&at| &self.vips[at as usize])
+    }
+
+    /// The backend of a flow entry, if it is still the same one.
+    pub fn backend(&self, reference: BackendRef) -> Option<&Backend> {
+        self.backends.get(reference.slot())?.as_ref().filter(|backend| backend.reference == reference)
+    }
+
+    /// The backend in a slot that a service named.
+    pub fn member(&self, slot: u32) -> Option<&Backend> {
+        self.backends.get(slot as usize)?.as_ref()
+    }
+
+    /// All backends.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.iter().flatten()
+    }
+
+    /// Whether a frame from this MAC was balanced already.
+    pub fn is_peer(&self, mac: Mac) -> bool {
+        self.peer_macs.binary_search(&mac).is_ok()
+    }
+}
+
+/// VIPs are chosen by the operator, not by an attacker: a multiplication mixes well enough.
+#[derive(Default)]
+pub struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+/// Compiles snapshots and remembers what goes on from one to the next: slots, counters, MACs, and the
+/// Maglev tables that have not changed.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    generation: u64,
+    slots: BTreeMap<u64, Kept>,
+    slot_count: usize,
+    generations: Vec<u32>,
+    free: VecDeque<usize>,
+    vips: BTreeMap<Ipv4Addr, Arc<Traffic>>,
+    maglevs: HashMap<String, (Vec<Member>, u32, Arc<Maglev>)>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    slot: usize,
+    runtime: Arc<BackendRuntime>,
+}
+
+impl Compiler {
+    /// The snapshot of a table.
+    pub fn compile(&mut self, spec: &TableSpec) -> Snapshot {
+        self.forget_what_is_gone(spec);
+        self.generation += 1;
+        let hash_key = HashKey(spec.hash_key);
+        let mut services = Vec::new();
+        let mut backends: Vec<Option<Backend>> = Vec::new();
+        let mut vips: Vec<Vip> = Vec::with_capacity(spec.vips.len());
+        for vip in &spec.vips {
+            let mut rules = Vec::new();
+            let mut any = [None, None];
+            for service in &vip.services {
+                let index = services.len() as u32;
+                for range in &service.ports {
+                    match range.first {
+                        0 => any[range.protocol as usize] = Some(index),
+                        _ => rules.push((*range, index)),
+                    }
+                }
+                let compiled = self.service(spec, hash_key, service, index, &mut backends);
+                services.push(compiled);
+            }
+            rules.sort_unstable();
+            vips.push(Vip {
+                address: vip.address,
+                owned: vip.owned,
+                answer_on: vip.answer_on.iter().filter(|&&port| port < MAX_PORTS).fold(0, |set, port| set | 1 << port),
+                rules: rules.into(),
+                any,
+                traffic: self.vips.entry(vip.address).or_default().clone(),
+            });
+        }
+        vips.sort_unstable_by_key(|vip| vip.address);
+        let vip_index = vips.iter().zip(0..).map(|(vip, at)| (u32::from(vip.address), at)).collect();
+        let mut peer_macs = spec.peer_macs.clone();
+        peer_macs.sort_unstable();
+        Snapshot {
+            generation: self.generation,
+            hash_key,
+            ports: spec.ports.clone(),
+            vip_index,
+            vips,
+            services,
+            backends,
+            peer_macs,
+        }
+    }
+
+    fn service(
+        &mut self,
+        spec: &TableSpec,
+        key: HashKey,
+        service: &ServiceSpec,
+        index: u32,
+        backends: &mut Vec<Option<Backend>>,
+    ) -> Service {
+        let mut members = Vec::new();
+        let mut places = Vec::new();
+        for backend in &service.backends {
+            let kept = self.keep(backend.id);
+            let (slot, runtime) = (kept.slot, kept.runtime.clone());
+            if backend.mac.is_some() {
+                runtime.set_mac(backend.mac);
+            }
+            if backends.len() <= slot {
+                backends.resize_with(slot + 1, || None);
+            }
+            backends[slot] = Some(Backend {
+                reference: BackendRef::new(slot, self.generations[slot]),
+                address: backend.address,
+                service: index,
+                port: port_towards(spec, backend),
+                state: backend.state,
+                resolved: backend.mac.is_none(),
+                runtime,
+            });
+            if backend.state == BackendState::Active {
+                members.push(slot as u32);
+                places.push(Member::new(key, backend.address, backend.weight, service.table_size));
+            }
+        }
+        let maglev = match self.maglevs.get(&service.name) {
+            Some((built, size, maglev)) if *built == places && *size == service.table_size => Some(maglev.clone()),
+            _ => Maglev::build(&places, service.table_size).map(Arc::new),
+        };
+        match &maglev {
+            Some(maglev) => {
+                self.maglevs.insert(service.name.clone(), (places, service.table_size, maglev.clone()));
+            }
+            None => drop(self.maglevs.remove(&service.name)),
+        }
+        Service { name: service.name.clone(), by_source: service.by_source, maglev, members: members.into() }
+    }
+
+    fn keep(&mut self, id: u64) -> &Kept {
+        self.slots.entry(id).or_insert_with(|| {
+            // Slots are reused in turn, and only when twice the bound has been handed out: a flow entry
+            // has expired long before its slot's generation comes round again.
+            let slot = if self.slot_count < 1 << SLOT_BITS {
+                self.slot_count += 1;
+                self.generations.push(1);
+                self.slot_count - 1
+            } else {
+                let slot = self.free.pop_front().unwrap_or(0);
+                self.generations[slot] = (self.generations[slot] % ((1 << (32 - SLOT_BITS)) - 1)) + 1;
+                slot
+            };
+            Kept { slot, runtime: Arc::default() }
+        })
+    }
+
+    fn forget_what_is_gone(&mut self, spec: &TableSpec) {
+        let services = || spec.vips.iter().flat_map(|vip| &vip.services);
+        let alive: std::collections::HashSet<u64> =
+            services().flat_map(|service| &service.backends).map(|backend| backend.id).collect();
+        let free = &mut self.free;
+        self.slots.retain(|id, kept| {
+            let stays = alive.contains(id);
+            if !stays {
+                free.push_back(kept.slot);
+            }
+            stays
+        });
+        let vips: std::collections::HashSet<Ipv4Addr> = spec.vips.iter().map(|vip| vip.address).collect();
+        self.vips.retain(|address, _| vips.contains(address));
+        let names: std::collections::HashSet<&str> = services().map(|service| service.name.as_str()).collect();
+        self.maglevs.retain(|name, _| names.contains(name.as_str()));
+    }
+}
+
+/// The interface on whose segment a backend is; one whose MAC was given may be behind the first.
+fn port_towards(spec: &TableSpec, backend: &BackendSpec) -> Option<usize> {
+    let on_segment = match backend.address {
+        std::net::IpAddr::V4(address) => spec.ports.iter().position(|port| port.address_towards(address).is_some()),
+        std::net::IpAddr::V6(_) => None,
+    };
+    on_segment.or_else(|| (backend.mac.is_some() && !spec.ports.is_empty()).then_some(0))
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,0 +1,74 @@
+//! How a frame ends: sent, answered, or dropped with a reason that is counted.
+
+/// How a frame ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Rewritten in place, to be sent out of this port.
+    Forward {
+        /// The index of the outgoing interface.
+        port: usize,
+    },
+    /// Turned in place into an answer, to be sent where it came from.
+    Answer,
+    /// Not sent.
+    Drop(DropReason),
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)+) => {
+        /// Why a frame is not sent. A closed set, so that each has a counter.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DropReason { $($(#[$doc])* $name,)+ }
+
+        impl DropReason {
+            /// All of them, in the order of their discriminants.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// As it stands in metrics and on the screen.
+            pub fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Addressed to another station; a switch flooded it.
+    NotForUs = "not_for_us",
+    /// For no VIP: the node's own traffic, which its kernel handles.
+    NotVip = "not_vip",
+    /// It carries a VLAN tag and so belongs to another segment.
+    VlanTagged = "vlan_tagged",
+    /// Headers that lie about their lengths or do not fit.
+    Malformed = "malformed",
+    /// Neither IPv4 nor ARP.
+    NotIp = "not_ip",
+    /// A fragment of a datagram.
+    Fragment = "fragment",
+    /// For a VIP, but neither TCP nor UDP nor an echo request.
+    ProtocolUnsupported = "protocol_unsupported",
+    /// No service takes the port.
+    NoService = "no_service",
+    /// The service has no backend that takes flows.
+    NoBackend = "no_backend",
+    /// The backend's hardware address is not known (yet).
+    BackendUnresolved = "backend_unresolved",
+    /// The backend is on no segment of this node.
+    BackendUnreachable = "backend_unreachable",
+    /// It came from the backend that it would go to.
+    Hairpin = "hairpin",
+    /// It came from another load balancer, which has balanced it already.
+    BalancedTwice = "balanced_twice",
+    /// Larger than the outgoing interface takes.
+    TooBig = "too_big",
+    /// ARP that needs no answer of ours, or that we may not give: not the owner, or no valid lease.
+    ArpNotOurs = "arp_not_ours",
+    /// Another station claims a VIP that we own.
+    ArpConflict = "arp_conflict",
+    /// An echo request to a VIP that another node owns.
+    EchoNotOurs = "echo_not_ours",
+    /// The ring's slot was too small and the copy did not arrive.
+    RingTruncated = "ring_truncated",
+    /// The outgoing queue was full.
+    SendFailed = "send_failed",
+}

@@ -1,0 +1,302 @@
+//! The guard: the node's own kernel must not answer, accept, forward, redirect or reset anything for a
+//! VIP, whatever `ip_forward` says and even if somebody has put the VIP on the node's loopback. An
+//! nftables table of our own at the ingress of each interface, behind the packet sockets' tap, drops
+//! packets to the VIPs and ARP requests for them. It stays when the process crashes, is replaced at
+//! the next start, and is removed at a graceful stop.
+//!
+//! Written over netlink in one transaction, so there is no moment with half a table.
+
+use std::{io, net::Ipv4Addr};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+    nftables::{
+        ChainAttribute, ChainMessage, Cmp, DataAttribute, DevHookNumber, Expressions, Hook, HookNumber, Immediate,
+        ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage,
+        SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
+        Verdict, VerdictAttribute,
+    },
+    none::ControlMessage,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4};
+
+const TABLE: &str = "lbd";
+const SET: &str = "vips4";
+const SET_ID: u32 = 1;
+/// Before anything else at the ingress.
+const PRIORITY: i32 = -500;
+/// Elements of one message; a netlink attribute holds less than 64 KiB.
+const ELEMENTS: usize = 512;
+/// NFNL_SUBSYS_NFTABLES, in the resource id of a batch.
+const SUBSYS_NFTABLES: u16 = 10;
+/// linux/netfilter/nf_tables.h: NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER.
+const LINK_LAYER: u32 = 0;
+const NETWORK: u32 = 1;
+/// enum of data types in nft; only shown by `nft list`.
+const TYPE_IPV4_ADDRESS: u32 = 7;
+const POLICY_ACCEPT: u32 = 1;
+const NF_DROP: u32 = 0;
+/// IEEE 802.1Q.
+const ETHERTYPE_VLAN: u16 = 0x8100;
+
+/// Why the guard is not in place.
+#[derive(Debug, thiserror::Error)]
+#[error("the nftables guard: {step}: {source}{hint}", hint = hint(source))]
+pub struct GuardError {
+    step: &'static str,
+    source: io::Error,
+}
+
+impl GuardError {
+    /// Whether a right is missing.
+    pub fn is_permission(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EPERM)
+    }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => " (lbd needs the capability CAP_NET_ADMIN: start it as root or by its systemd unit)",
+        Some(libc::EOPNOTSUPP | libc::ENOENT | libc::EPROTONOSUPPORT) => {
+            " (the kernel needs nf_tables with the netdev family: modprobe nf_tables)"
+        }
+        _ => "",
+    }
+}
+
+/// Puts the guard in place, or replaces it.
+pub fn install(interfaces: &[String], vips: &[Ipv4Addr]) -> Result<(), GuardError> {
+    let mut batch = Batch::default();
+    batch.replace_table();
+    batch.add_set(vips);
+    for (number, interface) in interfaces.iter().enumerate() {
+        batch.add_chain(&format!("ingress{number}"), interface);
+    }
+    batch.send()
+}
+
+/// Takes the guard away.
+pub fn remove() -> Result<(), GuardError> {
+    let mut batch = Batch::default();
+    // Creating what may be there and deleting it never fails, whether it was there or not.
+    batch.add_table();
+    batch.delete_table();
+    batch.send()
+}
+
+/// One transaction.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    messages: u32,
+}
+
+impl Batch {
+    fn push(&mut self, message: impl Into<NetfilterMessageInner>, family: NetfilterProtoFamily, id: u16, flags: u16) {
+        let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, id), message);
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.header.sequence_number = self.messages;
+        message.finalize();
+        let start = self.bytes.len();
+        self.bytes.resize(start + message.buffer_len(), 0);
+        message.serialize(&mut self.bytes[start..]);
+        self.messages += 1;
+    }
+
+    fn nft(&mut self, message: NfTablesMessage, flags: u16) {
+        if self.messages == 0 {
+            self.push(ControlMessage::BatchBegin, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
+        }
+        self.push(message, NetfilterProtoFamily::NetDev, 0, flags | NLM_F_ACK);
+    }
+
+    fn add_table(&mut self) {
+        self.nft(NfTablesMessage::NewTable(table()), NLM_F_CREATE);
+    }
+
+    fn delete_table(&mut self) {
+        self.nft(NfTablesMessage::DeleteTable(table()), 0);
+    }
+
+    fn replace_table(&mut self) {
+        self.add_table();
+        self.delete_table();
+        self.add_table();
+    }
+
+    fn add_set(&mut self, vips: &[Ipv4Addr]) {
+        let set = SetMessage {
+            attributes: vec![
+                SetAttribute::Table(TABLE.into()),
+                SetAttribute::Name(SET.into()),
+                SetAttribute::KeyType(TYPE_IPV4_ADDRESS),
+                SetAttribute::KeyLen(4),
+                SetAttribute::Id(SET_ID),
+            ],
+        };
+        self.nft(NfTablesMessage::NewSet(set), NLM_F_CREATE);
+        for vips in vips.chunks(ELEMENTS) {
+            let element = |vip: &Ipv4Addr| {
+                let key = DataAttribute::Value(vip.octets().to_vec());
+                ListAttribute::Element(vec![SetElementAttribute::Key(key)])
+            };
+            let elements = SetElementMessage {
+                attributes: vec![
+                    SetElementList::Table(TABLE.into()),
+                    SetElementList::Set(SET.into()),
+                    SetElementList::Elements(vips.iter().map(element).collect()),
+                ],
+            };
+            self.nft(NfTablesMessage::NewSetElement(elements), NLM_F_CREATE);
+        }
+    }
+
+    fn add_chain(&mut self, name: &str, interface: &str) {
+        let chain = ChainMessage {
+            attributes: vec![
+                ChainAttribute::Table(TABLE.into()),
+                ChainAttribute::Name(name.into()),
+                ChainAttribute::Hook(vec![
+                    Hook::Number(HookNumber::Dev(DevHookNumber::Ingress)),
+                    Hook::Priority(PRIORITY.cast_unsigned()),
+                    Hook::NetDeviceName(interface.into()),
+                ]),
+                ChainAttribute::Policy(POLICY_ACCEPT),
+                ChainAttribute::Type("filter".into()),
+            ],
+        };
+        self.nft(NfTablesMessage::NewChain(chain), NLM_F_CREATE);
+        // Untagged, and tagged with VLAN 0, which the kernel treats alike. Other tags belong to other
+        // segments and are let by.
+        for vlan_zero in [false, true] {
+            // IPv4: destination address. ARP: operation 1 (request), target address.
+            self.add_rule(name, ethertype_is(vlan_zero, ETHERTYPE_IPV4), in_set(16));
+            let mut request = ethertype_is(vlan_zero, ETHERTYPE_ARP);
+            request.extend(payload_is(NETWORK, 6, &[0, 1]));
+            self.add_rule(name, request, in_set(24));
+        }
+    }
+
+    fn add_rule(&mut self, chain: &str, mut when: Vec<Expressions>, vip: [Expressions; 2]) {
+        when.extend(vip);
+        let drop = VerdictAttribute::Code(Verdict::Other(NF_DROP));
+        when.push(Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Verdict),
+            Immediate::Data(DataAttribute::Verdict(vec![drop])),
+        ]));
+        let rule = RuleMessage {
+            attributes: vec![
+                RuleAttribute::Table(TABLE.into()),
+                RuleAttribute::Chain(chain.into()),
+                RuleAttribute::Expressions(when.into_iter().map(Into::into).collect()),
+            ],
+        };
+        self.nft(NfTablesMessage::NewRule(rule), NLM_F_CREATE | NLM_F_APPEND);
+    }
+
+    fn send(mut self) -> Result<(), GuardError> {
+        self.push(ControlMessage::BatchEnd, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
+        let failed = |step| move |source| GuardError { step, source };
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed("opening a netlink socket"))?;
+        socket.bind_auto().map_err(failed("binding a netlink socket"))?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(failed("connecting to the kernel"))?;
+        socket.send(&self.bytes, 0).map_err(failed("sending the transaction"))?;
+        // A transaction is carried out within the send; its answers wait already.
+        socket.set_non_blocking(true).map_err(failed("reading the answer"))?;
+        let mut answers = 0;
+        loop {
+            let mut buffer = Vec::with_capacity(64 << 10);
+            match socket.recv(&mut buffer, 0) {
+                Ok(_) => answers += check_answers(&buffer).map_err(failed("the kernel refuses"))?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(failed("reading the answer")(error)),
+            }
+        }
+        // All but the two marks of the batch are acknowledged.
+        if answers + 2 == self.messages {
+            Ok(())
+        } else {
+            Err(failed("the kernel acknowledged only a part")(io::Error::other(format!(
+                "{answers} of {} messages",
+                self.messages - 2
+            ))))
+        }
+    }
+}
+
+/// How many messages a datagram acknowledges.
+fn check_answers(mut bytes: &[u8]) -> io::Result<u32> {
+    let mut acknowledged = 0;
+    while !bytes.is_empty() {
+        let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).map_err(io::Error::other)?;
+        if let NetlinkPayload::Error(error) = &message.payload {
+            match error.code {
+                None => acknowledged += 1,
+                Some(code) => return Err(io::Error::from_raw_os_error(-code.get())),
+            }
+        }
+        let len = (message.header.length as usize).next_multiple_of(4).min(bytes.len());
+        bytes = &bytes[len..];
+    }
+    Ok(acknowledged)
+}
+
+fn table() -> TableMessage {
+    TableMessage { attributes: vec![TableAttribute::Name(TABLE.into())] }
+}
+
+/// The frame is of that type, on no VLAN or on VLAN 0.
+fn ethertype_is(vlan_zero: bool, ethertype: u16) -> Vec<Expressions> {
+    let mut all = Vec::new();
+    if vlan_zero {
+        // The tag control information: priority, then the VLAN's number. Priorities other than 0 on VLAN 0
+        // are eight values more; the frames that switches send that way use 0.
+        all.extend(payload_is(LINK_LAYER, 12, &ETHERTYPE_VLAN.to_be_bytes()));
+        all.extend(payload_is(LINK_LAYER, 14, &[0, 0]));
+        all.extend(payload_is(LINK_LAYER, 16, &ethertype.to_be_bytes()));
+    } else {
+        // The protocol that the kernel will use is that of the frame; a tag that the device took out
+        // is put back by nftables for a look at the link layer.
+        all.push(Expressions::Meta(vec![
+            Meta::Key(MetaKey::EtherTypeProtocol),
+            Meta::DestinationRegister(Register::Reg1),
+        ]));
+        all.push(equals(&ethertype.to_be_bytes()));
+        all.extend(payload_is(LINK_LAYER, 12, &ethertype.to_be_bytes()));
+    }
+    all
+}
+
+fn payload_is(base: u32, offset: u32, bytes: &[u8]) -> [Expressions; 2] {
+    [load(base, offset, bytes.len() as u32), equals(bytes)]
+}
+
+fn in_set(offset: u32) -> [Expressions; 2] {
+    let lookup = Expressions::Lookup(vec![
+        Lookup::Set(SET.into()),
+        Lookup::SourceRegister(Register::Reg1),
+        Lookup::SetId(SET_ID),
+    ]);
+    [load(NETWORK, offset, 4), lookup]
+}
+
+fn load(base: u32, offset: u32, len: u32) -> Expressions {
+    Expressions::Payload(vec![
+        Payload::DestinationRegister(Register::Reg1),
+        Payload::Base(base),
+        Payload::Offset(offset),
+        Payload::Len(len),
+    ])
+}
+
+fn equals(bytes: &[u8]) -> Expressions {
+    Expressions::Cmp(vec![
+        Cmp::SourceRegister(Register::Reg1),
+        Cmp::Op(Operator::Equal),
+        Cmp::Data(DataAttribute::Value(bytes.to_vec())),
+    ])
+}

@@ -1,0 +1,346 @@
+//! The dataplane from outside: start it, publish tables, extend the lease, read the counters, stop it.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::{
+    forward::{
+        DropReason,
+        flow::{FlowTable, Timeouts},
+        table::{Compiler, Snapshot, TableSpec},
+    },
+    guard::{self, GuardError},
+    io::{self as frames, EngineError, EngineKind, PortConfig},
+    lease::LeaseClock,
+    packet::Mac,
+    stats::WorkerStats,
+    worker::{self, Core},
+};
+
+/// What a dataplane is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The interfaces; a [`TableSpec`]'s ports are these, in this order.
+    pub ports: Vec<PortConfig>,
+    /// The engine; `None` for the best that runs.
+    pub engine: Option<EngineKind>,
+    /// Flows that are remembered at most.
+    pub flow_capacity: usize,
+    /// For how long.
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// Four million flows: 128 MiB if all of them are there.
+    pub const DEFAULT_FLOW_CAPACITY: usize = 1 << 22;
+}
+
+/// Why a dataplane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No engine runs.
+    #[error("engine {kind}: {source}")]
+    Engine {
+        /// The one that was tried last.
+        kind: EngineKind,
+        /// Why it does not run.
+        source: EngineError,
+    },
+    /// The guard cannot be put in place.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// A thread, an event descriptor or the flow table.
+    #[error("{0}: {1}")]
+    Resource(&'static str, io::Error),
+}
+
+impl StartError {
+    /// Whether a right is missing.
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::Engine { source: EngineError::Socket(error), .. } => error.is_permission(),
+            Self::Guard(error) => error.is_permission(),
+            _ => false,
+        }
+    }
+}
+
+/// What the control plane and the worker share.
+pub(crate) struct Shared {
+    pub(crate) snapshot: ArcSwap<Snapshot>,
+    /// The generation by which every frame from now on is judged.
+    pub(crate) seen_generation: AtomicU64,
+    pub(crate) lease: Arc<LeaseClock>,
+    pub(crate) stats: WorkerStats,
+    pub(crate) stop: AtomicBool,
+}
+
+/// A running dataplane.
+pub struct Dataplane {
+    shared: Arc<Shared>,
+    compiler: Mutex<Published>,
+    interfaces: Vec<String>,
+    wake: OwnedFd,
+    thread: Option<thread::JoinHandle<io::Result<()>>>,
+    engine: EngineKind,
+    engine_reason: Option<String>,
+}
+
+/// What was published last, by the one who publishes.
+struct Published {
+    compiler: Compiler,
+    guarded: Vec<Ipv4Addr>,
+}
+
+/// The counters at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Frames taken from the rings: forwarded + answered + all drops.
+    pub received: u64,
+    /// Frames sent on to backends.
+    pub forwarded: u64,
+    /// Frames answered.
+    pub answered: u64,
+    /// Frames not sent, by reason; only reasons that occurred.
+    pub drops: Vec<(DropReason, u64)>,
+    /// Frames lost before the ring.
+    pub ring_full: u64,
+    /// Frames made by the worker itself.
+    pub originated: u64,
+    /// Flows put into the flow table.
+    pub flows_remembered: u64,
+    /// Flows that found no room there.
+    pub flows_not_remembered: u64,
+    /// Per VIP: address, packets, bytes.
+    pub vips: Vec<(Ipv4Addr, u64, u64)>,
+    /// Per backend.
+    pub backends: Vec<BackendReport>,
+}
+
+/// A backend's counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendReport {
+    /// Its service.
+    pub service: String,
+    /// Its own address.
+    pub address: IpAddr,
+    /// Its hardware address, if known.
+    pub mac: Option<Mac>,
+    /// Frames sent to it.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Dataplane {
+    /// Opens the sockets and starts the worker; forwards nothing before the first [`Self::publish`].
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let interfaces: Vec<String> = config.ports.iter().map(|port| port.name.clone()).collect();
+        guard::install(&interfaces, &[])?;
+        let mut compiler = Compiler::default();
+        // Known interfaces, no VIPs: frames that come before the first table are dropped.
+        let ports = config.ports.iter().map(empty_port).collect();
+        let snapshot = compiler.compile(&TableSpec { ports, ..TableSpec::default() });
+        let shared = Arc::new(Shared {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            seen_generation: AtomicU64::new(0),
+            lease: Arc::default(),
+            stats: WorkerStats::default(),
+            stop: AtomicBool::new(false),
+        });
+        let resource = |what| move |error| StartError::Resource(what, error);
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| StartError::Resource("making an event descriptor", error.into()))?;
+        let (report, started) = mpsc::channel();
+        let worker = Start {
+            config: config.clone(),
+            shared: shared.clone(),
+            wake: wake.try_clone().map_err(resource("copying an event descriptor"))?,
+            report,
+        };
+        let thread = thread::Builder::new()
+            .name("dataplane".into())
+            .spawn(move || worker.run())
+            .map_err(resource("starting the worker's thread"))?;
+        let ended = || resource("starting the worker")(io::Error::other("it ended at once"));
+        let (engine, engine_reason) = started.recv().map_err(|_| ended())??;
+        let compiler = Mutex::new(Published { compiler, guarded: Vec::new() });
+        Ok(Self { shared, compiler, interfaces, wake, thread: Some(thread), engine, engine_reason })
+    }
+
+    /// Publishes a table and returns its generation. The worker goes on with the old one until its next
+    /// batch; [`Self::wait_seen`] waits for that.
+    pub fn publish(&self, spec: &TableSpec) -> Result<u64, GuardError> {
+        let mut published = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
+        let vips: Vec<Ipv4Addr> = spec.vips.iter().map(|vip| vip.address).collect();
+        // The guard before the first answer; and after the last one when a VIP goes, because a packet
+        // that finds neither would reach the kernel.
+        if published.guarded != vips {
+            let mut both = [&published.guarded[..], &vips].concat();
+            both.sort_unstable();
+            both.dedup();
+            guard::install(&self.interfaces, &both)?;
+            let grown_only = both.len() == vips.len();
+            published.guarded = if grown_only { vips.clone() } else { both };
+        }
+        let snapshot = published.compiler.compile(spec);
+        let generation = snapshot.generation;
+        self.shared.snapshot.store(Arc::new(snapshot));
+        self.wake();
+        if published.guarded != vips {
+            self.wait_seen(generation, Duration::from_secs(1));
+            guard::install(&self.interfaces, &vips)?;
+            published.guarded = vips;
+        }
+        Ok(generation)
+    }
+
+    /// Waits until no frame is judged by an older table any more. Whether that came about in time.
+    pub fn wait_seen(&self, generation: u64, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        while self.shared.seen_generation.load(Ordering::Acquire) < generation {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            // A batch takes microseconds; this is the rare path of a VIP that leaves.
+            thread::sleep(Duration::from_micros(100));
+        }
+        true
+    }
+
+    /// The deadline of this node's answers.
+    pub fn lease(&self) -> &Arc<LeaseClock> {
+        &self.shared.lease
+    }
+
+    /// The engine that runs.
+    pub fn engine(&self) -> EngineKind {
+        self.engine
+    }
+
+    /// Why it is not the best one, if it is not.
+    pub fn engine_reason(&self) -> Option<&str> {
+        self.engine_reason.as_deref()
+    }
+
+    /// Whether the worker still runs.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// The counters.
+    pub fn report(&self) -> Report {
+        let stats = &self.shared.stats;
+        let snapshot = self.shared.snapshot.load();
+        let vip = |vip: &crate::forward::table::Vip| (vip.address, vip.traffic.packets.get(), vip.traffic.bytes.get());
+        let backend = |backend: &crate::forward::table::Backend| BackendReport {
+            service: snapshot.services[backend.service as usize].name.clone(),
+            address: backend.address,
+            mac: backend.runtime.mac(),
+            packets: backend.runtime.traffic.packets.get(),
+            bytes: backend.runtime.traffic.bytes.get(),
+        };
+        Report {
+            received: stats.received.get(),
+            forwarded: stats.forwarded.get(),
+            answered: stats.answered.get(),
+            drops: stats.drops().filter(|(_, count)| *count > 0).collect(),
+            ring_full: stats.ring_full.get(),
+            originated: stats.originated.get(),
+            flows_remembered: stats.flows_remembered.get(),
+            flows_not_remembered: stats.flows_not_remembered.get(),
+            vips: snapshot.vips.iter().map(vip).collect(),
+            backends: snapshot.backends().map(backend).collect(),
+        }
+    }
+
+    /// Stops answering and forwarding, and takes the guard away.
+    pub fn stop(mut self) -> Result<(), GuardError> {
+        self.stop_worker();
+        guard::remove()
+    }
+
+    fn stop_worker(&mut self) {
+        self.shared.lease.revoke();
+        self.shared.stop.store(true, Ordering::Release);
+        self.wake();
+        match self.thread.take().map(thread::JoinHandle::join) {
+            Some(Ok(Err(error))) => tracing::error!(%error, "the dataplane had stopped by itself"),
+            Some(Err(_)) => tracing::error!("the dataplane's worker panicked"),
+            Some(Ok(Ok(()))) | None => {}
+        }
+    }
+
+    fn wake(&self) {
+        // It fails only when the counter is full, and then the worker is awake.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Dataplane {
+    /// Without [`Self::stop`] the guard stays, as after a crash.
+    fn drop(&mut self) {
+        self.stop_worker();
+    }
+}
+
+type Started = Result<(EngineKind, Option<String>), StartError>;
+
+/// What the worker's thread starts with. The engine is made on the thread that uses it.
+struct Start {
+    config: Config,
+    shared: Arc<Shared>,
+    wake: OwnedFd,
+    report: mpsc::Sender<Started>,
+}
+
+impl Start {
+    fn run(self) -> io::Result<()> {
+        let flows = match FlowTable::new(self.config.flow_capacity, self.config.timeouts) {
+            Ok(flows) => flows,
+            Err(error) => return self.failed(StartError::Resource("the flow table", error)),
+        };
+        let filter = frames::filter::program(&[]);
+        let start = |kind| {
+            frames::start(kind, &self.config.ports, self.wake.as_fd(), &filter)
+                .map_err(|source| StartError::Engine { kind, source })
+        };
+        let kind = self.config.engine.unwrap_or(EngineKind::Ring);
+        let (engine, kind, reason) = match start(kind) {
+            Ok(engine) => (engine, kind, None),
+            // Only where nobody asked for one engine by name, and only for want of io_uring.
+            Err(StartError::Engine { source: source @ EngineError::Uring(_), .. }) if self.config.engine.is_none() => {
+                match start(EngineKind::Mmsg) {
+                    Ok(engine) => (engine, EngineKind::Mmsg, Some(source.to_string())),
+                    Err(error) => return self.failed(error),
+                }
+            }
+            Err(error) => return self.failed(error),
+        };
+        // Nobody waits any more if the caller is gone; then `stop` is set too.
+        let _ = self.report.send(Ok((kind, reason)));
+        worker::run(Core::new(self.shared, flows), engine)
+    }
+
+    fn failed(&self, error: StartError) -> io::Result<()> {
+        let _ = self.report.send(Err(error));
+        Ok(())
+    }
+}
+
+fn empty_port(port: &PortConfig) -> crate::forward::table::PortSpec {
+    crate::forward::table::PortSpec { name: port.name.clone(), mac: Mac::ZERO, mtu: port.mtu, addresses: Vec::new() }
+}

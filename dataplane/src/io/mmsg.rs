@@ -1,0 +1,219 @@
+//! The plain engine: recvmmsg(2) and sendmmsg(2), for kernels and sandboxes without io_uring.
+
+use std::{
+    io, mem,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    ptr,
+    time::Duration,
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::{
+    BATCH, Engine, EngineError, FrameMeta, MAX_FRAME_LEN, PortConfig, TRUNCATED, VNET_HEADER_LEN, filter::Instruction,
+    memory::HugeSlice, out_port, socket::PacketSocket,
+};
+use crate::{
+    forward::Verdict,
+    worker::{Core, Sent},
+};
+
+const BUFFER_LEN: usize = (VNET_HEADER_LEN + MAX_FRAME_LEN).next_multiple_of(4096);
+/// Room for one control message with struct tpacket_auxdata (20 bytes).
+const CONTROL_LEN: usize = 64;
+
+pub(super) struct MmsgEngine {
+    ports: Vec<Port>,
+    wake: OwnedFd,
+    batch: Box<Batch>,
+}
+
+struct Port {
+    receiver: PacketSocket,
+    sender: PacketSocket,
+    /// Frames of the present batch that leave here.
+    outgoing: Vec<Outgoing>,
+}
+
+struct Outgoing {
+    buffer: usize,
+    len: usize,
+    sent: Sent,
+}
+
+/// Buffers and the headers that point into them. Boxed, so that the pointers stay good.
+struct Batch {
+    buffers: HugeSlice<u8>,
+    controls: [[u64; CONTROL_LEN / 8]; BATCH],
+    vectors: [libc::iovec; BATCH],
+    headers: [libc::mmsghdr; BATCH],
+}
+
+impl super::memory::Zeroed for u8 {
+    const ZERO: Self = 0;
+}
+
+impl MmsgEngine {
+    pub(super) fn start(
+        ports: &[PortConfig],
+        wake: BorrowedFd<'_>,
+        filter: &[Instruction],
+    ) -> Result<Self, EngineError> {
+        let ports = ports
+            .iter()
+            .map(|port| {
+                let sender = PacketSocket::sender(port)?;
+                let receiver = PacketSocket::receiver(port, filter)?;
+                receiver.request_auxdata()?;
+                receiver.bind_all(port.ifindex)?;
+                Ok(Port { receiver, sender, outgoing: Vec::with_capacity(BATCH) })
+            })
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        let buffers = HugeSlice::new(BATCH * BUFFER_LEN).map_err(EngineError::Uring)?;
+        // SAFETY: iovec and mmsghdr are plain data for which zero (null pointers, no lengths) is a value.
+        let (vectors, headers) = unsafe { (mem::zeroed(), mem::zeroed()) };
+        let batch = Box::new(Batch { buffers, controls: [[0; CONTROL_LEN / 8]; BATCH], vectors, headers });
+        let wake = wake.try_clone_to_owned().map_err(EngineError::Uring)?;
+        Ok(Self { ports, wake, batch })
+    }
+
+    /// Judges and sends what one interface has. Whether there was anything.
+    fn drain_port(&mut self, port: usize, core: &mut Core) -> bool {
+        let received = self.batch.receive(&self.ports[port].receiver);
+        for index in 0..received {
+            let (len, vlan_tagged) = self.batch.received(index);
+            let bytes = self.batch.buffer(index, len);
+            let Some((vnet, frame)) = bytes.split_at_mut_checked(VNET_HEADER_LEN) else {
+                core.count_unseen(TRUNCATED);
+                continue;
+            };
+            let verdict = core.judge(port, FrameMeta::new(vlan_tagged, vnet), frame);
+            if let Some(out) = out_port(verdict, port) {
+                let sent = if verdict == Verdict::Answer { Sent::Answered } else { Sent::Forwarded };
+                self.ports[out].outgoing.push(Outgoing { buffer: index, len, sent });
+            }
+        }
+        for port in &mut self.ports {
+            self.batch.send(port, core);
+        }
+        received > 0
+    }
+}
+
+impl Batch {
+    /// Receives up to a batch of frames into the buffers, without waiting.
+    fn receive(&mut self, socket: &PacketSocket) -> usize {
+        for index in 0..BATCH {
+            self.point(index, index, BUFFER_LEN);
+            let header = &mut self.headers[index].msg_hdr;
+            header.msg_control = self.controls[index].as_mut_ptr().cast();
+            header.msg_controllen = CONTROL_LEN;
+        }
+        // SAFETY: each header points at one vector, each vector at a buffer of its own of BUFFER_LEN bytes,
+        // and each control pointer at CONTROL_LEN bytes; all live in self, which is borrowed.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                BATCH as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                ptr::null_mut(),
+            )
+        };
+        // Nothing there, or a passing error such as ENETDOWN: the next turn asks again.
+        usize::try_from(received).unwrap_or(0)
+    }
+
+    /// The length of a received message, and whether its frame carries a VLAN tag.
+    fn received(&self, index: usize) -> (usize, bool) {
+        const PACKET_AUXDATA: libc::c_int = 8;
+        const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
+        let header = &self.headers[index];
+        // SAFETY: the kernel has written well-formed control messages into the control buffer and its length
+        // into msg_controllen; CMSG_FIRSTHDR checks the latter. A packet socket sends one message at most,
+        // and struct tpacket_auxdata starts with the 32-bit status.
+        let status = unsafe {
+            let control = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
+            let is_auxdata = !control.is_null()
+                && (*control).cmsg_level == libc::SOL_PACKET
+                && (*control).cmsg_type == PACKET_AUXDATA;
+            if is_auxdata { libc::CMSG_DATA(control).cast::<u32>().read_unaligned() } else { 0 }
+        };
+        (header.msg_len as usize, status & TP_STATUS_VLAN_VALID != 0)
+    }
+
+    fn buffer(&mut self, index: usize, len: usize) -> &mut [u8] {
+        let start = index * BUFFER_LEN;
+        &mut self.buffers[start..start + len.min(BUFFER_LEN)]
+    }
+
+    /// Makes the header at `index` point at `len` bytes of a buffer.
+    fn point(&mut self, index: usize, buffer: usize, len: usize) {
+        let start = self.buffer(buffer, len).as_mut_ptr();
+        self.vectors[index] = libc::iovec { iov_base: start.cast(), iov_len: len };
+        let vector = &raw mut self.vectors[index];
+        let header = &mut self.headers[index];
+        // SAFETY: plain data for which zero is a value.
+        header.msg_hdr = unsafe { mem::zeroed() };
+        header.msg_hdr.msg_iov = vector;
+        header.msg_hdr.msg_iovlen = 1;
+    }
+
+    /// Sends what leaves by one interface; what its queue does not take is lost, as on any full wire.
+    fn send(&mut self, port: &mut Port, core: &mut Core) {
+        for (index, outgoing) in port.outgoing.iter().enumerate() {
+            self.point(index, outgoing.buffer, outgoing.len);
+        }
+        let mut done = 0;
+        while done < port.outgoing.len() {
+            let count = (port.outgoing.len() - done) as libc::c_uint;
+            // SAFETY: the headers from `done` on were pointed at filled buffers above and live in self.
+            let sent = unsafe {
+                libc::sendmmsg(port.sender.as_raw_fd(), self.headers.as_mut_ptr().add(done), count, libc::MSG_DONTWAIT)
+            };
+            match usize::try_from(sent) {
+                Ok(sent) if sent > 0 => done += sent,
+                _ => {
+                    core.send_failed(port.outgoing[done].sent);
+                    done += 1;
+                }
+            }
+        }
+        port.outgoing.clear();
+    }
+}
+
+impl Engine for MmsgEngine {
+    fn turn(&mut self, wait: Duration, core: &mut Core) -> io::Result<()> {
+        let mut busy = false;
+        for port in 0..self.ports.len() {
+            busy |= self.drain_port(port, core);
+        }
+        if busy || wait.is_zero() {
+            return Ok(());
+        }
+        let receivers = self.ports.iter().map(|port| port.receiver.as_fd());
+        let mut waiting: Vec<PollFd<'_>> =
+            receivers.chain([self.wake.as_fd()]).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let timeout = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
+        match rustix::event::poll(&mut waiting, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Only to reset it; it is non-blocking.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        Ok(())
+    }
+
+    fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()> {
+        self.ports[port].sender.send(frame)
+    }
+
+    fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {
+        self.ports.iter().try_for_each(|port| port.receiver.attach(program))
+    }
+
+    fn lost(&mut self) -> u64 {
+        self.ports.iter().map(|port| port.receiver.lost()).sum()
+    }
+}

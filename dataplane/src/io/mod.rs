@@ -1,0 +1,137 @@
+//! The kernel's side of the dataplane, and the only unsafe code: packet sockets, the receive ring,
+//! io_uring, and the engines that move frames between them and the worker.
+//!
+//! An [`Engine`] takes frames, has each judged by [`crate::worker::Core`], and sends what the verdict
+//! says, in the order of arrival. The ring engine is the default; `mmsg` needs no io_uring.
+
+pub(crate) mod filter;
+pub mod memory;
+mod mmsg;
+mod packet_ring;
+mod ring;
+mod socket;
+
+use std::{fmt, io, os::fd::BorrowedFd, time::Duration};
+
+pub use socket::SocketError;
+
+use crate::{
+    forward::{DropReason, Verdict},
+    worker::Core,
+};
+
+/// The header that PACKET_VNET_HDR puts before each frame (struct virtio_net_hdr): without it, a frame
+/// with a partial checksum would be sent on broken, and a super-frame could not be sent at all.
+pub(crate) const VNET_HEADER_LEN: usize = 10;
+/// Frames judged before the next look at the table and the clock.
+pub(crate) const BATCH: usize = 64;
+/// The longest frame: a super-frame of 64 KiB with its headers.
+pub(crate) const MAX_FRAME_LEN: usize = 65_536 + 256;
+
+/// How frames are moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    /// io_uring sends straight out of a TPACKET_V2 receive ring.
+    Ring,
+    /// recvmmsg and sendmmsg.
+    Mmsg,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ring => "ring",
+            Self::Mmsg => "mmsg",
+        })
+    }
+}
+
+/// What the kernel says about a frame beside its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrameMeta {
+    /// It carries a VLAN tag, which the kernel has taken out of the frame.
+    pub vlan_tagged: bool,
+    /// The size of the segments that a super-frame stands for.
+    pub gso_size: Option<u16>,
+}
+
+impl FrameMeta {
+    /// From the vnet header. Its numbers are in the machine's byte order.
+    fn new(vlan_tagged: bool, vnet: &[u8]) -> Self {
+        const GSO_NONE: u8 = 0;
+        let gso_size = match vnet {
+            [_, gso_type, _, _, low, high, ..] if *gso_type != GSO_NONE => Some(u16::from_ne_bytes([*low, *high])),
+            _ => None,
+        };
+        Self { vlan_tagged, gso_size }
+    }
+}
+
+/// An interface to receive from and to send to.
+#[derive(Debug, Clone)]
+pub struct PortConfig {
+    /// Its name.
+    pub name: String,
+    /// Its index in the kernel.
+    pub ifindex: u32,
+    /// Its MTU, which sizes the ring's slots.
+    pub mtu: u32,
+}
+
+/// Moves frames between the sockets and the worker.
+pub(crate) trait Engine {
+    /// Judges and sends a batch of every interface that has frames; waits for at most `wait` if none
+    /// has.
+    fn turn(&mut self, wait: Duration, core: &mut Core) -> io::Result<()>;
+    /// Sends a frame that the worker made.
+    fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()>;
+    /// Replaces the filter in front of the sockets.
+    fn set_filter(&mut self, program: &[filter::Instruction]) -> io::Result<()>;
+    /// Frames that the kernel dropped for want of room, since the last call.
+    fn lost(&mut self) -> u64;
+}
+
+/// Opens the sockets and starts an engine on the calling thread, which must be the one that uses it.
+pub(crate) fn start(
+    kind: EngineKind,
+    ports: &[PortConfig],
+    wake: BorrowedFd<'_>,
+    filter: &[filter::Instruction],
+) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(match kind {
+        EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, filter)?),
+        EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, filter)?),
+    })
+}
+
+/// Why an engine does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A packet socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// io_uring is not to be had.
+    #[error("io_uring: {0}{hint}", hint = uring_hint(.0))]
+    Uring(io::Error),
+}
+
+fn uring_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => " (sysctl kernel.io_uring_disabled or a seccomp filter forbids it)",
+        Some(libc::ENOSYS) => " (this kernel has none)",
+        Some(libc::ENOMEM) => " (raise RLIMIT_MEMLOCK)",
+        _ => "",
+    }
+}
+
+/// Where a judged frame goes.
+fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
+    match verdict {
+        Verdict::Forward { port } => Some(port),
+        Verdict::Answer => Some(came_by),
+        Verdict::Drop(_) => None,
+    }
+}
+
+/// A frame of which the ring's slot holds only a part.
+const TRUNCATED: Verdict = Verdict::Drop(DropReason::RingTruncated);

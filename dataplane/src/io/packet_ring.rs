@@ -1,0 +1,201 @@
+//! A TPACKET_V2 receive ring (packet_mmap in the kernel's documentation): the kernel writes frames
+//! into shared slots, the worker rewrites them where they are, and the sends read them from there.
+//!
+//! A slot belongs to the kernel or to us, as its status word says; we own it from the moment we read
+//! TP_STATUS_USER (acquire) until we write TP_STATUS_KERNEL (release). Slots are taken in order and
+//! given back in order.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::{
+    FrameMeta, PortConfig, SocketError, VNET_HEADER_LEN,
+    filter::Instruction,
+    socket::{PacketSocket, RingRequest},
+};
+
+const SLOTS: u32 = 4096;
+/// Memory of one ring at most; with jumbo frames there are fewer slots.
+const MAX_RING_BYTES: u32 = 32 << 20;
+/// Blocks are physically contiguous: small enough to be found, large enough for jumbo slots.
+const BLOCK_BYTES: u32 = 128 << 10;
+/// Slot header, addresses, alignment, vnet header, Ethernet header and a VLAN tag: what the kernel
+/// puts before the IP packet, rounded up.
+const HEADROOM: u32 = 128;
+
+/// linux/if_packet.h
+const TP_STATUS_KERNEL: u32 = 0;
+const TP_STATUS_USER: u32 = 1;
+const TP_STATUS_COPY: u32 = 1 << 1;
+const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
+
+/// struct tpacket2_hdr
+#[repr(C)]
+struct SlotHeader {
+    status: AtomicU32,
+    len: u32,
+    captured_len: u32,
+    mac_at: u16,
+    net_at: u16,
+    sec: u32,
+    nsec: u32,
+    vlan_tci: u16,
+    vlan_tpid: u16,
+    padding: [u8; 4],
+}
+
+const _: () = assert!(size_of::<SlotHeader>() == 32);
+
+/// The ring and its socket.
+pub(super) struct PacketRing {
+    /// Unmapped before the socket is closed, by the order of these fields' use in `drop`.
+    start: NonNull<u8>,
+    bytes: usize,
+    slot_size: usize,
+    slot_count: usize,
+    slots_per_block: usize,
+    /// The next slot that the kernel will fill.
+    next: usize,
+    /// Slots taken and not given back, the oldest `next - taken`.
+    taken: usize,
+    socket: PacketSocket,
+}
+
+/// A frame that was taken.
+pub(super) enum Taken<'a> {
+    /// It stands in the ring, behind its vnet header.
+    InPlace {
+        /// Vnet header and frame.
+        bytes: &'a mut [u8],
+        /// What the kernel says beside them.
+        meta: FrameMeta,
+    },
+    /// It was longer than a slot and waits, whole, in the socket's queue.
+    Queued {
+        /// Whether it carries a VLAN tag.
+        vlan_tagged: bool,
+    },
+    /// It was longer than a slot, and the queue had no room.
+    Truncated,
+}
+
+impl PacketRing {
+    pub(super) fn open(port: &PortConfig, filter: &[Instruction]) -> Result<Self, SocketError> {
+        let socket = PacketSocket::receiver(port, filter)?;
+        let slot_size = (port.mtu + HEADROOM).next_power_of_two().clamp(2048, BLOCK_BYTES);
+        let slot_count = SLOTS.min(MAX_RING_BYTES / slot_size);
+        let slots_per_block = BLOCK_BYTES / slot_size;
+        let block_count = slot_count / slots_per_block;
+        socket.request_ring(RingRequest { block_size: BLOCK_BYTES, block_count, slot_size, slot_count })?;
+        let bytes = (BLOCK_BYTES * block_count) as usize;
+        // SAFETY: a new shared mapping of the ring just requested, at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                socket.as_raw_fd(),
+                0,
+            )
+        };
+        let mapped = if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast::<u8>()) };
+        let start = mapped.ok_or_else(|| socket.error("mapping the ring", io::Error::last_os_error()))?;
+        let ring = Self {
+            start,
+            bytes,
+            slot_size: slot_size as usize,
+            slot_count: slot_count as usize,
+            slots_per_block: slots_per_block as usize,
+            next: 0,
+            taken: 0,
+            socket,
+        };
+        ring.socket.bind_all(port.ifindex)?;
+        Ok(ring)
+    }
+
+    /// Takes the next frame, if the kernel has filled its slot. It is ours until [`Self::give_back`].
+    pub(super) fn take(&mut self) -> Option<Taken<'_>> {
+        if self.taken == self.slot_count {
+            return None;
+        }
+        let slot = self.slot(self.next);
+        // SAFETY: `slot` points at a slot header inside the mapping, aligned to the slot's size; the
+        // status word is shared with the kernel and therefore only touched atomically.
+        let status = unsafe { &(*slot.as_ptr()).status }.load(Ordering::Acquire);
+        if status & TP_STATUS_USER == 0 {
+            return None;
+        }
+        self.next = (self.next + 1) % self.slot_count;
+        self.taken += 1;
+        // SAFETY: the acquire load saw TP_STATUS_USER: the kernel has written these fields before it,
+        // and leaves them alone until the status goes back to TP_STATUS_KERNEL.
+        let (len, captured_len, mac_at) = unsafe {
+            let header = slot.as_ptr();
+            ((*header).len as usize, (*header).captured_len as usize, usize::from((*header).mac_at))
+        };
+        let vlan_tagged = status & TP_STATUS_VLAN_VALID != 0;
+        if status & TP_STATUS_COPY != 0 {
+            return Some(Taken::Queued { vlan_tagged });
+        }
+        if captured_len < len {
+            return Some(Taken::Truncated);
+        }
+        // With PACKET_VNET_HDR the vnet header stands right before the frame.
+        let from = mac_at.checked_sub(VNET_HEADER_LEN)?;
+        assert!(mac_at + len <= self.slot_size, "the kernel wrote past its slot");
+        // SAFETY: the range lies in the slot by the assertion above; the slot is ours alone as above, and
+        // the borrow of self prevents giving it back while the slice lives.
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(slot.as_ptr().cast::<u8>().add(from), VNET_HEADER_LEN + len) };
+        let meta = FrameMeta::new(vlan_tagged, &bytes[..VNET_HEADER_LEN]);
+        Some(Taken::InPlace { bytes, meta })
+    }
+
+    /// Gives the slots of all taken frames back to the kernel. Nobody may read them any more.
+    pub(super) fn give_back(&mut self) {
+        let oldest = (self.next + self.slot_count - self.taken) % self.slot_count;
+        for offset in 0..self.taken {
+            let slot = self.slot((oldest + offset) % self.slot_count);
+            // SAFETY: a slot header inside the mapping that was taken and so is ours to give back; the
+            // release store orders our accesses before the kernel's.
+            unsafe { &(*slot.as_ptr()).status }.store(TP_STATUS_KERNEL, Ordering::Release);
+        }
+        self.taken = 0;
+    }
+
+    /// Takes the frame that [`Taken::Queued`] spoke of.
+    pub(super) fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        rustix::net::recv(&self.socket, buffer, rustix::net::RecvFlags::DONTWAIT)
+            .map(|(received, _)| received)
+            .map_err(Into::into)
+    }
+
+    pub(super) fn socket(&self) -> &PacketSocket {
+        &self.socket
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn slot(&self, index: usize) -> NonNull<SlotHeader> {
+        let block = index / self.slots_per_block;
+        let offset = block * BLOCK_BYTES as usize + index % self.slots_per_block * self.slot_size;
+        debug_assert!(offset + self.slot_size <= self.bytes);
+        // SAFETY: index < slot_count, so the offset is inside the mapping.
+        unsafe { self.start.add(offset).cast() }
+    }
+}
+
+impl Drop for PacketRing {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `open`, unmapped once, before the socket's descriptor is closed.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}

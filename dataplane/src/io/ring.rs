@@ -1,0 +1,268 @@
+//! The ring engine: frames are rewritten where the kernel put them, and io_uring sends them from
+//! there, up to [`BATCH`] with one system call.
+//!
+//! # Why slots may be given back right after the submit
+//!
+//! Each send is an SQE with MSG_DONTWAIT and without IOSQE_ASYNC, links or drain. io_uring issues such
+//! an SQE inside io_uring_enter. MSG_DONTWAIT sets REQ_F_NOWAIT (io_sendmsg_prep), and a request with
+//! REQ_F_NOWAIT that would block is completed with -EAGAIN instead of being queued for a retry
+//! (io_queue_async). A packet socket's sendmsg copies the frame into an skb before it returns
+//! (packet_snd: skb_copy_datagram_from_iter). So when io_uring_enter returns and has consumed the SQEs,
+//! which `submit` makes sure of, no one reads the slots any more.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use io_uring::{
+    IoUring, opcode, squeue,
+    types::{Fixed, SubmitArgs, Timespec},
+};
+
+use super::{
+    BATCH, Engine, EngineError, FrameMeta, MAX_FRAME_LEN, PortConfig, TRUNCATED, VNET_HEADER_LEN,
+    filter::Instruction,
+    out_port,
+    packet_ring::{PacketRing, Taken},
+    socket::PacketSocket,
+};
+use crate::{
+    forward::Verdict,
+    worker::{Core, Sent},
+};
+
+/// Sends of a batch, the polls, and some room.
+const SQ_ENTRIES: u32 = 256;
+/// Super-frames that can wait for one submit.
+const COPY_BUFFERS: usize = 16;
+
+/// What a completion belongs to.
+const FORWARDED: u64 = 1;
+const ANSWERED: u64 = 2;
+const WOKEN: u64 = 3;
+const READABLE: u64 = 16;
+
+pub(super) struct RingEngine {
+    /// Before the sockets: it holds their descriptors.
+    uring: IoUring,
+    ports: Vec<Port>,
+    wake: OwnedFd,
+    wake_armed: bool,
+    copies: Copies,
+}
+
+struct Port {
+    ring: PacketRing,
+    sender: PacketSocket,
+    armed: bool,
+}
+
+/// Buffers for frames that were longer than a slot.
+struct Copies {
+    buffers: Vec<Box<[u8]>>,
+    used: usize,
+}
+
+impl RingEngine {
+    pub(super) fn start(
+        ports: &[PortConfig],
+        wake: BorrowedFd<'_>,
+        filter: &[Instruction],
+    ) -> Result<Self, EngineError> {
+        let uring = build_uring().map_err(EngineError::Uring)?;
+        let ports = ports
+            .iter()
+            .map(|port| {
+                let sender = PacketSocket::sender(port)?;
+                Ok(Port { ring: PacketRing::open(port, filter)?, sender, armed: false })
+            })
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        // Fixed files: senders first, so that a port's index is its sender's; then receivers; then the
+        // wake-up.
+        let wake = wake.try_clone_to_owned().map_err(EngineError::Uring)?;
+        let senders = ports.iter().map(|port| port.sender.as_raw_fd());
+        let receivers = ports.iter().map(|port| port.ring.fd().as_raw_fd());
+        let files: Vec<i32> = senders.chain(receivers).chain([wake.as_raw_fd()]).collect();
+        uring.submitter().register_files(&files).map_err(EngineError::Uring)?;
+        let buffers = (0..COPY_BUFFERS).map(|_| vec![0; VNET_HEADER_LEN + MAX_FRAME_LEN].into()).collect();
+        Ok(Self { uring, ports, wake, wake_armed: false, copies: Copies { buffers, used: 0 } })
+    }
+
+    /// Judges the frames of one interface. Whether there were any.
+    fn drain_port(&mut self, port: usize, core: &mut Core) -> io::Result<bool> {
+        let mut judged = 0;
+        while judged < BATCH {
+            let Some(taken) = self.ports[port].ring.take() else { break };
+            judged += 1;
+            let (frame, verdict) = match taken {
+                Taken::InPlace { bytes, meta } => {
+                    let verdict = core.judge(port, meta, &mut bytes[VNET_HEADER_LEN..]);
+                    (bytes.as_ptr_range(), verdict)
+                }
+                Taken::Truncated => {
+                    core.count_unseen(TRUNCATED);
+                    continue;
+                }
+                Taken::Queued { vlan_tagged } => {
+                    let buffer = &mut self.copies.buffers[self.copies.used];
+                    let Ok(len) = self.ports[port].ring.receive_queued(buffer) else {
+                        core.count_unseen(TRUNCATED);
+                        continue;
+                    };
+                    let Some((vnet, frame)) = buffer[..len].split_at_mut_checked(VNET_HEADER_LEN) else {
+                        core.count_unseen(TRUNCATED);
+                        continue;
+                    };
+                    let verdict = core.judge(port, FrameMeta::new(vlan_tagged, vnet), frame);
+                    self.copies.used += 1;
+                    (buffer[..len].as_ptr_range(), verdict)
+                }
+            };
+            if let Some(out) = out_port(verdict, port) {
+                let len = (frame.end as usize - frame.start as usize) as u32;
+                let tag = if verdict == Verdict::Answer { ANSWERED } else { FORWARDED };
+                let send = opcode::Send::new(Fixed(out as u32), frame.start, len)
+                    .flags(libc::MSG_DONTWAIT)
+                    .build()
+                    .flags(squeue::Flags::SKIP_SUCCESS)
+                    .user_data(tag);
+                // SAFETY: the frame stays where it is until the submit: ring slots until `give_back` below,
+                // copies until `used` is reset, both after `submit`. The file index is a registered sender.
+                unsafe { self.push(&send) }?;
+            }
+            if self.copies.used == COPY_BUFFERS {
+                self.submit()?;
+            }
+        }
+        if judged > 0 {
+            self.submit()?;
+            self.ports[port].ring.give_back();
+        }
+        Ok(judged > 0)
+    }
+
+    /// Has the kernel carry out all pushed sends before it returns.
+    fn submit(&mut self) -> io::Result<()> {
+        while !self.uring.submission().is_empty() {
+            match self.uring.submit() {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+        }
+        self.copies.used = 0;
+        Ok(())
+    }
+
+    /// # Safety
+    /// What the entry points at must stay valid until it is submitted (sends) or completed (polls).
+    unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        if unsafe { self.uring.submission().push(entry) }.is_err() {
+            self.uring.submit()?;
+            // SAFETY: the caller's promise.
+            unsafe { self.uring.submission().push(entry) }.map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until a frame, a wake-up or the time comes.
+    fn wait(&mut self, wait: Duration) -> io::Result<()> {
+        let count = self.ports.len();
+        for port in 0..count {
+            if !self.ports[port].armed {
+                let poll = poll(count + port).user_data(READABLE + port as u64);
+                // SAFETY: a poll points at nothing.
+                unsafe { self.push(&poll) }?;
+                self.ports[port].armed = true;
+            }
+        }
+        if !self.wake_armed {
+            // SAFETY: a poll points at nothing.
+            unsafe { self.push(&poll(2 * count).user_data(WOKEN)) }?;
+            self.wake_armed = true;
+        }
+        let timespec = Timespec::from(wait);
+        let args = SubmitArgs::new().timespec(&timespec);
+        match self.uring.submitter().submit_with_args(1, &args) {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reap(&mut self, core: &mut Core) {
+        let mut woken = false;
+        for completion in self.uring.completion() {
+            match completion.user_data() {
+                // Successful sends leave no completion. The queue of the device was full: the frame is lost,
+                // as on any full wire.
+                FORWARDED => core.send_failed(Sent::Forwarded),
+                ANSWERED => core.send_failed(Sent::Answered),
+                WOKEN => woken = true,
+                port => {
+                    if let Some(port) = port.checked_sub(READABLE).and_then(|p| self.ports.get_mut(p as usize)) {
+                        port.armed = false;
+                    }
+                }
+            }
+        }
+        if woken {
+            self.wake_armed = false;
+            let mut count = [0; 8];
+            // Only to reset it; it is non-blocking, and what it counted does not matter.
+            let _ = rustix::io::read(&self.wake, &mut count);
+        }
+    }
+}
+
+impl Engine for RingEngine {
+    fn turn(&mut self, wait: Duration, core: &mut Core) -> io::Result<()> {
+        let mut busy = false;
+        for port in 0..self.ports.len() {
+            busy |= self.drain_port(port, core)?;
+        }
+        if !busy && !wait.is_zero() {
+            self.wait(wait)?;
+        }
+        self.reap(core);
+        Ok(())
+    }
+
+    fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()> {
+        self.ports[port].sender.send(frame)
+    }
+
+    fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {
+        self.ports.iter().try_for_each(|port| port.ring.socket().attach(program))
+    }
+
+    fn lost(&mut self) -> u64 {
+        self.ports.iter().map(|port| port.ring.socket().lost()).sum()
+    }
+}
+
+fn poll(file: usize) -> squeue::Entry {
+    opcode::PollAdd::new(Fixed(file as u32), libc::POLLIN as u32).build()
+}
+
+/// One thread submits and reaps, completions run when it asks for them, and a failed entry does not
+/// hold up those behind it. NO_SQARRAY needs Linux 6.6; without it the ring only is a little slower.
+fn build_uring() -> io::Result<IoUring> {
+    let builder = |no_sqarray: bool| {
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
+        if no_sqarray {
+            builder.setup_no_sqarray();
+        }
+        builder.build(SQ_ENTRIES)
+    };
+    let uring = match builder(true) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder(false)?,
+        built => built?,
+    };
+    // An optimisation that an older kernel may lack.
+    let _ = uring.submitter().register_ring_fd();
+    Ok(uring)
+}

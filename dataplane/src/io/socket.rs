@@ -1,0 +1,226 @@
+//! Packet sockets (packet(7)): one to receive and one to send for each interface.
+
+use std::{
+    io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use socket2::{Domain, Socket, Type};
+
+use super::{PortConfig, filter::Instruction};
+
+/// Why a packet socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("interface {interface}: {step}: {source}{hint}", hint = hint(source))]
+pub struct SocketError {
+    /// The interface.
+    pub interface: String,
+    /// What was tried.
+    pub step: &'static str,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl SocketError {
+    /// Whether a right is missing.
+    pub fn is_permission(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EPERM)
+    }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => " (lbd needs the capability CAP_NET_RAW: start it as root or by its systemd unit)",
+        Some(libc::ENODEV) => " (the interface is gone)",
+        Some(libc::ENETDOWN) => " (the interface is down: ip link set dev IF up)",
+        Some(libc::ENOMEM) => " (no memory for the ring)",
+        _ => "",
+    }
+}
+
+/// linux/if_packet.h; libc has most of them, but not all.
+const PACKET_COPY_THRESH: libc::c_int = 7;
+const PACKET_AUXDATA: libc::c_int = 8;
+const PACKET_VERSION: libc::c_int = 10;
+const PACKET_VNET_HDR: libc::c_int = 15;
+const PACKET_QDISC_BYPASS: libc::c_int = 20;
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+const PACKET_RX_RING: libc::c_int = 5;
+const PACKET_STATISTICS: libc::c_int = 6;
+
+const RECEIVE_BUFFER: libc::c_int = 16 << 20;
+const SEND_BUFFER: libc::c_int = 8 << 20;
+
+/// The shape of a receive ring (struct tpacket_req).
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct RingRequest {
+    pub(super) block_size: u32,
+    pub(super) block_count: u32,
+    pub(super) slot_size: u32,
+    pub(super) slot_count: u32,
+}
+
+/// A socket of one interface.
+pub(super) struct PacketSocket {
+    fd: OwnedFd,
+    interface: String,
+}
+
+impl PacketSocket {
+    /// A socket that receives nothing yet: [`Self::bind`] comes last, when all is set.
+    fn open(port: &PortConfig) -> Result<Self, SocketError> {
+        let opened = Socket::new_raw(Domain::PACKET, Type::RAW.cloexec(), None);
+        let fd = opened.map_err(|source| SocketError {
+            interface: port.name.clone(),
+            step: "opening a packet socket",
+            source,
+        })?;
+        Ok(Self { fd: fd.into(), interface: port.name.clone() })
+    }
+
+    /// For receiving: behind the filter, without our own frames, with vnet headers.
+    pub(super) fn receiver(port: &PortConfig, filter: &[Instruction]) -> Result<Self, SocketError> {
+        let socket = Self::open(port)?;
+        socket.set(libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32, "PACKET_IGNORE_OUTGOING")?;
+        socket.attach(filter).map_err(|error| socket.error("attaching the filter", error))?;
+        socket.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
+        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
+        Ok(socket)
+    }
+
+    /// For sending: past the queueing discipline, with vnet headers.
+    pub(super) fn sender(port: &PortConfig) -> Result<Self, SocketError> {
+        let socket = Self::open(port)?;
+        socket.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
+        socket.set(libc::SOL_PACKET, PACKET_QDISC_BYPASS, &1i32, "PACKET_QDISC_BYPASS")?;
+        socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
+        socket.bind(port.ifindex, 0)?;
+        Ok(socket)
+    }
+
+    /// Asks for a ring of MTU-sized slots; a longer frame comes whole through the queue.
+    pub(super) fn request_ring(&self, request: RingRequest) -> Result<(), SocketError> {
+        const TPACKET_V2: libc::c_int = 1;
+        self.set(libc::SOL_PACKET, PACKET_VERSION, &TPACKET_V2, "PACKET_VERSION")?;
+        self.set(libc::SOL_PACKET, PACKET_COPY_THRESH, &1i32, "PACKET_COPY_THRESH")?;
+        self.set(libc::SOL_PACKET, PACKET_RX_RING, &request, "PACKET_RX_RING")
+    }
+
+    /// Asks for VLAN tags as control messages.
+    pub(super) fn request_auxdata(&self) -> Result<(), SocketError> {
+        self.set(libc::SOL_PACKET, PACKET_AUXDATA, &1i32, "PACKET_AUXDATA")
+    }
+
+    /// Starts to receive all protocols; an ETH_P_IP socket would sit behind the guard and see nothing.
+    pub(super) fn bind_all(&self, ifindex: u32) -> Result<(), SocketError> {
+        self.bind(ifindex, (libc::ETH_P_ALL as u16).to_be())
+    }
+
+    /// Replaces the filter; the change is atomic.
+    pub(super) fn attach(&self, filter: &[Instruction]) -> io::Result<()> {
+        let mut program: Vec<libc::sock_filter> = filter
+            .iter()
+            .map(|i| libc::sock_filter { code: i.code, jt: i.jump_true, jf: i.jump_false, k: i.operand })
+            .collect();
+        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+    }
+
+    /// Frames that the kernel dropped since the last call.
+    pub(super) fn lost(&self) -> u64 {
+        #[repr(C)]
+        #[derive(Default)]
+        struct Statistics {
+            packets: u32,
+            drops: u32,
+        }
+        let mut statistics = Statistics::default();
+        let mut len = size_of::<Statistics>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes, the size of the struct that it is given.
+        let outcome = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_STATISTICS,
+                (&raw mut statistics).cast(),
+                &raw mut len,
+            )
+        };
+        if outcome == 0 { statistics.drops.into() } else { 0 }
+    }
+
+    /// Sends one frame with an empty vnet header, at once or not at all.
+    pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let vnet = [0u8; super::VNET_HEADER_LEN];
+        let parts = [io::IoSlice::new(&vnet), io::IoSlice::new(frame)];
+        // MSG_DONTWAIT, because the worker has other frames.
+        let socket = socket2::SockRef::from(&self.fd);
+        socket.send_vectored_with_flags(&parts, libc::MSG_DONTWAIT).map(drop)
+    }
+
+    fn bind(&self, ifindex: u32, protocol_be: u16) -> Result<(), SocketError> {
+        // SAFETY: sockaddr_ll is plain data for which zero is a value.
+        let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol_be;
+        address.sll_ifindex = ifindex.cast_signed();
+        // SAFETY: the address is valid for the length given with it.
+        let outcome = unsafe {
+            libc::bind(
+                self.fd.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if outcome == 0 { Ok(()) } else { Err(self.error("binding a packet socket", io::Error::last_os_error())) }
+    }
+
+    /// Past the system's limit where that is allowed, up to it where not.
+    fn set_buffer(&self, force: libc::c_int, plain: libc::c_int, bytes: libc::c_int) -> Result<(), SocketError> {
+        if self.set_option(libc::SOL_SOCKET, force, &bytes).is_ok() {
+            return Ok(());
+        }
+        self.set(libc::SOL_SOCKET, plain, &bytes, "setting a buffer's size")
+    }
+
+    fn set<T>(
+        &self,
+        level: libc::c_int,
+        option: libc::c_int,
+        value: &T,
+        step: &'static str,
+    ) -> Result<(), SocketError> {
+        self.set_option(level, option, value).map_err(|error| self.error(step, error))
+    }
+
+    fn set_option<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+        // SAFETY: the kernel reads `size_of::<T>()` bytes from a value that is borrowed for the call.
+        let outcome = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                level,
+                option,
+                (value as *const T).cast(),
+                size_of::<T>() as libc::socklen_t,
+            )
+        };
+        if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    pub(super) fn error(&self, step: &'static str, source: io::Error) -> SocketError {
+        SocketError { interface: self.interface.clone(), step, source }
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> libc::c_int {
+        self.fd.as_raw_fd()
+    }
+}

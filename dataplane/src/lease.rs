@@ -1,0 +1,39 @@
+//! Until when this node may answer for its VIPs. The control plane extends it, the workers look at it
+//! right before each answer and each announcement. CLOCK_BOOTTIME, because it counts the time that a
+//! suspended machine slept through.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Nanoseconds of CLOCK_BOOTTIME.
+pub fn boottime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+/// The deadline that the control plane and the workers share.
+#[derive(Debug, Default)]
+pub struct LeaseClock {
+    deadline_ns: AtomicU64,
+}
+
+impl LeaseClock {
+    /// Answers are allowed until then; never shortens what was allowed before.
+    pub fn extend(&self, deadline_ns: u64) {
+        self.deadline_ns.fetch_max(deadline_ns, Ordering::AcqRel);
+    }
+
+    /// No answer from now on.
+    pub fn revoke(&self) {
+        self.deadline_ns.store(0, Ordering::Release);
+    }
+
+    /// Whether an answer is allowed at this moment. Reads the clock each time: that is the point.
+    pub fn is_valid(&self) -> bool {
+        boottime_ns() < self.deadline_ns.load(Ordering::Acquire)
+    }
+
+    /// The moment until which answers are allowed.
+    pub fn deadline_ns(&self) -> u64 {
+        self.deadline_ns.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,67 @@
+//! Frames as bytes: bounds-checked views, the parse that every frame goes through, and the few
+//! rewrites. Nothing here knows a table, a socket or a clock, and no input makes it panic.
+//!
+//! After: [`crate::forward`] decides on what [`parse()`] found.
+
+pub mod arp;
+pub mod checksum;
+pub mod parse;
+pub mod rewrite;
+
+use std::fmt;
+
+pub use parse::{Echo, FlowPacket, Packet, Protocol, Tuple, parse};
+
+/// Destination, source, ethertype (IEEE 802.3 3.2).
+pub const ETHERNET_HEADER_LEN: usize = 14;
+/// IPv4 (RFC 894).
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// ARP (RFC 826).
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+
+/// An Ethernet hardware address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// All stations.
+    pub const BROADCAST: Self = Self([0xff; 6]);
+    /// No station; the unknown address in an ARP request.
+    pub const ZERO: Self = Self([0; 6]);
+
+    /// Whether a host can have it: neither zero nor a group address.
+    pub fn is_host(self) -> bool {
+        self != Self::ZERO && self.0[0] & 1 == 0
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The destination of an Ethernet frame.
+pub fn destination(frame: &[u8]) -> Option<Mac> {
+    frame.first_chunk().map(|octets| Mac(*octets))
+}
+
+/// The source of an Ethernet frame.
+pub fn source(frame: &[u8]) -> Option<Mac> {
+    frame.get(6..12)?.try_into().ok().map(Mac)
+}
+
+/// Two bytes in network order.
+pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Counters. Each has one writer, so adding is a load and a store; readers sum at leisure.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::forward::DropReason;
+
+/// A number that one thread counts up.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only its one writer may.
+    pub(crate) fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Takes over a count that is kept elsewhere; only its one writer may.
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Packets and bytes of frames, without checksums and vnet headers. A super-frame counts as one.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Frames.
+    pub packets: Counter,
+    /// Their bytes.
+    pub bytes: Counter,
+}
+
+impl Traffic {
+    pub(crate) fn count(&self, frame_len: usize) {
+        self.packets.add(1);
+        self.bytes.add(frame_len as u64);
+    }
+}
+
+const REASONS: usize = DropReason::ALL.len();
+
+/// What a worker did with its frames. Every received frame is in exactly one of the others.
+#[derive(Debug)]
+pub struct WorkerStats {
+    /// Frames taken from the rings.
+    pub received: Counter,
+    /// Frames sent on to a backend.
+    pub forwarded: Counter,
+    /// Frames answered: ARP and echo.
+    pub answered: Counter,
+    dropped: [Counter; REASONS],
+    /// Frames that the kernel dropped because the ring was full.
+    pub ring_full: Counter,
+    /// Frames that the worker made itself: announcements and ARP requests.
+    pub originated: Counter,
+    /// Flows put into the flow table.
+    pub flows_remembered: Counter,
+    /// Flows that found no room there.
+    pub flows_not_remembered: Counter,
+    /// Announcements that were not sent because the lease had run out.
+    pub announcements_withheld: Counter,
+}
+
+impl Default for WorkerStats {
+    fn default() -> Self {
+        Self {
+            received: Counter::default(),
+            forwarded: Counter::default(),
+            answered: Counter::default(),
+            dropped: std::array::from_fn(|_| Counter::default()),
+            ring_full: Counter::default(),
+            originated: Counter::default(),
+            flows_remembered: Counter::default(),
+            flows_not_remembered: Counter::default(),
+            announcements_withheld: Counter::default(),
+        }
+    }
+}
+
+impl WorkerStats {
+    /// The counter of a reason.
+    pub fn dropped(&self, reason: DropReason) -> &Counter {
+        &self.dropped[reason as usize]
+    }
+
+    /// All reasons with their counts.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL.iter().map(|&reason| (reason, self.dropped(reason).get()))
+    }
+}
