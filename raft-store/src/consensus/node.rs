@@ -39,6 +39,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// For one attempt at the leader, so that a dead one does not use up the whole deadline.
 const ATTEMPT: Duration = Duration::from_millis(1000);
 
+/// For another voter to take the lead that is offered to it.
+const HAND_OVER: Duration = Duration::from_millis(500);
+
 /// What a node needs to know to take part.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -425,6 +428,21 @@ impl Consensus {
         let member = self.inner.member.get()?;
         let metrics = member.raft.metrics().borrow_watched().clone();
         Some(metrics.membership_config.get_node(&node)?.addr.clone())
+    }
+
+    /// Gives the lead to another voter, if this node has it, so that a stop costs no election.
+    pub async fn hand_over_lead(&self) {
+        let Some(member) = self.inner.member.get() else { return };
+        let me = member.identity.node;
+        let successor = self.view().voters.iter().copied().find(|voter| *voter != me);
+        let (true, Some(successor)) = (self.is_leader(), successor) else { return };
+        if member.raft.trigger().transfer_leader(successor).await.is_err() {
+            return;
+        }
+        let until = Instant::now() + HAND_OVER;
+        while self.is_leader() && Instant::now() < until {
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
     }
 
     /// Stops taking part. The store is closed when the last handle is dropped.

@@ -1,0 +1,359 @@
+//! The command line.
+
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lb_proto::v1;
+
+use crate::connect::Target;
+
+/// Operates a cluster of lbd load balancers.
+///
+/// Any node takes any command. Data goes to standard output, everything else to standard error. Exit
+/// codes: 0 done, also when it was already so; 1 refused by the server; 2 usage; 3 no endpoint can be
+/// reached; 4 no quorum or timed out: the change may or may not have happened, and a retry with the
+/// printed request id applies it once.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// A node's API: unix:PATH or http://HOST:PORT. Repeat it to name several; the first that can be
+    /// reached is used.
+    #[arg(
+        long = "endpoint",
+        global = true,
+        value_name = "URL",
+        env = "LBCTL_ENDPOINT",
+        value_delimiter = ',',
+        default_value = "unix:/run/lbd/lbd.sock"
+    )]
+    pub(crate) endpoints: Vec<Target>,
+
+    /// How to print data.
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+
+    /// How long to wait for an answer, such as 500ms or 10s.
+    #[arg(long, global = true, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+
+    /// Makes a retry safe: the same id twice applies once. Chosen and printed where it matters, if not
+    /// given.
+    #[arg(long, global = true, value_name = "ID")]
+    pub(crate) request_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Nodes, leader, owners and engine at a glance.
+    Status,
+    /// The machines of the cluster.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Virtual IP addresses.
+    #[command(subcommand)]
+    Vip(VipCommand),
+    /// What is balanced on a VIP.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// The servers of a service.
+    #[command(subcommand)]
+    Backend(BackendCommand),
+    /// The counters of the node that answers: frames, drops by reason, VIPs, backends.
+    Stats,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory.
+    Man {
+        /// The directory; made if missing.
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Add a machine on which lbd runs and waits; returns when it votes.
+    Add {
+        /// Its node.name.
+        name: String,
+        /// Its cluster address, HOST:PORT.
+        address: String,
+        /// Its node.role.
+        #[arg(long, value_enum, default_value = "lb")]
+        role: Role,
+    },
+    /// Drain a node, take its vote and forget it.
+    Remove {
+        /// Its name.
+        name: String,
+        /// It is dead and will not come back: do not wait for it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Move all VIPs off a node; it keeps voting.
+    Drain {
+        /// Its name.
+        name: String,
+    },
+    /// Let a drained node own VIPs again.
+    Undrain {
+        /// Its name.
+        name: String,
+    },
+    /// All nodes.
+    List,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// Forwards and votes.
+    Lb,
+    /// Votes only.
+    Witness,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Unmatched {
+    /// Dropped and counted.
+    Drop,
+    /// Refused.
+    Reject,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VipCommand {
+    /// Add a VIP.
+    Add {
+        /// The address.
+        ip: IpAddr,
+        /// The node that should own it while it is able to.
+        #[arg(long, value_name = "NODE")]
+        prefer: Option<String>,
+        /// The network whose nodes answer for it, where that is not simply the one it is in.
+        #[arg(long, value_name = "CIDR")]
+        segment: Option<String>,
+        /// What becomes of packets that no service takes.
+        #[arg(long, value_enum)]
+        unmatched: Option<Unmatched>,
+    },
+    /// Change a VIP.
+    Set {
+        /// The address.
+        ip: IpAddr,
+        /// The node that should own it, or "none".
+        #[arg(long, value_name = "NODE")]
+        prefer: Option<String>,
+        /// The network whose nodes answer for it, or "none".
+        #[arg(long, value_name = "CIDR")]
+        segment: Option<String>,
+        /// What becomes of packets that no service takes.
+        #[arg(long, value_enum)]
+        unmatched: Option<Unmatched>,
+    },
+    /// Remove a VIP.
+    Remove {
+        /// The address.
+        ip: IpAddr,
+        /// With its services and their backends.
+        #[arg(long)]
+        cascade: bool,
+    },
+    /// Move a VIP to a node; returns when it is there.
+    Move {
+        /// The address.
+        ip: IpAddr,
+        /// The node.
+        node: String,
+    },
+    /// All VIPs and their owners.
+    List,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Affinity {
+    /// Each flow is placed by itself.
+    Flow,
+    /// All flows of a source address go to one backend.
+    Source,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// Add a service.
+    Add {
+        /// Its name.
+        name: String,
+        /// The VIP it is on.
+        #[arg(long, value_name = "IP")]
+        vip: IpAddr,
+        /// Its ports: 80/tcp, 5000-5999/udp or any/tcp. Repeat it for several.
+        #[arg(long = "port", value_name = "PORT/PROTO", required = true)]
+        ports: Vec<Port>,
+        /// What ties a client to a backend.
+        #[arg(long, value_enum)]
+        affinity: Option<Affinity>,
+        /// Entries of its Maglev table: 4093, 16381, 65537 or 655373. About a hundred times the number
+        /// of backends; fixed for good.
+        #[arg(long, value_name = "SIZE")]
+        table_size: Option<u32>,
+        /// The health check; only "none" so far.
+        #[arg(long, value_name = "CHECK", default_value = "none")]
+        check: String,
+    },
+    /// Change a service.
+    Set {
+        /// Its name.
+        name: String,
+        /// All its ports from now on.
+        #[arg(long = "port", value_name = "PORT/PROTO")]
+        ports: Vec<Port>,
+        /// What ties a client to a backend.
+        #[arg(long, value_enum)]
+        affinity: Option<Affinity>,
+    },
+    /// Remove a service.
+    Remove {
+        /// Its name.
+        name: String,
+        /// With its backends.
+        #[arg(long)]
+        cascade: bool,
+    },
+    /// All services.
+    List,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum State {
+    /// It takes flows.
+    Active,
+    /// It keeps the flows it has and takes no new ones.
+    Drain,
+    /// It takes nothing.
+    Down,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackendCommand {
+    /// Add a backend to a service.
+    Add {
+        /// The service.
+        service: String,
+        /// The backend's own address.
+        ip: IpAddr,
+        /// Its share of new flows, 1 to 1000.
+        #[arg(long)]
+        weight: Option<u32>,
+        /// Its MAC, where it shall not be resolved by ARP.
+        #[arg(long)]
+        mac: Option<String>,
+        /// What it takes.
+        #[arg(long, value_enum)]
+        state: Option<State>,
+    },
+    /// Change a backend.
+    Set {
+        /// The service.
+        service: String,
+        /// The backend's own address.
+        ip: IpAddr,
+        /// Its share of new flows, 1 to 1000.
+        #[arg(long)]
+        weight: Option<u32>,
+        /// Its MAC, or "none" to resolve it by ARP.
+        #[arg(long)]
+        mac: Option<String>,
+        /// What it takes.
+        #[arg(long, value_enum)]
+        state: Option<State>,
+    },
+    /// Let a backend keep the flows it has and give it no new ones.
+    Drain(BackendName),
+    /// Let a backend take flows again.
+    Enable(BackendName),
+    /// Give a backend nothing; its flows are placed anew.
+    Disable(BackendName),
+    /// Remove a backend.
+    Remove(BackendName),
+    /// The backends of a service, or all.
+    List {
+        /// The service.
+        service: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackendName {
+    /// The service.
+    pub(crate) service: String,
+    /// The backend's own address.
+    pub(crate) ip: IpAddr,
+}
+
+/// `80/tcp`, `5000-5999/udp`, `any/tcp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Port(pub(crate) v1::PortRange);
+
+impl FromStr for Port {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not like 80/tcp, 5000-5999/udp or any/tcp");
+        let (ports, protocol) = text.split_once('/').ok_or_else(wrong)?;
+        let protocol = match protocol {
+            "tcp" => v1::Protocol::Tcp,
+            "udp" => v1::Protocol::Udp,
+            _ => return Err(wrong()),
+        };
+        let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong);
+        let (first, last) = match (ports, ports.split_once('-')) {
+            ("any", _) => (0, 0),
+            (_, Some((first, last))) => (number(first)?, number(last)?),
+            (single, None) => (number(single)?, number(single)?),
+        };
+        if first > last {
+            return Err(wrong());
+        }
+        Ok(Self(v1::PortRange { protocol: protocol.into(), first: first.into(), last: last.into() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_are_read() {
+        let range = |text: &str| text.parse::<Port>().map(|Port(range)| (range.first, range.last));
+        assert_eq!(range("80/tcp"), Ok((80, 80)));
+        assert_eq!(range("5000-5999/udp"), Ok((5000, 5999)));
+        assert_eq!(range("any/tcp"), Ok((0, 0)));
+        for text in ["80", "0/tcp", "80/sctp", "9-8/tcp", "65536/tcp", "/tcp", "1-/udp"] {
+            assert!(range(text).is_err(), "{text}");
+        }
+    }
+}

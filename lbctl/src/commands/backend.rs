@@ -1,0 +1,94 @@
+//! `lbctl backend`.
+
+use lb_proto::v1::{self, table_service_client::TableServiceClient};
+
+use super::{Session, none_is_empty};
+use crate::{
+    cli::{BackendCommand, BackendName, State},
+    exit::Failure,
+    output::{self, views},
+};
+
+pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<(), Failure> {
+    let mut client = TableServiceClient::new(session.channel.clone());
+    let request_id = session.request_id.clone();
+    match command {
+        BackendCommand::Add { service, ip, weight, mac, state } => {
+            let what = format!("backend {ip} added to {service}");
+            let backend = v1::Backend {
+                service,
+                address: ip.to_string(),
+                weight: weight.unwrap_or(1),
+                mac: mac.unwrap_or_default(),
+                state: state.map_or(0, number),
+                revision: 0,
+            };
+            let request = v1::CreateBackendRequest { request_id, expected_revision: 0, backend: Some(backend) };
+            let response =
+                session.write(request, |request| async move { client.create_backend(request).await }).await?;
+            session.changed(what, response)
+        }
+        BackendCommand::Set { service, ip, weight, mac, state } => {
+            if weight.is_none() && mac.is_none() && state.is_none() {
+                return Err(Failure::Usage("name what to set: --weight, --mac or --state".into()));
+            }
+            let request = v1::UpdateBackendRequest {
+                weight,
+                mac: none_is_empty(mac),
+                state: state.map(number),
+                ..update(session, &BackendName { service, ip })
+            };
+            set(session, request, "set").await
+        }
+        BackendCommand::Drain(name) => set_state(session, &name, State::Drain, "draining").await,
+        BackendCommand::Enable(name) => set_state(session, &name, State::Active, "enabled").await,
+        BackendCommand::Disable(name) => set_state(session, &name, State::Down, "disabled").await,
+        BackendCommand::Remove(BackendName { service, ip }) => {
+            let what = format!("backend {ip} removed from {service}");
+            let request =
+                v1::DeleteBackendRequest { request_id, expected_revision: 0, service, address: ip.to_string() };
+            let response =
+                session.write(request, |request| async move { client.delete_backend(request).await }).await?;
+            session.changed(what, response)
+        }
+        BackendCommand::List { service } => {
+            let request = v1::ListBackendsRequest { service: service.unwrap_or_default() };
+            let response = session.read(request, |request| async move { client.list_backends(request).await }).await?;
+            let backends: Vec<views::Backend> = response.backends.into_iter().map(Into::into).collect();
+            output::list(session.format(), "backends", &backends)
+        }
+    }
+}
+
+async fn set_state(session: &Session, name: &BackendName, state: State, done: &str) -> Result<(), Failure> {
+    let request = v1::UpdateBackendRequest { state: Some(number(state)), ..update(session, name) };
+    set(session, request, done).await
+}
+
+async fn set(session: &Session, request: v1::UpdateBackendRequest, done: &str) -> Result<(), Failure> {
+    let mut client = TableServiceClient::new(session.channel.clone());
+    let what = format!("backend {} of {} {done}", request.address, request.service);
+    let response = session.write(request, |request| async move { client.update_backend(request).await }).await?;
+    session.changed(what, response)
+}
+
+/// An update that changes nothing yet.
+fn update(session: &Session, name: &BackendName) -> v1::UpdateBackendRequest {
+    v1::UpdateBackendRequest {
+        request_id: session.request_id.clone(),
+        expected_revision: 0,
+        service: name.service.clone(),
+        address: name.ip.to_string(),
+        weight: None,
+        mac: None,
+        state: None,
+    }
+}
+
+fn number(state: State) -> i32 {
+    match state {
+        State::Active => v1::AdminState::Active.into(),
+        State::Drain => v1::AdminState::Drain.into(),
+        State::Down => v1::AdminState::Down.into(),
+    }
+}

@@ -1,0 +1,38 @@
+//! `lbctl status`, `lbctl stats`.
+
+use lb_proto::v1::{
+    GetStatsRequest, GetStatusRequest, cluster_service_client::ClusterServiceClient,
+    node_service_client::NodeServiceClient,
+};
+
+use super::Session;
+use crate::{
+    cli::Format,
+    exit::Failure,
+    output::{self, views},
+};
+
+pub(super) async fn status(session: &Session) -> Result<(), Failure> {
+    let mut client = ClusterServiceClient::new(session.channel.clone());
+    let response = session
+        .read(GetStatusRequest { local: false }, |request| async move { client.get_status(request).await })
+        .await?;
+    let status = views::Status::from(response);
+    match session.format() {
+        Format::Table => {
+            output::print(&status.summary())?;
+            if status.nodes.is_empty() { Ok(()) } else { output::list(Format::Table, "nodes", &status.nodes) }
+        }
+        format => output::object(format, &status),
+    }
+}
+
+pub(super) async fn stats(session: &Session) -> Result<(), Failure> {
+    let mut client = NodeServiceClient::new(session.channel.clone());
+    let response = session.read(GetStatsRequest {}, |request| async move { client.get_stats(request).await }).await?;
+    let stats = views::Stats::from(response);
+    match session.format() {
+        Format::Table => output::print(&stats.summary()),
+        format => output::object(format, &stats),
+    }
+}

@@ -1,0 +1,71 @@
+//! `lbctl vip`.
+
+use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
+
+use super::{Session, none_is_empty};
+use crate::{
+    cli::{Unmatched, VipCommand},
+    exit::Failure,
+    output::{self, Change, views},
+};
+
+pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Failure> {
+    let mut client = TableServiceClient::new(session.channel.clone());
+    let request_id = session.request_id.clone();
+    match command {
+        VipCommand::Add { ip, prefer, segment, unmatched } => {
+            let vip = v1::Vip {
+                address: ip.to_string(),
+                prefer: prefer.unwrap_or_default(),
+                segment: segment.unwrap_or_default(),
+                unmatched: unmatched.map_or(0, number),
+                ..v1::Vip::default()
+            };
+            let request = v1::CreateVipRequest { request_id, expected_revision: 0, vip: Some(vip) };
+            let response = session.write(request, |request| async move { client.create_vip(request).await }).await?;
+            session.changed(format!("vip {ip} added"), response)
+        }
+        VipCommand::Set { ip, prefer, segment, unmatched } => {
+            if prefer.is_none() && segment.is_none() && unmatched.is_none() {
+                return Err(Failure::Usage("name what to set: --prefer, --segment or --unmatched".into()));
+            }
+            let request = v1::UpdateVipRequest {
+                request_id,
+                expected_revision: 0,
+                address: ip.to_string(),
+                prefer: none_is_empty(prefer),
+                segment: none_is_empty(segment),
+                unmatched: unmatched.map(number),
+            };
+            let response = session.write(request, |request| async move { client.update_vip(request).await }).await?;
+            session.changed(format!("vip {ip} set"), response)
+        }
+        VipCommand::Remove { ip, cascade } => {
+            let request = v1::DeleteVipRequest { request_id, expected_revision: 0, address: ip.to_string(), cascade };
+            let response = session.write(request, |request| async move { client.delete_vip(request).await }).await?;
+            session.changed(format!("vip {ip} removed"), response)
+        }
+        VipCommand::Move { ip, node } => {
+            let mut client = ClusterServiceClient::new(session.channel.clone());
+            let what = format!("vip {ip} moved to {node}");
+            let request = v1::MoveVipRequest { request_id, address: ip.to_string(), node };
+            let moved = session.write(request, |request| async move { client.move_vip(request).await }).await?;
+            let change =
+                Change { what, revision: moved.revision, unchanged: moved.unchanged, request_id: String::new() };
+            output::change(session.format(), &change)
+        }
+        VipCommand::List => {
+            let request = v1::ListVipsRequest {};
+            let response = session.read(request, |request| async move { client.list_vips(request).await }).await?;
+            let vips: Vec<views::Vip> = response.vips.into_iter().map(Into::into).collect();
+            output::list(session.format(), "vips", &vips)
+        }
+    }
+}
+
+fn number(unmatched: Unmatched) -> i32 {
+    match unmatched {
+        Unmatched::Drop => v1::Unmatched::Drop.into(),
+        Unmatched::Reject => v1::Unmatched::Reject.into(),
+    }
+}

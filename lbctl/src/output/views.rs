@@ -1,0 +1,417 @@
+//! The API's messages as they are printed.
+
+use lb_proto::v1;
+use serde::Serialize;
+
+use super::Row;
+
+/// An enum value's name in lower case, without its type.
+fn lower<E: TryFrom<i32>>(value: i32, name: impl Fn(&E) -> &'static str, prefix: &str) -> String {
+    let name = E::try_from(value).map_or("UNKNOWN", |value| name(&value));
+    name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
+}
+
+fn yes(flag: bool) -> String {
+    if flag { "yes" } else { "-" }.to_owned()
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-" } else { text }.to_owned()
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Vip {
+    address: String,
+    prefer: String,
+    segment: String,
+    unmatched: String,
+    owner: String,
+    lease: u64,
+    epoch: u64,
+    moving_to: String,
+    deleting: bool,
+    routed: bool,
+    revision: u64,
+}
+
+impl From<v1::Vip> for Vip {
+    fn from(vip: v1::Vip) -> Self {
+        Self {
+            unmatched: lower(vip.unmatched, v1::Unmatched::as_str_name, "UNMATCHED_"),
+            address: vip.address,
+            prefer: vip.prefer,
+            segment: vip.segment,
+            owner: vip.owner,
+            lease: vip.lease,
+            epoch: vip.epoch,
+            moving_to: vip.moving_to,
+            deleting: vip.deleting,
+            routed: vip.routed,
+            revision: vip.revision,
+        }
+    }
+}
+
+impl Row for Vip {
+    const COLUMNS: &'static [&'static str] = &["address", "owner", "prefer", "segment", "unmatched", "epoch", "state"];
+
+    fn cells(&self) -> Vec<String> {
+        let state = match self {
+            Self { deleting: true, .. } => "deleting".to_owned(),
+            Self { moving_to, .. } if !moving_to.is_empty() => format!("moving to {moving_to}"),
+            Self { owner, .. } if owner.is_empty() => "no owner".to_owned(),
+            _ => "ok".to_owned(),
+        };
+        let segment = if self.routed { "routed" } else { &self.segment };
+        vec![
+            self.address.clone(),
+            or_dash(&self.owner),
+            or_dash(&self.prefer),
+            or_dash(segment),
+            self.unmatched.clone(),
+            self.epoch.to_string(),
+            state,
+        ]
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Service {
+    name: String,
+    vip: String,
+    ports: Vec<PortRange>,
+    affinity: String,
+    table_size: u32,
+    check: String,
+    revision: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct PortRange {
+    protocol: String,
+    first: u32,
+    last: u32,
+}
+
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.first, self.last) {
+            (0, _) => write!(f, "any/{}", self.protocol),
+            (first, last) if first == last => write!(f, "{first}/{}", self.protocol),
+            (first, last) => write!(f, "{first}-{last}/{}", self.protocol),
+        }
+    }
+}
+
+impl From<v1::Service> for Service {
+    fn from(service: v1::Service) -> Self {
+        let port = |range: v1::PortRange| PortRange {
+            protocol: lower(range.protocol, v1::Protocol::as_str_name, "PROTOCOL_"),
+            first: range.first,
+            last: range.last,
+        };
+        Self {
+            affinity: lower(service.affinity, v1::Affinity::as_str_name, "AFFINITY_"),
+            name: service.name,
+            vip: service.vip,
+            ports: service.ports.into_iter().map(port).collect(),
+            table_size: service.table_size,
+            check: service.check,
+            revision: service.revision,
+        }
+    }
+}
+
+impl Row for Service {
+    const COLUMNS: &'static [&'static str] = &["name", "vip", "ports", "affinity", "table size", "check"];
+
+    fn cells(&self) -> Vec<String> {
+        let ports: Vec<String> = self.ports.iter().map(ToString::to_string).collect();
+        vec![
+            self.name.clone(),
+            self.vip.clone(),
+            ports.join(","),
+            self.affinity.clone(),
+            self.table_size.to_string(),
+            self.check.clone(),
+        ]
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Backend {
+    service: String,
+    address: String,
+    weight: u32,
+    mac: String,
+    state: String,
+    revision: u64,
+}
+
+impl From<v1::Backend> for Backend {
+    fn from(backend: v1::Backend) -> Self {
+        Self {
+            state: lower(backend.state, v1::AdminState::as_str_name, "ADMIN_STATE_"),
+            service: backend.service,
+            address: backend.address,
+            weight: backend.weight,
+            mac: backend.mac,
+            revision: backend.revision,
+        }
+    }
+}
+
+impl Row for Backend {
+    const COLUMNS: &'static [&'static str] = &["service", "address", "weight", "mac", "state"];
+
+    fn cells(&self) -> Vec<String> {
+        let mac = if self.mac.is_empty() { "by ARP".to_owned() } else { self.mac.clone() };
+        vec![self.service.clone(), self.address.clone(), self.weight.to_string(), mac, self.state.clone()]
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Node {
+    id: u64,
+    name: String,
+    role: String,
+    address: String,
+    leader: bool,
+    voter: bool,
+    draining: bool,
+    ready: bool,
+    vips: u32,
+    attachments: Vec<Attachment>,
+    feature_level: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Attachment {
+    interface: String,
+    mac: String,
+    address: String,
+}
+
+impl From<v1::Node> for Node {
+    fn from(node: v1::Node) -> Self {
+        let attachment = |a: v1::Attachment| Attachment { interface: a.interface, mac: a.mac, address: a.address };
+        Self {
+            role: lower(node.role, v1::Role::as_str_name, "ROLE_"),
+            id: node.id,
+            name: node.name,
+            address: node.address,
+            leader: node.leader,
+            voter: node.voter,
+            draining: node.draining,
+            ready: node.ready,
+            vips: node.vips,
+            attachments: node.attachments.into_iter().map(attachment).collect(),
+            feature_level: node.feature_level,
+        }
+    }
+}
+
+impl Row for Node {
+    const COLUMNS: &'static [&'static str] =
+        &["name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "segments"];
+
+    fn cells(&self) -> Vec<String> {
+        let segments: Vec<String> = self.attachments.iter().map(|a| format!("{} {}", a.interface, a.address)).collect();
+        vec![
+            self.name.clone(),
+            self.id.to_string(),
+            self.role.clone(),
+            self.address.clone(),
+            yes(self.leader),
+            yes(self.voter),
+            yes(self.ready),
+            yes(self.draining),
+            self.vips.to_string(),
+            or_dash(&segments.join(", ")),
+        ]
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    cluster: String,
+    cluster_id: String,
+    node: String,
+    waiting: String,
+    leader: String,
+    term: u64,
+    revision: u64,
+    applied: u64,
+    feature_level: u32,
+    pub(crate) nodes: Vec<Node>,
+    vips: u32,
+    unowned_vips: u32,
+    services: u32,
+    backends: u32,
+    dataplane: Option<DataplaneStatus>,
+    lease_valid_ms: u64,
+    version: String,
+    stale: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct DataplaneStatus {
+    engine: String,
+    reason: String,
+    workers: u32,
+    running: bool,
+}
+
+impl From<v1::GetStatusResponse> for Status {
+    fn from(status: v1::GetStatusResponse) -> Self {
+        let dataplane = |d: v1::DataplaneStatus| DataplaneStatus {
+            engine: d.engine,
+            reason: d.reason,
+            workers: d.workers,
+            running: d.running,
+        };
+        Self {
+            cluster: status.cluster,
+            cluster_id: status.cluster_id,
+            node: status.node,
+            waiting: status.waiting,
+            leader: status.leader,
+            term: status.term,
+            revision: status.revision,
+            applied: status.applied,
+            feature_level: status.feature_level,
+            nodes: status.nodes.into_iter().map(Into::into).collect(),
+            vips: status.vips,
+            unowned_vips: status.unowned_vips,
+            services: status.services,
+            backends: status.backends,
+            dataplane: status.dataplane.map(dataplane),
+            lease_valid_ms: status.lease_valid_ms,
+            version: status.version,
+            stale: status.stale,
+        }
+    }
+}
+
+impl Status {
+    /// For people.
+    pub(crate) fn summary(&self) -> String {
+        if !self.waiting.is_empty() {
+            return format!("{}\n", self.waiting);
+        }
+        let leader = if self.leader.is_empty() { "none: no quorum" } else { &self.leader };
+        let lease = match self.lease_valid_ms {
+            0 => "not valid: answers for no VIP".to_owned(),
+            ms => format!("valid for {ms} ms"),
+        };
+        let engine = match &self.dataplane {
+            None => "none (witness)".to_owned(),
+            Some(d) if !d.running => format!("{} has ended: see the log", d.engine),
+            Some(d) if d.reason.is_empty() => d.engine.clone(),
+            Some(d) => format!("{} ({})", d.engine, d.reason),
+        };
+        let unowned = match self.unowned_vips {
+            0 => String::new(),
+            count => format!(", {count} WITHOUT OWNER"),
+        };
+        let stale = match self.stale {
+            true => "WARNING   no majority confirmed this: it is what this node knew last\n",
+            false => "",
+        };
+        format!(
+            "{stale}cluster   {} ({})\nnode      {} (lbd {}, lease {lease})\nleader    {leader} (term {})\n\
+             table     revision {}: {} VIPs{unowned}, {} services, {} backends\nengine    {engine}\n\n",
+            self.cluster,
+            self.cluster_id,
+            self.node,
+            self.version,
+            self.term,
+            self.revision,
+            self.vips,
+            self.services,
+            self.backends,
+        )
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Stats {
+    received: u64,
+    forwarded: u64,
+    answered: u64,
+    drops: Vec<DropCount>,
+    ring_full: u64,
+    originated: u64,
+    flows_remembered: u64,
+    flows_not_remembered: u64,
+    vips: Vec<VipCount>,
+    backends: Vec<BackendCount>,
+}
+
+#[derive(Debug, Serialize)]
+struct DropCount {
+    reason: String,
+    packets: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct VipCount {
+    address: String,
+    packets: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendCount {
+    service: String,
+    address: String,
+    mac: String,
+    packets: u64,
+    bytes: u64,
+}
+
+impl From<v1::GetStatsResponse> for Stats {
+    fn from(stats: v1::GetStatsResponse) -> Self {
+        let drop = |d: v1::DropCount| DropCount { reason: d.reason, packets: d.packets };
+        let vip = |v: v1::VipCount| VipCount { address: v.address, packets: v.packets, bytes: v.bytes };
+        let backend = |b: v1::BackendCount| BackendCount {
+            service: b.service,
+            address: b.address,
+            mac: b.mac,
+            packets: b.packets,
+            bytes: b.bytes,
+        };
+        Self {
+            received: stats.received,
+            forwarded: stats.forwarded,
+            answered: stats.answered,
+            drops: stats.drops.into_iter().map(drop).collect(),
+            ring_full: stats.ring_full,
+            originated: stats.originated,
+            flows_remembered: stats.flows_remembered,
+            flows_not_remembered: stats.flows_not_remembered,
+            vips: stats.vips.into_iter().map(vip).collect(),
+            backends: stats.backends.into_iter().map(backend).collect(),
+        }
+    }
+}
+
+impl Stats {
+    /// For people.
+    pub(crate) fn summary(&self) -> String {
+        let mut text =
+            format!("received   {}\nforwarded  {}\nanswered   {}\n", self.received, self.forwarded, self.answered);
+        for drop in &self.drops {
+            text += &format!("dropped    {} {}\n", drop.packets, drop.reason);
+        }
+        text += &format!("ring full  {}\noriginated {}\n", self.ring_full, self.originated);
+        for vip in &self.vips {
+            text += &format!("vip        {} {} packets {} bytes\n", vip.address, vip.packets, vip.bytes);
+        }
+        for b in &self.backends {
+            let mac = if b.mac.is_empty() { "UNRESOLVED" } else { &b.mac };
+            text += &format!("backend    {} {} {mac} {} packets {} bytes\n", b.service, b.address, b.packets, b.bytes);
+        }
+        text
+    }
+}

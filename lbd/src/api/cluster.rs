@@ -1,0 +1,196 @@
+//! `lb.v1.ClusterService`.
+
+use std::{pin::Pin, time::Duration};
+
+use futures::Stream;
+use lb_proto::v1::{self, cluster_service_server::ClusterService};
+use lb_raft_store::{
+    View,
+    table::{Command, Effect, Name, NodeId, Role},
+};
+use tokio::time::{Instant, timeout_at};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    Context,
+    context::{Call, request_or_new},
+    convert, status,
+};
+
+/// For a majority to confirm the table; after that the answer is what this node has.
+const CONFIRM: Duration = Duration::from_secs(1);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+pub(super) struct Cluster(pub(super) Context);
+
+impl Cluster {
+    fn node_id(view: &View, name: &str) -> Result<NodeId, Status> {
+        let known = || convert::node_names(&view.table);
+        let node = view.table.node_named(name);
+        node.map(|node| node.id)
+            .ok_or_else(|| status::not_found(&format!("there is no node {name:?}; there are: {}", known())))
+    }
+
+    async fn set_draining(&self, call: &Call, name: &str, draining: bool) -> Result<u64, Status> {
+        let view = self.0.read(call).await?;
+        let node = Self::node_id(&view, name)?;
+        let request = request_or_new("")?;
+        let reply = self.0.propose(&Command::SetDraining { node, draining }, &request, call).await?;
+        reply.result.map_err(|rejection| status::rejected(&rejection))?;
+        call.audit(&format!("{name} draining={draining}"), reply.revision);
+        Ok(reply.revision)
+    }
+
+    fn local_status(&self, view: &View, stale: bool) -> v1::GetStatusResponse {
+        let context = &self.0;
+        let config = &context.config;
+        let status = context.consensus.status();
+        let table = &view.table;
+        let waiting = match status.node {
+            Some(_) => String::new(),
+            None => format!("waiting to be added as {} at {}", config.name, config.cluster.advertise),
+        };
+        let dataplane = context.dataplane.as_ref().map(|dataplane| v1::DataplaneStatus {
+            engine: dataplane.engine().to_string(),
+            reason: dataplane.engine_reason().unwrap_or_default().to_owned(),
+            workers: 1,
+            running: dataplane.is_running(),
+        });
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        v1::GetStatusResponse {
+            cluster: config.cluster.name.clone(),
+            cluster_id: status.cluster.map(|id| id.to_string()).unwrap_or_default(),
+            node: config.name.to_string(),
+            waiting,
+            leader: status.leader.and_then(|id| table.node(id)).map(|node| node.name.to_string()).unwrap_or_default(),
+            term: status.term,
+            revision: table.revision(),
+            applied: view.applied,
+            feature_level: table.feature_level(),
+            nodes: table.nodes().map(|node| convert::node(node, view, status.leader)).collect(),
+            vips: count(table.vips().count()),
+            unowned_vips: count(table.vips().filter(|vip| vip.owner.is_none()).count()),
+            services: count(table.services().count()),
+            backends: count(table.backends().count()),
+            dataplane,
+            lease_valid_ms: context.ownership.valid_ms(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            stale,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Cluster {
+    async fn get_status(&self, request: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
+        let call = Call::new("GetStatus", &request);
+        let local = request.get_ref().local || self.0.consensus.status().node.is_none();
+        let deadline = call.deadline.min(Instant::now() + CONFIRM);
+        let confirmed = if local { None } else { self.0.consensus.read(deadline).await.ok() };
+        let stale = !local && confirmed.is_none();
+        let view = confirmed.unwrap_or_else(|| self.0.consensus.view());
+        Ok(Response::new(self.local_status(&view, stale)))
+    }
+
+    async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Answer<v1::AddNodeResponse> {
+        let call = Call::new("AddNode", &request);
+        let request = request.get_ref();
+        let name: Name = convert::parsed("name", &request.name)?;
+        let role: Role = convert::role(request.role)?;
+        let consensus = &self.0.consensus;
+        let added = consensus.add_node(&name, role, &request.address, call.deadline).await;
+        added.map_err(|error| status::membership(&error))?;
+        let view = self.0.read(&call).await?;
+        let id = Self::node_id(&view, name.as_str())?;
+        call.audit(&format!("added {name} at {} as {role}", request.address), view.table.revision());
+        Ok(Response::new(v1::AddNodeResponse { id, revision: view.table.revision() }))
+    }
+
+    async fn remove_node(&self, request: Request<v1::RemoveNodeRequest>) -> Answer<v1::RemoveNodeResponse> {
+        let call = Call::new("RemoveNode", &request);
+        let request = request.get_ref();
+        let name: Name = convert::parsed("name", &request.name)?;
+        let view = self.0.read(&call).await?;
+        if view.table.node_named(name.as_str()).is_none() {
+            let revision = view.table.revision();
+            return Ok(Response::new(v1::RemoveNodeResponse { revision, unchanged: true }));
+        }
+        let removed = self.0.consensus.remove_node(&name, request.force, call.deadline).await;
+        removed.map_err(|error| status::membership(&error))?;
+        let revision = self.0.consensus.view().table.revision();
+        call.audit(&format!("removed {name} (force={})", request.force), revision);
+        Ok(Response::new(v1::RemoveNodeResponse { revision, unchanged: false }))
+    }
+
+    async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Answer<v1::DrainNodeResponse> {
+        let call = Call::new("DrainNode", &request);
+        let name = &request.get_ref().name;
+        let revision = self.set_draining(&call, name, true).await?;
+        let node = Self::node_id(&self.0.consensus.view(), name)?;
+        let mut watcher = self.0.consensus.watch();
+        let drained = watcher.wait_for(|view| view.table.vips_of(node).all(|vip| vip.intent.is_none()));
+        match timeout_at(call.deadline, drained).await {
+            Ok(_) => Ok(Response::new(v1::DrainNodeResponse { revision })),
+            Err(_) => Err(status::timed_out(&format!("{name} is marked, and has not let go of all its VIPs yet"))),
+        }
+    }
+
+    async fn undrain_node(&self, request: Request<v1::UndrainNodeRequest>) -> Answer<v1::UndrainNodeResponse> {
+        let call = Call::new("UndrainNode", &request);
+        let revision = self.set_draining(&call, &request.get_ref().name, false).await?;
+        Ok(Response::new(v1::UndrainNodeResponse { revision }))
+    }
+
+    async fn move_vip(&self, request: Request<v1::MoveVipRequest>) -> Answer<v1::MoveVipResponse> {
+        let call = Call::new("MoveVip", &request);
+        let request = request.get_ref();
+        let vip = convert::address("address", &request.address)?;
+        let view = self.0.read(&call).await?;
+        let to = Self::node_id(&view, &request.node)?;
+        let id = request_or_new(&request.request_id)?;
+        let command = Command::MoveIntent { request: Some(id.clone()), vip, to };
+        let reply = self.0.propose(&command, &id, &call).await?;
+        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
+        if effect != Effect::Unchanged {
+            call.audit(&format!("{vip} moves to {}", request.node), reply.revision);
+        }
+        let owner = |view: &View| view.table.vip(vip).and_then(|vip| vip.owner).filter(|owner| owner.node == to);
+        let mut watcher = self.0.consensus.watch();
+        let moved = watcher.wait_for(|view| view.applied >= reply.revision && owner(view).is_some());
+        match timeout_at(call.deadline, moved).await {
+            Ok(Ok(view)) => Ok(Response::new(v1::MoveVipResponse {
+                revision: view.table.revision(),
+                unchanged: effect == Effect::Unchanged,
+                epoch: owner(&view).map_or(0, |owner| owner.epoch.0),
+            })),
+            _ => {
+                Err(status::timed_out(&format!("{vip} is asked to move to {}, and has not arrived yet", request.node)))
+            }
+        }
+    }
+
+    async fn get_settings(&self, _: Request<v1::GetSettingsRequest>) -> Answer<v1::GetSettingsResponse> {
+        Err(status::not_built("GetSettings"))
+    }
+
+    async fn update_settings(&self, _: Request<v1::UpdateSettingsRequest>) -> Answer<v1::UpdateSettingsResponse> {
+        Err(status::not_built("UpdateSettings"))
+    }
+
+    type SaveSnapshotStream = Pin<Box<dyn Stream<Item = Result<v1::SaveSnapshotResponse, Status>> + Send>>;
+
+    async fn save_snapshot(
+        &self,
+        _: Request<v1::SaveSnapshotRequest>,
+    ) -> Result<Response<Self::SaveSnapshotStream>, Status> {
+        Err(status::not_built("SaveSnapshot"))
+    }
+
+    async fn restore_snapshot(
+        &self,
+        _: Request<Streaming<v1::RestoreSnapshotRequest>>,
+    ) -> Answer<v1::RestoreSnapshotResponse> {
+        Err(status::not_built("RestoreSnapshot"))
+    }
+}

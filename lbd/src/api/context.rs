@@ -1,0 +1,139 @@
+//! What every call needs: the node's parts, the deadline, the request's id, the caller's name.
+
+use std::{sync::Arc, time::Duration};
+
+use lb_dataplane::Dataplane;
+use lb_raft_store::{
+    Consensus, View,
+    table::{Command, Effect, Mutate, Mutation, Reply, RequestId},
+};
+use tokio::time::Instant;
+use tonic::{
+    Request, Status,
+    transport::server::{TcpConnectInfo, UdsConnectInfo},
+};
+
+use super::status;
+use crate::{config::Config, ownership::Ownership};
+
+/// For a call that sets no deadline.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The answer must be on its way before the caller gives up.
+const MARGIN: Duration = Duration::from_millis(150);
+
+/// The node, as its API sees it.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) config: Arc<Config>,
+    pub(crate) consensus: Consensus,
+    pub(crate) ownership: Ownership,
+    pub(crate) dataplane: Option<Arc<Dataplane>>,
+}
+
+/// What is known of a call beside its message.
+pub(super) struct Call {
+    pub(super) deadline: Instant,
+    caller: String,
+    method: &'static str,
+}
+
+impl Call {
+    pub(super) fn new<T>(method: &'static str, request: &Request<T>) -> Self {
+        let timeout = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+        let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let deadline = Instant::now() + timeout.saturating_sub(MARGIN.min(timeout / 10));
+        Self { deadline, caller: caller(request), method }
+    }
+
+    /// One line for every call that changed something.
+    pub(super) fn audit(&self, what: &str, revision: u64) {
+        tracing::info!(target: "audit", caller = self.caller, method = self.method, revision, "{what}");
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> String {
+    if let Some(info) = request.extensions().get::<UdsConnectInfo>() {
+        return info.peer_cred.map_or_else(|| "unix".to_owned(), |cred| format!("unix:uid={}", cred.uid()));
+    }
+    let tcp = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+    tcp.map_or_else(|| "unknown".to_owned(), |address| address.to_string())
+}
+
+/// The gRPC wire form: up to eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+/// What a change came to.
+pub(super) struct Changed {
+    pub(super) revision: u64,
+    pub(super) effect: Effect,
+    pub(super) request: RequestId,
+}
+
+impl Context {
+    /// The table, linearizable.
+    pub(super) async fn read(&self, call: &Call) -> Result<Arc<View>, Status> {
+        self.consensus.read(call.deadline).await.map_err(|error| status::not_proposed(&error, None))
+    }
+
+    /// Makes changes; all or none.
+    pub(super) async fn mutate(
+        &self,
+        call: &Call,
+        request_id: &str,
+        expected_revision: u64,
+        mutations: Vec<Mutation>,
+    ) -> Result<Changed, Status> {
+        let request = request_or_new(request_id)?;
+        let what = format!("{mutations:?}");
+        let mutate = Mutate { request: Some(request.clone()), expected_revision, mutations };
+        let reply = self.propose(&Command::Mutate(mutate), &request, call).await?;
+        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
+        if effect != Effect::Unchanged {
+            call.audit(&what, reply.revision);
+        }
+        Ok(Changed { revision: reply.revision, effect, request })
+    }
+
+    pub(super) async fn propose(&self, command: &Command, request: &RequestId, call: &Call) -> Result<Reply, Status> {
+        let reply = self.consensus.propose(command, call.deadline).await;
+        reply.map_err(|error| status::not_proposed(&error, Some(request)))
+    }
+}
+
+/// The caller's id, or one of our own: the node repeats a proposal whose fate it does not know.
+pub(super) fn request_or_new(request_id: &str) -> Result<RequestId, Status> {
+    let given = RequestId::parse(request_id).map_err(|rejection| status::rejected(&rejection))?;
+    match given {
+        Some(request) => Ok(request),
+        None => RequestId::parse(&uuid::Uuid::new_v4().to_string())
+            .ok()
+            .flatten()
+            .ok_or_else(|| Status::internal("no request id could be made")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(parse_timeout("10000000u"), Some(Duration::from_secs(10)));
+        assert_eq!(parse_timeout("5S"), Some(Duration::from_secs(5)));
+        for text in ["", "S", "123456789S", "5x", "-1S"] {
+            assert_eq!(parse_timeout(text), None, "{text}");
+        }
+    }
+}

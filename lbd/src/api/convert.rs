@@ -1,0 +1,307 @@
+//! Between the API's messages and the domain's values. Every text is parsed here, once; errors name the
+//! field.
+
+use std::{net::IpAddr, str::FromStr};
+
+use lb_proto::v1;
+use lb_raft_store::{
+    View,
+    table::{
+        AdminState, Affinity, Backend, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, MacAddr, Mutation, Name, Node,
+        NodeId, PortRange, Protocol, Role, Service, ServiceSettings, Table, Unmatched, Vip, VipSettings, Weight,
+    },
+};
+use tonic::Status;
+
+use super::status::{invalid, not_built};
+
+/// A required text.
+pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, Status> {
+    text.parse().map_err(|error| invalid(field, error))
+}
+
+pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, Status> {
+    text.parse().map_err(|_| invalid(field, format!("{text:?} is not an IP address")))
+}
+
+/// A text that may be empty.
+fn optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
+    if text.is_empty() { Ok(None) } else { parsed(field, text).map(Some) }
+}
+
+/// A node's name, as an id; empty for none.
+fn node_id(field: &str, name: &str, table: &Table) -> Result<Option<NodeId>, Status> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    match table.node_named(name) {
+        Some(node) => Ok(Some(node.id)),
+        None => Err(invalid(field, format!("there is no node {name:?}; there are: {}", node_names(table)))),
+    }
+}
+
+pub(super) fn node_names(table: &Table) -> String {
+    table.nodes().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn node_name(node: Option<NodeId>, table: &Table) -> String {
+    node.and_then(|id| table.node(id)).map(|node| node.name.to_string()).unwrap_or_default()
+}
+
+fn unmatched(value: i32) -> Result<Unmatched, Status> {
+    match v1::Unmatched::try_from(value) {
+        Ok(v1::Unmatched::Unspecified | v1::Unmatched::Drop) => Ok(Unmatched::Drop),
+        Ok(v1::Unmatched::Reject) => Err(not_built("unmatched = reject")),
+        Err(_) => Err(invalid("unmatched", format!("{value} is not known"))),
+    }
+}
+
+fn affinity(value: i32) -> Result<Affinity, Status> {
+    match v1::Affinity::try_from(value) {
+        Ok(v1::Affinity::Unspecified | v1::Affinity::Flow) => Ok(Affinity::Flow),
+        Ok(v1::Affinity::Source) => Ok(Affinity::Source),
+        Err(_) => Err(invalid("affinity", format!("{value} is not known"))),
+    }
+}
+
+fn state(value: i32) -> Result<AdminState, Status> {
+    match v1::AdminState::try_from(value) {
+        Ok(v1::AdminState::Unspecified | v1::AdminState::Active) => Ok(AdminState::Active),
+        Ok(v1::AdminState::Drain) => Ok(AdminState::Drain),
+        Ok(v1::AdminState::Down) => Ok(AdminState::Down),
+        Err(_) => Err(invalid("state", format!("{value} is not known"))),
+    }
+}
+
+pub(super) fn role(value: i32) -> Result<Role, Status> {
+    match v1::Role::try_from(value) {
+        Ok(v1::Role::Unspecified | v1::Role::Lb) => Ok(Role::Lb),
+        Ok(v1::Role::Witness) => Ok(Role::Witness),
+        Err(_) => Err(invalid("role", format!("{value} is not known"))),
+    }
+}
+
+fn weight(value: u32) -> Result<Weight, Status> {
+    match value {
+        0 => Ok(Weight::DEFAULT),
+        weight => Weight::try_from(weight).map_err(|error| invalid("weight", error)),
+    }
+}
+
+fn ports(ranges: &[v1::PortRange]) -> Result<Vec<PortRange>, Status> {
+    let mut ports = ranges.iter().map(port).collect::<Result<Vec<_>, _>>()?;
+    ports.sort_unstable();
+    Ok(ports)
+}
+
+fn port(range: &v1::PortRange) -> Result<PortRange, Status> {
+    let protocol = match v1::Protocol::try_from(range.protocol) {
+        Ok(v1::Protocol::Tcp) => Protocol::Tcp,
+        Ok(v1::Protocol::Udp) => Protocol::Udp,
+        _ => return Err(invalid("ports.protocol", "it is neither TCP nor UDP")),
+    };
+    let number = |field: &str, value: u32| {
+        u16::try_from(value).map_err(|_| invalid(field, format!("{value} is not a port: 0 to 65535")))
+    };
+    let (first, last) = (number("ports.first", range.first)?, number("ports.last", range.last)?);
+    match (first, last) {
+        (0, 1..) => Err(invalid("ports.first", "0 stands for any port, and then last is 0 too")),
+        _ => Ok(PortRange { protocol, first, last }),
+    }
+}
+
+/// A VIP's address; IPv6 is in the data model and not yet in the dataplane.
+fn vip_address(text: &str) -> Result<IpAddr, Status> {
+    match address("address", text)? {
+        IpAddr::V6(_) => Err(not_built("a VIP with an IPv6 address")),
+        v4 => Ok(v4),
+    }
+}
+
+pub(super) fn create_vip(vip: Option<&v1::Vip>, table: &Table) -> Result<Mutation, Status> {
+    let vip = vip.ok_or_else(|| invalid("vip", "it is required"))?;
+    Ok(Mutation::CreateVip(VipSettings {
+        address: vip_address(&vip.address)?,
+        prefer: node_id("prefer", &vip.prefer, table)?,
+        segment: optional::<Cidr>("segment", &vip.segment)?,
+        unmatched: unmatched(vip.unmatched)?,
+    }))
+}
+
+pub(super) fn update_vip(request: &v1::UpdateVipRequest, table: &Table) -> Result<Mutation, Status> {
+    Ok(Mutation::UpdateVip {
+        address: address("address", &request.address)?,
+        prefer: request.prefer.as_deref().map(|name| node_id("prefer", name, table)).transpose()?,
+        segment: request.segment.as_deref().map(|text| optional("segment", text)).transpose()?,
+        unmatched: request.unmatched.map(unmatched).transpose()?,
+    })
+}
+
+pub(super) fn delete_vip(request: &v1::DeleteVipRequest) -> Result<Mutation, Status> {
+    Ok(Mutation::DeleteVip { address: address("address", &request.address)?, cascade: request.cascade })
+}
+
+pub(super) fn create_service(service: Option<&v1::Service>) -> Result<Mutation, Status> {
+    let service = service.ok_or_else(|| invalid("service", "it is required"))?;
+    if !["", "none"].contains(&service.check.as_str()) {
+        return Err(not_built(&format!("the health check {:?}", service.check)));
+    }
+    Ok(Mutation::CreateService(ServiceSettings {
+        name: parsed("name", &service.name)?,
+        vip: address("vip", &service.vip)?,
+        ports: ports(&service.ports)?,
+        affinity: affinity(service.affinity)?,
+        table_size: if service.table_size == 0 { DEFAULT_TABLE_SIZE } else { service.table_size },
+    }))
+}
+
+pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutation, Status> {
+    Ok(Mutation::UpdateService {
+        name: parsed("name", &request.name)?,
+        ports: if request.ports.is_empty() { None } else { Some(ports(&request.ports)?) },
+        affinity: request.affinity.map(affinity).transpose()?,
+    })
+}
+
+pub(super) fn delete_service(request: &v1::DeleteServiceRequest) -> Result<Mutation, Status> {
+    Ok(Mutation::DeleteService { name: parsed("name", &request.name)?, cascade: request.cascade })
+}
+
+pub(super) fn create_backend(backend: Option<&v1::Backend>) -> Result<Mutation, Status> {
+    let backend = backend.ok_or_else(|| invalid("backend", "it is required"))?;
+    Ok(Mutation::CreateBackend(BackendSettings {
+        service: parsed("service", &backend.service)?,
+        address: backend_address(&backend.address)?,
+        weight: weight(backend.weight)?,
+        mac: optional::<MacAddr>("mac", &backend.mac)?,
+        state: state(backend.state)?,
+    }))
+}
+
+fn backend_address(text: &str) -> Result<IpAddr, Status> {
+    match address("address", text)? {
+        IpAddr::V6(_) => Err(not_built("a backend with an IPv6 address")),
+        v4 => Ok(v4),
+    }
+}
+
+pub(super) fn update_backend(request: &v1::UpdateBackendRequest) -> Result<Mutation, Status> {
+    Ok(Mutation::UpdateBackend {
+        service: parsed("service", &request.service)?,
+        address: address("address", &request.address)?,
+        weight: request.weight.map(weight).transpose()?,
+        mac: request.mac.as_deref().map(|text| optional("mac", text)).transpose()?,
+        state: request.state.map(state).transpose()?,
+    })
+}
+
+pub(super) fn delete_backend(request: &v1::DeleteBackendRequest) -> Result<Mutation, Status> {
+    Ok(Mutation::DeleteBackend {
+        service: parsed::<Name>("service", &request.service)?,
+        address: address("address", &request.address)?,
+    })
+}
+
+pub(super) fn mutation(mutation: &v1::Mutation, table: &Table) -> Result<Mutation, Status> {
+    use v1::mutation::Change;
+    match mutation.change.as_ref().ok_or_else(|| invalid("mutations", "one of them is empty"))? {
+        Change::CreateVip(request) => create_vip(request.vip.as_ref(), table),
+        Change::UpdateVip(request) => update_vip(request, table),
+        Change::DeleteVip(request) => delete_vip(request),
+        Change::CreateService(request) => create_service(request.service.as_ref()),
+        Change::UpdateService(request) => update_service(request),
+        Change::DeleteService(request) => delete_service(request),
+        Change::CreateBackend(request) => create_backend(request.backend.as_ref()),
+        Change::UpdateBackend(request) => update_backend(request),
+        Change::DeleteBackend(request) => delete_backend(request),
+    }
+}
+
+pub(super) fn vip(vip: &Vip, table: &Table) -> v1::Vip {
+    let settings = &vip.settings;
+    v1::Vip {
+        address: settings.address.to_string(),
+        prefer: node_name(settings.prefer, table),
+        segment: settings.segment.map(|segment| segment.to_string()).unwrap_or_default(),
+        unmatched: match settings.unmatched {
+            Unmatched::Drop => v1::Unmatched::Drop,
+            Unmatched::Reject => v1::Unmatched::Reject,
+        }
+        .into(),
+        owner: node_name(vip.owner.map(|owner| owner.node), table),
+        lease: vip.owner.map_or(0, |owner| owner.lease.0),
+        epoch: vip.owner.map_or(0, |owner| owner.epoch.0),
+        moving_to: node_name(vip.intent, table),
+        deleting: vip.deleting,
+        routed: table.is_routed(vip),
+        revision: vip.revision,
+    }
+}
+
+pub(super) fn service(service: &Service) -> v1::Service {
+    let settings = &service.settings;
+    let port = |range: &PortRange| v1::PortRange {
+        protocol: match range.protocol {
+            Protocol::Tcp => v1::Protocol::Tcp,
+            Protocol::Udp => v1::Protocol::Udp,
+        }
+        .into(),
+        first: range.first.into(),
+        last: range.last.into(),
+    };
+    v1::Service {
+        name: settings.name.to_string(),
+        vip: settings.vip.to_string(),
+        ports: settings.ports.iter().map(port).collect(),
+        affinity: match settings.affinity {
+            Affinity::Flow => v1::Affinity::Flow,
+            Affinity::Source => v1::Affinity::Source,
+        }
+        .into(),
+        table_size: settings.table_size,
+        check: "none".into(),
+        revision: service.revision,
+    }
+}
+
+pub(super) fn backend(backend: &Backend) -> v1::Backend {
+    let settings = &backend.settings;
+    v1::Backend {
+        service: settings.service.to_string(),
+        address: settings.address.to_string(),
+        weight: settings.weight.get().into(),
+        mac: settings.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        state: match settings.state {
+            AdminState::Active => v1::AdminState::Active,
+            AdminState::Drain => v1::AdminState::Drain,
+            AdminState::Down => v1::AdminState::Down,
+        }
+        .into(),
+        revision: backend.revision,
+    }
+}
+
+pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node {
+    let attachment = |a: &lb_raft_store::table::Attachment| v1::Attachment {
+        interface: a.interface.clone(),
+        mac: a.mac.to_string(),
+        address: format!("{}/{}", a.address, a.prefix_len),
+    };
+    v1::Node {
+        id: node.id,
+        name: node.name.to_string(),
+        role: match node.role {
+            Role::Lb => v1::Role::Lb,
+            Role::Witness => v1::Role::Witness,
+        }
+        .into(),
+        address: node.address.clone(),
+        leader: leader == Some(node.id),
+        voter: view.voters.contains(&node.id),
+        draining: node.draining,
+        ready: view.table.lease(node.id).is_some_and(|lease| lease.ready),
+        vips: view.table.vips_of(node.id).count().try_into().unwrap_or(u32::MAX),
+        attachments: node.attachments.iter().map(attachment).collect(),
+        feature_level: node.feature_level,
+    }
+}

@@ -1,0 +1,172 @@
+//! The listeners: bound before anything else starts, so that a taken address is told at once.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener},
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    path::Path,
+};
+
+use lb_proto::{
+    DESCRIPTORS, MAX_MESSAGE_LEN,
+    v1::{
+        cluster_service_server::ClusterServiceServer, node_service_server::NodeServiceServer,
+        table_service_server::TableServiceServer,
+    },
+};
+use lb_raft_store::Consensus;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+
+use super::{Context, cluster::Cluster, node::Node, table::Table};
+use crate::{config::ApiListener, exit::Failure, raft::RaftServer};
+
+/// The API's sockets, bound and not served yet.
+pub(crate) struct Listeners {
+    tcp: Vec<TcpListener>,
+    unix: Vec<UnixListener>,
+}
+
+impl Listeners {
+    pub(crate) fn bind(listeners: &[ApiListener]) -> Result<Self, Failure> {
+        let mut bound = Self { tcp: Vec::new(), unix: Vec::new() };
+        for listener in listeners {
+            match listener {
+                ApiListener::Tcp(address) => bound.tcp.push(bind_tcp("api.listen", *address)?),
+                ApiListener::Unix(path) => {
+                    let socket = |source| Failure::Socket { path: path.clone(), source };
+                    bound.unix.push(bind_unix(path).map_err(socket)?);
+                }
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Serves the API on all of them until `stop` is true.
+    pub(crate) fn serve(
+        self,
+        context: &Context,
+        stop: &watch::Receiver<bool>,
+        tasks: &mut JoinSet<()>,
+    ) -> io::Result<()> {
+        let routes = routes(context).map_err(io::Error::other)?;
+        for listener in self.tcp {
+            listener.set_nonblocking(true)?;
+            let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+            let serve = Server::builder()
+                .add_routes(routes.clone())
+                .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+            tasks.spawn(async move { log_end("the API's TCP listener", serve.await) });
+        }
+        for listener in self.unix {
+            listener.set_nonblocking(true)?;
+            let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
+            let serve = Server::builder()
+                .add_routes(routes.clone())
+                .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+            tasks.spawn(async move { log_end("the API's Unix socket", serve.await) });
+        }
+        Ok(())
+    }
+}
+
+fn routes(context: &Context) -> Result<Routes, tonic_reflection::server::Error> {
+    let (_, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let table = TableServiceServer::new(Table(context.clone())).max_decoding_message_size(MAX_MESSAGE_LEN);
+    let cluster = ClusterServiceServer::new(Cluster(context.clone())).max_decoding_message_size(MAX_MESSAGE_LEN);
+    let node = NodeServiceServer::new(Node(context.clone())).max_decoding_message_size(MAX_MESSAGE_LEN);
+    Ok(Routes::new(table).add_service(cluster).add_service(node).add_service(health).add_service(reflection))
+}
+
+/// Serves the other nodes on the cluster's listener.
+pub(crate) fn bind_cluster(
+    listener: TcpListener,
+    consensus: Consensus,
+    stop: &watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let serve = Server::builder()
+        .add_service(RaftServer::service(consensus))
+        .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+    tasks.spawn(async move { log_end("the cluster's listener", serve.await) });
+    Ok(())
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone: a stop as well.
+    drop(stop.wait_for(|stop| *stop).await);
+}
+
+fn log_end(what: &str, outcome: Result<(), tonic::transport::Error>) {
+    if let Err(error) = outcome {
+        tracing::error!(%error, "{what} ended");
+    }
+}
+
+/// Binds, or says who has the address.
+pub(crate) fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).map_err(|source| {
+        let holder = match source.kind() {
+            io::ErrorKind::AddrInUse => holder_of(address),
+            io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)".into(),
+            _ => String::new(),
+        };
+        Failure::Listen { key, address, source, holder }
+    })
+}
+
+/// The directory is made if missing; a socket that nobody serves any more is replaced.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another lbd serves it"));
+        }
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Who listens on an address, from /proc: the socket's inode, then the process that has it open.
+fn holder_of(address: SocketAddr) -> String {
+    let unknown = " (another process listens there: 'ss -ltnp' shows which)".to_owned();
+    let Some(inode) = listening_inode(address) else { return unknown };
+    let wanted = format!("socket:[{inode}]");
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        let descriptors = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let holds = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_str() == Some(&wanted));
+        if descriptors.into_iter().any(holds) {
+            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return format!(" ({} with process id {pid} listens there)", command.trim());
+        }
+    }
+    unknown
+}
+
+fn listening_inode(address: SocketAddr) -> Option<u64> {
+    const LISTEN: &str = "0A";
+    let file = if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let port = format!(":{:04X}", address.port());
+    fs::read_to_string(file).ok()?.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+        (local.ends_with(&port) && state == LISTEN).then(|| inode.parse().ok()).flatten()
+    })
+}

@@ -1,0 +1,76 @@
+//! The one place where errors become gRPC status codes. Details are a `google.rpc.ErrorInfo` whose
+//! reason is the code's name and whose metadata names the field or the rule.
+
+use std::collections::HashMap;
+
+use lb_proto::{ERROR_DOMAIN, REQUEST_ID_METADATA};
+use lb_raft_store::{
+    MembershipError, ProposeError,
+    table::{Rejection, RejectionKind, RequestId},
+};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The table refused it.
+pub(super) fn rejected(rejection: &Rejection) -> Status {
+    let (code, reason) = match rejection.kind {
+        RejectionKind::InvalidArgument => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        RejectionKind::NotFound => (Code::NotFound, "NOT_FOUND"),
+        RejectionKind::AlreadyExists => (Code::AlreadyExists, "ALREADY_EXISTS"),
+        RejectionKind::FailedPrecondition => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
+        RejectionKind::ResourceExhausted => (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
+    };
+    with_info(code, reason, &rejection.message, &[("subject", &rejection.subject)])
+}
+
+/// A field's value can never be right.
+pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
+    rejected(&Rejection::invalid(field, problem))
+}
+
+/// It may come in a later version.
+pub(super) fn not_built(what: &str) -> Status {
+    with_info(Code::Unimplemented, "UNIMPLEMENTED", &format!("{what} is not built yet"), &[])
+}
+
+/// No majority agreed.
+pub(super) fn not_proposed(error: &ProposeError, request: Option<&RequestId>) -> Status {
+    let (code, reason) = match error {
+        ProposeError::NotAMember => (Code::FailedPrecondition, "WAITING_TO_BE_ADDED"),
+        ProposeError::NoLeader => (Code::Unavailable, "NO_LEADER"),
+        ProposeError::TimedOut => (Code::DeadlineExceeded, "TIMED_OUT"),
+        ProposeError::Broken(_) => (Code::Unavailable, "STORE_BROKEN"),
+    };
+    let mut status = with_info(code, reason, &error.to_string(), &[]);
+    if let Some(value) = request.and_then(|request| request.as_str().parse().ok()) {
+        status.metadata_mut().insert(REQUEST_ID_METADATA, value);
+    }
+    status
+}
+
+/// A node was not added or removed.
+pub(super) fn membership(error: &MembershipError) -> Status {
+    let (code, reason) = match error {
+        MembershipError::NotAMember => (Code::FailedPrecondition, "WAITING_TO_BE_ADDED"),
+        MembershipError::NoLeader => (Code::Unavailable, "NO_LEADER"),
+        MembershipError::Refused(_) => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
+        MembershipError::TimedOut(_) => (Code::DeadlineExceeded, "TIMED_OUT"),
+    };
+    with_info(code, reason, &error.to_string(), &[])
+}
+
+/// What was asked for did not come about in time.
+pub(super) fn timed_out(message: &str) -> Status {
+    with_info(Code::DeadlineExceeded, "TIMED_OUT", message, &[])
+}
+
+/// What is named is not there.
+pub(super) fn not_found(message: &str) -> Status {
+    with_info(Code::NotFound, "NOT_FOUND", message, &[])
+}
+
+fn with_info(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
+    let metadata: HashMap<String, String> =
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata))
+}

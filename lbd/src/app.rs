@@ -1,0 +1,182 @@
+//! The daemon's life: bind, open, serve, follow, and let go in the right order.
+
+use std::sync::Arc;
+
+use lb_dataplane::{Config as DataplaneConfig, Dataplane, forward::flow::Timeouts};
+use lb_raft_store::{Consensus, Settings};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    api::{Context, Listeners, bind_cluster, bind_tcp},
+    config::Config,
+    control::{Control, Retiring, retire},
+    exit::Failure,
+    link,
+    ownership::Ownership,
+    raft::TonicTransport,
+};
+
+/// Runs until SIGTERM or SIGINT, or until it must not go on.
+pub(crate) fn run(config: Config) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::System("starting the runtime", error))?;
+    runtime.block_on(serve(Arc::new(config)))
+}
+
+async fn serve(config: Arc<Config>) -> Result<(), Failure> {
+    let mut signals = Signals::new().map_err(|error| Failure::System("waiting for signals", error))?;
+    if config.insecure {
+        tracing::warn!("tls.insecure = true: whoever reaches the TCP listeners controls this cluster");
+    }
+    // What can be refused is tried before anything is changed: interfaces, addresses, the store.
+    let names = config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone()).unwrap_or_default();
+    let links = link::read(&names).await?;
+    let cluster_listeners = config
+        .cluster
+        .listen
+        .iter()
+        .map(|address| bind_tcp("cluster.listen", *address))
+        .collect::<Result<Vec<_>, _>>()?;
+    let api_listeners = Listeners::bind(&config.api)?;
+    let settings = Settings {
+        name: config.name.clone(),
+        role: config.role,
+        address: config.cluster.advertise.clone(),
+        data_dir: config.data_dir.clone(),
+        bootstrap: config.cluster.bootstrap,
+    };
+    let consensus = Consensus::start(settings, Arc::new(TonicTransport::default())).await?;
+    let dataplane = match &config.dataplane {
+        None => None,
+        Some(dataplane) => Some(Arc::new(Dataplane::start(&DataplaneConfig {
+            ports: links.iter().map(link::Link::port_config).collect(),
+            engine: dataplane.engine,
+            flow_capacity: DataplaneConfig::DEFAULT_FLOW_CAPACITY,
+            timeouts: Timeouts::default(),
+        })?)),
+    };
+    if let Some(dataplane) = &dataplane {
+        match dataplane.engine_reason() {
+            None => tracing::info!(engine = %dataplane.engine(), "the dataplane runs"),
+            Some(reason) => {
+                tracing::warn!(engine = %dataplane.engine(), reason, "the dataplane runs on its second choice")
+            }
+        }
+    }
+    let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
+    let ownership = Ownership::new(consensus.clone(), clock);
+
+    let (stop, stopping) = watch::channel(false);
+    let mut servers = JoinSet::new();
+    let serving = |error| Failure::System("serving", error);
+    for listener in cluster_listeners {
+        bind_cluster(listener, consensus.clone(), &stopping, &mut servers).map_err(serving)?;
+    }
+    let context = Context {
+        config: config.clone(),
+        consensus: consensus.clone(),
+        ownership: ownership.clone(),
+        dataplane: dataplane.clone(),
+    };
+    api_listeners.serve(&context, &stopping, &mut servers).map_err(serving)?;
+
+    let mut followers = JoinSet::new();
+    followers.spawn(ownership.clone().run());
+    followers.spawn(ownership.clone().release_silenced());
+    let control =
+        Control { consensus: consensus.clone(), ownership: ownership.clone(), dataplane: dataplane.clone(), links };
+    followers.spawn(control.run());
+
+    announce_readiness(&config, &consensus);
+    let outcome = wait_for_the_end(&mut signals, &consensus, dataplane.as_deref()).await;
+    tracing::info!("stopping");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+
+    // Nothing may publish a table or renew the lease any more; then everything is let go of.
+    followers.shutdown().await;
+    let node = consensus.status().node;
+    let owned_any = node.is_some_and(|me| consensus.view().table.vips_of(me).next().is_some());
+    consensus.hand_over_lead().await;
+    let retiring = Retiring { ownership, dataplane: dataplane.clone(), owned_any };
+    tokio::select! {
+        () = retire(&retiring) => {}
+        // A second signal: at once.
+        () = signals.next() => {}
+    }
+    stop.send_replace(true);
+    servers.shutdown().await;
+    consensus.shutdown().await;
+    drop(retiring);
+    drop(context);
+    match dataplane.and_then(Arc::into_inner).map(Dataplane::stop) {
+        Some(Err(error)) => tracing::warn!(%error, "the guard was not removed"),
+        Some(Ok(())) | None => {}
+    }
+    outcome
+}
+
+fn announce_readiness(config: &Config, consensus: &Consensus) {
+    let listens: Vec<String> = config.api.iter().map(ToString::to_string).collect();
+    match consensus.status().node {
+        Some(node) => tracing::info!(name = %config.name, node, api = listens.join(", "), "ready"),
+        None => tracing::info!(
+            api = listens.join(", "),
+            "waiting to be added: run 'lbctl node add {} {}' on a node of the cluster",
+            config.name,
+            config.cluster.advertise
+        ),
+    }
+    // Outside of systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Returns on a signal, or with the reason why this node must not go on.
+async fn wait_for_the_end(
+    signals: &mut Signals,
+    consensus: &Consensus,
+    dataplane: Option<&Dataplane>,
+) -> Result<(), Failure> {
+    let mut fatal = consensus.fatal();
+    loop {
+        tokio::select! {
+            () = signals.next() => return Ok(()),
+            changed = fatal.wait_for(Option::is_some) => {
+                let reason = changed.ok().and_then(|reason| reason.clone());
+                return Err(Failure::Removed(reason.unwrap_or_default()));
+            }
+            () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {
+                if let Some(reason) = consensus.status().fatal {
+                    return Err(Failure::StoreBroke(reason));
+                }
+                if dataplane.is_some_and(|dataplane| !dataplane.is_running()) {
+                    return Err(Failure::WorkerEnded);
+                }
+            }
+        }
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

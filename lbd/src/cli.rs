@@ -1,0 +1,34 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::config;
+
+/// The daemon of a distributed Layer-4 load balancer (direct server return).
+///
+/// Runs in the foreground, logs to standard error, and tells systemd when it is ready. Exit codes: 0
+/// stopped on request; 64 usage; 65 bad configuration; 69 an interface is absent, an address is in use or
+/// a capability is missing; 70 a fault of its own; 74 the store is damaged, locked, not writable or full.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub(crate) config: PathBuf,
+
+    /// Read the configuration, report every fault with its key, and exit; opens and binds nothing.
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// How to write the log. RUST_LOG sets what is logged (default: info).
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}

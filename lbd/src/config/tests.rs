@@ -1,0 +1,106 @@
+use super::*;
+
+const MINIMAL: &str = r#"
+[node]
+name = "lb1"
+data_dir = "/var/lib/lbd"
+[cluster]
+listen = "127.0.0.1:7401"
+[dataplane]
+interfaces = ["eth0"]
+"#;
+
+fn parsed(text: &str) -> Result<Config, Vec<Fault>> {
+    parse(text.parse().unwrap())
+}
+
+fn faults(text: &str) -> Vec<String> {
+    parsed(text).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_minimal_file_has_defaults_for_the_rest() {
+    let config = parsed(MINIMAL).unwrap();
+    assert_eq!(config.role, Role::Lb);
+    assert_eq!(config.cluster.name, "lb");
+    assert_eq!(config.cluster.advertise, "127.0.0.1:7401");
+    assert!(!config.cluster.bootstrap && !config.insecure);
+    assert_eq!(config.api, [ApiListener::Unix(DEFAULT_SOCKET.into())]);
+    assert_eq!(config.dataplane, Some(Dataplane { interfaces: vec!["eth0".into()], engine: None }));
+}
+
+#[test]
+fn every_fault_is_reported_with_its_key() {
+    let all = faults(
+        r#"
+        nodes = 1
+        [node]
+        name = "l b"
+        rol = "lb"
+        data_dir = "relative"
+        [cluster]
+        listen = ["10.0.0.1"]
+        bootstrap = "yes"
+        [api]
+        listen = "nowhere"
+        [dataplane]
+        interfaces = [1]
+        engine = "multishot"
+        workers = 0
+        [metrics]
+        listen = "127.0.0.1:9400"
+        "#,
+    );
+    let keys = [
+        "node.name",
+        "node.data_dir",
+        "node.rol",
+        "cluster.listen",
+        "cluster.bootstrap",
+        "api.listen",
+        "dataplane.interfaces",
+        "dataplane.engine",
+        "dataplane.workers",
+        "metrics.listen",
+        "nodes",
+    ];
+    for key in keys {
+        assert!(all.iter().any(|fault| fault.starts_with(&format!("{key}: "))), "{key} is missing in {all:#?}");
+    }
+    assert_eq!(all.len(), keys.len(), "{all:#?}");
+}
+
+#[test]
+fn a_listener_beyond_loopback_needs_tls_or_insecure() {
+    let exposed = MINIMAL.replace("127.0.0.1:7401", "10.77.1.1:7401");
+    assert!(faults(&exposed)[0].starts_with("cluster.listen: 10.77.1.1:7401 listens beyond loopback"));
+    assert!(parsed(&format!("{exposed}\n[tls]\ninsecure = true")).unwrap().insecure);
+    let api = format!("{MINIMAL}\n[api]\nlisten = [\"unix:/run/x.sock\", \"10.77.1.1:7400\"]");
+    assert!(faults(&api)[0].starts_with("api.listen: 10.77.1.1:7400"));
+}
+
+#[test]
+fn an_unspecified_address_needs_an_advertised_one() {
+    let any = format!("{}\n[tls]\ninsecure = true", MINIMAL.replace("127.0.0.1:7401", "0.0.0.0:7401"));
+    assert!(faults(&any)[0].starts_with("cluster.advertise: is required"));
+}
+
+#[test]
+fn a_witness_has_no_dataplane_and_needs_none() {
+    let witness = MINIMAL.replace("[node]", "[node]\nrole = \"witness\"");
+    assert!(faults(&witness)[0].starts_with("dataplane.interfaces: a witness"));
+    let witness = witness.replace("[dataplane]\ninterfaces = [\"eth0\"]", "");
+    assert_eq!(parsed(&witness).unwrap().dataplane, None);
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_by_name() {
+    let tls = format!("{MINIMAL}\n[tls]\ncert = \"/etc/lbd/lb1.pem\"");
+    assert!(faults(&tls)[0].starts_with("tls.cert: TLS is not supported yet"));
+}
+
+#[test]
+fn the_example_in_deploy_has_no_fault() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/lbd.example.toml");
+    load(&path).unwrap();
+}

@@ -1,0 +1,181 @@
+//! The replicated table as this node's dataplane needs it. Pure.
+
+use std::net::IpAddr;
+
+use lb_dataplane::{
+    forward::table::{BackendSpec, BackendState, PortRangeSpec, ServiceSpec, TableSpec, VipSpec},
+    packet::{self, Mac},
+};
+use lb_raft_store::table::{AdminState, Affinity, Backend, NodeId, PortRange, Protocol, Service, Table, Vip};
+
+use crate::{link::Link, ownership::Held};
+
+/// What a node forwards, and for which VIPs it may answer.
+pub(super) fn compile(table: &Table, me: NodeId, links: &[Link], held: &Held) -> TableSpec {
+    let peers = table.nodes().filter(|node| node.id != me);
+    let mut peer_macs: Vec<Mac> = peers.flat_map(|node| node.attachments.iter().map(|a| Mac(a.mac.octets()))).collect();
+    peer_macs.sort_unstable();
+    peer_macs.dedup();
+    TableSpec {
+        hash_key: table.hash_seed(),
+        ports: links.iter().map(Link::port_spec).collect(),
+        vips: table.vips().filter_map(|vip| compile_vip(table, vip, me, links, held)).collect(),
+        peer_macs,
+    }
+}
+
+fn compile_vip(table: &Table, vip: &Vip, me: NodeId, links: &[Link], held: &Held) -> Option<VipSpec> {
+    let IpAddr::V4(address) = vip.settings.address else { return None };
+    let owned = vip.owner.filter(|owner| {
+        let ours = owner.node == me && Some(owner.lease) == held.lease;
+        let leaves = vip.intent.is_some() || vip.deleting;
+        ours && !leaves && !held.silenced.contains(&(vip.settings.address, owner.epoch))
+    });
+    Some(VipSpec {
+        address,
+        owned: owned.map(|owner| owner.epoch.0),
+        answer_on: answer_on(vip, links),
+        services: table.services_on(vip.settings.address).map(|service| compile_service(table, service)).collect(),
+    })
+}
+
+/// The interfaces on whose segment the VIP is; all of them for a routed one.
+fn answer_on(vip: &Vip, links: &[Link]) -> Vec<usize> {
+    let on = |matches: &dyn Fn(&(IpAddr, u8)) -> bool| -> Vec<usize> {
+        let on_segment = |(_, link): &(usize, &Link)| link.addresses.iter().any(matches);
+        links.iter().enumerate().filter(on_segment).map(|(at, _)| at).collect()
+    };
+    let attached = match vip.settings.segment {
+        Some(segment) => on(&|(address, _)| segment.contains(*address)),
+        None => on(&|(address, len)| {
+            lb_raft_store::table::Cidr::containing(*address, *len)
+                .is_some_and(|segment| segment.contains(vip.settings.address))
+        }),
+    };
+    if attached.is_empty() { (0..links.len()).collect() } else { attached }
+}
+
+fn compile_service(table: &Table, service: &Service) -> ServiceSpec {
+    let settings = &service.settings;
+    ServiceSpec {
+        name: settings.name.to_string(),
+        ports: settings.ports.iter().map(compile_port).collect(),
+        by_source: settings.affinity == Affinity::Source,
+        table_size: settings.table_size,
+        // In the order of their addresses, on every node alike.
+        backends: table.backends_of(&settings.name).map(compile_backend).collect(),
+    }
+}
+
+fn compile_port(range: &PortRange) -> PortRangeSpec {
+    let protocol = match range.protocol {
+        Protocol::Tcp => packet::Protocol::Tcp,
+        Protocol::Udp => packet::Protocol::Udp,
+    };
+    PortRangeSpec { protocol, first: range.first, last: range.last }
+}
+
+fn compile_backend(backend: &Backend) -> BackendSpec {
+    let settings = &backend.settings;
+    BackendSpec {
+        id: backend.id,
+        address: settings.address,
+        mac: settings.mac.map(|mac| Mac(mac.octets())),
+        weight: settings.weight.get(),
+        state: match settings.state {
+            AdminState::Active => BackendState::Active,
+            AdminState::Drain => BackendState::Draining,
+            AdminState::Down => BackendState::Down,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_raft_store::table::*;
+
+    use super::*;
+
+    const ME: NodeId = BOOTSTRAP_NODE;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// One node with a ready lease (opened by entry 3) and a VIP on its segment.
+    fn table() -> Table {
+        let mut table = Table::default();
+        let node = NewNode {
+            name: "lb1".parse().unwrap(),
+            role: Role::Lb,
+            address: "10.0.0.1:7401".into(),
+            store: Default::default(),
+        };
+        let attachment = Attachment {
+            interface: "eth0".into(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            address: ip("192.168.2.2"),
+            prefix_len: 24,
+        };
+        let vip = VipSettings { address: ip("192.168.2.1"), prefer: None, segment: None, unmatched: Unmatched::Drop };
+        let commands = [
+            Command::CreateCluster {
+                cluster: "7b0b8e9a-3f0e-4b6f-9a49-0c9d4f7c8a11".parse().unwrap(),
+                hash_seed: 5,
+                node,
+            },
+            Command::PublishNode { node: ME, attachments: vec![attachment], feature_level: 1 },
+            Command::OpenLease { node: ME, nonce: 9, previous: None },
+            Command::Ready { node: ME, lease: LeaseId(3) },
+            Command::Mutate(Mutate { request: None, expected_revision: 0, mutations: vec![Mutation::CreateVip(vip)] }),
+        ];
+        for (index, command) in (1..).zip(commands) {
+            table.apply(index, &command).result.unwrap();
+        }
+        table
+    }
+
+    fn links() -> Vec<Link> {
+        let link = |name: &str, address: &str, last| Link {
+            name: name.into(),
+            ifindex: 2,
+            mac: Mac([2, 0, 0, 0, 0, last]),
+            mtu: 1500,
+            addresses: vec![(ip(address), 24)],
+        };
+        vec![link("eth0", "192.168.2.2", 1), link("eth1", "192.168.3.2", 2)]
+    }
+
+    fn held(lease: u64) -> Held {
+        Held { lease: Some(LeaseId(lease)), ..Held::default() }
+    }
+
+    #[test]
+    fn a_vip_is_ours_only_under_the_lease_that_this_process_holds() {
+        let table = table();
+        let owned = |held: &Held| compile(&table, ME, &links(), held).vips[0].owned;
+        assert_eq!(owned(&held(3)), Some(5));
+        assert_eq!(owned(&held(4)), None, "a lease of another process");
+        assert_eq!(owned(&Held::default()), None);
+        assert_eq!(compile(&table, 99, &links(), &held(3)).vips[0].owned, None, "another node");
+    }
+
+    #[test]
+    fn a_leaving_or_silenced_vip_is_not_answered() {
+        let mut table = table();
+        let silenced = Held { silenced: [(ip("192.168.2.1"), Epoch(5))].into(), ..held(3) };
+        assert_eq!(compile(&table, ME, &links(), &silenced).vips[0].owned, None);
+        let delete = Mutation::DeleteVip { address: ip("192.168.2.1"), cascade: false };
+        let mutate = Mutate { request: None, expected_revision: 0, mutations: vec![delete] };
+        table.apply(6, &Command::Mutate(mutate)).result.unwrap();
+        assert_eq!(compile(&table, ME, &links(), &held(3)).vips[0].owned, None);
+    }
+
+    #[test]
+    fn a_vip_is_answered_on_its_segment_and_a_routed_one_everywhere() {
+        let table = table();
+        assert_eq!(compile(&table, ME, &links(), &held(3)).vips[0].answer_on, [0]);
+        let elsewhere = &links()[1..];
+        assert_eq!(compile(&table, ME, elsewhere, &held(3)).vips[0].answer_on, [0], "routed: on every interface");
+    }
+}

@@ -1,0 +1,160 @@
+//! The machine's interfaces, read over netlink.
+
+use std::net::IpAddr;
+
+use futures::TryStreamExt as _;
+use lb_dataplane::{forward::table::PortSpec, io::PortConfig, packet::Mac};
+use lb_raft_store::table::{Attachment, MacAddr};
+use rtnetlink::{
+    Handle, new_connection,
+    packet_route::{
+        address::AddressAttribute,
+        link::{LinkAttribute, LinkFlags, LinkLayerType},
+    },
+};
+
+/// Why a listed interface cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("dataplane.interfaces: there is no interface {name:?}; this machine has: {}", present.join(", "))]
+    Absent { name: String, present: Vec<String> },
+    #[error("dataplane.interfaces: {name} is a port of {master}: list {master} instead")]
+    Enslaved { name: String, master: String },
+    #[error("dataplane.interfaces: {name} is not an Ethernet interface")]
+    NotEthernet { name: String },
+    #[error("dataplane.interfaces: {name} is down: ip link set dev {name} up")]
+    Down { name: String },
+    #[error("cannot read the interfaces: {0}")]
+    Netlink(String),
+}
+
+impl From<rtnetlink::Error> for LinkError {
+    fn from(error: rtnetlink::Error) -> Self {
+        Self::Netlink(error.to_string())
+    }
+}
+
+/// A listed interface as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) name: String,
+    pub(crate) ifindex: u32,
+    pub(crate) mac: Mac,
+    pub(crate) mtu: u32,
+    /// The node's own addresses on it, with the lengths of their prefixes.
+    pub(crate) addresses: Vec<(IpAddr, u8)>,
+}
+
+impl Link {
+    pub(crate) fn port_config(&self) -> PortConfig {
+        PortConfig { name: self.name.clone(), ifindex: self.ifindex, mtu: self.mtu }
+    }
+
+    pub(crate) fn port_spec(&self) -> PortSpec {
+        let v4 = |(address, len): &(IpAddr, u8)| match address {
+            IpAddr::V4(address) => Some((*address, *len)),
+            IpAddr::V6(_) => None,
+        };
+        PortSpec {
+            name: self.name.clone(),
+            mac: self.mac,
+            mtu: self.mtu,
+            addresses: self.addresses.iter().filter_map(v4).collect(),
+        }
+    }
+
+    /// What the node publishes of it.
+    pub(crate) fn attachments(&self) -> impl Iterator<Item = Attachment> {
+        self.addresses.iter().filter_map(|(address, prefix_len)| {
+            Some(Attachment {
+                interface: self.name.clone(),
+                mac: MacAddr::try_from(self.mac.0).ok()?,
+                address: *address,
+                prefix_len: *prefix_len,
+            })
+        })
+    }
+}
+
+/// Reads the listed interfaces, in their order.
+pub(crate) async fn read(names: &[String]) -> Result<Vec<Link>, LinkError> {
+    let (connection, handle, _) = new_connection().map_err(|error| LinkError::Netlink(error.to_string()))?;
+    let driver = tokio::spawn(connection);
+    let links = read_with(&handle, names).await;
+    driver.abort();
+    links
+}
+
+async fn read_with(handle: &Handle, names: &[String]) -> Result<Vec<Link>, LinkError> {
+    let mut all = Vec::new();
+    let mut links = handle.link().get().execute();
+    while let Some(message) = links.try_next().await? {
+        let mut found = Found { index: message.header.index, ..Found::default() };
+        found.ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        found.up = message.header.flags.contains(LinkFlags::Up);
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => found.name = name,
+                LinkAttribute::Mtu(mtu) => found.mtu = mtu,
+                LinkAttribute::Controller(master) => found.master = Some(master),
+                LinkAttribute::Address(mac) => found.mac = mac.try_into().ok().map(Mac),
+                _ => {}
+            }
+        }
+        all.push(found);
+    }
+    let mut addresses: Vec<(u32, IpAddr, u8)> = Vec::new();
+    let mut stream = handle.address().get().execute();
+    while let Some(message) = stream.try_next().await? {
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+        let address = local.or_else(|| {
+            message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+        });
+        if let Some(address) = address {
+            addresses.push((message.header.index, address, message.header.prefix_len));
+        }
+    }
+    names.iter().map(|name| resolve(name, &all, &addresses)).collect()
+}
+
+#[derive(Default)]
+struct Found {
+    index: u32,
+    name: String,
+    mac: Option<Mac>,
+    mtu: u32,
+    master: Option<u32>,
+    ethernet: bool,
+    up: bool,
+}
+
+fn resolve(name: &String, all: &[Found], addresses: &[(u32, IpAddr, u8)]) -> Result<Link, LinkError> {
+    let name = name.clone();
+    let Some(found) = all.iter().find(|link| link.name == name) else {
+        let present = all.iter().map(|link| link.name.clone()).collect();
+        return Err(LinkError::Absent { name, present });
+    };
+    if let Some(master) = found.master {
+        let master = all.iter().find(|link| link.index == master);
+        return Err(LinkError::Enslaved { name, master: master.map_or_else(String::new, |m| m.name.clone()) });
+    }
+    let Some(mac) = found.mac.filter(|mac| found.ethernet && mac.is_host()) else {
+        return Err(LinkError::NotEthernet { name });
+    };
+    if !found.up {
+        return Err(LinkError::Down { name });
+    }
+    // Link-local addresses are on every segment and tell nothing about it.
+    let ours = addresses.iter().filter(|(index, address, _)| {
+        *index == found.index && !matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
+    });
+    let mut addresses: Vec<(IpAddr, u8)> = ours.map(|(_, address, len)| (*address, *len)).collect();
+    addresses.sort_unstable();
+    Ok(Link { name, ifindex: found.index, mac, mtu: found.mtu, addresses })
+}

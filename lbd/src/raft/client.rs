@@ -1,0 +1,84 @@
+//! Calls to the other nodes. One connection for each peer and lane, made when first used and kept.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use lb_proto::v1::{CallRequest, raft_service_client::RaftServiceClient};
+use lb_raft_store::{Lane, Transport, TransportError};
+use tonic::transport::{Channel, Endpoint};
+
+use super::MAX_MESSAGE_LEN;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// A connection whose peer vanished without a word is given up after this and made anew.
+const KEEPALIVE: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+pub(crate) struct TonicTransport {
+    channels: Mutex<HashMap<(String, Lane), Channel>>,
+}
+
+impl TonicTransport {
+    fn channel(&self, address: &str, lane: Lane) -> Result<Channel, TransportError> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(&(address.to_owned(), lane)) {
+            return Ok(channel.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| unreachable(address, error))?
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect_lazy();
+        channels.insert((address.to_owned(), lane), channel.clone());
+        Ok(channel)
+    }
+}
+
+impl Transport for TonicTransport {
+    fn call(
+        &self,
+        address: &str,
+        lane: Lane,
+        message: Vec<u8>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
+        let channel = self.channel(address, lane);
+        let address = address.to_owned();
+        Box::pin(async move {
+            let mut client = RaftServiceClient::new(channel?)
+                .max_decoding_message_size(MAX_MESSAGE_LEN)
+                .max_encoding_message_size(MAX_MESSAGE_LEN);
+            match tokio::time::timeout(timeout, client.call(CallRequest { message })).await {
+                Ok(Ok(response)) => Ok(response.into_inner().message),
+                Ok(Err(status)) if is_refusal(&status) => Err(unreachable(&address, "the connection was refused")),
+                Ok(Err(status)) => Err(TransportError::NoAnswer { address, reason: status.message().to_owned() }),
+                Err(_) => Err(TransportError::NoAnswer { address, reason: format!("none within {timeout:?}") }),
+            }
+        })
+    }
+}
+
+fn unreachable(address: &str, reason: impl ToString) -> TransportError {
+    TransportError::Unreachable { address: address.to_owned(), reason: reason.to_string() }
+}
+
+/// Only a refused connection proves that the message was not delivered.
+fn is_refusal(status: &tonic::Status) -> bool {
+    let mut source: Option<&(dyn Error + 'static)> = status.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::ConnectionRefused;
+        }
+        source = error.source();
+    }
+    false
+}

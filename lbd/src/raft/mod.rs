@@ -1,0 +1,10 @@
+//! The bytes of `lb_raft_store` over tonic.
+
+mod client;
+mod server;
+
+pub(crate) use client::TonicTransport;
+pub(crate) use server::RaftServer;
+
+/// Snapshots travel in one message.
+const MAX_MESSAGE_LEN: usize = 64 << 20;
