@@ -1,1 +1,15 @@
-//! stub
+//! The harness of the system tests, the quickstart and the benchmark: real daemons, real frames, in
+//! network namespaces that are built over netlink and vanish with the process.
+#![deny(unsafe_code)]
+
+pub mod binaries;
+pub mod capture;
+pub mod cluster;
+pub mod netns;
+pub mod runner;
+pub mod site;
+#[allow(unsafe_code, reason = "entering namespaces and packet sockets; each block says why it is sound")]
+pub mod sys;
+pub mod topology;
+pub mod traffic;
+pub mod wait;

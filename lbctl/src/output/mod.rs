@@ -25,7 +25,12 @@ pub(crate) fn list<T: Row>(format: Format, noun: &'static str, rows: &[T]) -> Re
             for row in rows {
                 table.add_row(row.cells());
             }
-            print(&table.lines().map(|line| line.trim_end().strip_prefix(" ").unwrap_or_default().to_owned() + "\n").collect::<String>())
+            print(
+                &table
+                    .lines()
+                    .map(|line| line.trim_end().strip_prefix(" ").unwrap_or_default().to_owned() + "\n")
+                    .collect::<String>(),
+            )
         }
         format => object(format, &std::collections::BTreeMap::from([(noun, rows)])),
     }

@@ -1,0 +1,91 @@
+//! Each fault at the start has its own message and its exit code.
+
+use std::{fs, process::Output};
+
+use anyhow::ensure;
+use lb_tests::{
+    binaries,
+    cluster::LbNode,
+    site::{Plan, Site},
+};
+
+/// Starts `lbd` on a configuration and waits for its end.
+fn run(node: &LbNode, config: &str) -> anyhow::Result<Output> {
+    let path = node.config().with_extension("other.toml");
+    fs::write(&path, config)?;
+    Ok(node.ns.command(binaries::directory()?.join("lbd"))?.arg("--config").arg(&path).output()?)
+}
+
+fn expect(what: &str, output: &Output, code: i32, words: &[&str]) -> anyhow::Result<()> {
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(code), "{what}: {} instead of {code}: {text}", output.status);
+    for word in words {
+        ensure!(text.contains(word), "{what}: {word:?} is missing in: {text}");
+    }
+    Ok(())
+}
+
+pub(crate) fn startup_faults() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let node = &mut site.nodes[0];
+    let sound = fs::read_to_string(node.config())?;
+    // Its own addresses and directory, so that only the fault is one.
+    let apart = sound
+        .replace("10.77.1.1:7401", "10.77.1.1:7501")
+        .replace("10.77.1.1:7400", "10.77.1.1:7500")
+        .replace("lbd.sock", "other.sock")
+        .replace("/data\"", "/other\"");
+
+    let output = run(node, &apart.replace("[cluster]", "[cluster]\nlisten_on = 1"))?;
+    expect("an unknown key", &output, 65, &["cluster.listen_on", "is not known here"])?;
+    let output = run(node, &apart.replace("\"eth0\"", "\"eth7\""))?;
+    expect("an absent interface", &output, 69, &["\"eth7\"", "this machine has", "eth0"])?;
+    let output = run(node, &apart.replace("10.77.1.1:7501", "10.77.1.1:7401"))?;
+    expect("a port in use", &output, 69, &["cluster.listen", "10.77.1.1:7401", "lbd with process id"])?;
+    let output = run(node, &apart.replace("10.77.1.1:7501", "10.99.1.1:7401"))?;
+    expect("a foreign address", &output, 69, &["cluster.listen", "no interface of this machine has that address"])?;
+    let output = run(node, &apart.replace("/other\"", "/data\""))?;
+    expect("a second lbd on a data_dir", &output, 74, &["locked by another lbd (process"])?;
+    let output = run(node, &apart.replace("/other\"", "/other\"").replace("insecure = true", ""))?;
+    expect("plain TCP beyond loopback", &output, 65, &["cluster.listen", "without TLS", "api.listen"])?;
+
+    node.terminate()?;
+    let data = node.data_dir();
+    let output = run(node, &sound.replace("name = \"lb1\"", "name = \"lb9\""))?;
+    expect("another node's store", &output, 65, &["node.name", "lb9", "lb1"])?;
+    // A flipped byte in the middle of what is used, a cut file, a missing witness.
+    let file = data.join("sled/db");
+    let image = fs::read(&file)?;
+    let used = image.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+    fs::write(&file, &image[..used / 2])?;
+    expect("a truncated store", &run(node, &sound)?, 74, &["is damaged", "lbctl node remove"])?;
+    fs::write(&file, &image)?;
+    fs::rename(data.join("witness"), data.join("gone"))?;
+    expect("a missing witness", &run(node, &sound)?, 74, &["is damaged", "witness"])?;
+    fs::rename(data.join("gone"), data.join("witness"))?;
+    let witness = fs::read(data.join("witness"))?;
+    let mut flipped = witness.clone();
+    flipped[6] ^= 1;
+    flipped[4096 + 6] ^= 1;
+    fs::write(data.join("witness"), &flipped)?;
+    expect("a flipped witness", &run(node, &sound)?, 74, &["is damaged"])?;
+    fs::write(data.join("witness"), &witness)?;
+    node.start()?;
+    lb_tests::cluster::wait_for_leader(node);
+    Ok(())
+}
+
+/// Without CAP_NET_RAW or CAP_NET_ADMIN the capability is named.
+pub(crate) fn missing_capability() -> anyhow::Result<()> {
+    let site = Site::build(Plan { nodes: 1, servers: 0, two_interfaces: false, engine: "ring" })?;
+    let node = &site.nodes[0];
+    for (capability, name) in [(13u32, "CAP_NET_RAW"), (12, "CAP_NET_ADMIN")] {
+        let mut command = node.ns.command(binaries::directory()?.join("lbd"))?;
+        command.arg("--config").arg(node.config());
+        lb_tests::sys::without_capability(&mut command, capability);
+        let output = command.output()?;
+        expect(name, &output, 69, &[name])?;
+    }
+    Ok(())
+}

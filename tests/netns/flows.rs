@@ -1,0 +1,170 @@
+//! Which backend a flow gets, and that it keeps it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use etherparse::PacketBuilder;
+use lb_tests::{
+    capture::{Capture, Injector},
+    site::{ECHO, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
+    traffic::{HttpClient, http_who},
+    wait,
+};
+
+/// 10,000 flows and then all source ports, at equal and at unequal weights.
+pub(crate) fn shares() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 4, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    for (round, weights) in (1u8..).zip([[1, 1, 1, 1], [1, 2, 3, 4]]) {
+        for (server, weight) in site.servers.iter().zip(weights) {
+            let address = server.address.to_string();
+            site.nodes[0].lbctl_ok(&["backend", "set", "echo", &address, "--weight", &format!("{weight}")])?;
+        }
+        let total: i32 = weights.iter().sum();
+        // Ten flows from each of a thousand clients, each of three packets; other clients in each round, since
+        // known flows keep their backend.
+        let flows: Vec<(Ipv4Addr, u16)> = (0..10_000u32)
+            .map(|i| (Ipv4Addr::from((10 << 24) + (u32::from(round) << 16) + i / 10), 1024 + (i % 10) as u16 * 7))
+            .collect();
+        let landed = send_and_see(&site, &flows, 3)?;
+        ensure!(landed.values().all(|backends| backends.len() == 1), "a flow is spread over several backends");
+        for (at, share) in shares_of(&site, &landed) {
+            let expected = f64::from(weights[at]) / f64::from(total);
+            ensure!((share - expected).abs() < 0.015, "weights {weights:?}: web{} has {share}", at + 1);
+        }
+        let client = Ipv4Addr::new(192, 168, 1, 100 + round);
+        let ports: Vec<(Ipv4Addr, u16)> = (0..=u16::MAX).map(|port| (client, port)).collect();
+        let landed = send_and_see(&site, &ports, 1)?;
+        for (at, share) in shares_of(&site, &landed) {
+            let expected = f64::from(weights[at]) / f64::from(total);
+            ensure!((share / expected - 1.0).abs() < 0.02, "weights {weights:?}: web{} has {share}", at + 1);
+        }
+    }
+    Ok(())
+}
+
+type Landed = HashMap<(Ipv4Addr, u16), BTreeSet<usize>>;
+
+/// Sends `packets` datagrams of each flow to the node, and sees on which servers they land.
+fn send_and_see(site: &Site, flows: &[(Ipv4Addr, u16)], packets: usize) -> anyhow::Result<Landed> {
+    let is_udp = |frame: &[u8]| frame.get(23) == Some(&17);
+    let captures: Vec<Capture> =
+        site.servers.iter().map(|server| Capture::start(&server.host.ns, "eth0", is_udp)).collect::<Result<_, _>>()?;
+    let injector = Injector::new(&site.router.ns, "eth1")?;
+    let (router, node) = (site.router.port("eth1").mac, site.node_hosts[0].port("eth0").mac);
+    let arrived = || captures.iter().map(|c| c.so_far().iter().filter(|s| !s.outgoing).count()).sum::<usize>();
+    let mut sent = 0;
+    for _ in 0..packets {
+        for burst in flows.chunks(256) {
+            for (source, port) in burst {
+                let mut frame = Vec::new();
+                PacketBuilder::ethernet2(router.0, node.0)
+                    .ipv4(source.octets(), VIP.octets(), 64)
+                    .udp(*port, ECHO)
+                    .write(&mut frame, b"datagram")?;
+                injector.send(&frame)?;
+            }
+            sent += burst.len();
+            // Not faster than the servers' captures read, or their sockets would lose frames.
+            if sent % 4096 < 256 {
+                wait::until("the datagrams have arrived", PATIENCE, || arrived() >= sent);
+            }
+        }
+    }
+    wait::until("all datagrams have arrived", PATIENCE, || arrived() >= sent);
+    let mut landed = Landed::new();
+    for (at, capture) in captures.into_iter().enumerate() {
+        for seen in capture.finish().into_iter().filter(|seen| !seen.outgoing) {
+            if let Some(flow) = seen.flow() {
+                landed.entry((flow.tuple.source, flow.tuple.source_port)).or_default().insert(at);
+            }
+        }
+    }
+    ensure!(landed.len() == flows.len(), "{} of {} flows have landed", landed.len(), flows.len());
+    Ok(landed)
+}
+
+fn shares_of(site: &Site, landed: &Landed) -> Vec<(usize, f64)> {
+    let mut counts = BTreeMap::new();
+    for backends in landed.values() {
+        for at in backends {
+            *counts.entry(*at).or_insert(0.0) += 1.0;
+        }
+    }
+    (0..site.servers.len()).map(|at| (at, counts.get(&at).unwrap_or(&0.0) / landed.len() as f64)).collect()
+}
+
+/// 500 open connections: a new backend breaks none, a removed one only its own.
+pub(crate) fn backends_come_and_go() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 4, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let late = site.servers[3].address.to_string();
+    site.nodes[0].lbctl_ok(&["backend", "remove", "web", &late])?;
+    let mut connections = Vec::new();
+    for _ in 0..500 {
+        let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
+        let who = http.who()?;
+        connections.push((who, http));
+    }
+    ensure!(connections.iter().all(|(who, _)| who != "web4"));
+    site.nodes[0].lbctl_ok(&["backend", "add", "web", &late])?;
+    site.wait_resolved();
+    for (who, http) in &mut connections {
+        ensure!(http.who()? == *who, "a connection broke when a backend was added");
+    }
+    wait::until("the new backend gets connections", PATIENCE, || {
+        http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE).is_ok_and(|who| who == "web4")
+    });
+    let gone = site.servers[0].address.to_string();
+    site.nodes[0].lbctl_ok(&["backend", "remove", "web", &gone])?;
+    let mut broken = 0;
+    for (who, http) in &mut connections {
+        match http.who() {
+            Ok(now) => ensure!(now == *who && now != "web1", "{who} became {now}"),
+            Err(_) => {
+                ensure!(who == "web1", "a connection of {who} broke when web1 was removed");
+                broken += 1;
+            }
+        }
+    }
+    ensure!(broken > 100, "only {broken} connections were web1's");
+    // A drained backend keeps its connections and gets no new ones.
+    let drained = site.servers[1].address.to_string();
+    site.nodes[0].lbctl_ok(&["backend", "drain", "web", &drained])?;
+    for (who, http) in connections.iter_mut().filter(|(who, _)| who == "web2") {
+        ensure!(http.who()? == *who, "a drained backend lost a connection");
+    }
+    for _ in 0..50 {
+        ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? != "web2");
+    }
+    Ok(())
+}
+
+/// A VIP in no attached subnet: a router sends its packets to the node.
+pub(crate) fn routed_vip() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let vip = Ipv4Addr::new(198, 51, 100, 7);
+    site.nodes[0].lbctl_ok(&["vip", "add", "198.51.100.7"])?;
+    site.nodes[0].lbctl_ok(&["service", "add", "routed", "--vip", "198.51.100.7", "--port", "80/tcp"])?;
+    let vips = site.nodes[0].lbctl_json(&["vip", "list"])?;
+    let row = |address: &str| vips["vips"].as_array().into_iter().flatten().find(|row| row["address"] == address);
+    ensure!(row("198.51.100.7").is_some_and(|row| row["routed"] == true && row["owner"] == "lb1"), "{vips}");
+    ensure!(row(VIP_TEXT).is_some_and(|row| row["routed"] == false), "{vips}");
+    site.router.route(vip, Ipv4Addr::new(192, 168, 2, 11))?;
+    let mut backends = Vec::new();
+    for server in &site.servers {
+        site.nodes[0].lbctl_ok(&["backend", "add", "routed", &server.address.to_string()])?;
+        server.host.make_backend(vip.into())?;
+        backends.push(lb_tests::traffic::Backend::serve(&server.host.ns, "routed", vip, HTTP, ECHO)?);
+    }
+    wait::until("the routed VIP answers", PATIENCE, || {
+        let to = SocketAddrV4::new(vip, HTTP);
+        http_who(&site.client.ns, to, Duration::from_secs(1)).is_ok_and(|who| who == "routed")
+    });
+    Ok(())
+}

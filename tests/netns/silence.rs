@@ -1,0 +1,134 @@
+//! What must never leave a node: answers of its kernel for a VIP, and frames that are not its business.
+
+use anyhow::ensure;
+use etherparse::PacketBuilder;
+use lb_dataplane::packet::{Mac, arp};
+use lb_tests::{
+    capture::{Capture, Injector},
+    site::{HTTP_ADDRESS, PATIENCE, Plan, Site, VIP},
+    traffic::http_who,
+    wait,
+};
+
+/// Counts what a node sends beside the forwarded frames, whatever its kernel was told.
+pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let (node, server) = (&site.node_hosts[0], &site.servers[0]);
+    let injector = Injector::new(&site.router.ns, "eth1")?;
+    let (router_mac, node_mac) = (site.router.port("eth1").mac, node.port("eth0").mac);
+    for (ip_forward, vip_on_loopback) in [("0", false), ("1", false), ("0", true), ("1", true)] {
+        node.ns.sysctl("ipv4.ip_forward", ip_forward, false)?;
+        node.ns.sysctl("ipv4.conf.all.arp_ignore", "0", false)?;
+        node.ns.sysctl("ipv4.conf.all.send_redirects", "1", false)?;
+        if vip_on_loopback && ip_forward == "0" {
+            node.add_address("lo", "192.168.2.1/32")?;
+        }
+        let what = format!("ip_forward={ip_forward}, VIP on loopback: {vip_on_loopback}");
+        let capture = Capture::start(site.net.switch(), &node.port("eth0").switch_port, |_| true)?;
+        ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web1", "{what}");
+        // Ports without a service, a protocol that is not balanced, and ARP requests of three kinds.
+        for (port, flags) in [(81u16, "syn"), (81, "ack"), (22, "syn")] {
+            let builder = PacketBuilder::ethernet2(router_mac.0, node_mac.0).ipv4([192, 168, 1, 10], VIP.octets(), 64);
+            let mut frame = Vec::new();
+            let tcp = builder.tcp(41000, port, 1, 1000);
+            if flags == "syn" { tcp.syn() } else { tcp.ack(1) }.write(&mut frame, b"")?;
+            injector.send(&frame)?;
+        }
+        let mut udp = Vec::new();
+        PacketBuilder::ethernet2(router_mac.0, node_mac.0)
+            .ipv4([192, 168, 1, 10], VIP.octets(), 64)
+            .udp(1, 9)
+            .write(&mut udp, b"x")?;
+        injector.send(&udp)?;
+        let sender = std::net::Ipv4Addr::new(192, 168, 2, 254);
+        for last_known in [None, Some(node_mac)] {
+            injector.send(&arp::request(router_mac, sender, VIP, last_known))?;
+        }
+        // An answered echo comes last: when it is there, everything before has been handled.
+        let mut echo = Vec::new();
+        PacketBuilder::ethernet2(router_mac.0, node_mac.0)
+            .ipv4([192, 168, 2, 254], VIP.octets(), 64)
+            .icmpv4_echo_request(1, 1)
+            .write(&mut echo, b"are you there")?;
+        injector.send(&echo)?;
+        let is_echo_reply =
+            |seen: &lb_tests::capture::Seen| seen.frame.get(23) == Some(&1) && seen.frame.get(34) == Some(&0);
+        wait::until("the echo is answered", PATIENCE, || {
+            capture.so_far().iter().any(|seen| !seen.outgoing && is_echo_reply(seen))
+        });
+        // At the switch's port, what goes out of the switch goes to the node.
+        let (to_node, sent): (Vec<_>, Vec<_>) = capture.finish().into_iter().partition(|seen| seen.outgoing);
+        let is_request = |seen: &&lb_tests::capture::Seen| {
+            seen.arp()
+                .is_some_and(|arp| arp.operation == arp::Operation::Request && arp.target == VIP && arp.sender != VIP)
+        };
+        let requests = to_node.iter().filter(is_request).count();
+        let to_server = |seen: &&lb_tests::capture::Seen| {
+            seen.flow().is_some_and(|f| f.tuple.destination == VIP && f.tuple.destination_port == 80)
+                && seen.destination() == server.mac
+        };
+        let arps =
+            sent.iter().filter(|seen| seen.arp().is_some_and(|arp| arp.sender == VIP && arp.target != VIP)).count();
+        ensure!(requests >= 2 && arps == requests, "{what}: {arps} answers to {requests} ARP requests for the VIP");
+        let others: Vec<_> = sent
+            .iter()
+            .filter(|seen| seen.arp().is_none() && !is_echo_reply(seen))
+            .filter(|seen| !to_server(seen))
+            .collect();
+        ensure!(others.is_empty(), "{what}: the node also sent {others:02x?}");
+        ensure!(sent.iter().filter(|seen| is_echo_reply(seen)).count() == 1, "{what}: one echo, one reply");
+    }
+    Ok(())
+}
+
+/// Frames for other stations, with VLAN tags, from the backend itself, with broken headers.
+pub(crate) fn foreign_frames() -> anyhow::Result<()> {
+    for engine in ["ring", "mmsg"] {
+        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
+        site.start()?;
+        let node = &site.nodes[0];
+        let node_mac = site.node_hosts[0].port("eth0").mac;
+        let stranger = Mac([2, 0, 0, 0, 9, 9]);
+        let frame = |source: Mac, destination: Mac| {
+            let mut frame = Vec::new();
+            PacketBuilder::ethernet2(source.0, destination.0)
+                .ipv4([192, 168, 1, 10], VIP.octets(), 64)
+                .udp(5, 7)
+                .write(&mut frame, b"x")?;
+            anyhow::Ok(frame)
+        };
+        let router = site.router.port("eth1").mac;
+        let mut tagged = frame(router, node_mac)?;
+        tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
+        let mut fragment = frame(router, node_mac)?;
+        fragment[20] = 0x20;
+        let mut lying = frame(router, node_mac)?;
+        lying[16] = 0xff;
+        let mut hairpin = frame(site.servers[0].mac, node_mac)?;
+        hairpin[35] = 9;
+        let cases = [
+            ("not_for_us", frame(router, stranger)?),
+            ("not_for_us", frame(router, Mac::BROADCAST)?),
+            ("vlan_tagged", tagged),
+            ("fragment", fragment),
+            ("malformed", lying),
+            ("hairpin", hairpin),
+        ];
+        let at_server = Capture::start(&site.servers[0].host.ns, "eth0", |frame| frame.get(23) == Some(&17))?;
+        // From inside the switch's cable to the node, as a switch that floods would send them.
+        let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
+        for (reason, frame) in &cases {
+            let before = node.drops(reason)?;
+            injector.send(frame)?;
+            wait::until(&format!("{engine}: {reason} is counted"), PATIENCE, || {
+                node.drops(reason).is_ok_and(|now| now > before)
+            });
+        }
+        injector.send(&frame(router, node_mac)?)?;
+        wait::until("the sound frame arrives", PATIENCE, || !at_server.so_far().is_empty());
+        let arrived = at_server.finish().into_iter().filter(|seen| !seen.outgoing).count();
+        ensure!(arrived == 1, "{engine}: {arrived} frames arrived instead of the sound one alone");
+    }
+    Ok(())
+}

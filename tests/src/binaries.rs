@@ -1,0 +1,30 @@
+//! The daemons under test: built from the present sources, with the profile of the test itself.
+
+use std::{env, io, path::PathBuf, process::Command};
+
+/// Builds `lbd` and `lbctl`; quick when they are up to date. Called before namespaces are entered,
+/// because cargo may want the network. The directory that holds them.
+pub fn build() -> io::Result<PathBuf> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--locked", "--manifest-path", root, "-p", "lbd", "-p", "lbctl"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let status = command.status()?;
+    if !status.success() {
+        return Err(io::Error::other(format!("building lbd and lbctl: cargo ended with {status}")));
+    }
+    directory()
+}
+
+/// The profile's directory: this program is in it, or in its `deps`.
+pub fn directory() -> io::Result<PathBuf> {
+    let mut directory = env::current_exe()?;
+    directory.pop();
+    if directory.ends_with("deps") {
+        directory.pop();
+    }
+    Ok(directory)
+}

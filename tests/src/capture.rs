@@ -1,0 +1,139 @@
+//! Captures on the peer's side: the node's own taps do not see what it sends past its queueing
+//! discipline.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_dataplane::packet::{self, Mac, Packet, arp};
+
+use crate::{netns::Namespace, sys};
+
+/// A frame as it was seen.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// When.
+    pub at: Instant,
+    /// Sent by the namespace of the capture, not received by it.
+    pub outgoing: bool,
+    /// The frame.
+    pub frame: Vec<u8>,
+}
+
+impl Seen {
+    /// Its destination.
+    pub fn destination(&self) -> Mac {
+        packet::destination(&self.frame).unwrap_or_default()
+    }
+
+    /// Its source.
+    pub fn source(&self) -> Mac {
+        packet::source(&self.frame).unwrap_or_default()
+    }
+
+    /// From the IP header up.
+    pub fn packet(&self) -> &[u8] {
+        self.frame.get(packet::ETHERNET_HEADER_LEN..).unwrap_or_default()
+    }
+
+    /// If it is ARP.
+    pub fn arp(&self) -> Option<arp::Arp> {
+        match packet::parse(&self.frame) {
+            Packet::Arp(arp) => Some(arp),
+            _ => None,
+        }
+    }
+
+    /// If it is TCP or UDP over IPv4.
+    pub fn flow(&self) -> Option<packet::FlowPacket> {
+        match packet::parse(&self.frame) {
+            Packet::Flow(flow) => Some(flow),
+            _ => None,
+        }
+    }
+}
+
+/// A running capture.
+pub struct Capture {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Captures all frames of an interface that `keep` wants, in both directions.
+    pub fn start(
+        namespace: &Namespace,
+        interface: &str,
+        keep: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> io::Result<Self> {
+        let ifindex = namespace.ifindex(interface)?;
+        let socket = namespace.enter(|| sys::packet_socket(ifindex))?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (into, stopped) = (seen.clone(), stop.clone());
+        let thread = thread::Builder::new().name("capture".into()).spawn(move || {
+            let mut buffer = vec![0; 1 << 17];
+            loop {
+                match sys::receive(&socket, &mut buffer) {
+                    Ok((len, outgoing)) if keep(&buffer[..len]) => {
+                        let frame = buffer[..len].to_vec();
+                        into.lock().expect("captures do not panic").push(Seen { at: Instant::now(), outgoing, frame });
+                    }
+                    Ok(_) => {}
+                    // Only when nothing is left to read.
+                    Err(_) if stopped.load(Ordering::Relaxed) => return,
+                    Err(_) => {}
+                }
+            }
+        })?;
+        Ok(Self { seen, stop, thread: Some(thread) })
+    }
+
+    /// What was seen so far.
+    pub fn so_far(&self) -> Vec<Seen> {
+        self.seen.lock().expect("captures do not panic").clone()
+    }
+
+    /// Stops when all is read, and returns everything.
+    pub fn finish(mut self) -> Vec<Seen> {
+        self.end();
+        std::mem::take(&mut self.seen.lock().expect("captures do not panic"))
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Sends frames as they are.
+pub struct Injector(socket2::Socket);
+
+impl Injector {
+    /// By an interface.
+    pub fn new(namespace: &Namespace, interface: &str) -> io::Result<Self> {
+        let ifindex = namespace.ifindex(interface)?;
+        Ok(Self(namespace.enter(|| sys::sending_socket(ifindex))?))
+    }
+
+    /// Sends one frame.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.0.send(frame).map(drop)
+    }
+}

@@ -1,0 +1,255 @@
+//! Real daemons: `lbd` on the nodes of a topology, configured by the real `lbctl`.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{binaries, netns::Namespace, sys, topology::Host, wait};
+
+/// For anything that a healthy cluster does at once.
+pub const SOON: Duration = Duration::from_secs(15);
+
+/// A node: its machine, its files, its process.
+pub struct LbNode {
+    /// Its name.
+    pub name: String,
+    /// Its cluster address.
+    pub address: String,
+    /// Its namespace.
+    pub ns: Namespace,
+    dir: PathBuf,
+    child: Option<Child>,
+}
+
+/// What a node's configuration says besides its names and paths.
+pub struct NodeConfig<'a> {
+    /// Its address on the network between the nodes.
+    pub address: &'a str,
+    /// Its [dataplane] interfaces; none for a witness.
+    pub interfaces: &'a [&'a str],
+    /// The engine.
+    pub engine: &'a str,
+    /// Whether it creates the cluster.
+    pub bootstrap: bool,
+}
+
+impl LbNode {
+    /// Writes the configuration; [`Self::start`] starts it.
+    pub fn new(host: &Host, root: &TempDir, config: &NodeConfig<'_>) -> anyhow::Result<Self> {
+        let dir = root.path().join(&host.name);
+        fs::create_dir_all(&dir)?;
+        let node = Self {
+            name: host.name.clone(),
+            address: format!("{}:7401", config.address),
+            ns: host.ns.clone(),
+            dir,
+            child: None,
+        };
+        let (role, dataplane) = match config.interfaces {
+            [] => ("witness", String::new()),
+            names => ("lb", format!("[dataplane]\ninterfaces = {names:?}\nengine = {:?}\n", config.engine)),
+        };
+        let text = format!(
+            "[node]\nname = {:?}\nrole = {role:?}\ndata_dir = {:?}\n\
+             [cluster]\nlisten = {:?}\nbootstrap = {}\n\
+             [api]\nlisten = [\"unix:{}\", \"{}:7400\"]\n\
+             [tls]\ninsecure = true\n{dataplane}",
+            node.name,
+            node.data_dir(),
+            node.address,
+            config.bootstrap,
+            node.socket().display(),
+            config.address,
+        );
+        fs::write(node.config(), text)?;
+        Ok(node)
+    }
+
+    /// Its lbd.toml.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("lbd.toml")
+    }
+
+    /// Its data_dir.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Its API's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("lbd.sock")
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        self.spawn()?;
+        wait::until_some(&format!("{} serves", self.name), SOON, || {
+            if let Ok(Some(status)) = self.child.as_mut()?.try_wait() {
+                panic!("{} ended with {status}:\n{}", self.name, self.log());
+            }
+            std::os::unix::net::UnixStream::connect(self.socket()).ok()
+        });
+        Ok(())
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
+        let mut command = self.ns.command(binaries::directory()?.join("lbd"))?;
+        command.arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn().context("starting lbd")?);
+        Ok(())
+    }
+
+    /// SIGKILL, and waits for the death.
+    pub fn kill(&mut self) -> io::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self) -> anyhow::Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.wait_for_end(SOON)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match &self.child {
+            Some(child) => sys::signal(child.id(), signal),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait_for_end(&mut self, timeout: Duration) -> anyhow::Result<ExitStatus> {
+        let Some(mut child) = self.child.take() else { bail!("{} does not run", self.name) };
+        let log = self.dir.join("log");
+        Ok(wait::until_some(&format!("{} ends (log: {})", self.name, log.display()), timeout, || {
+            child.try_wait().ok().flatten()
+        }))
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Runs `lbctl` against this node.
+    pub fn lbctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        lbctl(&self.socket(), arguments)
+    }
+
+    /// Runs `lbctl` and fails unless it succeeds. Its standard output.
+    pub fn lbctl_ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.lbctl(arguments)?;
+        if !output.status.success() {
+            bail!(
+                "lbctl {} on {}: {}: {}\nlog of {}:\n{}",
+                arguments.join(" "),
+                self.name,
+                output.status,
+                String::from_utf8_lossy(&output.stderr),
+                self.name,
+                self.log()
+            );
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs `lbctl -o json`.
+    pub fn lbctl_json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let text = self.lbctl_ok(&[&["-o", "json"], arguments].concat())?;
+        serde_json::from_str(&text).with_context(|| text)
+    }
+
+    /// The owner of a VIP as this node knows it; empty if there is none.
+    pub fn owner_of(&self, vip: &str) -> anyhow::Result<String> {
+        let vips = self.lbctl_json(&["vip", "list"])?;
+        let row = vips["vips"].as_array().into_iter().flatten().find(|row| row["address"] == vip);
+        Ok(row.and_then(|row| row["owner"].as_str()).unwrap_or_default().to_owned())
+    }
+
+    /// The dataplane's counters.
+    pub fn stats(&self) -> anyhow::Result<Value> {
+        self.lbctl_json(&["stats"])
+    }
+
+    /// How many frames it dropped for a reason.
+    pub fn drops(&self, reason: &str) -> anyhow::Result<u64> {
+        let stats = self.stats()?;
+        let row = stats["drops"].as_array().into_iter().flatten().find(|row| row["reason"] == reason);
+        Ok(row.and_then(|row| row["packets"].as_u64()).unwrap_or(0))
+    }
+
+    /// Waits until all backends' hardware addresses are known here.
+    pub fn wait_resolved(&self, backends: usize) {
+        wait::until(&format!("{} knows {backends} backends", self.name), SOON, || {
+            let stats = self.stats().unwrap_or_default();
+            let known = stats["backends"].as_array().into_iter().flatten().filter(|row| row["mac"] != "");
+            known.count() >= backends
+        });
+    }
+}
+
+impl Drop for LbNode {
+    fn drop(&mut self) {
+        drop(self.kill());
+        if std::thread::panicking() {
+            eprintln!("--- log of {}:\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// Runs `lbctl` against a socket.
+pub fn lbctl(socket: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
+    let mut command = std::process::Command::new(binaries::directory()?.join("lbctl"));
+    command.arg("--endpoint").arg(format!("unix:{}", socket.display())).args(arguments);
+    command.output().context("running lbctl")
+}
+
+/// Starts the first node, then the others, and has them added.
+pub fn form(nodes: &mut [LbNode]) -> anyhow::Result<()> {
+    for node in nodes.iter_mut() {
+        node.start()?;
+    }
+    let (first, others) = nodes.split_first().context("a cluster has a node")?;
+    wait_for_leader(first);
+    for node in others {
+        first.lbctl_ok(&["node", "add", &node.name, &node.address])?;
+    }
+    wait_ready(first, nodes.len());
+    Ok(())
+}
+
+/// Waits until a node knows a leader.
+pub fn wait_for_leader(node: &LbNode) {
+    wait::until(&format!("{} knows a leader", node.name), SOON, || {
+        node.lbctl_json(&["status"]).is_ok_and(|status| status["leader"] != "" && status["stale"] == false)
+    });
+}
+
+/// Waits until `count` nodes hold a lease.
+pub fn wait_ready(node: &LbNode, count: usize) {
+    wait::until(&format!("{count} nodes hold a lease"), SOON, || {
+        let status = node.lbctl_json(&["status"]).unwrap_or_default();
+        let ready = status["nodes"].as_array().into_iter().flatten();
+        ready.filter(|row| row["ready"] == true && row["attachments"] != Value::Array(Vec::new())).count() >= count
+    });
+}

@@ -1,0 +1,184 @@
+//! The worked example as a site: a client, a router, load balancers, and servers in three subnets.
+//!
+//! ```text
+//!   client 192.168.1.10 --- router --- 192.168.2.0/24 --- lb1.. (VIP 192.168.2.1)
+//!                              |                           |
+//!                              +------ 192.168.3.0/24 -----+--- servers 192.168.3.5..
+//! ```
+//!
+//! With one interface a node has both subnets on the same segment; with two, one on each.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use lb_dataplane::packet::Mac;
+use tempfile::TempDir;
+
+use crate::{
+    cluster::{self, LbNode, NodeConfig},
+    topology::{Host, Network},
+    traffic::Backend,
+};
+
+/// The VIP.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
+/// The VIP as lbctl is told.
+pub const VIP_TEXT: &str = "192.168.2.1";
+/// The HTTP service's port.
+pub const HTTP: u16 = 80;
+/// The UDP echo's port.
+pub const ECHO: u16 = 7;
+/// Where the client connects to.
+pub const HTTP_ADDRESS: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP);
+/// For a connection that must come about.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to build.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Load balancers.
+    pub nodes: u8,
+    /// Servers.
+    pub servers: u8,
+    /// A node has an interface for each subnet, not one for both.
+    pub two_interfaces: bool,
+    /// The dataplane's engine.
+    pub engine: &'static str,
+}
+
+/// A running site. What runs is dropped before what it runs in.
+pub struct Site {
+    /// The load balancers.
+    pub nodes: Vec<LbNode>,
+    /// The servers.
+    pub servers: Vec<Server>,
+    /// Their machines.
+    pub node_hosts: Vec<Host>,
+    /// Between the client and the rest.
+    pub router: Host,
+    /// The client.
+    pub client: Host,
+    /// The segments.
+    pub net: Network,
+    /// The nodes' files.
+    pub root: TempDir,
+}
+
+/// A server.
+pub struct Server {
+    /// What it serves.
+    pub backend: Backend,
+    /// Its machine.
+    pub host: Host,
+    /// Its own address.
+    pub address: Ipv4Addr,
+    /// Its hardware address.
+    pub mac: Mac,
+}
+
+impl Site {
+    /// Builds the machines and the cables, and starts the servers; the nodes are not started.
+    pub fn build(plan: Plan) -> anyhow::Result<Self> {
+        let net = Network::new()?;
+        let lans: (&str, &str) = if plan.two_interfaces { ("vips", "servers") } else { ("lan", "lan") };
+        for segment in ["clients", "nodes", lans.0] {
+            net.segment(segment)?;
+        }
+        let router = net.host("router")?;
+        router.make_router()?;
+        net.attach(&router, "eth0", "clients", &["192.168.1.1/24"])?;
+        if plan.two_interfaces {
+            net.segment(lans.1)?;
+            net.attach(&router, "eth1", lans.0, &["192.168.2.254/24"])?;
+            net.attach(&router, "eth2", lans.1, &["192.168.3.1/24"])?;
+        } else {
+            net.attach(&router, "eth1", lans.0, &["192.168.2.254/24", "192.168.3.1/24"])?;
+        }
+        let client = net.host("client")?;
+        net.attach(&client, "eth0", "clients", &["192.168.1.10/24"])?;
+        client.default_route(Ipv4Addr::new(192, 168, 1, 1))?;
+
+        let root = tempfile::Builder::new().prefix("lb-tests-").tempdir()?;
+        let mut nodes = Vec::new();
+        let mut node_hosts = Vec::new();
+        for number in 1..=plan.nodes {
+            let host = net.host(&format!("lb{number}"))?;
+            let (vips, servers) = (format!("192.168.2.{}/24", 10 + number), format!("192.168.3.{}/24", 10 + number));
+            let mut interfaces = vec!["eth0"];
+            if plan.two_interfaces {
+                net.attach(&host, "eth0", lans.0, &[&vips])?;
+                net.attach(&host, "eth1", lans.1, &[&servers])?;
+                interfaces.push("eth1");
+            } else {
+                net.attach(&host, "eth0", lans.0, &[&vips, &servers])?;
+            }
+            let address = format!("10.77.1.{number}");
+            net.attach(&host, "mgmt", "nodes", &[&format!("{address}/24")])?;
+            let bootstrap = number == 1;
+            let config = NodeConfig { address: &address, interfaces: &interfaces, engine: plan.engine, bootstrap };
+            nodes.push(LbNode::new(&host, &root, &config)?);
+            node_hosts.push(host);
+        }
+        let mut site = Self { nodes, servers: Vec::new(), node_hosts, router, client, net, root };
+        for number in 0..plan.servers {
+            site.add_server(lans.1, number)?;
+        }
+        Ok(site)
+    }
+
+    fn add_server(&mut self, segment: &str, number: u8) -> anyhow::Result<()> {
+        let name = format!("web{}", number + 1);
+        let host = self.net.host(&name)?;
+        let address = Ipv4Addr::new(192, 168, 3, 5 + number);
+        let mac = self.net.attach(&host, "eth0", segment, &[&format!("{address}/24")])?;
+        host.default_route(Ipv4Addr::new(192, 168, 3, 1))?;
+        host.make_backend(VIP.into())?;
+        let backend = Backend::serve(&host.ns, &name, VIP, HTTP, ECHO)?;
+        self.servers.push(Server { backend, host, address, mac });
+        Ok(())
+    }
+
+    /// Starts all nodes as one cluster, with the VIP, a TCP and a UDP service, and all servers.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        cluster::form(&mut self.nodes)?;
+        self.configure()
+    }
+
+    /// Adds the VIP, its services `web` and `echo`, and the servers.
+    pub fn configure(&self) -> anyhow::Result<()> {
+        let lb = &self.nodes[0];
+        lb.lbctl_ok(&["vip", "add", VIP_TEXT])?;
+        lb.lbctl_ok(&["service", "add", "web", "--vip", VIP_TEXT, "--port", "80/tcp"])?;
+        lb.lbctl_ok(&["service", "add", "echo", "--vip", VIP_TEXT, "--port", "7/udp"])?;
+        for server in &self.servers {
+            for service in ["web", "echo"] {
+                lb.lbctl_ok(&["backend", "add", service, &server.address.to_string()])?;
+            }
+        }
+        self.wait_resolved();
+        Ok(())
+    }
+
+    /// Waits until every running node knows every server's hardware address for both services.
+    pub fn wait_resolved(&self) {
+        for node in self.nodes.iter().filter(|node| node.is_running()) {
+            node.wait_resolved(2 * self.servers.len());
+        }
+    }
+
+    /// The node that owns the VIP.
+    pub fn owner(&self) -> anyhow::Result<usize> {
+        let alive = self.nodes.iter().find(|node| node.is_running());
+        let name = alive.map_or_else(|| Ok(String::new()), |node| node.owner_of(VIP_TEXT))?;
+        let owner = self.nodes.iter().position(|node| node.name == name);
+        owner.ok_or_else(|| anyhow::anyhow!("the VIP has no owner"))
+    }
+}
+
+/// Whether a frame is TCP over IPv4; for captures.
+pub fn is_tcp(frame: &[u8]) -> bool {
+    use lb_dataplane::packet::{Packet, Protocol, parse};
+    matches!(parse(frame), Packet::Flow(flow) if flow.tuple.protocol == Protocol::Tcp)
+}

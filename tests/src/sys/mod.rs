@@ -1,0 +1,159 @@
+//! The system calls that have no safe form: namespaces, and packet sockets for captures. The only
+//! unsafe code of this crate.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    process::Command,
+};
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+
+/// Why no namespaces can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// Neither with the rights of this process nor in a user namespace.
+    #[error(
+        "this user may not create user namespaces ({0}). Run as root, or allow them: sysctl \
+         kernel.unprivileged_userns_clone=1 (Debian), user.max_user_namespaces=10000, \
+         kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)"
+    )]
+    Forbidden(io::Error),
+    /// A step on the way.
+    #[error("{0}: {1}")]
+    Step(&'static str, io::Error),
+}
+
+/// Gives this process the right to make network namespaces: by what it has, or in a user namespace in
+/// which it is root. Must be called before any thread is started. Rights are tried, not derived from the
+/// user's id: root in a container may have fewer, an ordinary user with capabilities more.
+pub fn gain_namespace_rights() -> Result<(), NamespaceError> {
+    if may_unshare_net() {
+        return Ok(());
+    }
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    // SAFETY: no file descriptor table is unshared, so no other thread's descriptors are affected.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
+        .map_err(|error| NamespaceError::Forbidden(error.into()))?;
+    let write =
+        |path: &'static str, text: String| fs::write(path, text).map_err(|error| NamespaceError::Step(path, error));
+    // user_namespaces(7): without privileges outside, setgroups must be given up before gid_map is written.
+    write("/proc/self/setgroups", "deny".into())?;
+    write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    if may_unshare_net() {
+        Ok(())
+    } else {
+        Err(NamespaceError::Forbidden(io::Error::from(io::ErrorKind::PermissionDenied)))
+    }
+}
+
+/// Tried on a thread of its own, which keeps the namespace to itself.
+fn may_unshare_net() -> bool {
+    std::thread::spawn(|| unshare_net().is_ok()).join().unwrap_or(false)
+}
+
+fn unshare_net() -> io::Result<()> {
+    // SAFETY: as above; the network namespace alone is unshared, for the calling thread.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(Into::into)
+}
+
+/// A new network namespace; it lives as long as the descriptor or a process in it.
+pub(crate) fn new_network_namespace() -> io::Result<OwnedFd> {
+    let made = std::thread::spawn(|| {
+        unshare_net()?;
+        Ok(fs::File::open("/proc/thread-self/ns/net")?.into())
+    });
+    made.join().map_err(|_| io::Error::other("the thread that makes namespaces panicked"))?
+}
+
+/// Moves the calling thread into a network namespace.
+pub(crate) fn enter(namespace: impl AsFd) -> io::Result<()> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).map_err(Into::into)
+}
+
+/// Has a command run in a network namespace, and die with the thread that starts it.
+pub(crate) fn in_namespace(command: &mut Command, namespace: &OwnedFd) -> io::Result<()> {
+    let namespace = namespace.try_clone()?;
+    // SAFETY: between fork and exec only two system calls are made, both async-signal-safe; nothing is
+    // allocated and no lock is taken.
+    unsafe {
+        command.pre_exec(move || {
+            enter(&namespace)?;
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+/// A packet socket that sees all frames of an interface, in both directions.
+pub(crate) fn packet_socket(ifindex: u32) -> io::Result<Socket> {
+    let socket = Socket::new_raw(Domain::PACKET, Type::RAW, None)?;
+    socket.set_recv_buffer_size(32 << 20)?;
+    socket.bind(&link_address(ifindex, libc::ETH_P_ALL as u16))?;
+    Ok(socket)
+}
+
+/// A packet socket that only sends.
+pub(crate) fn sending_socket(ifindex: u32) -> io::Result<Socket> {
+    let socket = Socket::new_raw(Domain::PACKET, Type::RAW, None)?;
+    socket.bind(&link_address(ifindex, 0))?;
+    Ok(socket)
+}
+
+fn link_address(ifindex: u32, protocol: u16) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: sockaddr_ll is a socket address, and zero is a value of it; it fits the storage.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = ifindex.cast_signed();
+    // SAFETY: the storage holds a sockaddr_ll of that length.
+    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}
+
+/// Whether a received frame was sent by this machine, from the address that came with it.
+pub(crate) fn is_outgoing(address: &SockAddr) -> bool {
+    const PACKET_OUTGOING: u8 = 4;
+    // SAFETY: a packet socket fills in a sockaddr_ll, and the storage is at least as large.
+    let address = unsafe { &*address.as_ptr().cast::<libc::sockaddr_ll>() };
+    address.sll_pkttype == PACKET_OUTGOING
+}
+
+/// Receives a frame with its address.
+pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    // SAFETY: `u8` and `MaybeUninit<u8>` have the same layout, and only initialised bytes are written.
+    let uninit = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [std::mem::MaybeUninit<u8>]) };
+    let (len, address) = socket.recv_from(uninit)?;
+    Ok((len, is_outgoing(&address)))
+}
+
+/// Sends a signal to a process.
+pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) -> io::Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
+    rustix::process::kill_process(pid, signal).map_err(Into::into)
+}
+
+/// The raw descriptor of a namespace, for netlink.
+pub(crate) fn raw(fd: &OwnedFd) -> i32 {
+    fd.as_raw_fd()
+}
+
+/// Has a command run without one capability, and unable to get it back.
+pub fn without_capability(command: &mut Command, capability: u32) {
+    // SAFETY: between fork and exec only one system call is made, async-signal-safe as all of them.
+    unsafe {
+        command.pre_exec(move || {
+            // exec of root's program gives what the bounding set allows (capabilities(7)).
+            match libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+}

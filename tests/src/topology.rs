@@ -1,0 +1,158 @@
+//! Segments (bridges in one switch namespace) and hosts attached to them.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use lb_dataplane::packet::Mac;
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, packet_route::link::BridgeStpState};
+
+use crate::netns::{Namespace, index_of};
+
+/// All segments of a test, and the ports of their hosts.
+pub struct Network {
+    switch: Namespace,
+    next: Cell<u16>,
+}
+
+/// A machine.
+pub struct Host {
+    /// Its name, for messages.
+    pub name: String,
+    /// Where it is.
+    pub ns: Namespace,
+    ports: std::cell::RefCell<BTreeMap<String, Port>>,
+}
+
+/// An interface of a host, and the switch's end of its cable.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// The host's hardware address.
+    pub mac: Mac,
+    /// The switch's interface.
+    pub switch_port: String,
+}
+
+impl Network {
+    /// A switch without segments.
+    pub fn new() -> io::Result<Self> {
+        let switch = Namespace::new()?;
+        // Else the bridge hands frames to iptables, which eats the hostile ones before they arrive.
+        for table in ["iptables", "ip6tables", "arptables"] {
+            switch.sysctl(&format!("bridge.bridge-nf-call-{table}"), "0", true)?;
+        }
+        switch.sysctl("ipv6.conf.all.disable_ipv6", "1", true)?;
+        switch.sysctl("ipv6.conf.default.disable_ipv6", "1", true)?;
+        Ok(Self { switch, next: Cell::new(1) })
+    }
+
+    /// The switch, to capture at its ports.
+    pub fn switch(&self) -> &Namespace {
+        &self.switch
+    }
+
+    /// Makes a segment.
+    pub fn segment(&self, name: &str) -> io::Result<()> {
+        self.switch.netlink(async |handle| {
+            let bridge = LinkBridge::new(name).stp_state(BridgeStpState::Disabled).mcast_snooping(false).up();
+            handle.link().add(bridge.build()).execute().await
+        })
+    }
+
+    /// A machine that is attached to nothing yet.
+    pub fn host(&self, name: &str) -> io::Result<Host> {
+        let ns = Namespace::new()?;
+        for interface in ["all", "default"] {
+            ns.sysctl(&format!("ipv6.conf.{interface}.disable_ipv6"), "1", true)?;
+            ns.sysctl(&format!("ipv4.conf.{interface}.rp_filter"), "0", false)?;
+        }
+        Ok(Host { name: name.to_owned(), ns, ports: std::cell::RefCell::default() })
+    }
+
+    /// Lays a cable from a new interface of a host to a segment.
+    pub fn attach(&self, host: &Host, interface: &str, segment: &str, addresses: &[&str]) -> io::Result<Mac> {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        let [high, low] = number.to_be_bytes();
+        let mac = Mac([2, 0, 0, 0, high, low]);
+        let switch_port = format!("p{number}");
+        let switch_fd = self.switch.raw_fd();
+        host.ns.netlink(async |handle| {
+            handle.link().add(LinkVeth::new(interface, &switch_port).build()).execute().await?;
+            let near = index_of(&handle, interface).await?;
+            let far = index_of(&handle, &switch_port).await?;
+            handle.link().set(LinkUnspec::new_with_index(far).setns_by_fd(switch_fd).build()).execute().await?;
+            let near = LinkUnspec::new_with_index(near).address(mac.0.to_vec()).up();
+            handle.link().set(near.build()).execute().await
+        })?;
+        self.switch.netlink(async |handle| {
+            let bridge = index_of(&handle, segment).await?;
+            let port = index_of(&handle, &switch_port).await?;
+            handle.link().set(LinkUnspec::new_with_index(port).controller(bridge).up().build()).execute().await
+        })?;
+        for address in addresses {
+            host.add_address(interface, address)?;
+        }
+        host.ports.borrow_mut().insert(interface.to_owned(), Port { mac, switch_port });
+        Ok(mac)
+    }
+
+    /// Unplugs or plugs the switch's end of a cable: the host sees its carrier go or come.
+    pub fn plug(&self, host: &Host, interface: &str, plugged: bool) -> io::Result<()> {
+        self.switch.set_up(&host.port(interface).switch_port, plugged)
+    }
+}
+
+impl Host {
+    /// An interface of this host.
+    pub fn port(&self, interface: &str) -> Port {
+        self.ports.borrow()[interface].clone()
+    }
+
+    /// Gives an interface an address, such as `192.0.2.1/24`.
+    pub fn add_address(&self, interface: &str, address: &str) -> io::Result<()> {
+        let (address, len) = parse_cidr(address)?;
+        self.ns.netlink(async |handle| {
+            let index = index_of(&handle, interface).await?;
+            handle.address().add(index, address, len).execute().await
+        })
+    }
+
+    /// Sends everything else to a router.
+    pub fn default_route(&self, via: Ipv4Addr) -> io::Result<()> {
+        self.ns.netlink(async |handle| {
+            handle.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(via).build()).execute().await
+        })
+    }
+
+    /// Sends the packets for one address to a gateway.
+    pub fn route(&self, to: Ipv4Addr, via: Ipv4Addr) -> io::Result<()> {
+        self.ns.netlink(async |handle| {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).gateway(via);
+            handle.route().add(route.build()).execute().await
+        })
+    }
+
+    /// Forwards between its interfaces, and sends no redirects.
+    pub fn make_router(&self) -> io::Result<()> {
+        self.ns.sysctl("ipv4.ip_forward", "1", false)?;
+        self.ns.sysctl("ipv4.conf.all.send_redirects", "0", false)?;
+        self.ns.sysctl("ipv4.conf.default.send_redirects", "0", false)
+    }
+
+    /// Prepares it as a backend: it accepts the VIP and neither answers nor announces ARP for it.
+    pub fn make_backend(&self, vip: IpAddr) -> io::Result<()> {
+        self.ns.sysctl("ipv4.conf.all.arp_ignore", "1", false)?;
+        self.ns.sysctl("ipv4.conf.all.arp_announce", "2", false)?;
+        self.add_address("lo", &format!("{vip}/32"))
+    }
+}
+
+fn parse_cidr(text: &str) -> io::Result<(IpAddr, u8)> {
+    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, format!("{text} is no address with a prefix"));
+    let (address, len) = text.split_once('/').ok_or_else(wrong)?;
+    Ok((address.parse().map_err(|_| wrong())?, len.parse().map_err(|_| wrong())?))
+}
