@@ -1,1 +1,19 @@
-fn main() {}
+//! Several nodes: takeover, crashes, membership, moves.
+
+mod crashes;
+mod membership;
+mod moves;
+mod takeover;
+
+fn main() -> std::process::ExitCode {
+    lb_tests::runner::main(&[
+        ("a_killed_owners_vip_is_taken_over", takeover::owner_is_killed),
+        ("all_nodes_killed_during_writes_lose_nothing", crashes::all_killed_during_writes),
+        ("a_write_without_quorum_ends_with_4_and_its_retry_applies_once", crashes::quorum_loss),
+        ("every_node_takes_every_command", membership::any_node_takes_commands),
+        ("a_node_joins_and_the_leader_leaves_under_traffic", membership::join_and_leave),
+        ("a_node_that_is_another_one_is_refused", membership::refusals),
+        ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
+        ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),
+    ])
+}

@@ -5,7 +5,9 @@
 pub mod binaries;
 pub mod capture;
 pub mod cluster;
+pub mod grpc;
 pub mod netns;
+pub mod observe;
 pub mod runner;
 pub mod site;
 #[allow(unsafe_code, reason = "entering namespaces and packet sockets; each block says why it is sound")]

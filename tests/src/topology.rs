@@ -7,8 +7,15 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+use futures::TryStreamExt as _;
 use lb_dataplane::packet::Mac;
-use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, packet_route::link::BridgeStpState};
+use rtnetlink::{
+    LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        link::BridgeStpState,
+        neighbour::{NeighbourAddress, NeighbourAttribute},
+    },
+};
 
 use crate::netns::{Namespace, index_of};
 
@@ -133,6 +140,26 @@ impl Host {
         self.ns.netlink(async |handle| {
             let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).gateway(via);
             handle.route().add(route.build()).execute().await
+        })
+    }
+
+    /// The hardware address that this host's kernel has for a neighbour.
+    pub fn neighbor(&self, interface: &str, address: Ipv4Addr) -> io::Result<Option<Mac>> {
+        self.ns.netlink(async |handle| {
+            let index = index_of(&handle, interface).await?;
+            let mut neighbors = handle.neighbours().get().execute();
+            while let Some(entry) = neighbors.try_next().await? {
+                let about = |attribute: &NeighbourAttribute| {
+                    matches!(attribute, NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) if *a == address)
+                };
+                if entry.header.ifindex == index && entry.attributes.iter().any(about) {
+                    return Ok(entry.attributes.iter().find_map(|attribute| match attribute {
+                        NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok().map(Mac),
+                        _ => None,
+                    }));
+                }
+            }
+            Ok(None)
         })
     }
 

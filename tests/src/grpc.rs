@@ -1,0 +1,35 @@
+//! A plain gRPC client, as somebody else's program would be.
+
+use std::path::PathBuf;
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+/// Connects to a Unix socket.
+pub async fn connect(socket: PathBuf) -> anyhow::Result<Channel> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(socket).await?)) }
+    });
+    Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+}
+
+/// The services that reflection knows.
+pub async fn reflected_services(channel: Channel) -> anyhow::Result<Vec<String>> {
+    let request = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..ServerReflectionRequest::default()
+    };
+    let mut client = ServerReflectionClient::new(channel);
+    let mut answers = client.server_reflection_info(futures::stream::iter([request])).await?.into_inner();
+    match answers.message().await?.and_then(|answer| answer.message_response) {
+        Some(MessageResponse::ListServicesResponse(list)) => {
+            Ok(list.service.into_iter().map(|service| service.name).collect())
+        }
+        other => anyhow::bail!("reflection answered {other:?}"),
+    }
+}
