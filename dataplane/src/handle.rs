@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd as _, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -94,7 +94,7 @@ pub struct Dataplane {
     compiler: Mutex<Published>,
     interfaces: Vec<String>,
     wake: OwnedFd,
-    thread: Option<thread::JoinHandle<io::Result<()>>>,
+    thread: Mutex<Option<thread::JoinHandle<io::Result<()>>>>,
     engine: EngineKind,
     engine_reason: Option<String>,
 }
@@ -178,7 +178,7 @@ impl Dataplane {
         let ended = || resource("starting the worker")(io::Error::other("it ended at once"));
         let (engine, engine_reason) = started.recv().map_err(|_| ended())??;
         let compiler = Mutex::new(Published { compiler, guarded: Vec::new() });
-        Ok(Self { shared, compiler, interfaces, wake, thread: Some(thread), engine, engine_reason })
+        Ok(Self { shared, compiler, interfaces, wake, thread: Mutex::new(Some(thread)), engine, engine_reason })
     }
 
     /// Publishes a table and returns its generation. The worker goes on with the old one until its next
@@ -238,7 +238,7 @@ impl Dataplane {
 
     /// Whether the worker still runs.
     pub fn is_running(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.thread().as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// The counters.
@@ -268,16 +268,21 @@ impl Dataplane {
     }
 
     /// Stops answering and forwarding, and takes the guard away.
-    pub fn stop(mut self) -> Result<(), GuardError> {
+    pub fn stop(&self) -> Result<(), GuardError> {
         self.stop_worker();
         guard::remove()
     }
 
-    fn stop_worker(&mut self) {
+    fn thread(&self) -> MutexGuard<'_, Option<thread::JoinHandle<io::Result<()>>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop_worker(&self) {
         self.shared.lease.revoke();
         self.shared.stop.store(true, Ordering::Release);
         self.wake();
-        match self.thread.take().map(thread::JoinHandle::join) {
+        let thread = self.thread().take();
+        match thread.map(thread::JoinHandle::join) {
             Some(Ok(Err(error))) => tracing::error!(%error, "the dataplane had stopped by itself"),
             Some(Err(_)) => tracing::error!("the dataplane's worker panicked"),
             Some(Ok(Ok(()))) | None => {}

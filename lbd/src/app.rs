@@ -113,11 +113,8 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
     stop.send_replace(true);
     servers.shutdown().await;
     consensus.shutdown().await;
-    drop(retiring);
-    drop(context);
-    match dataplane.and_then(Arc::into_inner).map(Dataplane::stop) {
-        Some(Err(error)) => tracing::warn!(%error, "the guard was not removed"),
-        Some(Ok(())) | None => {}
+    if let Some(Err(error)) = dataplane.map(|dataplane| dataplane.stop()) {
+        tracing::warn!(%error, "the guard was not removed");
     }
     outcome
 }

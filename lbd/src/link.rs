@@ -134,8 +134,8 @@ struct Found {
     up: bool,
 }
 
-fn resolve(name: &String, all: &[Found], addresses: &[(u32, IpAddr, u8)]) -> Result<Link, LinkError> {
-    let name = name.clone();
+fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)]) -> Result<Link, LinkError> {
+    let name = name.to_owned();
     let Some(found) = all.iter().find(|link| link.name == name) else {
         let present = all.iter().map(|link| link.name.clone()).collect();
         return Err(LinkError::Absent { name, present });

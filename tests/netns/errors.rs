@@ -47,7 +47,7 @@ pub(crate) fn startup_faults() -> anyhow::Result<()> {
     expect("a foreign address", &output, 69, &["cluster.listen", "no interface of this machine has that address"])?;
     let output = run(node, &apart.replace("/other\"", "/data\""))?;
     expect("a second lbd on a data_dir", &output, 74, &["locked by another lbd (process"])?;
-    let output = run(node, &apart.replace("/other\"", "/other\"").replace("insecure = true", ""))?;
+    let output = run(node, &apart.replace("insecure = true", ""))?;
     expect("plain TCP beyond loopback", &output, 65, &["cluster.listen", "without TLS", "api.listen"])?;
 
     node.terminate()?;

@@ -19,6 +19,7 @@ use super::{
     apply::no_node,
     command::{Effect, Rejection},
     model::{Lease, Owner, Vip},
+    placement::Promised,
     types::{Epoch, LeaseId, NodeId},
 };
 
@@ -114,20 +115,13 @@ impl Table {
         self.nodes.insert_mut(id, node);
         let held: Vec<Vip> = self.vips_of(id).filter(|vip| vip.intent.is_none() == draining).cloned().collect();
         // Each VIP that leaves counts for its target already, so that they spread.
-        let mut promised: std::collections::BTreeMap<NodeId, usize> = std::collections::BTreeMap::new();
+        let mut promised = Promised::new();
         for vip in held {
-            let target = |table: &Self| {
-                let others =
-                    table.nodes().map(|node| node.id).filter(|&other| other != id && table.is_able(other, &vip));
-                others.min_by_key(|&other| {
-                    let load = table.vips_of(other).count() + promised.get(&other).copied().unwrap_or(0);
-                    let draining = table.nodes.get(&other).is_some_and(|node| node.draining);
-                    (draining, vip.settings.prefer != Some(other), load, other)
-                })
-            };
-            let intent = if draining { target(self) } else { None };
+            let intent = if draining { self.best_owner(&vip, Some(id), &promised) } else { None };
             if intent != vip.intent {
-                intent.map(|to| *promised.entry(to).or_default() += 1);
+                if let Some(to) = intent {
+                    *promised.entry(to).or_default() += 1;
+                }
                 self.vips.insert_mut(vip.settings.address, Vip { intent, ..vip });
                 effect = Effect::Changed;
             }
@@ -141,7 +135,7 @@ impl Table {
             self.vips().filter(|vip| vip.owner.is_none()).map(|vip| vip.settings.address).collect();
         for address in unowned {
             let Some(vip) = self.vips.get(&address) else { continue };
-            if let Some(node) = self.best_owner(vip) {
+            if let Some(node) = self.best_owner(vip, None, &Promised::new()) {
                 self.grant(index, address, node);
             }
         }

@@ -1,11 +1,16 @@
 //! Which node a VIP goes to: the least loaded able node, the preferred one first. A function of the
 //! table alone, so that every node comes to the same answer.
 
+use std::collections::BTreeMap;
+
 use super::{
     Table,
     model::{Role, Vip},
     types::NodeId,
 };
+
+/// How many VIPs are on their way to each node.
+pub(super) type Promised = BTreeMap<NodeId, usize>;
 
 impl Table {
     /// Whether a node can own a VIP: it forwards, holds a ready lease and is where the VIP lives.
@@ -21,13 +26,14 @@ impl Table {
             && on_segment()
     }
 
-    /// The best owner for a VIP. Better is, in this order: not draining, preferred, fewer VIPs, the
-    /// last owner, the smaller id.
-    pub(super) fn best_owner(&self, vip: &Vip) -> Option<NodeId> {
-        self.nodes().filter(|node| self.is_able(node.id, vip)).map(|node| node.id).min_by_key(|&id| {
-            let draining = self.nodes.get(&id).is_some_and(|node| node.draining);
-            let load = self.vips_of(id).count();
-            (draining, vip.settings.prefer != Some(id), load, vip.home != Some(id), id)
-        })
+    /// The best owner for a VIP, if it is not to be `but`. Better is, in this order: not draining,
+    /// preferred, fewer VIPs (those that it is promised, too), the last owner, the smaller id.
+    pub(super) fn best_owner(&self, vip: &Vip, but: Option<NodeId>, promised: &Promised) -> Option<NodeId> {
+        let able = self.nodes().filter(|node| Some(node.id) != but && self.is_able(node.id, vip));
+        let best = able.min_by_key(|node| {
+            let load = self.vips_of(node.id).count() + promised.get(&node.id).copied().unwrap_or(0);
+            (node.draining, vip.settings.prefer != Some(node.id), load, vip.home != Some(node.id), node.id)
+        });
+        best.map(|node| node.id)
     }
 }

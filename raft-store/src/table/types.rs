@@ -205,10 +205,13 @@ impl fmt::Display for Name {
 
 /// Whether a host can have this address on an interface, so that it can be a VIP or a backend.
 pub fn is_host_address(address: IpAddr) -> bool {
-    let v4_reserved = |a: std::net::Ipv4Addr| a.octets()[0] == 0 || a.octets()[0] >= 240;
-    !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
-        && !matches!(address, IpAddr::V4(a) if v4_reserved(a))
-        && !matches!(address, IpAddr::V6(a) if a.to_ipv4_mapped().is_some())
+    let special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    let reserved = match address {
+        // RFC 6890: "this network" and class E, broadcast included.
+        IpAddr::V4(a) => a.octets()[0] == 0 || a.octets()[0] >= 240,
+        IpAddr::V6(a) => a.to_ipv4_mapped().is_some(),
+    };
+    !special && !reserved
 }
 
 #[cfg(test)]
