@@ -33,7 +33,7 @@ pub struct LbNode {
 pub struct NodeConfig<'a> {
     /// Its address on the network between the nodes.
     pub address: &'a str,
-    /// Its [dataplane] interfaces; none for a witness.
+    /// Its `[dataplane]` interfaces; none for a witness.
     pub interfaces: &'a [&'a str],
     /// The engine.
     pub engine: &'a str,

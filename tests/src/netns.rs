@@ -85,7 +85,8 @@ impl Namespace {
         })
     }
 
-    pub(crate) fn raw_fd(&self) -> i32 {
+    /// Its raw descriptor, for netlink messages that name a namespace.
+    pub fn fd_for_netlink(&self) -> i32 {
         sys::raw(&self.fd)
     }
 }

@@ -86,7 +86,7 @@ impl Network {
         let [high, low] = number.to_be_bytes();
         let mac = Mac([2, 0, 0, 0, high, low]);
         let switch_port = format!("p{number}");
-        let switch_fd = self.switch.raw_fd();
+        let switch_fd = self.switch.fd_for_netlink();
         host.ns.netlink(async |handle| {
             handle.link().add(LinkVeth::new(interface, &switch_port).build()).execute().await?;
             let near = index_of(&handle, interface).await?;

@@ -2,7 +2,7 @@
 //! the same entries in the same order and so holds the same table.
 //!
 //! Before: `consensus` gets an entry agreed on, `store::state_machine` hands it here. After:
-//! [`crate::watch`] shows the new table to the daemon.
+//! [`crate::View`] shows the new table to the daemon.
 //!
 //! Collections are persistent maps: a clone costs nothing, so a batch of mutations works on a copy
 //! and becomes visible as a whole or not at all, and readers keep the table that they were given.

@@ -1,6 +1,9 @@
 //! The system calls that have no safe form: namespaces, and packet sockets for captures. The only
 //! unsafe code of this crate.
 
+pub mod bpf;
+pub mod reference;
+
 use std::{
     fs, io,
     os::{
@@ -156,4 +159,16 @@ pub fn without_capability(command: &mut Command, capability: u32) {
             }
         });
     }
+}
+
+/// sysfs as the calling thread's network namespace sees it. The thread gets a mount namespace of its own
+/// and must end soon; the directory is empty for everybody else.
+pub fn private_sysfs() -> io::Result<tempfile::TempDir> {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    // SAFETY: the file descriptor table stays shared; the calling thread's view of mounts alone changes.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    let dir = tempfile::tempdir()?;
+    mount("sysfs", dir.path(), "sysfs", MountFlags::empty(), None)?;
+    Ok(dir)
 }

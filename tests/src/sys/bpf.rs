@@ -1,0 +1,186 @@
+//! Two small XDP programs, assembled by hand and loaded by bpf(2), so that no compiler is needed: one
+//! makes frames in the kernel at a given rate, one swallows what comes back.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+const BPF_MAP_CREATE: i64 = 0;
+const BPF_PROG_LOAD: i64 = 5;
+const BPF_PROG_TEST_RUN: i64 = 10;
+const BPF_LINK_CREATE: i64 = 28;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+const LIVE_FRAMES: u32 = 1 << 1;
+const XDP_DROP: i32 = 1;
+const XDP_TX: i32 = 3;
+/// Frames between two looks at the clock.
+const BURST: i32 = 32;
+
+/// One instruction: code, destination | source << 4, offset, immediate.
+type Instruction = (u8, u8, i16, i32);
+
+fn encode(program: &[Instruction]) -> Vec<u8> {
+    let one = |&(code, registers, offset, immediate): &Instruction| {
+        let mut bytes = [code, registers, 0, 0, 0, 0, 0, 0];
+        bytes[2..4].copy_from_slice(&offset.to_ne_bytes());
+        bytes[4..].copy_from_slice(&immediate.to_ne_bytes());
+        bytes
+    };
+    program.iter().flat_map(one).collect()
+}
+
+/// A bpf_attr, field by field.
+#[derive(Default)]
+struct Attributes(Vec<u8>);
+
+impl Attributes {
+    fn u32(mut self, value: u32) -> Self {
+        self.0.extend_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    fn u64(mut self, value: u64) -> Self {
+        self.0.extend_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    /// # Safety
+    /// Every address in the attributes must point at memory of the length that the command expects.
+    unsafe fn call(mut self, command: i64) -> io::Result<i32> {
+        self.0.resize(160, 0);
+        // SAFETY: the attributes are valid for their length; what they point at is the caller's promise.
+        let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), self.0.len()) };
+        match i32::try_from(outcome) {
+            Ok(fd) if fd >= 0 => Ok(fd),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: bpf(2) has just returned this descriptor, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+    let code = encode(program);
+    let license = c"GPL";
+    let attributes = Attributes::default()
+        .u32(BPF_PROG_TYPE_XDP)
+        .u32(program.len() as u32)
+        .u64(code.as_ptr() as u64)
+        .u64(license.as_ptr() as u64);
+    // SAFETY: code and license live until the call returns.
+    unsafe { attributes.call(BPF_PROG_LOAD) }.map(owned)
+}
+
+/// Swallows all frames that reach an interface, until it is dropped.
+pub struct Sink(#[allow(dead_code, reason = "held for its effect")] OwnedFd);
+
+impl Sink {
+    /// Attaches to an interface of the calling thread's namespace.
+    pub fn attach(ifindex: u32) -> io::Result<Self> {
+        let program = load(&[(0xb7, 0, 0, XDP_DROP), (0x95, 0, 0, 0)])?;
+        let attributes = Attributes::default()
+            .u32(program.as_raw_fd().cast_unsigned())
+            .u32(ifindex)
+            .u32(BPF_XDP)
+            .u32(XDP_FLAGS_DRV_MODE);
+        // SAFETY: this command has no addresses.
+        unsafe { attributes.call(BPF_LINK_CREATE) }.map(|fd| Self(owned(fd)))
+    }
+}
+
+/// Makes frames and sends them out of an interface.
+pub struct Generator {
+    program: OwnedFd,
+    _state: OwnedFd,
+    ifindex: u32,
+}
+
+impl Generator {
+    /// Frames leave at this rate, each from a random one of `flows` source ports (a power of two).
+    pub fn new(ifindex: u32, packets_per_second: u64, flows: u32) -> io::Result<Self> {
+        let attributes = Attributes::default().u32(BPF_MAP_TYPE_ARRAY).u32(4).u32(16).u32(1);
+        // SAFETY: this command has no addresses.
+        let state = unsafe { attributes.call(BPF_MAP_CREATE) }.map(owned)?;
+        let interval = (u64::from(BURST.cast_unsigned()) * 1_000_000_000 / packets_per_second) as i32;
+        let program = load(&pacing_program(state.as_raw_fd(), interval, (flows - 1) as i32))?;
+        Ok(Self { program, _state: state, ifindex })
+    }
+
+    /// Works through `turns` turns of the program; a turn sends a frame or waits.
+    pub fn run(&self, frame: &[u8], turns: u32) -> io::Result<()> {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, frame.len() as u32, 0, self.ifindex, 0, 0];
+        let attributes = Attributes::default()
+            .u32(self.program.as_raw_fd().cast_unsigned())
+            .u32(0)
+            .u32(frame.len() as u32)
+            .u32(0)
+            .u64(frame.as_ptr() as u64)
+            .u64(0)
+            .u32(turns)
+            .u32(0)
+            .u32(size_of_val(&context) as u32)
+            .u32(0)
+            .u64(context.as_ptr() as u64)
+            .u64(0)
+            .u32(LIVE_FRAMES)
+            .u32(0)
+            .u32(64);
+        // SAFETY: frame and context live until the call returns.
+        match unsafe { attributes.call(BPF_PROG_TEST_RUN) } {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+/// The state is the moment of the next burst and what is left of the present one.
+fn pacing_program(map: i32, interval: i32, port_mask: i32) -> Vec<Instruction> {
+    const PSEUDO_MAP_FD: u8 = 1;
+    vec![
+        (0xbf, 0x16, 0, 0),                     //  0 r6 = r1, the context
+        (0x62, 0x0a, -4, 0),                    //  1 *(u32 *)(r10 - 4) = 0, the key
+        (0xbf, 0xa2, 0, 0),                     //  2 r2 = r10
+        (0x07, 0x02, 0, -4),                    //  3 r2 -= 4
+        (0x18, PSEUDO_MAP_FD << 4 | 1, 0, map), //  4 r1 = map
+        (0x00, 0x00, 0, 0),                     //  5 (second half)
+        (0x85, 0x00, 0, 1),                     //  6 r0 = map_lookup_elem
+        (0x15, 0x00, 27, 0),                    //  7 if r0 == 0 goto drop
+        (0xbf, 0x09, 0, 0),                     //  8 r9 = r0
+        (0x79, 0x91, 8, 0),                     //  9 r1 = left
+        (0x55, 0x01, 10, 0),                    // 10 if r1 != 0 goto take
+        (0x85, 0x00, 0, 5),                     // 11 r0 = ktime_get_ns
+        (0x79, 0x92, 0, 0),                     // 12 r2 = next
+        (0xad, 0x20, 21, 0),                    // 13 if r0 < r2 goto drop
+        (0x07, 0x02, 0, interval),              // 14 r2 += interval
+        (0xbf, 0x23, 0, 0),                     // 15 r3 = r2
+        (0x07, 0x03, 0, 100_000),               // 16 r3 += 100 us
+        (0x3d, 0x03, 1, 0),                     // 17 if r3 >= r0 skip: not too far behind
+        (0xbf, 0x02, 0, 0),                     // 18 r2 = r0
+        (0x7b, 0x29, 0, 0),                     // 19 next = r2
+        (0xb7, 0x01, 0, BURST),                 // 20 r1 = BURST
+        (0x07, 0x01, 0, -1),                    // 21 take: r1 -= 1
+        (0x7b, 0x19, 8, 0),                     // 22 left = r1
+        (0x61, 0x67, 0, 0),                     // 23 r7 = data
+        (0x61, 0x68, 4, 0),                     // 24 r8 = data_end
+        (0xbf, 0x72, 0, 0),                     // 25 r2 = r7
+        (0x07, 0x02, 0, 36),                    // 26 r2 += 36
+        (0x2d, 0x82, 7, 0),                     // 27 if r2 > r8 goto drop
+        (0x85, 0x00, 0, 7),                     // 28 r0 = get_prandom_u32
+        (0x57, 0x00, 0, port_mask),             // 29 r0 &= mask
+        (0x07, 0x00, 0, 1024),                  // 30 r0 += 1024
+        (0xdc, 0x00, 0, 16),                    // 31 r0 = htobe16(r0)
+        (0x6b, 0x07, 34, 0),                    // 32 the UDP source port = r0
+        (0xb7, 0x00, 0, XDP_TX),                // 33 r0 = XDP_TX
+        (0x95, 0x00, 0, 0),                     // 34 exit
+        (0xb7, 0x00, 0, XDP_DROP),              // 35 drop: r0 = XDP_DROP
+        (0x95, 0x00, 0, 0),                     // 36 exit
+    ]
+}
