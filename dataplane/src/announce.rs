@@ -30,9 +30,18 @@ pub struct Announcer {
     not_before_ns: u64,
 }
 
+/// What an announcement says: a change of either is announced like an activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The grant of the VIP.
+    pub epoch: u64,
+    /// Stands for the interfaces and hardware addresses that it is announced by.
+    pub place: u64,
+}
+
 #[derive(Debug)]
 struct Entry {
-    epoch: u64,
+    claim: Claim,
     activated_ns: u64,
     sent: usize,
     due_ns: u64,
@@ -41,19 +50,19 @@ struct Entry {
 
 impl Announcer {
     /// Takes over what is owned now: new grants are announced at once, lost ones no more.
-    pub fn set_owned(&mut self, owned: impl IntoIterator<Item = (Ipv4Addr, u64)>, now_ns: u64) {
-        let owned: HashMap<Ipv4Addr, u64> = owned.into_iter().collect();
+    pub fn set_owned(&mut self, owned: impl IntoIterator<Item = (Ipv4Addr, Claim)>, now_ns: u64) {
+        let owned: HashMap<Ipv4Addr, Claim> = owned.into_iter().collect();
         let due = &mut self.due;
         self.vips.retain(|vip, entry| {
-            let stays = owned.get(vip) == Some(&entry.epoch);
+            let stays = owned.get(vip) == Some(&entry.claim);
             if !stays {
                 due.remove(&(entry.due_ns, *vip));
             }
             stays
         });
-        for (vip, epoch) in owned {
+        for (vip, claim) in owned {
             if !self.vips.contains_key(&vip) {
-                let entry = Entry { epoch, activated_ns: now_ns, sent: 0, due_ns: now_ns, defended_ns: None };
+                let entry = Entry { claim, activated_ns: now_ns, sent: 0, due_ns: now_ns, defended_ns: None };
                 self.due.insert((entry.due_ns, vip));
                 self.vips.insert(vip, entry);
             }
@@ -107,6 +116,10 @@ impl Announcer {
 mod tests {
     use super::*;
 
+    fn claim(epoch: u64) -> Claim {
+        Claim { epoch, place: 1 }
+    }
+
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
 
     /// The moments, in ms, at which a VIP is announced.
@@ -124,7 +137,7 @@ mod tests {
     #[test]
     fn an_activation_is_announced_six_times_and_then_every_minute() {
         let mut announcer = Announcer::default();
-        announcer.set_owned([(VIP, 1)], 0);
+        announcer.set_owned([(VIP, claim(1))], 0);
         let moments: Vec<u64> = run(&mut announcer, 130_000).into_iter().map(|(at, _)| at).collect();
         assert_eq!(moments, [0, 50, 500, 1100, 2200, 5000, 65_000, 125_000]);
     }
@@ -132,12 +145,14 @@ mod tests {
     #[test]
     fn a_new_grant_starts_over_and_a_lost_one_is_silent() {
         let mut announcer = Announcer::default();
-        announcer.set_owned([(VIP, 1)], 0);
+        announcer.set_owned([(VIP, claim(1))], 0);
         run(&mut announcer, 3000);
-        announcer.set_owned([(VIP, 1)], 3000 * MS);
+        announcer.set_owned([(VIP, claim(1))], 3000 * MS);
         assert_eq!(run(&mut announcer, 4000), [], "the same grant goes on as before");
-        announcer.set_owned([(VIP, 2)], 4000 * MS);
+        announcer.set_owned([(VIP, claim(2))], 4000 * MS);
         assert_eq!(run(&mut announcer, 4060).len(), 2);
+        announcer.set_owned([(VIP, Claim { epoch: 2, place: 9 })], 4080 * MS);
+        assert_eq!(run(&mut announcer, 4090).len(), 1, "another hardware address");
         announcer.set_owned([], 4100 * MS);
         assert_eq!(announcer.next_due_ns(), None);
     }
@@ -145,7 +160,7 @@ mod tests {
     #[test]
     fn a_thousand_vips_are_announced_within_200_ms_and_not_at_once() {
         let mut announcer = Announcer::default();
-        announcer.set_owned((0..1000u32).map(|i| (Ipv4Addr::from(0x0a00_0001 + i), 1)), 0);
+        announcer.set_owned((0..1000u32).map(|i| (Ipv4Addr::from(0x0a00_0001 + i), claim(1))), 0);
         let mut first: HashMap<Ipv4Addr, u64> = HashMap::new();
         for (at, vip) in run(&mut announcer, 1000) {
             first.entry(vip).or_insert(at);
@@ -158,7 +173,7 @@ mod tests {
     #[test]
     fn a_vip_is_defended_once_in_ten_seconds() {
         let mut announcer = Announcer::default();
-        announcer.set_owned([(VIP, 1)], 0);
+        announcer.set_owned([(VIP, claim(1))], 0);
         run(&mut announcer, 6000);
         announcer.conflict(VIP, 7000 * MS);
         assert_eq!(run(&mut announcer, 7100).len(), 1);

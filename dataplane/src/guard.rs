@@ -12,10 +12,10 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, 
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
     nftables::{
-        ChainAttribute, ChainMessage, Cmp, DataAttribute, DevHookNumber, Expressions, Hook, HookNumber, Immediate,
-        ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage,
-        SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
-        Verdict, VerdictAttribute,
+        Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, DevHookNumber, Expressions, Hook, HookNumber,
+        Immediate, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute,
+        RuleMessage, SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute,
+        TableMessage, Verdict, VerdictAttribute,
     },
     none::ControlMessage,
 };
@@ -39,8 +39,11 @@ const NETWORK: u32 = 1;
 const TYPE_IPV4_ADDRESS: u32 = 7;
 const POLICY_ACCEPT: u32 = 1;
 const NF_DROP: u32 = 0;
-/// IEEE 802.1Q.
+/// IEEE 802.1Q: a customer's and a service's tag.
 const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// The VLAN's number in the tag control information; the other bits are priority.
+const VLAN_NUMBER: u16 = 0x0fff;
 
 /// Why the guard is not in place.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,13 @@ pub fn install(interfaces: &[String], vips: &[Ipv4Addr]) -> Result<(), GuardErro
     for (number, interface) in interfaces.iter().enumerate() {
         batch.add_chain(&format!("ingress{number}"), interface);
     }
+    batch.send()
+}
+
+/// Makes sure that there is a table, and that we may change it; what a crash left behind stays in force.
+pub fn keep() -> Result<(), GuardError> {
+    let mut batch = Batch::default();
+    batch.add_table();
     batch.send()
 }
 
@@ -172,10 +182,10 @@ impl Batch {
         self.nft(NfTablesMessage::NewChain(chain), NLM_F_CREATE);
         // Untagged, and tagged with VLAN 0, which the kernel treats alike. Other tags belong to other
         // segments and are let by.
-        for vlan_zero in [false, true] {
+        for tag in [None, Some(ETHERTYPE_VLAN), Some(ETHERTYPE_SERVICE_VLAN)] {
             // IPv4: destination address. ARP: operation 1 (request), target address.
-            self.add_rule(name, ethertype_is(vlan_zero, ETHERTYPE_IPV4), in_set(16));
-            let mut request = ethertype_is(vlan_zero, ETHERTYPE_ARP);
+            self.add_rule(name, ethertype_is(tag, ETHERTYPE_IPV4), in_set(16));
+            let mut request = ethertype_is(tag, ETHERTYPE_ARP);
             request.extend(payload_is(NETWORK, 6, &[0, 1]));
             self.add_rule(name, request, in_set(24));
         }
@@ -249,24 +259,34 @@ fn table() -> TableMessage {
     TableMessage { attributes: vec![TableAttribute::Name(TABLE.into())] }
 }
 
-/// The frame is of that type, on no VLAN or on VLAN 0.
-fn ethertype_is(vlan_zero: bool, ethertype: u16) -> Vec<Expressions> {
+/// The frame is of that type, untagged, or under such a tag with the VLAN number 0.
+fn ethertype_is(tag: Option<u16>, ethertype: u16) -> Vec<Expressions> {
     let mut all = Vec::new();
-    if vlan_zero {
-        // The tag control information: priority, then the VLAN's number. Priorities other than 0 on VLAN 0
-        // are eight values more; the frames that switches send that way use 0.
-        all.extend(payload_is(LINK_LAYER, 12, &ETHERTYPE_VLAN.to_be_bytes()));
-        all.extend(payload_is(LINK_LAYER, 14, &[0, 0]));
-        all.extend(payload_is(LINK_LAYER, 16, &ethertype.to_be_bytes()));
-    } else {
-        // The protocol that the kernel will use is that of the frame; a tag that the device took out
-        // is put back by nftables for a look at the link layer.
-        all.push(Expressions::Meta(vec![
-            Meta::Key(MetaKey::EtherTypeProtocol),
-            Meta::DestinationRegister(Register::Reg1),
-        ]));
-        all.push(equals(&ethertype.to_be_bytes()));
-        all.extend(payload_is(LINK_LAYER, 12, &ethertype.to_be_bytes()));
+    match tag {
+        Some(tag) => {
+            all.extend(payload_is(LINK_LAYER, 12, &tag.to_be_bytes()));
+            // Priorities are what such tags are used for: any of them.
+            all.push(load(LINK_LAYER, 14, 2));
+            all.push(Expressions::Bitwise(vec![
+                Bitwise::SourceRegister(Register::Reg1),
+                Bitwise::DestinationRegister(Register::Reg1),
+                Bitwise::Length(2),
+                Bitwise::Mask(DataAttribute::Value(VLAN_NUMBER.to_be_bytes().to_vec())),
+                Bitwise::Xor(DataAttribute::Value(vec![0, 0])),
+            ]));
+            all.push(equals(&[0, 0]));
+            all.extend(payload_is(LINK_LAYER, 16, &ethertype.to_be_bytes()));
+        }
+        None => {
+            // The protocol that the kernel will use is that of the frame; a tag that the device took out
+            // is put back by nftables for a look at the link layer.
+            all.push(Expressions::Meta(vec![
+                Meta::Key(MetaKey::EtherTypeProtocol),
+                Meta::DestinationRegister(Register::Reg1),
+            ]));
+            all.push(equals(&ethertype.to_be_bytes()));
+            all.extend(payload_is(LINK_LAYER, 12, &ethertype.to_be_bytes()));
+        }
     }
     all
 }

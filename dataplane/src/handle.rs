@@ -102,7 +102,15 @@ pub struct Dataplane {
 /// What was published last, by the one who publishes.
 struct Published {
     compiler: Compiler,
-    guarded: Vec<Ipv4Addr>,
+    /// `None` before the first table: what a crash left behind is in force until then.
+    guarded: Option<Guarded>,
+}
+
+/// What the guard covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Guarded {
+    interfaces: Vec<String>,
+    vips: Vec<Ipv4Addr>,
 }
 
 /// The counters at one moment.
@@ -149,7 +157,7 @@ impl Dataplane {
     /// Opens the sockets and starts the worker; forwards nothing before the first [`Self::publish`].
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let interfaces: Vec<String> = config.ports.iter().map(|port| port.name.clone()).collect();
-        guard::install(&interfaces, &[])?;
+        guard::keep()?;
         let mut compiler = Compiler::default();
         // Known interfaces, no VIPs: frames that come before the first table are dropped.
         let ports = config.ports.iter().map(empty_port).collect();
@@ -177,7 +185,7 @@ impl Dataplane {
             .map_err(resource("starting the worker's thread"))?;
         let ended = || resource("starting the worker")(io::Error::other("it ended at once"));
         let (engine, engine_reason) = started.recv().map_err(|_| ended())??;
-        let compiler = Mutex::new(Published { compiler, guarded: Vec::new() });
+        let compiler = Mutex::new(Published { compiler, guarded: None });
         Ok(Self { shared, compiler, interfaces, wake, thread: Mutex::new(Some(thread)), engine, engine_reason })
     }
 
@@ -186,25 +194,26 @@ impl Dataplane {
     pub fn publish(&self, spec: &TableSpec) -> Result<u64, GuardError> {
         let mut published = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
         let vips: Vec<Ipv4Addr> = spec.vips.iter().map(|vip| vip.address).collect();
-        // The guard before the first answer; and after the last one when a VIP goes, because a packet
+        // An interface that is gone has no hook to guard, and must not keep the table from the others.
+        let interfaces = present(&self.interfaces);
+        let wanted = Guarded { interfaces: interfaces.clone(), vips };
+        let mut both = wanted.clone();
+        // The guard before the first answer; and until after the last one when a VIP goes, because a packet
         // that finds neither would reach the kernel.
-        if published.guarded != vips {
-            let mut both = [&published.guarded[..], &vips].concat();
-            both.sort_unstable();
-            both.dedup();
-            guard::install(&self.interfaces, &both)?;
-            let grown_only = both.len() == vips.len();
-            published.guarded = if grown_only { vips.clone() } else { both };
-        }
+        both.vips.extend(published.guarded.iter().flat_map(|guarded| &guarded.vips));
+        both.vips.sort_unstable();
+        both.vips.dedup();
+        published.install(&both)?;
         let snapshot = published.compiler.compile(spec);
         let generation = snapshot.generation;
-        self.shared.snapshot.store(Arc::new(snapshot));
+        let before = self.shared.snapshot.swap(Arc::new(snapshot));
         self.wake();
-        if published.guarded != vips {
+        if both.vips.len() > wanted.vips.len() {
             self.wait_seen(generation, Duration::from_secs(1));
-            guard::install(&self.interfaces, &vips)?;
-            published.guarded = vips;
+            published.install(&wanted)?;
         }
+        // Freed here if the worker has let go of it: it may be large.
+        drop(before);
         Ok(generation)
     }
 
@@ -249,7 +258,7 @@ impl Dataplane {
         let backend = |backend: &crate::forward::table::Backend| BackendReport {
             service: snapshot.services[backend.service as usize].name.clone(),
             address: backend.address,
-            mac: backend.runtime.mac(),
+            mac: backend.mac(),
             packets: backend.runtime.traffic.packets.get(),
             bytes: backend.runtime.traffic.bytes.get(),
         };
@@ -300,6 +309,24 @@ impl Drop for Dataplane {
     fn drop(&mut self) {
         self.stop_worker();
     }
+}
+
+impl Published {
+    fn install(&mut self, guarded: &Guarded) -> Result<(), GuardError> {
+        if self.guarded.as_ref() != Some(guarded) {
+            guard::install(&guarded.interfaces, &guarded.vips)?;
+            self.guarded = Some(guarded.clone());
+        }
+        Ok(())
+    }
+}
+
+/// The interfaces that exist.
+fn present(interfaces: &[String]) -> Vec<String> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+    let Ok(socket) = socket else { return interfaces.to_vec() };
+    let exists = |name: &&String| rustix::net::netdevice::name_to_index(&socket, name).is_ok();
+    interfaces.iter().filter(exists).cloned().collect()
 }
 
 type Started = Result<(EngineKind, Option<String>), StartError>;

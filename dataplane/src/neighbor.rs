@@ -62,7 +62,8 @@ impl Neighbors {
     pub fn set_backends(&mut self, snapshot: &Snapshot, now_ns: u64) {
         let mut wanted: HashMap<Key, Vec<Arc<BackendRuntime>>> = HashMap::new();
         for backend in snapshot.backends() {
-            if let (true, Some(port), IpAddr::V4(address)) = (backend.resolved, backend.port, backend.address) {
+            let resolved = backend.given_mac.is_none();
+            if let (true, Some(port), IpAddr::V4(address)) = (resolved, backend.port, backend.address) {
                 wanted.entry((port, address)).or_default().push(backend.runtime.clone());
             }
         }
@@ -80,7 +81,10 @@ impl Neighbors {
                 entry.publish();
             } else {
                 self.due.insert((now_ns, key));
-                self.entries.insert(key, Entry { runtimes, mac: None, due_ns: now_ns, unanswered: 0 });
+                let entry = Entry { runtimes, mac: None, due_ns: now_ns, unanswered: 0 };
+                // What was known of it on another interface is not true here.
+                entry.publish();
+                self.entries.insert(key, entry);
             }
         }
     }

@@ -3,22 +3,25 @@
 //! answer.
 
 use std::{
+    hash::Hasher as _,
     io,
     net::Ipv4Addr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
+use siphasher::sip::SipHasher13;
+
 use crate::{
-    announce::Announcer,
+    announce::{Announcer, Claim},
     forward::{
         DropReason, Verdict,
         decide::decide,
         flow::{FlowTable, Tick},
-        table::{Backend, Snapshot},
+        table::{Backend, Snapshot, Vip},
     },
     handle::Shared,
-    io::{Engine, FrameMeta, filter},
+    io::{Engine, FrameMeta},
     lease::boottime_ns,
     neighbor::Neighbors,
     packet::{self, ETHERNET_HEADER_LEN, Echo, FlowPacket, Mac, Packet, arp, rewrite},
@@ -129,7 +132,7 @@ impl Core {
         let decision = decide(&self.snapshot, &mut self.flows, flow, now)?;
         let backend: &Backend = decision.backend;
         let out = backend.port.ok_or(DropReason::BackendUnreachable)?;
-        let mac = backend.runtime.mac().ok_or(DropReason::BackendUnresolved)?;
+        let mac = backend.mac().ok_or(DropReason::BackendUnresolved)?;
         if mac == source {
             return Err(DropReason::Hairpin);
         }
@@ -185,8 +188,14 @@ impl Core {
 
     /// Works with a new table from the next frame on.
     fn adopt(&mut self, snapshot: Arc<Snapshot>) {
-        let owned = snapshot.vips.iter().filter_map(|vip| Some((vip.address, vip.owned?)));
-        self.announcer.set_owned(owned, self.now_ns);
+        let claim = |vip: &Vip| {
+            let mut place = SipHasher13::new();
+            for (_, port) in snapshot.ports.iter().enumerate().filter(|(at, _)| vip.answers_on(*at)) {
+                place.write(&port.mac.0);
+            }
+            Some((vip.address, Claim { epoch: vip.owned?, place: place.finish() }))
+        };
+        self.announcer.set_owned(snapshot.vips.iter().filter_map(claim), self.now_ns);
         self.neighbors.set_backends(&snapshot, self.now_ns);
         self.snapshot = snapshot;
     }
@@ -230,9 +239,9 @@ impl Core {
 
     /// How long there is nothing to do but frames.
     fn idle(&self) -> Duration {
-        let announcements = self.announcer.next_due_ns().map(|at| match self.shared.lease.is_valid() {
-            true => at,
-            false => at.max(self.now_ns + LEASE_RETRY_NS),
+        let announcements = self.announcer.next_due_ns().map(|at| {
+            let withheld = at <= self.now_ns && !self.shared.lease.is_valid();
+            if withheld { self.now_ns + LEASE_RETRY_NS } else { at }
         });
         let next = [announcements, self.neighbors.next_due_ns()].into_iter().flatten().min();
         let wait = next.map_or(MAX_WAIT_NS, |at| at.saturating_sub(self.now_ns)).min(MAX_WAIT_NS);
@@ -243,14 +252,19 @@ impl Core {
 /// Runs until it is told to stop.
 pub(crate) fn run(mut core: Core, mut engine: Box<dyn Engine>) -> io::Result<()> {
     let shared = core.shared.clone();
-    engine.set_filter(&filter_of(&core.snapshot))?;
+    engine.set_filter(&core.snapshot.filter)?;
     while !shared.stop.load(Ordering::Acquire) {
         let published = shared.snapshot.load();
         if published.generation != core.snapshot.generation {
             let snapshot = published.clone();
-            drop(published);
-            engine.set_filter(&filter_of(&snapshot))?;
-            core.adopt(snapshot);
+            // A table whose VIPs the filter would not let by is not taken up: it is tried again next turn.
+            match snapshot.filter != core.snapshot.filter {
+                true => match engine.set_filter(&snapshot.filter) {
+                    Ok(()) => core.adopt(snapshot),
+                    Err(error) => tracing::error!(%error, "the socket filter cannot be replaced"),
+                },
+                false => core.adopt(snapshot),
+            }
         }
         // Whatever was judged before this line was judged by an older table.
         shared.seen_generation.store(core.snapshot.generation, Ordering::Release);
@@ -267,9 +281,4 @@ pub(crate) fn run(mut core: Core, mut engine: Box<dyn Engine>) -> io::Result<()>
         }
     }
     Ok(())
-}
-
-fn filter_of(snapshot: &Snapshot) -> Vec<filter::Instruction> {
-    let vips: Vec<Ipv4Addr> = snapshot.vips.iter().map(|vip| vip.address).collect();
-    filter::program(&vips)
 }

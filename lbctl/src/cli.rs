@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use lb_proto::v1;
 
 use crate::connect::Target;
@@ -154,17 +154,18 @@ pub(crate) enum VipCommand {
         unmatched: Option<Unmatched>,
     },
     /// Change a VIP.
+    #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The address.
         ip: IpAddr,
         /// The node that should own it, or "none".
-        #[arg(long, value_name = "NODE")]
+        #[arg(group = "what", long, value_name = "NODE")]
         prefer: Option<String>,
         /// The network whose nodes answer for it, or "none".
-        #[arg(long, value_name = "CIDR")]
+        #[arg(group = "what", long, value_name = "CIDR")]
         segment: Option<String>,
         /// What becomes of packets that no service takes.
-        #[arg(long, value_enum)]
+        #[arg(group = "what", long, value_enum)]
         unmatched: Option<Unmatched>,
     },
     /// Remove a VIP.
@@ -218,14 +219,15 @@ pub(crate) enum ServiceCommand {
         check: String,
     },
     /// Change a service.
+    #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// Its name.
         name: String,
         /// All its ports from now on.
-        #[arg(long = "port", value_name = "PORT/PROTO")]
+        #[arg(group = "what", long = "port", value_name = "PORT/PROTO")]
         ports: Vec<Port>,
         /// What ties a client to a backend.
-        #[arg(long, value_enum)]
+        #[arg(group = "what", long, value_enum)]
         affinity: Option<Affinity>,
     },
     /// Remove a service.
@@ -269,19 +271,20 @@ pub(crate) enum BackendCommand {
         state: Option<State>,
     },
     /// Change a backend.
+    #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The service.
         service: String,
         /// The backend's own address.
         ip: IpAddr,
         /// Its share of new flows, 1 to 1000.
-        #[arg(long)]
+        #[arg(group = "what", long)]
         weight: Option<u32>,
         /// Its MAC, or "none" to resolve it by ARP.
-        #[arg(long)]
+        #[arg(group = "what", long)]
         mac: Option<String>,
         /// What it takes.
-        #[arg(long, value_enum)]
+        #[arg(group = "what", long, value_enum)]
         state: Option<State>,
     },
     /// Let a backend keep the flows it has and give it no new ones.

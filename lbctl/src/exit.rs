@@ -40,9 +40,10 @@ impl Failure {
     /// From an answer to the request with that id.
     pub(crate) fn from_status(status: &Status, request_id: Option<&str>) -> Self {
         match status.code() {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+            // `Unknown` is a connection that broke in the middle: the server never says so itself.
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
                 let of_server = status.metadata().get(REQUEST_ID_METADATA).and_then(|id| id.to_str().ok());
-                let request_id = of_server.or(request_id).map(ToOwned::to_owned);
+                let request_id = request_id.or(of_server).map(ToOwned::to_owned);
                 Self::Undecided { message: status.message().to_owned(), request_id }
             }
             _ => Self::Refused(status.message().to_owned()),

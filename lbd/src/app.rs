@@ -35,7 +35,8 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
     if config.insecure {
         tracing::warn!("tls.insecure = true: whoever reaches the TCP listeners controls this cluster");
     }
-    // What can be refused is tried before anything is changed: interfaces, addresses, the store.
+    // What can be refused is tried in this order: interfaces, addresses, the store (whose lock keeps a second
+    // lbd from touching the first one's guard), the dataplane.
     let names = config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone()).unwrap_or_default();
     let links = link::read(&names).await?;
     let cluster_listeners = config
@@ -46,6 +47,7 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()?;
     let api_listeners = Listeners::bind(&config.api)?;
     let settings = Settings {
+        cluster_name: config.cluster.name.clone(),
         name: config.name.clone(),
         role: config.role,
         address: config.cluster.advertise.clone(),

@@ -13,6 +13,7 @@ fn main() -> std::process::ExitCode {
         ("every_node_takes_every_command", membership::any_node_takes_commands),
         ("a_node_joins_and_the_leader_leaves_under_traffic", membership::join_and_leave),
         ("a_node_that_is_another_one_is_refused", membership::refusals),
+        ("two_nodes_and_a_witness_survive_the_loss_of_the_owner", membership::witness),
         ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
         ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),
     ])

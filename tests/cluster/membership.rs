@@ -4,10 +4,11 @@ use std::{net::SocketAddrV4, time::Duration};
 
 use anyhow::ensure;
 use lb_tests::{
-    cluster::{SOON, form, wait_for_leader, wait_ready},
+    cluster::{LbNode, NodeConfig, SOON, form, wait_for_leader, wait_ready},
     observe::UdpStream,
     site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
     traffic::HttpClient,
+    wait,
 };
 
 /// Each node in turn makes and undoes changes; most of them are followers.
@@ -81,6 +82,34 @@ pub(crate) fn join_and_leave() -> anyhow::Result<()> {
     println!("join and leave: {report:?}");
     let unchanged = site.nodes[asked].lbctl_ok(&["node", "remove", &leader])?;
     ensure!(unchanged.contains("unchanged"));
+    Ok(())
+}
+
+/// A witness votes, owns nothing, and has no dataplane.
+pub(crate) fn witness() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let host = site.net.host("w1")?;
+    site.net.attach(&host, "mgmt", "nodes", &["10.77.1.9/24"])?;
+    let config = NodeConfig { address: "10.77.1.9", interfaces: &[], engine: "", bootstrap: false };
+    let mut witness = LbNode::new(&host, &site.root, &config)?;
+    witness.start()?;
+    site.nodes[0].lbctl_ok(&["node", "add", "w1", "10.77.1.9:7401", "--role", "witness"])?;
+    let status = witness.lbctl_json(&["status"])?;
+    ensure!(status["dataplane"].is_null() && status["nodes"].as_array().map(Vec::len) == Some(3), "{status}");
+    let refused = site.nodes[0].lbctl(&["vip", "move", VIP_TEXT, "w1"])?;
+    ensure!(refused.status.code() == Some(1), "a witness was given a VIP");
+    let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
+    let who = http.who()?;
+    let owner = site.owner()?;
+    site.nodes[owner].kill()?;
+    let survivor = &site.nodes[1 - owner];
+    wait::until("the other node owns the VIP", SOON, || {
+        survivor.owner_of(VIP_TEXT).is_ok_and(|name| name == survivor.name)
+    });
+    ensure!(http.who()? == who, "the connection broke");
+    ensure!(witness.owner_of(VIP_TEXT)? == survivor.name);
+    ensure!(witness.terminate()?.success());
     Ok(())
 }
 

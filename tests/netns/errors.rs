@@ -54,12 +54,19 @@ pub(crate) fn startup_faults() -> anyhow::Result<()> {
     let data = node.data_dir();
     let output = run(node, &sound.replace("name = \"lb1\"", "name = \"lb9\""))?;
     expect("another node's store", &output, 65, &["node.name", "lb9", "lb1"])?;
-    // A flipped byte in the middle of what is used, a cut file, a missing witness.
+    // A cut file, a flipped byte, a missing witness, a flipped witness.
     let file = data.join("sled/db");
     let image = fs::read(&file)?;
     let used = image.iter().rposition(|byte| *byte != 0).unwrap_or(0);
     fs::write(&file, &image[..used / 2])?;
     expect("a truncated store", &run(node, &sound)?, 74, &["is damaged", "lbctl node remove"])?;
+    // A byte of the log: where the last entries are.
+    let mut flipped = image.clone();
+    let text = b"echo";
+    let at = image.windows(text.len()).rposition(|window| window == text).unwrap_or(used / 2);
+    flipped[at] ^= 0x20;
+    fs::write(&file, &flipped)?;
+    expect("a flipped byte", &run(node, &sound)?, 74, &["is damaged"])?;
     fs::write(&file, &image)?;
     fs::rename(data.join("witness"), data.join("gone"))?;
     expect("a missing witness", &run(node, &sound)?, 74, &["is damaged", "witness"])?;

@@ -1,5 +1,6 @@
 //! One node, real frames: the worked example, shares, flows, and what must never leave a node.
 
+mod backend_script;
 mod errors;
 mod example;
 mod flows;
@@ -18,5 +19,6 @@ fn main() -> std::process::ExitCode {
         ("a_routed_vip_is_served", flows::routed_vip),
         ("each_startup_fault_has_its_own_message", errors::startup_faults),
         ("a_missing_capability_is_named", errors::missing_capability),
+        ("the_backend_script_prepares_and_undoes", backend_script::add_and_undo),
     ])
 }

@@ -202,9 +202,10 @@ impl FlowTable {
     pub fn insert(&mut self, hash: TupleHash, packet: &FlowPacket, backend: BackendRef, now: Tick) {
         let state = match packet.tuple.protocol {
             Protocol::Udp => State::Udp,
-            Protocol::Tcp if packet.opens => State::HalfOpen,
             Protocol::Tcp if packet.ends => State::Closing,
-            Protocol::Tcp => State::Open,
+            // Also a segment of a connection that is not known: a second one proves that it is real, and a
+            // flood of forged ones does not fill the table for hours.
+            Protocol::Tcp => State::HalfOpen,
         };
         let timeouts = self.timeouts;
         let expired = |slot: &Slot| now.since(slot.last_seen()) > timeouts[slot.state() as usize];
@@ -305,6 +306,7 @@ mod tests {
         table.put(&udp, 6, 0);
         assert_eq!(table.touch(&udp, 30), Known::Flow(backend(6)));
         assert_eq!(table.touch(&udp, 61), Known::No);
+        assert_eq!(table.touch(&tcp, 1), Known::Flow(backend(5)));
         assert_eq!(table.touch(&tcp, 7199), Known::Flow(backend(5)));
         let fin = FlowPacket { ends: true, ..tcp };
         assert_eq!(table.touch(&fin, 7200), Known::Flow(backend(5)));
@@ -342,10 +344,18 @@ mod tests {
     }
 
     #[test]
+    fn a_forged_segment_is_soon_forgotten() {
+        let mut table = Table::new(8);
+        let segment = packet(1, Protocol::Tcp);
+        table.put(&segment, 5, 0);
+        assert_eq!(table.touch(&segment, 61), Known::No);
+    }
+
+    #[test]
     fn a_full_table_refuses_and_counts() {
         let mut table = Table::new(8);
         for port in 0..20 {
-            table.put(&packet(port, Protocol::Tcp), 5, 0);
+            table.put(&packet(port, Protocol::Udp), 5, 0);
         }
         assert_eq!(table.0.inserted(), (8, 12));
     }

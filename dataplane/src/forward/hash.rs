@@ -29,15 +29,18 @@ impl HashKey {
 
     /// Hashes a tuple.
     pub fn tuple(self, tuple: &Tuple) -> TupleHash {
-        let mut hasher = self.hasher();
-        let addresses = u64::from(u32::from(tuple.source)) << 32 | u64::from(u32::from(tuple.destination));
         let protocol = match tuple.protocol {
             Protocol::Tcp => 6,
             Protocol::Udp => 17,
         };
-        hasher.write_u64(addresses);
-        hasher.write_u32(u32::from(tuple.destination_port) << 8 | protocol);
-        TupleHash { base: hasher.finish(), source_port: tuple.source_port }
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&tuple.source.octets());
+        bytes[4..8].copy_from_slice(&tuple.destination.octets());
+        bytes[8..10].copy_from_slice(&tuple.destination_port.to_be_bytes());
+        bytes[10] = protocol;
+        // In one go: half the cost of feeding it piece by piece.
+        let base = self.hasher().hash(&bytes);
+        TupleHash { base, source_port: tuple.source_port }
     }
 
     /// Hashes a client for affinity by source.

@@ -21,6 +21,7 @@ use super::{
     maglev::{Maglev, Member},
 };
 use crate::{
+    io::filter::{self, Instruction},
     packet::{Mac, Protocol},
     stats::Traffic,
 };
@@ -192,10 +193,17 @@ pub struct Backend {
     pub port: Option<usize>,
     /// What it takes.
     pub state: BackendState,
-    /// Whether its MAC is resolved, not given.
-    pub resolved: bool,
-    /// Its counters and its MAC.
+    /// Its MAC, where it was given and is not to be resolved.
+    pub given_mac: Option<Mac>,
+    /// Its counters and its resolved MAC.
     pub runtime: Arc<BackendRuntime>,
+}
+
+impl Backend {
+    /// Its hardware address, if known.
+    pub fn mac(&self) -> Option<Mac> {
+        self.given_mac.or_else(|| self.runtime.mac())
+    }
 }
 
 /// A service as workers see it.
@@ -265,6 +273,8 @@ pub struct Snapshot {
     backends: Vec<Option<Backend>>,
     /// The hardware addresses of the other load balancers, sorted.
     peer_macs: Vec<Mac>,
+    /// What the sockets let by.
+    pub(crate) filter: Vec<Instruction>,
 }
 
 impl Snapshot {
@@ -327,6 +337,9 @@ pub struct Compiler {
     maglevs: HashMap<String, (Vec<Member>, u32, Arc<Maglev>)>,
 }
 
+/// Slots that are freed and not yet used again.
+const RESTING_SLOTS: usize = 1024;
+
 #[derive(Debug)]
 struct Kept {
     slot: usize,
@@ -368,6 +381,7 @@ impl Compiler {
         }
         vips.sort_unstable_by_key(|vip| vip.address);
         let vip_index = vips.iter().zip(0..).map(|(vip, at)| (u32::from(vip.address), at)).collect();
+        let addresses: Vec<Ipv4Addr> = vips.iter().map(|vip| vip.address).collect();
         let mut peer_macs = spec.peer_macs.clone();
         peer_macs.sort_unstable();
         Snapshot {
@@ -379,6 +393,7 @@ impl Compiler {
             services,
             backends,
             peer_macs,
+            filter: filter::program(&addresses),
         }
     }
 
@@ -395,9 +410,6 @@ impl Compiler {
         for backend in &service.backends {
             let kept = self.keep(backend.id);
             let (slot, runtime) = (kept.slot, kept.runtime.clone());
-            if backend.mac.is_some() {
-                runtime.set_mac(backend.mac);
-            }
             if backends.len() <= slot {
                 backends.resize_with(slot + 1, || None);
             }
@@ -407,7 +419,7 @@ impl Compiler {
                 service: index,
                 port: port_towards(spec, backend),
                 state: backend.state,
-                resolved: backend.mac.is_none(),
+                given_mac: backend.mac,
                 runtime,
             });
             if backend.state == BackendState::Active {
@@ -430,9 +442,10 @@ impl Compiler {
 
     fn keep(&mut self, id: u64) -> &Kept {
         self.slots.entry(id).or_insert_with(|| {
-            // Slots are reused in turn, and only when twice the bound has been handed out: a flow entry
-            // has expired long before its slot's generation comes round again.
-            let slot = if self.slot_count < 1 << SLOT_BITS {
+            // A freed slot rests until others have been freed after it; its generation then tells flow
+            // entries of its former backend that this is another one.
+            let rested = self.free.len() > RESTING_SLOTS;
+            let slot = if !rested && self.slot_count < 1 << SLOT_BITS {
                 self.slot_count += 1;
                 self.generations.push(1);
                 self.slot_count - 1

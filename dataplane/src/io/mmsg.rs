@@ -30,9 +30,21 @@ pub(super) struct MmsgEngine {
 
 struct Port {
     receiver: PacketSocket,
-    sender: PacketSocket,
-    /// Frames of the present batch that leave here.
+    sender: Exit,
+    /// For super-frames.
+    segmenter: Exit,
+}
+
+/// A socket that sends, and the frames of the present batch that leave by it.
+struct Exit {
+    socket: PacketSocket,
     outgoing: Vec<Outgoing>,
+}
+
+impl Exit {
+    fn new(socket: PacketSocket) -> Self {
+        Self { socket, outgoing: Vec::with_capacity(BATCH) }
+    }
 }
 
 struct Outgoing {
@@ -62,11 +74,12 @@ impl MmsgEngine {
         let ports = ports
             .iter()
             .map(|port| {
-                let sender = PacketSocket::sender(port)?;
+                let sender = Exit::new(PacketSocket::sender(port)?);
+                let segmenter = Exit::new(PacketSocket::segmenter(port)?);
                 let receiver = PacketSocket::receiver(port, filter)?;
                 receiver.request_auxdata()?;
                 receiver.bind_all(port.ifindex)?;
-                Ok(Port { receiver, sender, outgoing: Vec::with_capacity(BATCH) })
+                Ok(Port { receiver, sender, segmenter })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         let buffers = HugeSlice::new(BATCH * BUFFER_LEN).map_err(EngineError::Uring)?;
@@ -87,14 +100,18 @@ impl MmsgEngine {
                 core.count_unseen(TRUNCATED);
                 continue;
             };
-            let verdict = core.judge(port, FrameMeta::new(vlan_tagged, vnet), frame);
+            let meta = FrameMeta::new(vlan_tagged, vnet);
+            let verdict = core.judge(port, meta, frame);
             if let Some(out) = out_port(verdict, port) {
                 let sent = if verdict == Verdict::Answer { Sent::Answered } else { Sent::Forwarded };
-                self.ports[out].outgoing.push(Outgoing { buffer: index, len, sent });
+                let out = &mut self.ports[out];
+                let exit = if meta.gso_size.is_some() { &mut out.segmenter } else { &mut out.sender };
+                exit.outgoing.push(Outgoing { buffer: index, len, sent });
             }
         }
         for port in &mut self.ports {
-            self.batch.send(port, core);
+            self.batch.send(&mut port.sender, core);
+            self.batch.send(&mut port.segmenter, core);
         }
         received > 0
     }
@@ -160,26 +177,26 @@ impl Batch {
     }
 
     /// Sends what leaves by one interface; what its queue does not take is lost, as on any full wire.
-    fn send(&mut self, port: &mut Port, core: &mut Core) {
-        for (index, outgoing) in port.outgoing.iter().enumerate() {
+    fn send(&mut self, exit: &mut Exit, core: &mut Core) {
+        for (index, outgoing) in exit.outgoing.iter().enumerate() {
             self.point(index, outgoing.buffer, outgoing.len);
         }
         let mut done = 0;
-        while done < port.outgoing.len() {
-            let count = (port.outgoing.len() - done) as libc::c_uint;
+        while done < exit.outgoing.len() {
+            let count = (exit.outgoing.len() - done) as libc::c_uint;
             // SAFETY: the headers from `done` on were pointed at filled buffers above and live in self.
             let sent = unsafe {
-                libc::sendmmsg(port.sender.as_raw_fd(), self.headers.as_mut_ptr().add(done), count, libc::MSG_DONTWAIT)
+                libc::sendmmsg(exit.socket.as_raw_fd(), self.headers.as_mut_ptr().add(done), count, libc::MSG_DONTWAIT)
             };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => done += sent,
                 _ => {
-                    core.send_failed(port.outgoing[done].sent);
+                    core.send_failed(exit.outgoing[done].sent);
                     done += 1;
                 }
             }
         }
-        port.outgoing.clear();
+        exit.outgoing.clear();
     }
 }
 
@@ -206,7 +223,7 @@ impl Engine for MmsgEngine {
     }
 
     fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()> {
-        self.ports[port].sender.send(frame)
+        self.ports[port].sender.socket.send(frame)
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {

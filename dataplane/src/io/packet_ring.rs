@@ -57,7 +57,6 @@ pub(super) struct PacketRing {
     bytes: usize,
     slot_size: usize,
     slot_count: usize,
-    slots_per_block: usize,
     /// The next slot that the kernel will fill.
     next: usize,
     /// Slots taken and not given back, the oldest `next - taken`.
@@ -90,6 +89,7 @@ impl PacketRing {
         let slot_count = SLOTS.min(MAX_RING_BYTES / slot_size);
         let slots_per_block = BLOCK_BYTES / slot_size;
         let block_count = slot_count / slots_per_block;
+        debug_assert!(slot_count.is_power_of_two() && slot_size.is_power_of_two());
         socket.request_ring(RingRequest { block_size: BLOCK_BYTES, block_count, slot_size, slot_count })?;
         let bytes = (BLOCK_BYTES * block_count) as usize;
         // SAFETY: a new shared mapping of the ring just requested, at an address of the kernel's choice.
@@ -110,7 +110,6 @@ impl PacketRing {
             bytes,
             slot_size: slot_size as usize,
             slot_count: slot_count as usize,
-            slots_per_block: slots_per_block as usize,
             next: 0,
             taken: 0,
             socket,
@@ -131,7 +130,7 @@ impl PacketRing {
         if status & TP_STATUS_USER == 0 {
             return None;
         }
-        self.next = (self.next + 1) % self.slot_count;
+        self.next = (self.next + 1) & (self.slot_count - 1);
         self.taken += 1;
         // SAFETY: the acquire load saw TP_STATUS_USER: the kernel has written these fields before it,
         // and leaves them alone until the status goes back to TP_STATUS_KERNEL.
@@ -159,9 +158,9 @@ impl PacketRing {
 
     /// Gives the slots of all taken frames back to the kernel. Nobody may read them any more.
     pub(super) fn give_back(&mut self) {
-        let oldest = (self.next + self.slot_count - self.taken) % self.slot_count;
+        let oldest = self.next + self.slot_count - self.taken;
         for offset in 0..self.taken {
-            let slot = self.slot((oldest + offset) % self.slot_count);
+            let slot = self.slot((oldest + offset) & (self.slot_count - 1));
             // SAFETY: a slot header inside the mapping that was taken and so is ours to give back; the
             // release store orders our accesses before the kernel's.
             unsafe { &(*slot.as_ptr()).status }.store(TP_STATUS_KERNEL, Ordering::Release);
@@ -171,9 +170,13 @@ impl PacketRing {
 
     /// Takes the frame that [`Taken::Queued`] spoke of.
     pub(super) fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        rustix::net::recv(&self.socket, buffer, rustix::net::RecvFlags::DONTWAIT)
-            .map(|(received, _)| received)
-            .map_err(Into::into)
+        let mut receive = || rustix::net::recv(&self.socket, &mut *buffer, rustix::net::RecvFlags::DONTWAIT);
+        let received = match receive() {
+            // A pending error is told once, in place of a frame: the frame comes next.
+            Err(error) if error != rustix::io::Errno::AGAIN => receive(),
+            received => received,
+        };
+        received.map(|(received, _)| received).map_err(Into::into)
     }
 
     pub(super) fn socket(&self) -> &PacketSocket {
@@ -185,8 +188,8 @@ impl PacketRing {
     }
 
     fn slot(&self, index: usize) -> NonNull<SlotHeader> {
-        let block = index / self.slots_per_block;
-        let offset = block * BLOCK_BYTES as usize + index % self.slots_per_block * self.slot_size;
+        // Slots fill their blocks without a gap: both sizes are powers of two.
+        let offset = index * self.slot_size;
         debug_assert!(offset + self.slot_size <= self.bytes);
         // SAFETY: index < slot_count, so the offset is inside the mapping.
         unsafe { self.start.add(offset).cast() }

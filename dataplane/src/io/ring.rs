@@ -38,6 +38,9 @@ const SQ_ENTRIES: u32 = 256;
 /// Super-frames that can wait for one submit.
 const COPY_BUFFERS: usize = 16;
 
+/// Of a submit that the kernel cannot take at the moment.
+const MAX_ATTEMPTS: u32 = 1000;
+
 /// What a completion belongs to.
 const FORWARDED: u64 = 1;
 const ANSWERED: u64 = 2;
@@ -50,12 +53,16 @@ pub(super) struct RingEngine {
     ports: Vec<Port>,
     wake: OwnedFd,
     wake_armed: bool,
+    /// Of the present batch.
+    sends: Vec<squeue::Entry>,
     copies: Copies,
 }
 
 struct Port {
     ring: PacketRing,
     sender: PacketSocket,
+    /// For super-frames.
+    segmenter: PacketSocket,
     armed: bool,
 }
 
@@ -75,19 +82,27 @@ impl RingEngine {
         let ports = ports
             .iter()
             .map(|port| {
-                let sender = PacketSocket::sender(port)?;
-                Ok(Port { ring: PacketRing::open(port, filter)?, sender, armed: false })
+                let (sender, segmenter) = (PacketSocket::sender(port)?, PacketSocket::segmenter(port)?);
+                Ok(Port { ring: PacketRing::open(port, filter)?, sender, segmenter, armed: false })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
-        // Fixed files: senders first, so that a port's index is its sender's; then receivers; then the
-        // wake-up.
+        // Fixed files, in this order: senders, so that a port's index is its sender's; segmenters;
+        // receivers; the wake-up.
         let wake = wake.try_clone_to_owned().map_err(EngineError::Uring)?;
         let senders = ports.iter().map(|port| port.sender.as_raw_fd());
         let receivers = ports.iter().map(|port| port.ring.fd().as_raw_fd());
-        let files: Vec<i32> = senders.chain(receivers).chain([wake.as_raw_fd()]).collect();
+        let segmenters = ports.iter().map(|port| port.segmenter.as_raw_fd());
+        let files: Vec<i32> = senders.chain(segmenters).chain(receivers).chain([wake.as_raw_fd()]).collect();
         uring.submitter().register_files(&files).map_err(EngineError::Uring)?;
         let buffers = (0..COPY_BUFFERS).map(|_| vec![0; VNET_HEADER_LEN + MAX_FRAME_LEN].into()).collect();
-        Ok(Self { uring, ports, wake, wake_armed: false, copies: Copies { buffers, used: 0 } })
+        Ok(Self {
+            uring,
+            ports,
+            wake,
+            wake_armed: false,
+            sends: Vec::with_capacity(BATCH),
+            copies: Copies { buffers, used: 0 },
+        })
     }
 
     /// Judges the frames of one interface. Whether there were any.
@@ -96,10 +111,10 @@ impl RingEngine {
         while judged < BATCH {
             let Some(taken) = self.ports[port].ring.take() else { break };
             judged += 1;
-            let (frame, verdict) = match taken {
+            let (frame, verdict, is_super) = match taken {
                 Taken::InPlace { bytes, meta } => {
                     let verdict = core.judge(port, meta, &mut bytes[VNET_HEADER_LEN..]);
-                    (bytes.as_ptr_range(), verdict)
+                    (bytes.as_ptr_range(), verdict, meta.gso_size.is_some())
                 }
                 Taken::Truncated => {
                     core.count_unseen(TRUNCATED);
@@ -115,22 +130,22 @@ impl RingEngine {
                         core.count_unseen(TRUNCATED);
                         continue;
                     };
-                    let verdict = core.judge(port, FrameMeta::new(vlan_tagged, vnet), frame);
+                    let meta = FrameMeta::new(vlan_tagged, vnet);
+                    let verdict = core.judge(port, meta, frame);
                     self.copies.used += 1;
-                    (buffer[..len].as_ptr_range(), verdict)
+                    (buffer[..len].as_ptr_range(), verdict, meta.gso_size.is_some())
                 }
             };
             if let Some(out) = out_port(verdict, port) {
                 let len = (frame.end as usize - frame.start as usize) as u32;
                 let tag = if verdict == Verdict::Answer { ANSWERED } else { FORWARDED };
-                let send = opcode::Send::new(Fixed(out as u32), frame.start, len)
+                let file = if is_super { self.ports.len() + out } else { out };
+                let send = opcode::Send::new(Fixed(file as u32), frame.start, len)
                     .flags(libc::MSG_DONTWAIT)
                     .build()
                     .flags(squeue::Flags::SKIP_SUCCESS)
                     .user_data(tag);
-                // SAFETY: the frame stays where it is until the submit: ring slots until `give_back` below,
-                // copies until `used` is reset, both after `submit`. The file index is a registered sender.
-                unsafe { self.push(&send) }?;
+                self.sends.push(send);
             }
             if self.copies.used == COPY_BUFFERS {
                 self.submit()?;
@@ -143,28 +158,32 @@ impl RingEngine {
         Ok(judged > 0)
     }
 
-    /// Has the kernel carry out all pushed sends before it returns.
+    /// Has the kernel carry out all gathered sends before it returns.
     fn submit(&mut self) -> io::Result<()> {
+        // A poll may be left there by a wait that was cut short; there is room for it and a batch.
+        // SAFETY: the frames stay where they are until this function has returned: ring slots until
+        // `give_back`, copies until `used` is reset below. The file indexes are registered senders.
+        unsafe { self.uring.submission().push_multiple(&self.sends) }.map_err(io::Error::other)?;
+        self.sends.clear();
+        let mut attempts = 0;
         while !self.uring.submission().is_empty() {
             match self.uring.submit() {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
+                Ok(_) => {}
+                Err(error) if is_passing(&error) && attempts < MAX_ATTEMPTS => {
+                    attempts += 1;
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(error),
             }
         }
         self.copies.used = 0;
         Ok(())
     }
 
-    /// # Safety
-    /// What the entry points at must stay valid until it is submitted (sends) or completed (polls).
-    unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: the caller's promise.
-        if unsafe { self.uring.submission().push(entry) }.is_err() {
-            self.uring.submit()?;
-            // SAFETY: the caller's promise.
-            unsafe { self.uring.submission().push(entry) }.map_err(io::Error::other)?;
-        }
-        Ok(())
+    fn push_poll(&mut self, file: usize, tag: u64) -> io::Result<()> {
+        let poll = opcode::PollAdd::new(Fixed(file as u32), libc::POLLIN as u32).build().user_data(tag);
+        // SAFETY: a poll points at nothing.
+        unsafe { self.uring.submission().push(&poll) }.map_err(io::Error::other)
     }
 
     /// Sleeps until a frame, a wake-up or the time comes.
@@ -172,22 +191,19 @@ impl RingEngine {
         let count = self.ports.len();
         for port in 0..count {
             if !self.ports[port].armed {
-                let poll = poll(count + port).user_data(READABLE + port as u64);
-                // SAFETY: a poll points at nothing.
-                unsafe { self.push(&poll) }?;
+                self.push_poll(2 * count + port, READABLE + port as u64)?;
                 self.ports[port].armed = true;
             }
         }
         if !self.wake_armed {
-            // SAFETY: a poll points at nothing.
-            unsafe { self.push(&poll(2 * count).user_data(WOKEN)) }?;
+            self.push_poll(3 * count, WOKEN)?;
             self.wake_armed = true;
         }
         let timespec = Timespec::from(wait);
         let args = SubmitArgs::new().timespec(&timespec);
         match self.uring.submitter().submit_with_args(1, &args) {
             Ok(_) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => Ok(()),
+            Err(error) if is_passing(&error) || error.raw_os_error() == Some(libc::ETIME) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -204,6 +220,12 @@ impl RingEngine {
                 port => {
                     if let Some(port) = port.checked_sub(READABLE).and_then(|p| self.ports.get_mut(p as usize)) {
                         port.armed = false;
+                        if completion.result() < 0 || completion.result() & i32::from(libc::POLLERR) != 0 {
+                            // Else every poll would return at once, for good.
+                            if let Some(error) = port.ring.socket().take_error() {
+                                tracing::warn!(%error, "an interface had an error");
+                            }
+                        }
                     }
                 }
             }
@@ -243,8 +265,9 @@ impl Engine for RingEngine {
     }
 }
 
-fn poll(file: usize) -> squeue::Entry {
-    opcode::PollAdd::new(Fixed(file as u32), libc::POLLIN as u32).build()
+/// Whether the same call may succeed a moment later.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
 /// One thread submits and reaps, completions run when it asks for them, and a failed entry does not
@@ -258,11 +281,8 @@ fn build_uring() -> io::Result<IoUring> {
         }
         builder.build(SQ_ENTRIES)
     };
-    let uring = match builder(true) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder(false)?,
-        built => built?,
-    };
-    // An optimisation that an older kernel may lack.
-    let _ = uring.submitter().register_ring_fd();
-    Ok(uring)
+    match builder(true) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder(false),
+        built => built,
+    }
 }

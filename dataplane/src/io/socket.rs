@@ -92,11 +92,27 @@ impl PacketSocket {
     /// For sending: past the queueing discipline, with vnet headers.
     pub(super) fn sender(port: &PortConfig) -> Result<Self, SocketError> {
         let socket = Self::open(port)?;
-        socket.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
         socket.set(libc::SOL_PACKET, PACKET_QDISC_BYPASS, &1i32, "PACKET_QDISC_BYPASS")?;
-        socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
-        socket.bind(port.ifindex, 0)?;
-        Ok(socket)
+        socket.become_sender(port)
+    }
+
+    /// For sending super-frames: by the queueing discipline, which segments them where the device cannot.
+    /// Past it, the kernel drops what it had to segment (dev_direct_xmit).
+    pub(super) fn segmenter(port: &PortConfig) -> Result<Self, SocketError> {
+        Self::open(port)?.become_sender(port)
+    }
+
+    fn become_sender(self, port: &PortConfig) -> Result<Self, SocketError> {
+        self.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
+        self.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
+        self.bind(port.ifindex, 0)?;
+        Ok(self)
+    }
+
+    /// Takes a pending error, such as ENETDOWN after the interface was down: while one is pending, the
+    /// socket polls readable.
+    pub(super) fn take_error(&self) -> Option<io::Error> {
+        socket2::SockRef::from(&self.fd).take_error().ok().flatten()
     }
 
     /// Asks for a ring of MTU-sized slots; a longer frame comes whole through the queue.

@@ -101,7 +101,7 @@ fn a_padded_frame_is_read_by_its_ip_length() {
 fn an_echo_reply_is_what_the_kernel_would_send() {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], OWN.0)
-        .ipv4(CLIENT, VIP, 64)
+        .ipv4(CLIENT, VIP, 1)
         .icmpv4_echo_request(7, 9)
         .write(&mut frame, b"ping payload")
         .unwrap();

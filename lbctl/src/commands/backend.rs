@@ -2,7 +2,7 @@
 
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
-use super::{Session, none_is_empty};
+use super::{MAX_ANSWER_LEN, Session, none_is_empty};
 use crate::{
     cli::{BackendCommand, BackendName, State},
     exit::Failure,
@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone());
+    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let request_id = session.request_id.clone();
     match command {
         BackendCommand::Add { service, ip, weight, mac, state } => {
@@ -29,9 +29,6 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
             session.changed(what, response)
         }
         BackendCommand::Set { service, ip, weight, mac, state } => {
-            if weight.is_none() && mac.is_none() && state.is_none() {
-                return Err(Failure::Usage("name what to set: --weight, --mac or --state".into()));
-            }
             let request = v1::UpdateBackendRequest {
                 weight,
                 mac: none_is_empty(mac),
@@ -66,7 +63,7 @@ async fn set_state(session: &Session, name: &BackendName, state: State, done: &s
 }
 
 async fn set(session: &Session, request: v1::UpdateBackendRequest, done: &str) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone());
+    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let what = format!("backend {} of {} {done}", request.address, request.service);
     let response = session.write(request, |request| async move { client.update_backend(request).await }).await?;
     session.changed(what, response)

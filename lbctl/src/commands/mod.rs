@@ -19,6 +19,8 @@ use crate::{
     output::{self, Change},
 };
 
+/// A list of all backends is longer than what a request may be.
+const MAX_ANSWER_LEN: usize = 64 << 20;
 /// The server answers a little earlier than it must; what comes later is lost.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -30,8 +32,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             return output::print(&String::from_utf8_lossy(&script));
         }
         Command::Man { dir } => {
-            std::fs::create_dir_all(&dir)?;
-            return Ok(clap_mangen::generate_to(Cli::command(), dir)?);
+            let written = std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir));
+            return written.map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())));
         }
         _ => {}
     }

@@ -2,7 +2,7 @@
 
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
-use super::Session;
+use super::{MAX_ANSWER_LEN, Session};
 use crate::{
     cli::{Affinity, Port, ServiceCommand},
     exit::Failure,
@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone());
+    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let request_id = session.request_id.clone();
     match command {
         ServiceCommand::Add { name, vip, ports, affinity, table_size, check } => {
@@ -30,9 +30,6 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
             session.changed(what, response)
         }
         ServiceCommand::Set { name, ports, affinity } => {
-            if ports.is_empty() && affinity.is_none() {
-                return Err(Failure::Usage("name what to set: --port or --affinity".into()));
-            }
             let what = format!("service {name} set");
             let request = v1::UpdateServiceRequest {
                 request_id,

@@ -5,7 +5,7 @@ use lb_proto::v1::{
     node_service_client::NodeServiceClient,
 };
 
-use super::Session;
+use super::{MAX_ANSWER_LEN, Session};
 use crate::{
     cli::Format,
     exit::Failure,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(super) async fn status(session: &Session) -> Result<(), Failure> {
-    let mut client = ClusterServiceClient::new(session.channel.clone());
+    let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let response = session
         .read(GetStatusRequest { local: false }, |request| async move { client.get_status(request).await })
         .await?;
@@ -21,14 +21,21 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
     match session.format() {
         Format::Table => {
             output::print(&status.summary())?;
-            if status.nodes.is_empty() { Ok(()) } else { output::list(Format::Table, "nodes", &status.nodes) }
+            if !status.nodes.is_empty() {
+                output::list(Format::Table, "nodes", &status.nodes)?;
+            }
+            if !status.vip_owners.is_empty() {
+                output::print("\n")?;
+                output::list(Format::Table, "vip_owners", &status.vip_owners)?;
+            }
+            Ok(())
         }
         format => output::object(format, &status),
     }
 }
 
 pub(super) async fn stats(session: &Session) -> Result<(), Failure> {
-    let mut client = NodeServiceClient::new(session.channel.clone());
+    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let response = session.read(GetStatsRequest {}, |request| async move { client.get_stats(request).await }).await?;
     let stats = views::Stats::from(response);
     match session.format() {

@@ -2,7 +2,7 @@
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
 
-use super::{Session, none_is_empty};
+use super::{MAX_ANSWER_LEN, Session, none_is_empty};
 use crate::{
     cli::{Unmatched, VipCommand},
     exit::Failure,
@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone());
+    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let request_id = session.request_id.clone();
     match command {
         VipCommand::Add { ip, prefer, segment, unmatched } => {
@@ -26,9 +26,6 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
             session.changed(format!("vip {ip} added"), response)
         }
         VipCommand::Set { ip, prefer, segment, unmatched } => {
-            if prefer.is_none() && segment.is_none() && unmatched.is_none() {
-                return Err(Failure::Usage("name what to set: --prefer, --segment or --unmatched".into()));
-            }
             let request = v1::UpdateVipRequest {
                 request_id,
                 expected_revision: 0,
@@ -46,9 +43,10 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
             session.changed(format!("vip {ip} removed"), response)
         }
         VipCommand::Move { ip, node } => {
-            let mut client = ClusterServiceClient::new(session.channel.clone());
+            let mut client =
+                ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
             let what = format!("vip {ip} moved to {node}");
-            let request = v1::MoveVipRequest { request_id, address: ip.to_string(), node };
+            let request = v1::MoveVipRequest { request_id, address: ip.to_string(), node, expected_revision: 0 };
             let moved = session.write(request, |request| async move { client.move_vip(request).await }).await?;
             let change =
                 Change { what, revision: moved.revision, unchanged: moved.unchanged, request_id: String::new() };

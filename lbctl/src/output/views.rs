@@ -252,6 +252,7 @@ pub(crate) struct Status {
     lease_valid_ms: u64,
     version: String,
     stale: bool,
+    pub(crate) vip_owners: Vec<Vip>,
 }
 
 #[derive(Debug, Serialize)]
@@ -289,6 +290,7 @@ impl From<v1::GetStatusResponse> for Status {
             lease_valid_ms: status.lease_valid_ms,
             version: status.version,
             stale: status.stale,
+            vip_owners: status.vip_owners.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! `lb.v1.ClusterService`.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
-    table::{Command, Effect, Name, NodeId, Role},
+    table::{Command, Effect, Name, NodeId, Rejection, Reply, Role},
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
@@ -32,14 +32,37 @@ impl Cluster {
             .ok_or_else(|| status::not_found(&format!("there is no node {name:?}; there are: {}", known())))
     }
 
-    async fn set_draining(&self, call: &Call, name: &str, draining: bool) -> Result<u64, Status> {
+    async fn set_draining(
+        &self,
+        call: &Call,
+        name: &str,
+        request_id: &str,
+        expected_revision: u64,
+        draining: bool,
+    ) -> Result<(NodeId, Reply, bool), Status> {
         let view = self.0.read(call).await?;
         let node = Self::node_id(&view, name)?;
-        let request = request_or_new("")?;
-        let reply = self.0.propose(&Command::SetDraining { node, draining }, &request, call).await?;
-        reply.result.map_err(|rejection| status::rejected(&rejection))?;
-        call.audit(&format!("{name} draining={draining}"), reply.revision);
-        Ok(reply.revision)
+        let request = request_or_new(request_id)?;
+        let command = Command::SetDraining { request: Some(request.clone()), expected_revision, node, draining };
+        let reply = self.0.propose(&command, &request, call).await?;
+        let effect = *reply.result.as_ref().map_err(status::rejected)?;
+        if effect != Effect::Unchanged {
+            call.audit(&format!("{name} draining={draining}"), reply.revision);
+        }
+        Ok((node, reply, effect == Effect::Unchanged))
+    }
+
+    /// Node changes are several entries; the revision is checked before they begin.
+    async fn read_expecting(&self, call: &Call, expected_revision: u64) -> Result<Arc<View>, Status> {
+        let view = self.0.read(call).await?;
+        match expected_revision {
+            0 => Ok(view),
+            expected if expected == view.table.revision() => Ok(view),
+            expected => Err(status::rejected(&Rejection::precondition(
+                "expected_revision",
+                format!("the table is at revision {}, not {expected}: read it again", view.table.revision()),
+            ))),
+        }
     }
 
     fn local_status(&self, view: &View, stale: bool) -> v1::GetStatusResponse {
@@ -59,7 +82,7 @@ impl Cluster {
         });
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         v1::GetStatusResponse {
-            cluster: config.cluster.name.clone(),
+            cluster: config.cluster.name.to_string(),
             cluster_id: status.cluster.map(|id| id.to_string()).unwrap_or_default(),
             node: config.name.to_string(),
             waiting,
@@ -77,6 +100,7 @@ impl Cluster {
             lease_valid_ms: context.ownership.valid_ms(),
             version: env!("CARGO_PKG_VERSION").into(),
             stale,
+            vip_owners: table.vips().map(|vip| convert::vip(vip, table)).collect(),
         }
     }
 }
@@ -98,20 +122,28 @@ impl ClusterService for Cluster {
         let request = request.get_ref();
         let name: Name = convert::parsed("name", &request.name)?;
         let role: Role = convert::role(request.role)?;
+        let before = self.read_expecting(&call, request.expected_revision).await?;
+        let voted = |view: &View| {
+            let node = view.table.node_named(name.as_str());
+            node.is_some_and(|node| node.address == request.address && view.voters.contains(&node.id))
+        };
+        let unchanged = voted(&before);
         let consensus = &self.0.consensus;
         let added = consensus.add_node(&name, role, &request.address, call.deadline).await;
         added.map_err(|error| status::membership(&error))?;
         let view = self.0.read(&call).await?;
         let id = Self::node_id(&view, name.as_str())?;
-        call.audit(&format!("added {name} at {} as {role}", request.address), view.table.revision());
-        Ok(Response::new(v1::AddNodeResponse { id, revision: view.table.revision() }))
+        if !unchanged {
+            call.audit(&format!("added {name} at {} as {role}", request.address), view.table.revision());
+        }
+        Ok(Response::new(v1::AddNodeResponse { id, revision: view.table.revision(), unchanged }))
     }
 
     async fn remove_node(&self, request: Request<v1::RemoveNodeRequest>) -> Answer<v1::RemoveNodeResponse> {
         let call = Call::new("RemoveNode", &request);
         let request = request.get_ref();
         let name: Name = convert::parsed("name", &request.name)?;
-        let view = self.0.read(&call).await?;
+        let view = self.read_expecting(&call, request.expected_revision).await?;
         if view.table.node_named(name.as_str()).is_none() {
             let revision = view.table.revision();
             return Ok(Response::new(v1::RemoveNodeResponse { revision, unchanged: true }));
@@ -125,21 +157,33 @@ impl ClusterService for Cluster {
 
     async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Answer<v1::DrainNodeResponse> {
         let call = Call::new("DrainNode", &request);
-        let name = &request.get_ref().name;
-        let revision = self.set_draining(&call, name, true).await?;
-        let node = Self::node_id(&self.0.consensus.view(), name)?;
+        let request = request.get_ref();
+        let name = &request.name;
+        let (node, reply, unchanged) =
+            self.set_draining(&call, name, &request.request_id, request.expected_revision, true).await?;
+        let leaving = |view: &View| view.table.vips_of(node).any(|vip| vip.intent.is_some() || vip.deleting);
         let mut watcher = self.0.consensus.watch();
-        let drained = watcher.wait_for(|view| view.table.vips_of(node).all(|vip| vip.intent.is_none()));
-        match timeout_at(call.deadline, drained).await {
-            Ok(_) => Ok(Response::new(v1::DrainNodeResponse { revision })),
-            Err(_) => Err(status::timed_out(&format!("{name} is marked, and has not let go of all its VIPs yet"))),
+        let settled = watcher.wait_for(|view| view.applied >= reply.revision && !leaving(view));
+        let Ok(Ok(view)) = timeout_at(call.deadline, settled).await.map(|view| view.map(|view| view.clone())) else {
+            return Err(status::timed_out(&format!("{name} is marked, and has not let go of all its VIPs yet")));
+        };
+        // Nobody else can own these: they stay, and the operator should know before pulling the plug.
+        let kept: Vec<String> = view.table.vips_of(node).map(|vip| vip.settings.address.to_string()).collect();
+        if !kept.is_empty() {
+            return Err(status::rejected(&Rejection::precondition(
+                "able_nodes",
+                format!("{name} is marked and keeps {}: no other node is able to own them", kept.join(", ")),
+            )));
         }
+        Ok(Response::new(v1::DrainNodeResponse { revision: reply.revision, unchanged }))
     }
 
     async fn undrain_node(&self, request: Request<v1::UndrainNodeRequest>) -> Answer<v1::UndrainNodeResponse> {
         let call = Call::new("UndrainNode", &request);
-        let revision = self.set_draining(&call, &request.get_ref().name, false).await?;
-        Ok(Response::new(v1::UndrainNodeResponse { revision }))
+        let request = request.get_ref();
+        let (_, reply, unchanged) =
+            self.set_draining(&call, &request.name, &request.request_id, request.expected_revision, false).await?;
+        Ok(Response::new(v1::UndrainNodeResponse { revision: reply.revision, unchanged }))
     }
 
     async fn move_vip(&self, request: Request<v1::MoveVipRequest>) -> Answer<v1::MoveVipResponse> {
@@ -149,7 +193,8 @@ impl ClusterService for Cluster {
         let view = self.0.read(&call).await?;
         let to = Self::node_id(&view, &request.node)?;
         let id = request_or_new(&request.request_id)?;
-        let command = Command::MoveIntent { request: Some(id.clone()), vip, to };
+        let command =
+            Command::MoveIntent { request: Some(id.clone()), expected_revision: request.expected_revision, vip, to };
         let reply = self.0.propose(&command, &id, &call).await?;
         let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
         if effect != Effect::Unchanged {

@@ -34,10 +34,11 @@ impl Table {
     }
 
     /// A removed VIP is gone when its owner has let go of it; most callers want to hear that.
-    async fn wait_until_gone(&self, vip: IpAddr, call: &Call) {
+    async fn wait_until_gone(&self, vip: IpAddr, revision: u64, call: &Call) {
         let mut watcher = self.0.consensus.watch();
         let deadline = call.deadline.min(Instant::now() + LET_GO);
-        let gone = watcher.wait_for(|view| view.table.vip(vip).is_none_or(|vip| !vip.deleting));
+        let gone =
+            watcher.wait_for(|view| view.applied >= revision && view.table.vip(vip).is_none_or(|vip| !vip.deleting));
         // It is marked, so it will go; who looks meanwhile sees `deleting`.
         drop(timeout_at(deadline, gone).await);
     }
@@ -87,7 +88,7 @@ impl TableService for Table {
         let mutation = convert::delete_vip(request);
         let answer = self.change(&call, &request.request_id, request.expected_revision, mutation).await?;
         if let Ok(vip) = request.address.parse() {
-            self.wait_until_gone(vip, &call).await;
+            self.wait_until_gone(vip, answer.get_ref().revision, &call).await;
         }
         Ok(answer)
     }

@@ -33,7 +33,7 @@ pub(crate) struct Config {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cluster {
-    pub(crate) name: String,
+    pub(crate) name: Name,
     /// Raft on the first; the others are for heartbeats.
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) advertise: String,
@@ -103,7 +103,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     let mut cluster = root.section("cluster");
     let cluster_name = cluster
         .optional("name", |text| text.parse::<Name>().map_err(|error| error.to_string()))
-        .map_or_else(|| "lb".to_owned(), |name| name.to_string());
+        .or_else(|| "lb".parse().ok());
     let listen = cluster.list("listen", socket_address);
     if listen.is_empty() && !cluster.has_fault("listen") {
         cluster.fault(
@@ -113,14 +113,22 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     }
     let advertise = cluster.optional("advertise", host_and_port);
     let bootstrap = cluster.flag("bootstrap");
+    for (at, address) in listen.iter().enumerate() {
+        if listen[..at].contains(address) {
+            cluster.fault("listen", &format!("{address} is listed twice"));
+        }
+    }
     if advertise.is_none() && listen.first().is_some_and(|first| first.ip().is_unspecified()) {
         cluster
             .fault("advertise", "is required when listen is 0.0.0.0 or [::]: the address that other nodes can reach");
     }
 
     let mut api = root.section("api");
+    let listen_given = api.contains("listen");
     let mut api_listen = api.list("listen", api_listener);
-    if api_listen.is_empty() {
+    if api_listen.is_empty() && listen_given && !api.has_fault("listen") {
+        api.fault("listen", "is empty: nobody could reach this node; leave it out for the Unix socket");
+    } else if api_listen.is_empty() {
         api_listen.push(ApiListener::Unix(DEFAULT_SOCKET.into()));
     }
 
@@ -151,6 +159,12 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
             dataplane.fault("interfaces", "a witness has no [dataplane]: it votes only");
         }
         _ => {}
+    }
+    for (at, name) in interfaces.iter().enumerate() {
+        if interfaces[..at].contains(name) {
+            dataplane
+                .fault("interfaces", &format!("{name:?} is listed twice: each of its frames would be forwarded twice"));
+        }
     }
     if interfaces.len() > lb_dataplane::forward::table::MAX_PORTS {
         dataplane.fault("interfaces", "at most 64 are supported");
@@ -185,8 +199,8 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
         root.take_faults(section);
     }
     let faults = root.finish();
-    match (name, data_dir, listen.first()) {
-        (Some(name), Some(data_dir), Some(first)) if faults.is_empty() => Ok(Config {
+    match (name, data_dir, cluster_name, listen.first()) {
+        (Some(name), Some(data_dir), Some(cluster_name), Some(first)) if faults.is_empty() => Ok(Config {
             name,
             role,
             data_dir,
@@ -232,8 +246,15 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn host_and_port(text: &str) -> Result<String, String> {
-    let sound = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    if sound { Ok(text.to_owned()) } else { Err(format!("{text:?} is not HOST:PORT")) }
+    let sound = |(host, port): (&str, &str)| {
+        let unspecified = ["0.0.0.0", "[::]"].contains(&host);
+        !host.is_empty() && !unspecified && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
+    if text.rsplit_once(':').is_some_and(sound) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is not HOST:PORT, as other nodes can reach it"))
+    }
 }
 
 fn api_listener(text: &str) -> Result<ApiListener, String> {

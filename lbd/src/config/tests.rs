@@ -22,7 +22,7 @@ fn faults(text: &str) -> Vec<String> {
 fn a_minimal_file_has_defaults_for_the_rest() {
     let config = parsed(MINIMAL).unwrap();
     assert_eq!(config.role, Role::Lb);
-    assert_eq!(config.cluster.name, "lb");
+    assert_eq!(config.cluster.name.as_str(), "lb");
     assert_eq!(config.cluster.advertise, "127.0.0.1:7401");
     assert!(!config.cluster.bootstrap && !config.insecure);
     assert_eq!(config.api, [ApiListener::Unix(DEFAULT_SOCKET.into())]);
@@ -91,6 +91,15 @@ fn a_witness_has_no_dataplane_and_needs_none() {
     assert!(faults(&witness)[0].starts_with("dataplane.interfaces: a witness"));
     let witness = witness.replace("[dataplane]\ninterfaces = [\"eth0\"]", "");
     assert_eq!(parsed(&witness).unwrap().dataplane, None);
+}
+
+#[test]
+fn values_that_would_do_harm_are_refused() {
+    let twice = MINIMAL.replace("[\"eth0\"]", "[\"eth0\", \"eth0\"]");
+    assert!(faults(&twice)[0].starts_with("dataplane.interfaces: \"eth0\" is listed twice"));
+    let nowhere = MINIMAL.replace("[dataplane]", "advertise = \"0.0.0.0:0\"\n[dataplane]");
+    assert!(faults(&nowhere)[0].starts_with("cluster.advertise: "));
+    assert!(faults(&format!("{MINIMAL}\n[api]\nlisten = []"))[0].starts_with("api.listen: is empty"));
 }
 
 #[test]

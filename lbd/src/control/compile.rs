@@ -121,6 +121,7 @@ mod tests {
         let commands = [
             Command::CreateCluster {
                 cluster: "7b0b8e9a-3f0e-4b6f-9a49-0c9d4f7c8a11".parse().unwrap(),
+                cluster_name: "lb".parse().unwrap(),
                 hash_seed: 5,
                 node,
             },

@@ -229,11 +229,12 @@ impl Ownership {
 
     /// Lets go of everything, for a stop. The dataplane must have fallen silent before.
     pub(crate) async fn release_all(&self) {
-        self.inner.clock.revoke();
         let lease = {
             let mut holder = self.inner.holder.lock().unwrap_or_else(PoisonError::into_inner);
             let lease = holder.lease();
             holder.release();
+            // Under the lock, as in `renew`: no answer that is still on its way extends it again.
+            self.inner.clock.revoke();
             lease
         };
         let (Some(lease), Some(node)) = (lease, self.inner.consensus.status().node) else { return };

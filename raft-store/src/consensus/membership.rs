@@ -165,6 +165,12 @@ impl Consensus {
                 role(record.witness).to_string()
             )));
         }
+        if description.cluster_name != member.identity.cluster_name {
+            return Err(Failure::refused(format!(
+                "{name} is configured for the cluster {:?} (cluster.name in its lbd.toml), not {:?}",
+                description.cluster_name, member.identity.cluster_name
+            )));
+        }
         if !description.cluster.is_empty() && description.cluster != member.identity.cluster.as_bytes() {
             let theirs = Uuid::from_slice(&description.cluster).unwrap_or_default();
             return Err(Failure::refused(format!(
@@ -191,7 +197,8 @@ impl Consensus {
                 record.name
             )));
         }
-        self.write(Command::SetDraining { node: id, draining: true }, deadline).await?;
+        let drain = Command::SetDraining { request: None, expected_revision: 0, node: id, draining: true };
+        self.write(drain, deadline).await?;
         self.wait_until_free(id, record, deadline).await?;
         if id == member.identity.node {
             return self.hand_over(member, deadline).await;

@@ -145,6 +145,8 @@ pub(crate) struct DescriptionRecord {
     pub(crate) node: u64,
     #[prost(uint32, tag = "6")]
     pub(crate) feature_level: u32,
+    #[prost(string, tag = "7")]
+    pub(crate) cluster_name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -45,6 +45,8 @@ const HAND_OVER: Duration = Duration::from_millis(500);
 /// What a node needs to know to take part.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Its cluster's name.
+    pub cluster_name: crate::table::Name,
     /// Its name.
     pub name: crate::table::Name,
     /// What it does.
@@ -64,7 +66,9 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store belongs to a node of another name or role.
-    #[error("node.{field} is {configured:?}, and the store in data_dir belongs to a node whose {field} is {stored:?}")]
+    #[error(
+        "{field} is {configured:?} in the configuration and {stored:?} in the store: data_dir belongs to another node"
+    )]
     OtherNode {
         /// The configuration key.
         field: &'static str,
@@ -159,7 +163,8 @@ impl Consensus {
                 let cluster = Uuid::new_v4();
                 tracing::warn!(%cluster, node = %settings.name, "the store is empty and bootstrap is set: created a NEW cluster");
                 let name = settings.name.to_string();
-                let identity = Identity { node: BOOTSTRAP_NODE, cluster, name, role: settings.role };
+                let cluster_name = settings.cluster_name.to_string();
+                let identity = Identity { node: BOOTSTRAP_NODE, cluster, cluster_name, name, role: settings.role };
                 store.adopt(&identity).await.map_err(|e| StoreError::io("write", &settings.data_dir, e))?;
                 Some(identity)
             }
@@ -231,6 +236,7 @@ impl Consensus {
         let settings = &self.inner.settings;
         let command = Command::CreateCluster {
             cluster,
+            cluster_name: settings.cluster_name.clone(),
             hash_seed: Uuid::new_v4().as_u128(),
             node: NewNode {
                 name: settings.name.clone(),
@@ -468,6 +474,7 @@ fn same_node(settings: &Settings, identity: &Identity) -> Result<(), StartError>
     let other = |field, configured: String, stored: String| {
         if configured == stored { Ok(()) } else { Err(StartError::OtherNode { field, configured, stored }) }
     };
-    other("name", settings.name.to_string(), identity.name.clone())?;
-    other("role", settings.role.to_string(), identity.role.to_string())
+    other("cluster.name", settings.cluster_name.to_string(), identity.cluster_name.clone())?;
+    other("node.name", settings.name.to_string(), identity.name.clone())?;
+    other("node.role", settings.role.to_string(), identity.role.to_string())
 }

@@ -137,6 +137,7 @@ impl Consensus {
             cluster,
             node,
             feature_level: FEATURE_LEVEL,
+            cluster_name: inner.settings.cluster_name.to_string(),
         }
     }
 
@@ -151,7 +152,13 @@ impl Consensus {
             return Answer::refused(RefusedKind::NotAddressee, "the invitation is for another store");
         }
         let settings = &inner.settings;
-        let identity = Identity { node: join.node, cluster, name: settings.name.to_string(), role: settings.role };
+        let identity = Identity {
+            node: join.node,
+            cluster,
+            cluster_name: settings.cluster_name.to_string(),
+            name: settings.name.to_string(),
+            role: settings.role,
+        };
         if let Some(member) = inner.member.get() {
             return if member.identity == identity {
                 Answer::Done(true)

@@ -32,6 +32,7 @@ const CACHE_BYTES: u64 = 16 << 20;
 pub(crate) struct Identity {
     pub(crate) node: NodeId,
     pub(crate) cluster: Uuid,
+    pub(crate) cluster_name: String,
     pub(crate) name: String,
     pub(crate) role: Role,
 }
@@ -48,6 +49,8 @@ struct IdentityRecord {
     name: String,
     #[prost(bool, tag = "5")]
     witness_role: bool,
+    #[prost(string, tag = "6")]
+    cluster_name: String,
 }
 
 /// An open store. It is closed when the last of its parts is dropped.
@@ -132,6 +135,7 @@ impl Store {
             store: self.uuid.as_bytes().to_vec(),
             name: identity.name.clone(),
             witness_role: identity.role == Role::Witness,
+            cluster_name: identity.cluster_name.clone(),
         };
         let key = keys::IDENTITY;
         self.meta.insert(key, codec::seal_message(key.as_bytes(), &record)).map_err(io::Error::other)?;
@@ -183,6 +187,7 @@ fn read_identity(meta: &sled::Tree, path: &Path, witness: &Witness) -> Result<Op
     Ok(Some(Identity {
         node: record.node,
         cluster: Uuid::from_slice(&record.cluster).map_err(|error| damaged(error.to_string()))?,
+        cluster_name: record.cluster_name,
         name: record.name,
         role: if record.witness_role { Role::Witness } else { Role::Lb },
     }))

@@ -125,6 +125,7 @@ fn the_witness_of_another_store_is_refused() {
     let identity = super::db::Identity {
         node: 1,
         cluster: uuid::Uuid::from_u128(1),
+        cluster_name: "lb".into(),
         name: "lb1".into(),
         role: crate::table::Role::Lb,
     };

@@ -12,7 +12,7 @@ use super::{
         AdminState, Attachment, Backend, BackendSettings, Node, PortRange, Service, ServiceSettings, TABLE_SIZES, Vip,
         VipSettings,
     },
-    types::{BOOTSTRAP_NODE, MacAddr, Name, NodeId, Weight, is_host_address},
+    types::{BOOTSTRAP_NODE, MacAddr, Name, NodeId, Revision, Weight, is_host_address},
     wire,
 };
 
@@ -39,11 +39,12 @@ impl Table {
 
     fn dispatch(&mut self, index: u64, command: &Command) -> Outcome {
         match command {
-            Command::CreateCluster { cluster, hash_seed, node } => {
+            Command::CreateCluster { cluster, cluster_name, hash_seed, node } => {
                 if !self.cluster.is_nil() {
                     return Err(Rejection::precondition("cluster", "the cluster exists already".into()));
                 }
                 self.cluster = *cluster;
+                self.cluster_name = Some(cluster_name.clone());
                 self.hash_seed = *hash_seed;
                 self.insert_node(BOOTSTRAP_NODE, node)
             }
@@ -53,25 +54,23 @@ impl Table {
             Command::PublishNode { node, attachments, feature_level } => {
                 self.publish_node(index, *node, attachments, *feature_level)
             }
-            Command::SetDraining { node, draining } => self.set_draining(*node, *draining),
+            Command::SetDraining { request: _, expected_revision, node, draining } => {
+                self.check_revision(*expected_revision)?;
+                self.set_draining(*node, *draining)
+            }
             Command::OpenLease { node, nonce, previous } => self.open_lease(index, *node, *nonce, *previous),
             Command::Ready { node, lease } => self.ready(index, *node, *lease),
             Command::Fence { node, lease, evidence: _ } => self.fence(index, *node, *lease),
             Command::Released { vip, epoch } => self.released(index, *vip, *epoch),
-            Command::MoveIntent { request: _, vip, to } => self.move_intent(index, *vip, *to),
+            Command::MoveIntent { request: _, expected_revision, vip, to } => {
+                self.check_revision(*expected_revision)?;
+                self.move_intent(index, *vip, *to)
+            }
         }
     }
 
     fn mutate(&mut self, index: u64, mutate: &Mutate) -> Outcome {
-        if mutate.expected_revision != 0 && mutate.expected_revision != self.revision {
-            return Err(Rejection::precondition(
-                "expected_revision",
-                format!(
-                    "the table is at revision {}, not {}: read it again and decide anew",
-                    self.revision, mutate.expected_revision
-                ),
-            ));
-        }
+        self.check_revision(mutate.expected_revision)?;
         let mut effect = Effect::Unchanged;
         for mutation in &mutate.mutations {
             if self.mutate_one(index, mutation)? {
@@ -80,6 +79,16 @@ impl Table {
         }
         self.place_unowned(index);
         Ok(effect)
+    }
+
+    fn check_revision(&self, expected: Revision) -> Result<(), Rejection> {
+        if expected == 0 || expected == self.revision {
+            return Ok(());
+        }
+        Err(Rejection::precondition(
+            "expected_revision",
+            format!("the table is at revision {}, not {expected}: read it again and decide anew", self.revision),
+        ))
     }
 
     /// Whether the mutation changed anything.
@@ -465,7 +474,7 @@ const FIRST_LEVEL: u32 = 1;
 fn request_of(command: &Command) -> Option<&RequestId> {
     match command {
         Command::Mutate(mutate) => mutate.request.as_ref(),
-        Command::MoveIntent { request, .. } => request.as_ref(),
+        Command::MoveIntent { request, .. } | Command::SetDraining { request, .. } => request.as_ref(),
         _ => None,
     }
 }

@@ -28,7 +28,12 @@ impl Log {
     /// A cluster of `count` nodes lb1.. on 192.168.2.0/24, each with a ready lease.
     fn with_nodes(count: u8) -> (Self, Vec<NodeId>) {
         let mut log = Self { table: Table::default(), index: 1 };
-        log.ok(Command::CreateCluster { cluster: Uuid::from_u128(7), hash_seed: 9, node: new_node("lb1") });
+        log.ok(Command::CreateCluster {
+            cluster: Uuid::from_u128(7),
+            cluster_name: name("lb"),
+            hash_seed: 9,
+            node: new_node("lb1"),
+        });
         let mut ids = vec![BOOTSTRAP_NODE];
         for number in 2..=count {
             match log.ok(Command::AddNode(new_node(&format!("lb{number}")))) {
@@ -282,14 +287,14 @@ fn a_move_waits_for_the_release_of_that_epoch() {
     log.mutate(vec![vip(VIP)]);
     let from = log.owner(VIP).unwrap();
     let to = if from.node == ids[0] { ids[1] } else { ids[0] };
-    log.ok(Command::MoveIntent { request: None, vip: ip(VIP), to });
+    log.ok(Command::MoveIntent { request: None, expected_revision: 0, vip: ip(VIP), to });
     assert_eq!(log.owner(VIP), Some(from), "an intent moves nothing");
     let stale = Command::Released { vip: ip(VIP), epoch: Epoch(from.epoch.0 - 1) };
     assert_eq!(log.ok(stale), Effect::Unchanged);
     log.ok(Command::Released { vip: ip(VIP), epoch: from.epoch });
     assert_eq!(log.owner(VIP).unwrap().node, to);
     assert!(log.owner(VIP).unwrap().epoch > from.epoch);
-    let back = Command::MoveIntent { request: None, vip: ip(VIP), to: 99 };
+    let back = Command::MoveIntent { request: None, expected_revision: 0, vip: ip(VIP), to: 99 };
     assert_eq!(log.refused(back).kind, RejectionKind::NotFound);
 }
 
@@ -324,7 +329,7 @@ fn an_owned_vip_vanishes_only_when_its_owner_lets_go() {
 fn a_drained_node_sends_its_vips_away_and_is_the_last_to_get_new_ones() {
     let (mut log, ids) = Log::with_nodes(3);
     log.mutate((100..106).map(|last| vip(&format!("192.168.2.{last}"))).collect());
-    log.ok(Command::SetDraining { node: ids[0], draining: true });
+    log.ok(Command::SetDraining { request: None, expected_revision: 0, node: ids[0], draining: true });
     let leaving: Vec<_> = log.table.vips_of(ids[0]).cloned().collect();
     let targets: Vec<_> = leaving.iter().map(|vip| vip.intent.unwrap()).collect();
     assert_eq!(targets.iter().filter(|to| **to == ids[1]).count(), 1, "{targets:?}");

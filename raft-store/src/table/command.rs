@@ -19,6 +19,8 @@ pub enum Command {
     CreateCluster {
         /// The cluster's identity, carried by every message between nodes.
         cluster: Uuid,
+        /// Its name, fixed for good.
+        cluster_name: Name,
         /// The key of all flow hashes, equal on every node.
         hash_seed: u128,
         /// The node that bootstraps it; its id is 1.
@@ -44,6 +46,10 @@ pub enum Command {
     },
     /// A node is drained, or no longer so.
     SetDraining {
+        /// Makes a repeated request apply once.
+        request: Option<RequestId>,
+        /// The revision that the caller has seen; 0 for any.
+        expected_revision: Revision,
         /// Who.
         node: NodeId,
         /// Whether it shall own nothing while another node can.
@@ -85,6 +91,8 @@ pub enum Command {
     MoveIntent {
         /// Makes a repeated request apply once.
         request: Option<RequestId>,
+        /// The revision that the caller has seen; 0 for any.
+        expected_revision: Revision,
         /// Which.
         vip: IpAddr,
         /// Where to.

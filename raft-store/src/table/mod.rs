@@ -57,6 +57,7 @@ pub type BackendKey = (Name, IpAddr);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     cluster: Uuid,
+    cluster_name: Option<Name>,
     hash_seed: u128,
     feature_level: u32,
     revision: Revision,
@@ -86,6 +87,7 @@ impl Default for Table {
     fn default() -> Self {
         Self {
             cluster: Uuid::nil(),
+            cluster_name: None,
             hash_seed: 0,
             feature_level: FEATURE_LEVEL,
             revision: 0,
@@ -105,6 +107,11 @@ impl Table {
     /// The cluster's identity; nil before its first entry.
     pub fn cluster(&self) -> Uuid {
         self.cluster
+    }
+
+    /// The cluster's name; `None` before its first entry.
+    pub fn cluster_name(&self) -> Option<&Name> {
+        self.cluster_name.as_ref()
     }
 
     /// The key of all flow hashes.

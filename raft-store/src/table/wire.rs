@@ -83,6 +83,7 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
         services: table.services.values().map(Into::into).collect(),
         backends: table.backends.values().map(Into::into).collect(),
         requests: table.requests.iter().map(|(id, answered)| RequestRecord::new(id, answered)).collect(),
+        cluster_name: table.cluster_name.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
     .encode_to_vec()
 }
@@ -92,6 +93,10 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
     let record = TableRecord::decode(bytes)?;
     let mut table = Table {
         cluster: uuid(&record.cluster, "cluster")?,
+        cluster_name: match record.cluster_name.as_str() {
+            "" => None,
+            text => Some(name(text)?),
+        },
         hash_seed: seed(&record.hash_seed)?,
         feature_level: record.feature_level,
         revision: record.revision,
@@ -174,6 +179,8 @@ struct CreateClusterRecord {
     hash_seed: Vec<u8>,
     #[prost(message, optional, tag = "3")]
     node: Option<NewNodeRecord>,
+    #[prost(string, tag = "4")]
+    cluster_name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -204,6 +211,10 @@ struct SetDrainingRecord {
     node: u64,
     #[prost(bool, tag = "2")]
     draining: bool,
+    #[prost(string, tag = "3")]
+    request: String,
+    #[prost(uint64, tag = "4")]
+    expected_revision: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -250,6 +261,8 @@ struct MoveIntentRecord {
     to: u64,
     #[prost(string, tag = "3")]
     request: String,
+    #[prost(uint64, tag = "4")]
+    expected_revision: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -509,6 +522,8 @@ struct TableRecord {
     backends: Vec<BackendRecord>,
     #[prost(message, repeated, tag = "11")]
     requests: Vec<RequestRecord>,
+    #[prost(string, tag = "12")]
+    cluster_name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -629,11 +644,14 @@ fn port(number: u32) -> Result<u16, DecodeError> {
 impl From<&Command> for CommandKind {
     fn from(command: &Command) -> Self {
         match command {
-            Command::CreateCluster { cluster, hash_seed, node } => Self::CreateCluster(CreateClusterRecord {
-                cluster: cluster.as_bytes().to_vec(),
-                hash_seed: hash_seed.to_be_bytes().to_vec(),
-                node: Some(node.into()),
-            }),
+            Command::CreateCluster { cluster, cluster_name, hash_seed, node } => {
+                Self::CreateCluster(CreateClusterRecord {
+                    cluster: cluster.as_bytes().to_vec(),
+                    cluster_name: cluster_name.to_string(),
+                    hash_seed: hash_seed.to_be_bytes().to_vec(),
+                    node: Some(node.into()),
+                })
+            }
             Command::Mutate(mutate) => Self::Mutate(MutateRecord {
                 request: request_text(mutate.request.as_ref()),
                 expected_revision: mutate.expected_revision,
@@ -646,8 +664,13 @@ impl From<&Command> for CommandKind {
                 attachments: attachments.iter().map(Into::into).collect(),
                 feature_level: *feature_level,
             }),
-            Command::SetDraining { node, draining } => {
-                Self::SetDraining(SetDrainingRecord { node: *node, draining: *draining })
+            Command::SetDraining { request, expected_revision, node, draining } => {
+                Self::SetDraining(SetDrainingRecord {
+                    node: *node,
+                    draining: *draining,
+                    request: request_text(request.as_ref()),
+                    expected_revision: *expected_revision,
+                })
             }
             Command::OpenLease { node, nonce, previous } => {
                 Self::OpenLease(OpenLeaseRecord { node: *node, nonce: *nonce, previous: previous.map(|lease| lease.0) })
@@ -664,7 +687,8 @@ impl From<&Command> for CommandKind {
                 }),
             }),
             Command::Released { vip, epoch } => Self::Released(ReleasedRecord { vip: ip_bytes(*vip), epoch: epoch.0 }),
-            Command::MoveIntent { request, vip, to } => Self::MoveIntent(MoveIntentRecord {
+            Command::MoveIntent { request, expected_revision, vip, to } => Self::MoveIntent(MoveIntentRecord {
+                expected_revision: *expected_revision,
                 vip: ip_bytes(*vip),
                 to: *to,
                 request: request_text(request.as_ref()),
@@ -680,6 +704,7 @@ impl TryFrom<CommandKind> for Command {
         Ok(match kind {
             CommandKind::CreateCluster(record) => Self::CreateCluster {
                 cluster: uuid(&record.cluster, "cluster")?,
+                cluster_name: name(&record.cluster_name)?,
                 hash_seed: seed(&record.hash_seed)?,
                 node: record.node.ok_or(DecodeError::Field("node"))?.try_into()?,
             },
@@ -695,7 +720,12 @@ impl TryFrom<CommandKind> for Command {
                 attachments: attachments(record.attachments)?,
                 feature_level: record.feature_level,
             },
-            CommandKind::SetDraining(record) => Self::SetDraining { node: record.node, draining: record.draining },
+            CommandKind::SetDraining(record) => Self::SetDraining {
+                request: request_id(&record.request)?,
+                expected_revision: record.expected_revision,
+                node: record.node,
+                draining: record.draining,
+            },
             CommandKind::OpenLease(record) => {
                 Self::OpenLease { node: record.node, nonce: record.nonce, previous: record.previous.map(LeaseId) }
             }
@@ -709,9 +739,12 @@ impl TryFrom<CommandKind> for Command {
                 },
             },
             CommandKind::Released(record) => Self::Released { vip: ip(&record.vip)?, epoch: Epoch(record.epoch) },
-            CommandKind::MoveIntent(record) => {
-                Self::MoveIntent { request: request_id(&record.request)?, vip: ip(&record.vip)?, to: record.to }
-            }
+            CommandKind::MoveIntent(record) => Self::MoveIntent {
+                request: request_id(&record.request)?,
+                expected_revision: record.expected_revision,
+                vip: ip(&record.vip)?,
+                to: record.to,
+            },
         })
     }
 }

@@ -103,7 +103,7 @@ fn pure() {
                 if let Packet::Flow(flow) = packet::parse(black_box(frame))
                     && let Ok(decision) = decide(&snapshot, &mut flows, &flow, now)
                 {
-                    let mac = decision.backend.runtime.mac().unwrap_or_default();
+                    let mac = decision.backend.mac().unwrap_or_default();
                     rewrite::to_backend(frame, mac, LB_MAC);
                 }
             }
@@ -264,7 +264,7 @@ fn forwarding() -> anyhow::Result<()> {
     println!("\nForwarded packets a second at saturation, one core, {FLOWS} UDP flows, median of {ROUNDS}");
     println!("  {:22} {:>10} {:>10} {:>12}", "", "60 bytes", "1400 bytes", "x recvmmsg");
     let chain = Chain::build()?;
-    let reference_rate = row(&chain, "recvmmsg/sendmmsg", None, |chain, size| with_reference(chain, size))?;
+    let reference_rate = row(&chain, "recvmmsg/sendmmsg", None, with_reference)?;
     for kind in [EngineKind::Mmsg, EngineKind::Ring] {
         row(&chain, &format!("lbd, engine {kind}"), Some(reference_rate), |chain, size| {
             with_engine(chain, kind, size)

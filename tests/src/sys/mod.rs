@@ -42,8 +42,13 @@ pub fn gain_namespace_rights() -> Result<(), NamespaceError> {
     // SAFETY: no file descriptor table is unshared, so no other thread's descriptors are affected.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
         .map_err(|error| NamespaceError::Forbidden(error.into()))?;
-    let write =
-        |path: &'static str, text: String| fs::write(path, text).map_err(|error| NamespaceError::Step(path, error));
+    let write = |path: &'static str, text: String| {
+        fs::write(path, text).map_err(|error| match error.kind() {
+            // AppArmor lets the namespace be made and forbids to use it.
+            io::ErrorKind::PermissionDenied => NamespaceError::Forbidden(error),
+            _ => NamespaceError::Step(path, error),
+        })
+    };
     // user_namespaces(7): without privileges outside, setgroups must be given up before gid_map is written.
     write("/proc/self/setgroups", "deny".into())?;
     write("/proc/self/uid_map", format!("0 {uid} 1"))?;
@@ -55,9 +60,10 @@ pub fn gain_namespace_rights() -> Result<(), NamespaceError> {
     }
 }
 
-/// Tried on a thread of its own, which keeps the namespace to itself.
+/// Moves this process into an empty network namespace: it needs no network of its own, and no thread may
+/// be started to try it, because a process with two threads gets no user namespace.
 fn may_unshare_net() -> bool {
-    std::thread::spawn(|| unshare_net().is_ok()).join().unwrap_or(false)
+    unshare_net().is_ok()
 }
 
 fn unshare_net() -> io::Result<()> {

@@ -1,0 +1,62 @@
+//! `deploy/backend/lb-backend`: what it sets makes a backend, and undo puts everything back.
+
+use std::{fs, net::Ipv4Addr, path::Path};
+
+use anyhow::ensure;
+use lb_tests::{
+    site::{ECHO, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
+    topology::Host,
+    traffic::{Backend, http_who},
+};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/backend/lb-backend");
+
+fn run(host: &Host, etc: &Path, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+    let mut command = host.ns.command(SCRIPT)?;
+    // A systemctl of our own that does nothing: the machine's is not to be touched.
+    let path = format!("{}:{}", etc.display(), std::env::var("PATH").unwrap_or_default());
+    command.args(arguments).env("LB_BACKEND_ETC", etc).env("LB_BACKEND_BIN", etc.join("bin")).env("PATH", path);
+    Ok(command.output()?)
+}
+
+fn state(host: &Host) -> String {
+    let files = ["all/arp_ignore", "all/arp_announce", "all/rp_filter", "lo/rp_filter", "eth0/rp_filter"];
+    let read = |file: &&str| fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{file}")).unwrap_or_default();
+    host.ns.enter(|| files.iter().map(read).collect())
+}
+
+pub(crate) fn add_and_undo() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let host = site.net.host("web2")?;
+    site.net.attach(&host, "eth0", "lan", &["192.168.3.6/24"])?;
+    host.default_route(Ipv4Addr::new(192, 168, 3, 1))?;
+    host.ns.sysctl("ipv4.conf.eth0.rp_filter", "1", false)?;
+    host.ns.sysctl("ipv4.conf.all.arp_ignore", "2", false)?;
+    let before = state(&host);
+    let etc = tempfile::tempdir()?;
+    let stub = etc.path().join("systemctl");
+    fs::write(&stub, "#!/bin/sh\n")?;
+    fs::set_permissions(&stub, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+
+    let refused = run(&host, etc.path(), &["add", "999.1.1.1"])?;
+    ensure!(!refused.status.success() && state(&host) == before, "a bad address changed something");
+    let added = run(&host, etc.path(), &["add", VIP_TEXT])?;
+    ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    ensure!(
+        etc.path().join("bin/lb-backend").exists() && etc.path().join("systemd/system/lb-backend.service").exists()
+    );
+    let _serves = Backend::serve(&host.ns, "web2", VIP, HTTP, ECHO)?;
+    let (lb, first) = (&site.nodes[0], site.servers[0].address.to_string());
+    lb.lbctl_ok(&["backend", "add", "web", "192.168.3.6"])?;
+    lb.wait_resolved(3);
+    lb.lbctl_ok(&["backend", "disable", "web", &first])?;
+    ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web2");
+
+    let undone = run(&host, etc.path(), &["undo"])?;
+    ensure!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
+    ensure!(state(&host) == before, "undo left {} instead of {before}", state(&host));
+    let left: Vec<_> = fs::read_dir(etc.path())?.flatten().filter(|entry| entry.path().is_file()).collect();
+    ensure!(left.len() == 1, "undo left files: {left:?}");
+    Ok(())
+}
