@@ -1,6 +1,6 @@
 //! The daemon's life: bind, open, serve, follow, and let go in the right order.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use lb_dataplane::{Config as DataplaneConfig, Dataplane, forward::flow::Timeouts};
 use lb_raft_store::{Consensus, Settings};
@@ -75,6 +75,7 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
     let ownership = Ownership::new(consensus.clone(), clock);
 
+    let in_force = Arc::new(AtomicU64::new(0));
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     let serving = |error| Failure::System("serving", error);
@@ -86,14 +87,20 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         consensus: consensus.clone(),
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
+        in_force: in_force.clone(),
     };
     api_listeners.serve(&context, &stopping, &mut servers).map_err(serving)?;
 
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
     followers.spawn(ownership.clone().release_silenced());
-    let control =
-        Control { consensus: consensus.clone(), ownership: ownership.clone(), dataplane: dataplane.clone(), links };
+    let control = Control {
+        consensus: consensus.clone(),
+        ownership: ownership.clone(),
+        dataplane: dataplane.clone(),
+        links: links.clone(),
+        in_force,
+    };
     followers.spawn(control.run());
 
     announce_readiness(&config, &consensus);
@@ -103,10 +110,8 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
 
     // Nothing may publish a table or renew the lease any more; then everything is let go of.
     followers.shutdown().await;
-    let node = consensus.status().node;
-    let owned_any = node.is_some_and(|me| consensus.view().table.vips_of(me).next().is_some());
     consensus.hand_over_lead().await;
-    let retiring = Retiring { ownership, dataplane: dataplane.clone(), owned_any };
+    let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), links };
     tokio::select! {
         () = retire(&retiring) => {}
         // A second signal: at once.

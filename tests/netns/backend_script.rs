@@ -50,7 +50,7 @@ pub(crate) fn add_and_undo() -> anyhow::Result<()> {
     let (lb, first) = (&site.nodes[0], site.servers[0].address.to_string());
     lb.lbctl_ok(&["backend", "add", "web", "192.168.3.6"])?;
     lb.wait_resolved(3);
-    lb.lbctl_ok(&["backend", "disable", "web", &first])?;
+    lb.change(&["backend", "disable", "web", &first])?;
     ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web2");
 
     let undone = run(&host, etc.path(), &["undo"])?;

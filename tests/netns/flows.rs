@@ -22,7 +22,7 @@ pub(crate) fn shares() -> anyhow::Result<()> {
     for (round, weights) in (1u8..).zip([[1, 1, 1, 1], [1, 2, 3, 4]]) {
         for (server, weight) in site.servers.iter().zip(weights) {
             let address = server.address.to_string();
-            site.nodes[0].lbctl_ok(&["backend", "set", "echo", &address, "--weight", &format!("{weight}")])?;
+            site.nodes[0].change(&["backend", "set", "echo", &address, "--weight", &format!("{weight}")])?;
         }
         let total: i32 = weights.iter().sum();
         // Ten flows from each of a thousand clients, each of three packets; other clients in each round, since
@@ -103,7 +103,7 @@ pub(crate) fn backends_come_and_go() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 4, two_interfaces: false, engine: "ring" })?;
     site.start()?;
     let late = site.servers[3].address.to_string();
-    site.nodes[0].lbctl_ok(&["backend", "remove", "web", &late])?;
+    site.nodes[0].change(&["backend", "remove", "web", &late])?;
     let mut connections = Vec::new();
     for _ in 0..500 {
         let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
@@ -111,7 +111,7 @@ pub(crate) fn backends_come_and_go() -> anyhow::Result<()> {
         connections.push((who, http));
     }
     ensure!(connections.iter().all(|(who, _)| who != "web4"));
-    site.nodes[0].lbctl_ok(&["backend", "add", "web", &late])?;
+    site.nodes[0].change(&["backend", "add", "web", &late])?;
     site.wait_resolved();
     for (who, http) in &mut connections {
         ensure!(http.who()? == *who, "a connection broke when a backend was added");
@@ -120,7 +120,7 @@ pub(crate) fn backends_come_and_go() -> anyhow::Result<()> {
         http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE).is_ok_and(|who| who == "web4")
     });
     let gone = site.servers[0].address.to_string();
-    site.nodes[0].lbctl_ok(&["backend", "remove", "web", &gone])?;
+    site.nodes[0].change(&["backend", "remove", "web", &gone])?;
     let mut broken = 0;
     for (who, http) in &mut connections {
         match http.who() {
@@ -134,7 +134,7 @@ pub(crate) fn backends_come_and_go() -> anyhow::Result<()> {
     ensure!(broken > 100, "only {broken} connections were web1's");
     // A drained backend keeps its connections and gets no new ones.
     let drained = site.servers[1].address.to_string();
-    site.nodes[0].lbctl_ok(&["backend", "drain", "web", &drained])?;
+    site.nodes[0].change(&["backend", "drain", "web", &drained])?;
     for (who, http) in connections.iter_mut().filter(|(who, _)| who == "web2") {
         ensure!(http.who()? == *who, "a drained backend lost a connection");
     }

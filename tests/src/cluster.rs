@@ -198,6 +198,15 @@ impl LbNode {
         Ok(row.and_then(|row| row["packets"].as_u64()).unwrap_or(0))
     }
 
+    /// Runs `lbctl` for a change, and waits until this node forwards by it.
+    pub fn change(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let revision = self.lbctl_json(arguments)?["revision"].as_u64();
+        wait::until(&format!("{arguments:?} is in force"), SOON, || {
+            self.stats().is_ok_and(|stats| stats["table_revision"].as_u64() >= revision)
+        });
+        Ok(())
+    }
+
     /// Waits until all backends' hardware addresses are known here.
     pub fn wait_resolved(&self, backends: usize) {
         wait::until(&format!("{} knows {backends} backends", self.name), SOON, || {

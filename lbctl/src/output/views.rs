@@ -348,6 +348,7 @@ pub(crate) struct Stats {
     flows_not_remembered: u64,
     vips: Vec<VipCount>,
     backends: Vec<BackendCount>,
+    table_revision: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -394,6 +395,7 @@ impl From<v1::GetStatsResponse> for Stats {
             flows_not_remembered: stats.flows_not_remembered,
             vips: stats.vips.into_iter().map(vip).collect(),
             backends: stats.backends.into_iter().map(backend).collect(),
+            table_revision: stats.table_revision,
         }
     }
 }
@@ -401,8 +403,10 @@ impl From<v1::GetStatsResponse> for Stats {
 impl Stats {
     /// For people.
     pub(crate) fn summary(&self) -> String {
-        let mut text =
-            format!("received   {}\nforwarded  {}\nanswered   {}\n", self.received, self.forwarded, self.answered);
+        let mut text = format!(
+            "revision   {}\nreceived   {}\nforwarded  {}\nanswered   {}\n",
+            self.table_revision, self.received, self.forwarded, self.answered
+        );
         for drop in &self.drops {
             text += &format!("dropped    {} {}\n", drop.packets, drop.reason);
         }

@@ -1,6 +1,9 @@
 //! What every call needs: the node's parts, the deadline, the request's id, the caller's name.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use lb_dataplane::Dataplane;
 use lb_raft_store::{
@@ -28,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) consensus: Consensus,
     pub(crate) ownership: Ownership,
     pub(crate) dataplane: Option<Arc<Dataplane>>,
+    /// The revision by which the dataplane forwards.
+    pub(crate) in_force: Arc<AtomicU64>,
 }
 
 /// What is known of a call beside its message.

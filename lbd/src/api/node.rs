@@ -1,6 +1,6 @@
 //! `lb.v1.NodeService`: this node's own.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::atomic::Ordering};
 
 use futures::Stream;
 use lb_proto::v1::{self, node_service_server::NodeService};
@@ -44,6 +44,7 @@ impl NodeService for Node {
             flows_not_remembered: report.flows_not_remembered,
             vips: report.vips.into_iter().map(vip).collect(),
             backends: report.backends.into_iter().map(backend).collect(),
+            table_revision: self.0.in_force.load(Ordering::Relaxed),
         }))
     }
 

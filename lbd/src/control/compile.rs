@@ -1,6 +1,6 @@
 //! The replicated table as this node's dataplane needs it. Pure.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_dataplane::{
     forward::table::{BackendSpec, BackendState, PortRangeSpec, ServiceSpec, TableSpec, VipSpec},
@@ -16,27 +16,30 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link], held: &Held) ->
     let mut peer_macs: Vec<Mac> = peers.flat_map(|node| node.attachments.iter().map(|a| Mac(a.mac.octets()))).collect();
     peer_macs.sort_unstable();
     peer_macs.dedup();
+    let mut services: BTreeMap<IpAddr, Vec<ServiceSpec>> = BTreeMap::new();
+    for service in table.services() {
+        services.entry(service.settings.vip).or_default().push(compile_service(table, service));
+    }
+    let vip = |vip: &Vip| {
+        let services = services.remove(&vip.settings.address).unwrap_or_default();
+        compile_vip(vip, services, me, links, held)
+    };
     TableSpec {
         hash_key: table.hash_seed(),
         ports: links.iter().map(Link::port_spec).collect(),
-        vips: table.vips().filter_map(|vip| compile_vip(table, vip, me, links, held)).collect(),
+        vips: table.vips().filter_map(vip).collect(),
         peer_macs,
     }
 }
 
-fn compile_vip(table: &Table, vip: &Vip, me: NodeId, links: &[Link], held: &Held) -> Option<VipSpec> {
+fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, me: NodeId, links: &[Link], held: &Held) -> Option<VipSpec> {
     let IpAddr::V4(address) = vip.settings.address else { return None };
     let owned = vip.owner.filter(|owner| {
         let ours = owner.node == me && Some(owner.lease) == held.lease;
         let leaves = vip.intent.is_some() || vip.deleting;
         ours && !leaves && !held.silenced.contains(&(vip.settings.address, owner.epoch))
     });
-    Some(VipSpec {
-        address,
-        owned: owned.map(|owner| owner.epoch.0),
-        answer_on: answer_on(vip, links),
-        services: table.services_on(vip.settings.address).map(|service| compile_service(table, service)).collect(),
-    })
+    Some(VipSpec { address, owned: owned.map(|owner| owner.epoch.0), answer_on: answer_on(vip, links), services })
 }
 
 /// The interfaces on whose segment the VIP is; all of them for a routed one.

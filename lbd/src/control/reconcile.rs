@@ -1,7 +1,13 @@
 //! Publishes the table to the dataplane: follows the changes, and looks again every second, so that a
 //! missed event heals. Everything runs on one task, so a table is never overtaken by an older one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use lb_dataplane::{Dataplane, forward::table::TableSpec};
 use lb_raft_store::{
@@ -31,6 +37,8 @@ pub(crate) struct Control {
     /// Absent on a witness.
     pub(crate) dataplane: Option<Arc<Dataplane>>,
     pub(crate) links: Vec<Link>,
+    /// The revision by which the dataplane forwards.
+    pub(crate) in_force: Arc<AtomicU64>,
 }
 
 impl Control {
@@ -58,6 +66,7 @@ impl Control {
     async fn publish_table(&self, me: NodeId, view: &Arc<View>, held: &Held, published: &mut Option<TableSpec>) {
         let Some(dataplane) = self.dataplane.clone() else {
             // A witness owns nothing; what it was given by mistake it gives back at once.
+            self.ownership.table_in_force(held.lease);
             self.ownership.silence(&self.ownership.leaving(me, view), view);
             return;
         };
@@ -77,6 +86,8 @@ impl Control {
                 Err(error) => return tracing::error!(%error, "the new table was not built"),
             }
         }
+        self.ownership.table_in_force(held.lease);
+        self.in_force.store(view.table.revision(), Ordering::Relaxed);
         // From here on the dataplane is silent for what leaves: it may be given up.
         self.ownership.silence(&leaving, view);
     }
@@ -112,29 +123,43 @@ impl Control {
 
 /// Falls silent for every VIP, hands them over, and goes on forwarding until their clients have found
 /// the new owners.
-pub(crate) async fn retire(control: &Retiring) {
-    if let Some(dataplane) = control.dataplane.clone() {
-        dataplane.lease().revoke();
-        control.ownership.release_all().await;
-        let started = Instant::now();
-        let (mut seen, mut since) = (dataplane.report().forwarded, Instant::now());
-        let owned_any = control.owned_any;
-        while owned_any && since.elapsed() < QUIET && started.elapsed() < QUIET_AT_MOST {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let forwarded = dataplane.report().forwarded;
-            if forwarded != seen {
-                (seen, since) = (forwarded, Instant::now());
-            }
+pub(crate) async fn retire(retiring: &Retiring) {
+    let Some(dataplane) = retiring.dataplane.clone() else { return retiring.ownership.release_all().await };
+    dataplane.lease().revoke();
+    let status = retiring.consensus.status();
+    let owned_any = if let Some(me) = status.node {
+        let view = retiring.consensus.view();
+        // The worker may be between its look at the lease and its answer: only when it judges by a table
+        // without owned VIPs is it certainly silent.
+        let spec = compile(&view.table, me, &retiring.links, &Held::default());
+        let worker = dataplane.clone();
+        let silent = tokio::task::spawn_blocking(move || {
+            worker.publish(&spec).is_ok_and(|generation| worker.wait_seen(generation, TAKE_UP))
+        });
+        if !silent.await.unwrap_or(false) {
+            tracing::error!("the dataplane does not fall silent: the leader will end the lease");
+            return;
         }
+        view.table.vips_of(me).next().is_some()
     } else {
-        control.ownership.release_all().await;
+        false
+    };
+    retiring.ownership.release_all().await;
+    let started = Instant::now();
+    let (mut seen, mut since) = (dataplane.report().forwarded, Instant::now());
+    while owned_any && since.elapsed() < QUIET && started.elapsed() < QUIET_AT_MOST {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let forwarded = dataplane.report().forwarded;
+        if forwarded != seen {
+            (seen, since) = (forwarded, Instant::now());
+        }
     }
 }
 
 /// What a graceful stop needs.
 pub(crate) struct Retiring {
+    pub(crate) consensus: Consensus,
     pub(crate) ownership: Ownership,
     pub(crate) dataplane: Option<Arc<Dataplane>>,
-    /// Whether this node owned a VIP when the stop began.
-    pub(crate) owned_any: bool,
+    pub(crate) links: Vec<Link>,
 }

@@ -54,6 +54,9 @@ struct Inner {
     holder: Mutex<Holder>,
     fencing: Mutex<Fencing>,
     held: watch::Sender<Held>,
+    /// The lease for which the dataplane's table was compiled; under another one it would answer for VIPs
+    /// that have gone elsewhere.
+    in_dataplane: Mutex<Option<LeaseId>>,
     nonce: u64,
 }
 
@@ -67,6 +70,7 @@ impl Ownership {
             holder: Mutex::new(Holder::new(nonce)),
             fencing: Mutex::default(),
             held: watch::Sender::default(),
+            in_dataplane: Mutex::default(),
             nonce,
         };
         let ownership = Self { inner: Arc::new(inner) };
@@ -77,6 +81,11 @@ impl Ownership {
     /// What this process holds.
     pub(crate) fn held(&self) -> watch::Receiver<Held> {
         self.inner.held.subscribe()
+    }
+
+    /// The dataplane has taken up a table that was compiled for this lease: from now on it may be used.
+    pub(crate) fn table_in_force(&self, lease: Option<LeaseId>) {
+        *self.inner.in_dataplane.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 
     /// For how long this node may still answer, in milliseconds.
@@ -137,7 +146,8 @@ impl Ownership {
             let answer = consensus.tell(leader, Lane::Urgent, message.encode_to_vec(), VALID - RENEW_EVERY).await;
             answer.is_ok_and(|answer| Renewed::decode(&*answer).is_ok_and(|renewed| renewed.granted))
         };
-        if granted {
+        let in_dataplane = *self.inner.in_dataplane.lock().unwrap_or_else(PoisonError::into_inner);
+        if granted && in_dataplane == Some(lease) {
             let mut holder = self.inner.holder.lock().unwrap_or_else(PoisonError::into_inner);
             holder.renewed(lease, sent_ns);
             // Under the holder's lock: a lease that was revoked meanwhile is not extended.
@@ -156,11 +166,12 @@ impl Ownership {
         let Some(view) = consensus.applied(index, deadline).await else { return false };
         let lease = LeaseId(renew.lease);
         let current = view.table.lease(node).is_some_and(|held| held.id == lease && held.nonce == renew.nonce);
-        if current {
-            let mut fencing = self.inner.fencing.lock().unwrap_or_else(PoisonError::into_inner);
-            fencing.heard(node, lease, boottime_ns());
+        // A node that is no voter may have been cut off from the table while it was removed.
+        if !current || !view.voters.contains(&node) {
+            return false;
         }
-        current
+        let mut fencing = self.inner.fencing.lock().unwrap_or_else(PoisonError::into_inner);
+        fencing.heard(node, lease, boottime_ns())
     }
 
     fn fence_the_silent(&self, view: &View) {
@@ -177,11 +188,14 @@ impl Ownership {
                 silent_ms = silent.silent_ms,
                 "a node is silent: its lease ends, its VIPs move"
             );
-            self.propose(Command::Fence {
+            let command = Command::Fence {
                 node: silent.node,
                 lease: silent.lease,
                 evidence: Evidence::Silence { silent_ms: silent.silent_ms },
-            });
+            };
+            // Never by way of another leader: that one may have heard what this one has not.
+            let (consensus, term) = (self.inner.consensus.clone(), status.term);
+            tokio::spawn(async move { consensus.propose_in_term(&command, term, Instant::now() + PROPOSAL).await });
         }
     }
 

@@ -36,9 +36,16 @@ pub(super) struct Silent {
 }
 
 impl Fencing {
-    /// A renewal was answered. The moment is taken after the majority's confirmation.
-    pub(super) fn heard(&mut self, node: NodeId, lease: LeaseId, now_ns: u64) {
-        self.heard.insert(node, Heard { lease, at_ns: now_ns, proposed_ns: None });
+    /// A renewal came, and a majority has confirmed since that this node leads. Whether it may be granted:
+    /// not once the lease's end is proposed, because that may be agreed on any moment. The caller answers
+    /// while it holds the lock under which this was asked.
+    #[must_use]
+    pub(super) fn heard(&mut self, node: NodeId, lease: LeaseId, now_ns: u64) -> bool {
+        let ending = self.heard.get(&node).is_some_and(|heard| heard.lease == lease && heard.proposed_ns.is_some());
+        if !ending {
+            self.heard.insert(node, Heard { lease, at_ns: now_ns, proposed_ns: None });
+        }
+        !ending
     }
 
     /// Looks at the table and the clock. `term` is `None` while this node does not lead.
@@ -54,8 +61,14 @@ impl Fencing {
             self.leading = None;
             return Vec::new();
         };
+        let same_term = self.leading.is_some_and(|(leading, _)| leading == term);
+        if !same_term {
+            // What was proposed in an earlier term is agreed on before this term's first entry, or never; and
+            // no renewal is granted before that entry is applied.
+            self.heard.values_mut().for_each(|heard| heard.proposed_ns = None);
+        }
         let since_ns = match self.leading {
-            Some((leading, since)) if leading == term && !gap => since,
+            Some((_, since)) if same_term && !gap => since,
             _ => now_ns,
         };
         self.leading = Some((term, since_ns));
@@ -98,14 +111,14 @@ mod tests {
     fn a_lease_is_ended_a_second_after_its_last_renewal() {
         let mut fencing = Fencing::default();
         assert_eq!(first_fence(&mut fencing, 1, 0, 600), None);
-        fencing.heard(2, LeaseId(5), 600 * MS);
+        assert!(fencing.heard(2, LeaseId(5), 600 * MS));
         assert_eq!(first_fence(&mut fencing, 1, 600, 5000), Some(1600));
     }
 
     #[test]
     fn a_new_leader_counts_from_its_election() {
         let mut fencing = Fencing::default();
-        fencing.heard(2, LeaseId(5), 0);
+        assert!(fencing.heard(2, LeaseId(5), 0));
         fencing.poll(None, [].into_iter(), 4950 * MS);
         assert_eq!(first_fence(&mut fencing, 2, 5000, 9000), Some(6000));
     }
@@ -121,8 +134,19 @@ mod tests {
     #[test]
     fn a_new_lease_has_its_whole_second() {
         let mut fencing = Fencing::default();
-        fencing.heard(2, LeaseId(4), 0);
+        assert!(fencing.heard(2, LeaseId(4), 0));
         assert_eq!(first_fence(&mut fencing, 1, 0, 5000), Some(1000));
+    }
+
+    #[test]
+    fn a_lease_whose_end_is_proposed_is_not_renewed_in_that_term() {
+        let mut fencing = Fencing::default();
+        first_fence(&mut fencing, 1, 0, 5000);
+        assert!(!fencing.heard(2, LeaseId(5), 1010 * MS));
+        assert_eq!(first_fence(&mut fencing, 1, 1050, 5000), Some(1200), "it is proposed again");
+        assert!(fencing.heard(2, LeaseId(6), 1300 * MS), "another lease of the node");
+        assert_eq!(first_fence(&mut fencing, 2, 1350, 2000), None, "another term");
+        assert!(fencing.heard(2, LeaseId(5), 2000 * MS));
     }
 
     #[test]

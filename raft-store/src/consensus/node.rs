@@ -360,6 +360,14 @@ impl Consensus {
         }
     }
 
+    /// Proposes as the leader of `term`, and not otherwise: for what only this leader has seen. Whether it was
+    /// agreed on.
+    pub async fn propose_in_term(&self, command: &Command, term: u64, deadline: Instant) -> bool {
+        let Some(member) = self.inner.member.get() else { return false };
+        let write = member.raft.write(command.clone()).with_leader(term);
+        matches!(tokio::time::timeout_at(deadline, write).await, Ok(Ok(_)))
+    }
+
     /// The table as it is at some moment after this call: linearizable.
     pub async fn read(&self, deadline: Instant) -> Result<Arc<View>, ProposeError> {
         let member = self.inner.member.get().ok_or(ProposeError::NotAMember)?;

@@ -413,7 +413,7 @@ impl Table {
         node.attachments = attachments.to_vec();
         node.feature_level = feature_level;
         self.nodes.insert_mut(id, node);
-        self.place_unowned(index);
+        self.place_all(index);
         Ok(Effect::Changed)
     }
 

@@ -345,6 +345,19 @@ fn a_drained_node_sends_its_vips_away_and_is_the_last_to_get_new_ones() {
 }
 
 #[test]
+fn a_drained_nodes_vips_leave_when_another_node_becomes_able() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.mutate(vec![vip(VIP)]);
+    let from = log.owner(VIP).unwrap().node;
+    let other = if from == ids[0] { ids[1] } else { ids[0] };
+    log.fence(other);
+    log.ok(Command::SetDraining { request: None, expected_revision: 0, node: from, draining: true });
+    assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, None, "nobody else is able");
+    log.open_and_ready(other);
+    assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(other));
+}
+
+#[test]
 fn a_node_that_owns_a_vip_is_not_removed() {
     let (mut log, ids) = Log::with_nodes(2);
     log.mutate(vec![vip(VIP)]);

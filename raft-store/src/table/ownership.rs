@@ -19,7 +19,6 @@ use super::{
     apply::no_node,
     command::{Effect, Rejection},
     model::{Lease, Owner, Vip},
-    placement::Promised,
     types::{Epoch, LeaseId, NodeId},
 };
 
@@ -45,7 +44,7 @@ impl Table {
             Some(held) if held.id == lease && !held.ready => {
                 let held = Lease { ready: true, ..*held };
                 self.leases.insert_mut(node, held);
-                self.place_unowned(index);
+                self.place_all(index);
                 Ok(Effect::Changed)
             }
             _ => Ok(Effect::Unchanged),
@@ -110,33 +109,60 @@ impl Table {
     pub(super) fn set_draining(&mut self, id: NodeId, draining: bool) -> Outcome {
         let Some(node) = self.nodes.get(&id) else { return Err(no_node(id)) };
         let mut node = node.clone();
-        let mut effect = if node.draining == draining { Effect::Unchanged } else { Effect::Changed };
+        let marked = node.draining != draining;
         node.draining = draining;
         self.nodes.insert_mut(id, node);
-        let held: Vec<Vip> = self.vips_of(id).filter(|vip| vip.intent.is_none() == draining).cloned().collect();
+        let changed = if draining { self.send_away(id) } else { self.call_back(id) };
+        Ok(if marked || changed { Effect::Changed } else { Effect::Unchanged })
+    }
+
+    /// Gives every VIP of a draining node that has none an intent. Whether there was anything to do.
+    fn send_away(&mut self, id: NodeId) -> bool {
+        let staying: Vec<Vip> = self.vips_of(id).filter(|vip| vip.intent.is_none() && !vip.deleting).cloned().collect();
         // Each VIP that leaves counts for its target already, so that they spread.
-        let mut promised = Promised::new();
-        for vip in held {
-            let intent = if draining { self.best_owner(&vip, Some(id), &promised) } else { None };
-            if intent != vip.intent {
-                if let Some(to) = intent {
-                    *promised.entry(to).or_default() += 1;
-                }
-                self.vips.insert_mut(vip.settings.address, Vip { intent, ..vip });
-                effect = Effect::Changed;
+        let mut loads = self.loads();
+        let mut changed = false;
+        for vip in staying {
+            let target = self.best_owner(&vip, Some(id), &loads);
+            if let Some(to) = target.filter(|to| self.nodes.get(to).is_some_and(|node| !node.draining)) {
+                *loads.entry(to).or_default() += 1;
+                self.vips.insert_mut(vip.settings.address, Vip { intent: Some(to), ..vip });
+                changed = true;
             }
         }
-        Ok(effect)
+        changed
+    }
+
+    /// Takes the intents of a node's VIPs back.
+    fn call_back(&mut self, id: NodeId) -> bool {
+        let leaving: Vec<Vip> = self.vips_of(id).filter(|vip| vip.intent.is_some()).cloned().collect();
+        let changed = !leaving.is_empty();
+        for vip in leaving {
+            self.vips.insert_mut(vip.settings.address, Vip { intent: None, ..vip });
+        }
+        changed
+    }
+
+    /// A node may be able now that was not: it gets what nobody owns, and what draining nodes keep.
+    pub(super) fn place_all(&mut self, index: u64) {
+        self.place_unowned(index);
+        let draining: Vec<NodeId> = self.nodes().filter(|node| node.draining).map(|node| node.id).collect();
+        for id in draining {
+            self.send_away(id);
+        }
     }
 
     /// Gives every unowned VIP to its best able node.
     pub(super) fn place_unowned(&mut self, index: u64) {
-        let unowned: Vec<IpAddr> =
-            self.vips().filter(|vip| vip.owner.is_none()).map(|vip| vip.settings.address).collect();
-        for address in unowned {
-            let Some(vip) = self.vips.get(&address) else { continue };
-            if let Some(node) = self.best_owner(vip, None, &Promised::new()) {
-                self.grant(index, address, node);
+        let unowned: Vec<Vip> = self.vips().filter(|vip| vip.owner.is_none()).cloned().collect();
+        if unowned.is_empty() {
+            return;
+        }
+        let mut loads = self.loads();
+        for vip in unowned {
+            if let Some(node) = self.best_owner(&vip, None, &loads) {
+                *loads.entry(node).or_default() += 1;
+                self.grant(index, vip.settings.address, node);
             }
         }
     }

@@ -9,8 +9,8 @@ use super::{
     types::NodeId,
 };
 
-/// How many VIPs are on their way to each node.
-pub(super) type Promised = BTreeMap<NodeId, usize>;
+/// How many VIPs each node has, those on their way to it included.
+pub(super) type Loads = BTreeMap<NodeId, usize>;
 
 impl Table {
     /// Whether a node can own a VIP: it forwards, holds a ready lease and is where the VIP lives.
@@ -26,12 +26,23 @@ impl Table {
             && on_segment()
     }
 
+    /// The VIPs of each node, and those that are to come to it.
+    pub(super) fn loads(&self) -> Loads {
+        let mut loads = Loads::new();
+        for vip in self.vips() {
+            if let Some(node) = vip.intent.or(vip.owner.map(|owner| owner.node)) {
+                *loads.entry(node).or_default() += 1;
+            }
+        }
+        loads
+    }
+
     /// The best owner for a VIP, if it is not to be `but`. Better is, in this order: not draining,
-    /// preferred, fewer VIPs (those that it is promised, too), the last owner, the smaller id.
-    pub(super) fn best_owner(&self, vip: &Vip, but: Option<NodeId>, promised: &Promised) -> Option<NodeId> {
+    /// preferred, fewer VIPs, the last owner, the smaller id. `loads` is counted once for many VIPs.
+    pub(super) fn best_owner(&self, vip: &Vip, but: Option<NodeId>, loads: &Loads) -> Option<NodeId> {
         let able = self.nodes().filter(|node| Some(node.id) != but && self.is_able(node.id, vip));
         let best = able.min_by_key(|node| {
-            let load = self.vips_of(node.id).count() + promised.get(&node.id).copied().unwrap_or(0);
+            let load = loads.get(&node.id).copied().unwrap_or(0);
             (node.draining, vip.settings.prefer != Some(node.id), load, vip.home != Some(node.id), node.id)
         });
         best.map(|node| node.id)
