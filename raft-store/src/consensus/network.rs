@@ -75,6 +75,9 @@ pub(crate) enum CallError {
     Nonsense,
 }
 
+/// For entries to cross the network and a slow disk.
+const APPEND: Duration = Duration::from_millis(1000);
+
 /// This node's end of all its connections.
 #[derive(Clone)]
 pub(crate) struct Peers {
@@ -156,7 +159,9 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        match self.call(self.lane, Request::Append((&request).into()), option.hard_ttl()).await? {
+        // openraft gives an append as long as a heartbeat may take; entries may take longer than that.
+        let timeout = if request.entries.is_empty() { option.hard_ttl() } else { option.hard_ttl().max(APPEND) };
+        match self.call(self.lane, Request::Append((&request).into()), timeout).await? {
             Answer::Append(record) => record.try_into().map_err(network_error),
             _ => Err(network_error(CallError::Nonsense)),
         }

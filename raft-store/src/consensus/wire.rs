@@ -144,6 +144,13 @@ pub(crate) struct SnapshotMetaRecord {
     membership: Option<MembershipRecord>,
 }
 
+impl SnapshotMetaRecord {
+    /// The last entry that the snapshot holds.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.last.map(Into::into)
+    }
+}
+
 impl From<&SnapshotMeta> for SnapshotMetaRecord {
     fn from(meta: &SnapshotMeta) -> Self {
         Self {

@@ -98,6 +98,14 @@ impl Store {
         if acknowledged && !sled_path.join(keys::SLED_FILE).exists() {
             return Err(StoreError::damaged(&sled_path, "the witness speaks of data, and sled's file is missing"));
         }
+        let sled_file = sled_path.join(keys::SLED_FILE);
+        // What a killed process wrote and did not sync is in the page cache. Read as it is, it would be taken
+        // for durable, and a power cut could still take it away.
+        if sled_file.exists() {
+            File::open(&sled_file)
+                .and_then(|file| file.sync_data())
+                .map_err(|error| StoreError::io("sync", &sled_file, error))?;
+        }
         let db = sled::Config::new()
             .path(&sled_path)
             .mode(sled::Mode::LowSpace)
@@ -106,7 +114,6 @@ impl Store {
             .flush_every_ms(Some(500))
             .open()
             .map_err(|error| refused_by_sled(&sled_path, error))?;
-        let sled_file = sled_path.join(keys::SLED_FILE);
         let log_file = File::options()
             .read(true)
             .write(true)
@@ -122,7 +129,9 @@ impl Store {
         let writer = Writer::start(db.clone(), disk, witness.clone())
             .map_err(|error| StoreError::io("start the writer of", dir, error))?;
         let log = LogStore::new(sled_path.clone(), log_tree, meta.clone(), writer.clone(), lock);
-        log.verify(&witness)?;
+        let found = log.verify(&witness)?;
+        // From now on the witness asks for what was found, not only for what was acknowledged.
+        writer.recover(found.vote, found.last).map_err(|error| StoreError::io("sync", &sled_file, error))?;
         let machine = StateMachine::open(sled_path, snapshots, meta.clone(), writer.clone(), publisher)?;
         Ok(Self { log, machine, identity, uuid: witness.store, meta, writer })
     }

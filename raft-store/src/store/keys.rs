@@ -10,7 +10,11 @@ pub(crate) const SLED_DIR: &str = "sled";
 /// The file in it that holds everything.
 pub(crate) const SLED_FILE: &str = "db";
 
-/// Log entries by index.
+/// Values are cut into parts of this size. sled moves whatever is longer than 128 KiB into its `blobs`
+/// directory, which it never syncs, and it writes a leaf of up to 17 records as one piece.
+pub(crate) const PART_LEN: usize = 4 << 10;
+
+/// Log entries by index and part.
 pub(crate) const LOG_TREE: &str = "log";
 /// Single records.
 pub(crate) const META_TREE: &str = "meta";
@@ -28,9 +32,18 @@ pub(crate) const PURGED: &str = "purged";
 /// What the snapshot holds and where its chunks are.
 pub(crate) const SNAPSHOT: &str = "snapshot";
 
-/// An entry's key: big-endian, so that sled's order is the log's.
-pub(crate) fn entry(index: u64) -> [u8; 8] {
-    index.to_be_bytes()
+/// The key of an entry's part: big-endian, so that sled's order is the log's.
+pub(crate) fn entry(index: u64, part: u16) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..8].copy_from_slice(&index.to_be_bytes());
+    key[8..].copy_from_slice(&part.to_be_bytes());
+    key
+}
+
+/// The inverse of [`entry`].
+pub(crate) fn parse_entry(key: &[u8]) -> Option<(u64, u16)> {
+    let (index, part) = key.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*index), u16::from_be_bytes(part.try_into().ok()?)))
 }
 
 /// A chunk's key: the snapshot's generation, then its position.

@@ -28,6 +28,8 @@ use crate::consensus::{
 
 /// Entries removed in one batch while purging, so that a purge never holds sled up for long.
 const PURGE_BATCH: usize = 256;
+/// Entries that are sent to a peer in one message, so that it arrives in time; one at least.
+const REPLICATED_BYTES: usize = 256 << 10;
 
 /// The log and the vote.
 #[derive(Clone)]
@@ -46,21 +48,18 @@ impl LogStore {
 
     /// Reads the whole log and refuses it unless it holds at least what the witness says, without a
     /// hole, and in order.
-    pub(crate) fn verify(&self, witness: &Witness) -> Result<(), StoreError> {
+    pub(crate) fn verify(&self, witness: &Witness) -> Result<Found, StoreError> {
         let damaged = |what: String| Err(StoreError::damaged(&self.path, what));
         let purged = self.log_id(keys::PURGED)?;
         let committed = self.log_id(keys::COMMITTED)?;
         let vote = self.vote()?;
         let mut last = purged;
-        for item in self.log.iter() {
-            let (key, record) = item.map_err(|error| refused_by_sled(&self.path, error))?;
-            let Ok(index) = <[u8; 8]>::try_from(&*key).map(u64::from_be_bytes) else {
-                return damaged("a log key has not 8 bytes".into());
-            };
+        for read in self.entries(0) {
+            let (index, entry) = read?;
             if purged.is_some_and(|purged| index <= purged.index()) {
                 continue; // A purge that was cut short; the marker comes first.
             }
-            let id = self.decode(&key, &record)?.log_id;
+            let id = entry.log_id;
             let expected = last.map_or(0, |last| last.index() + 1);
             if index != expected {
                 return damaged(format!("the log has a hole: entry {expected} is missing before entry {index}"));
@@ -90,13 +89,14 @@ impl LogStore {
         if !vote_held {
             return damaged("the last vote is gone".into());
         }
-        if last.is_some() && vote.is_none() {
+        // The very first entry, the membership that a cluster starts with, comes before the first vote.
+        if last.is_some_and(|last| last.index() > 0) && vote.is_none() {
             return damaged("there is a log, but no vote".into());
         }
         if committed > last {
             return damaged(format!("entry {} was committed, and the log ends at {}", index(committed), index(last)));
         }
-        Ok(())
+        Ok(Found { last, vote })
     }
 
     fn record<M: Message + Default>(&self, key: &str) -> Result<Option<M>, StoreError> {
@@ -120,25 +120,106 @@ impl LogStore {
         Ok(())
     }
 
-    fn decode(&self, key: &[u8], record: &[u8]) -> Result<Entry, StoreError> {
-        let damaged = |error: String| {
-            let index = key.try_into().map_or(0, u64::from_be_bytes);
-            StoreError::damaged(&self.path, format!("log entry {index}: {error}"))
-        };
-        codec::open_message::<EntryRecord>(key, record)
-            .map_err(|error| damaged(error.to_string()))?
-            .into_entry()
-            .map_err(|error| damaged(error.to_string()))
+    /// The entries from an index on.
+    fn entries(&self, from: u64) -> Entries<'_> {
+        Entries { store: self, parts: self.log.range(keys::entry(from, 0)..) }
     }
 
-    /// Removes `keys` from the end backwards in one batch, so that no crash leaves a hole.
+    /// Removes everything from an index on, from the end backwards and in one batch, so that no crash
+    /// leaves a hole.
     fn remove_from(&self, index: u64) -> io::Result<()> {
         let mut batch = sled::Batch::default();
-        for key in self.log.range(keys::entry(index)..).keys().rev() {
+        for key in self.log.range(keys::entry(index, 0)..).keys().rev() {
             batch.remove(key.map_err(io::Error::other)?);
         }
         self.log.apply_batch(batch).map_err(io::Error::other)
     }
+}
+
+/// What a verified store holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) last: Option<LogId>,
+    pub(crate) vote: Option<Vote>,
+}
+
+/// Puts entries together from their parts.
+struct Entries<'a> {
+    store: &'a LogStore,
+    parts: sled::Iter,
+}
+
+/// One part of an entry.
+struct Part {
+    index: u64,
+    number: u16,
+    body: Vec<u8>,
+}
+
+impl Entries<'_> {
+    fn part(&mut self) -> Option<Result<Part, StoreError>> {
+        let path = &self.store.path;
+        let (key, record) = match self.parts.next()? {
+            Ok(item) => item,
+            Err(error) => return Some(Err(refused_by_sled(path, error))),
+        };
+        let Some((index, number)) = keys::parse_entry(&key) else {
+            return Some(Err(StoreError::damaged(path, "a log key has not 10 bytes")));
+        };
+        let body = codec::open(&key, &record).map(|body| Part { index, number, body: body.to_vec() });
+        Some(body.map_err(|error| StoreError::damaged(path, format!("log entry {index}, part {number}: {error}"))))
+    }
+
+    fn entry(&mut self, first: Part) -> Result<(u64, Entry), StoreError> {
+        let Part { index, number, body } = first;
+        let damaged = |what: String| StoreError::damaged(&self.store.path, format!("log entry {index}: {what}"));
+        // The first part begins with the number of parts.
+        let (count, head) = match body.split_first_chunk::<2>() {
+            Some((count, head)) if number == 0 => (u16::from_be_bytes(*count), head),
+            _ => return Err(damaged("its first part is missing".into())),
+        };
+        let mut whole = head.to_vec();
+        for expected in 1..count {
+            match self.part().transpose()? {
+                Some(part) if (part.index, part.number) == (index, expected) => whole.extend_from_slice(&part.body),
+                _ => {
+                    return Err(StoreError::damaged(
+                        &self.store.path,
+                        format!("log entry {index}: part {expected} of {count} is missing"),
+                    ));
+                }
+            }
+        }
+        let record = EntryRecord::decode(&*whole).map_err(|error| damaged(error.to_string()))?;
+        Ok((index, record.into_entry().map_err(|error| damaged(error.to_string()))?))
+    }
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<(u64, Entry), StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.part()? {
+            Ok(first) => Some(self.entry(first)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+/// An entry's parts with their keys.
+fn parts(entry: &Entry) -> Vec<([u8; 10], Vec<u8>)> {
+    let index = entry.log_id.index();
+    let record = EntryRecord::from(entry).encode_to_vec();
+    let count = record.len().div_ceil(keys::PART_LEN).max(1) as u16;
+    let mut parts = Vec::with_capacity(count.into());
+    let mut chunks = record.chunks(keys::PART_LEN);
+    for part in 0..count {
+        let key = keys::entry(index, part);
+        let chunk = chunks.next().unwrap_or_default();
+        let body = if part == 0 { [&count.to_be_bytes()[..], chunk].concat() } else { chunk.to_vec() };
+        parts.push((key, codec::seal(&key, &body)));
+    }
+    parts
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
@@ -152,12 +233,25 @@ impl RaftLogReader<TypeConfig> for LogStore {
             Bound::Unbounded => 0,
         };
         let mut entries = Vec::new();
-        for item in self.log.range(keys::entry(first)..) {
-            let (key, record) = item.map_err(io::Error::other)?;
-            let entry = self.decode(&key, &record)?;
-            if !range.contains(&entry.log_id.index()) {
+        for read in self.entries(first) {
+            let (index, entry) = read?;
+            if !range.contains(&index) {
                 break;
             }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for read in self.entries(start) {
+            let (index, entry) = read?;
+            if index >= end || bytes >= REPLICATED_BYTES {
+                break;
+            }
+            bytes += EntryRecord::from(&entry).encoded_len();
             entries.push(entry);
         }
         Ok(entries)
@@ -174,7 +268,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let purged = self.log_id(keys::PURGED)?;
         let last = match self.log.last().map_err(io::Error::other)? {
-            Some((key, record)) => Some(self.decode(&key, &record)?.log_id),
+            Some((key, _)) => {
+                let (index, _) =
+                    keys::parse_entry(&key).ok_or_else(|| io::Error::other("a log key has not 10 bytes"))?;
+                self.entries(index).next().transpose()?.map(|(_, entry)| entry.log_id)
+            }
             None => None,
         };
         Ok(LogState { last_purged_log_id: purged, last_log_id: last.max(purged) })
@@ -206,8 +304,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = sled::Batch::default();
         let mut last = None;
         for entry in entries {
-            let key = keys::entry(entry.log_id.index());
-            batch.insert(&key, codec::seal_message(&key, &EntryRecord::from(&entry)));
+            for (key, record) in parts(&entry) {
+                batch.insert(&key, record);
+            }
             last = Some(entry.log_id);
         }
         self.log.apply_batch(batch).map_err(io::Error::other)?;
@@ -226,7 +325,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.put(keys::PURGED, &LogIdRecord::from(last))?;
         self.writer.barrier(Note::Nothing).await?;
         let mut batch = sled::Batch::default();
-        for (removed, key) in self.log.range(..=keys::entry(last.index())).keys().enumerate() {
+        for (removed, key) in self.log.range(..keys::entry(last.index() + 1, 0)).keys().enumerate() {
             batch.remove(key.map_err(io::Error::other)?);
             if removed % PURGE_BATCH == PURGE_BATCH - 1 {
                 self.log.apply_batch(std::mem::take(&mut batch)).map_err(io::Error::other)?;

@@ -25,9 +25,6 @@ use crate::{
     watch::{Publisher, View},
 };
 
-/// Larger values would go to sled's `blobs` directory, which it never syncs.
-const CHUNK_LEN: usize = 32 << 10;
-
 /// The table and how far it got.
 #[derive(Clone)]
 pub(crate) struct StateMachine {
@@ -39,7 +36,7 @@ pub(crate) struct StateMachine {
     table: Table,
     applied: Option<LogId>,
     membership: StoredMembership,
-    /// A snapshot that is built and one that is installed take turns.
+    /// One that builds, installs or reads the snapshot at a time.
     storing: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -91,6 +88,11 @@ impl StateMachine {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn pretend_applied(&mut self, last: LogId) {
+        self.applied = Some(last);
+    }
+
     fn publish(&self) {
         self.publisher.publish(View {
             table: self.table.clone(),
@@ -133,9 +135,14 @@ impl StateMachine {
     /// the record names a complete snapshot.
     async fn store(&self, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
         let _turn = self.storing.lock().await;
-        let generation = self.stored_record()?.map_or(1, |record| record.generation + 1);
+        let stored = self.stored_record()?;
+        let stored_last = stored.as_ref().and_then(|record| record.meta.as_ref()).and_then(|meta| meta.last());
+        if stored_last > meta.last_log_id {
+            return Ok(()); // One that was built while a newer one was installed.
+        }
+        let generation = stored.map_or(1, |record| record.generation + 1);
         let mut chunks = 0;
-        for (position, chunk) in (0u32..).zip(data.chunks(CHUNK_LEN)) {
+        for (position, chunk) in (0u32..).zip(data.chunks(keys::PART_LEN)) {
             let key = keys::chunk(generation, position);
             self.snapshots.insert(key, codec::seal(&key, chunk)).map_err(io::Error::other)?;
             chunks = position + 1;
@@ -202,11 +209,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Vec<u8>) -> Result<(), io::Error> {
+        // Decoded first: one that this build cannot read must not be what it starts from.
+        decode_table(&data).map_err(io::Error::other)?;
         self.store(meta, &data).await?;
         Ok(self.adopt(meta, &data)?)
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let _turn = self.storing.lock().await;
         Ok(self.stored_snapshot()?)
     }
 }

@@ -3,17 +3,22 @@
 use std::{fs, os::unix::fs::FileExt, path::Path};
 
 use openraft::{
-    RaftLogReader as _, StorageError,
+    RaftLogReader as _, RaftSnapshotBuilder as _, StorageError,
     entry::RaftEntry as _,
-    storage::{IOFlushed, RaftLogStorage as _},
+    storage::{IOFlushed, RaftLogStorage as _, RaftStateMachine as _},
     testing::log::{StoreBuilder, Suite},
     type_config::TypeConfigExt as _,
 };
+use prost::Message as _;
 use tempfile::TempDir;
 
 use super::{StoreError, db::Store, keys, log_store::LogStore, state_machine::StateMachine, witness::SLOT_DISTANCE};
 use crate::{
-    consensus::types::{Entry, LogId, TypeConfig, Vote},
+    consensus::types::{Entry, LogId, SnapshotMeta, TypeConfig, Vote},
+    table::{
+        AdminState, Affinity, BackendSettings, Command, DEFAULT_TABLE_SIZE, Mutate, Mutation, PortRange, Protocol,
+        ServiceSettings, Table, Unmatched, VipSettings, Weight, encode_table,
+    },
     watch,
 };
 
@@ -198,20 +203,20 @@ fn a_flipped_byte_is_refused_or_harmless() {
 fn a_log_that_lost_entries_a_vote_or_its_order_is_refused() {
     type Damage = fn(&sled::Tree, &sled::Tree);
     let cases: [(&str, Damage); 8] = [
-        ("hole", |log, _| drop(log.remove(keys::entry(20)))),
-        ("tail", |log, _| drop(log.remove(keys::entry(40)))),
-        ("head", |log, _| drop(log.remove(keys::entry(0)))),
+        ("hole", |log, _| drop(log.remove(keys::entry(20, 0)))),
+        ("tail", |log, _| drop(log.remove(keys::entry(40, 0)))),
+        ("head", |log, _| drop(log.remove(keys::entry(0, 0)))),
         ("vote", |_, meta| drop(meta.remove(keys::VOTE))),
         ("key", |log, _| {
-            let record = log.get(keys::entry(20)).unwrap().unwrap();
-            log.insert(keys::entry(21), record).unwrap();
+            let record = log.get(keys::entry(20, 0)).unwrap().unwrap();
+            log.insert(keys::entry(21, 0), record).unwrap();
         }),
         ("short key", |log, _| drop(log.insert(b"abc", b"def"))),
         ("order", |log, _| {
-            let key = keys::entry(41);
+            let key = keys::entry(41, 0);
             let entry = Entry::new_blank(LogId::new_term_index(0, 41));
-            let record = crate::consensus::wire::EntryRecord::from(&entry);
-            log.insert(key, super::codec::seal_message(&key, &record)).unwrap();
+            let record = crate::consensus::wire::EntryRecord::from(&entry).encode_to_vec();
+            log.insert(key, super::codec::seal(&key, &[&[0, 1], &record[..]].concat())).unwrap();
         }),
         ("committed", |_, meta| {
             let id = crate::consensus::wire::LogIdRecord::from(LogId::new_term_index(1, 99));
@@ -283,11 +288,97 @@ fn names_on_disk_are_frozen() {
         keys::SNAPSHOT,
     ];
     assert_eq!(names.join(" "), "lock witness sled db log meta snapshot identity vote committed purged snapshot");
-    assert_eq!(keys::entry(0x0102), [0, 0, 0, 0, 0, 0, 1, 2]);
+    assert_eq!(keys::entry(0x0102, 3), [0, 0, 0, 0, 0, 0, 1, 2, 0, 3]);
+    assert_eq!(keys::parse_entry(&keys::entry(7, 9)), Some((7, 9)));
     assert_eq!(keys::chunk(3, 4), [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4]);
-    // An entry as it stood on disk in the first version: term 5, index 7, nothing in it.
+    // An entry as it stood in the first version: term 5, index 7, nothing in it.
     let record = crate::consensus::wire::EntryRecord::from(&Entry::new_blank(LogId::new_term_index(5, 7)));
-    let sealed = super::codec::seal_message(&keys::entry(7), &record);
-    assert_eq!(sealed[0], 1);
-    assert_eq!(sealed[5..], [0x0a, 4, 8, 5, 0x10, 7]);
+    assert_eq!(record.encode_to_vec(), [0x0a, 4, 8, 5, 0x10, 7]);
+    assert_eq!(super::codec::seal(b"", &[])[0], 1, "the envelope's version");
+}
+
+/// A command that makes an entry of several megabytes.
+fn large_command() -> Command {
+    let backend = |number: u32| {
+        Mutation::CreateBackend(BackendSettings {
+            service: "a-service-with-a-rather-long-name".parse().unwrap(),
+            address: std::net::Ipv4Addr::from(0x0a00_0000 + number).into(),
+            weight: Weight::DEFAULT,
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
+            state: AdminState::Active,
+        })
+    };
+    let mutations = (1..60_000).map(backend).collect();
+    Command::Mutate(Mutate { request: None, expected_revision: 0, mutations })
+}
+
+#[test]
+fn nothing_goes_where_sled_does_not_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = Entry::new(LogId::new_term_index(1, 0), openraft::EntryPayload::Normal(large_command()));
+    TypeConfig::run(async {
+        let mut store = open(dir.path()).unwrap();
+        store.log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        let (done, wait) = TypeConfig::oneshot();
+        store.log.append([large.clone()], IOFlushed::signal(done)).await.unwrap();
+        wait.await.unwrap().unwrap();
+        for index in 1..=40 {
+            append(&mut store.log, 1, index).await;
+        }
+        // A table as large as that command makes it, as a snapshot.
+        let mut table = Table::default();
+        let name = |text: &str| text.parse().unwrap();
+        let vip = "198.51.100.1".parse().unwrap();
+        let settings = VipSettings { address: vip, prefer: None, segment: None, unmatched: Unmatched::Drop };
+        let service = ServiceSettings {
+            name: name("a-service-with-a-rather-long-name"),
+            vip,
+            ports: vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
+            affinity: Affinity::Flow,
+            table_size: DEFAULT_TABLE_SIZE,
+        };
+        let first = vec![Mutation::CreateVip(settings), Mutation::CreateService(service)];
+        table
+            .apply(1, &Command::Mutate(Mutate { request: None, expected_revision: 0, mutations: first }))
+            .result
+            .unwrap();
+        table.apply(2, &large_command()).result.unwrap();
+        let data = encode_table(&table);
+        assert!(data.len() > 3 << 20, "{}", data.len());
+        let meta = SnapshotMeta { last_log_id: Some(LogId::new_term_index(1, 30)), ..SnapshotMeta::default() };
+        store.machine.install_snapshot(&meta, data.clone()).await.unwrap();
+        // An older one, built meanwhile, does not take its place.
+        let mut older = store.machine.clone();
+        older.pretend_applied(LogId::new_term_index(1, 10));
+        older.build_snapshot().await.unwrap();
+        let stored = store.machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!((stored.meta.last_log_id, stored.snapshot), (meta.last_log_id, data));
+    });
+    let blobs = dir.path().join(keys::SLED_DIR).join("blobs");
+    let count = fs::read_dir(&blobs).map_or(0, Iterator::count);
+    assert_eq!(count, 0, "{count} files in {}", blobs.display());
+    wait_until_closed(dir.path());
+    TypeConfig::run(async {
+        let mut log = open(dir.path()).unwrap().log;
+        let read = log.try_get_log_entries(0..1).await.unwrap();
+        assert_eq!(read[0].payload, large.payload);
+        let limited = log.limited_get_log_entries(0, 41).await.unwrap();
+        assert_eq!(limited.len(), 1, "one large entry fills a message");
+        assert_eq!(log.limited_get_log_entries(1, 41).await.unwrap().len(), 40);
+    });
+}
+
+#[test]
+fn a_bootstrap_that_was_cut_short_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    TypeConfig::run(async {
+        // The first membership is in the log, and the first vote is not yet cast.
+        append(&mut open(dir.path()).unwrap().log, 0, 0).await;
+    });
+    wait_until_closed(dir.path());
+    open(dir.path()).unwrap();
+    // Or the witness's file was not finished.
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("witness.new"), b"unfinished").unwrap();
+    open(dir.path()).unwrap();
 }

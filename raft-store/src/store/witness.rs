@@ -6,7 +6,7 @@
 //! after each commit and synced when the vote moves.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -129,14 +129,18 @@ impl Disk for Files {
     }
 }
 
-/// Makes a new witness durable, its directory entry included, before sled exists.
+/// Makes a new witness durable, its directory entry included, before sled exists. Whatever is cut short
+/// leaves no file of that name.
 pub(crate) fn create(dir: &Path, path: &PathBuf) -> Result<(File, Witness), StoreError> {
     let at = |step: &'static str| move |error| StoreError::io(step, path, error);
     let witness = Witness::fresh();
-    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(at("create"))?;
+    let unfinished = path.with_extension("new");
+    let options = File::options().read(true).write(true).create(true).truncate(true).open(&unfinished);
+    let file = options.map_err(at("create"))?;
     file.set_len(SLOT_DISTANCE + SLOT_LEN as u64).map_err(at("extend"))?;
     file.write_all_at(&witness.encode(), witness.slot()).map_err(at("write"))?;
     file.sync_all().map_err(at("sync"))?;
+    fs::rename(&unfinished, path).map_err(at("rename"))?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(at("sync the directory of"))?;
     Ok((file, witness))
 }

@@ -21,12 +21,19 @@ pub(crate) enum Note {
     Voted(Vote),
     /// The log ends here now; told before the entries behind it go.
     Truncated(Option<LogId>),
+    /// At the start: what the store holds.
+    Found {
+        vote: Option<Vote>,
+        last: Option<LogId>,
+    },
     Nothing,
 }
 
 enum Completion {
     Raft(IOFlushed<TypeConfig>),
     Waiter(oneshot::Sender<io::Result<()>>),
+    /// While the store is opened, outside of any runtime.
+    Opener(mpsc::Sender<io::Result<()>>),
 }
 
 struct Job {
@@ -60,6 +67,13 @@ impl Writer {
         let (done, wait) = oneshot::channel();
         self.send(Job { note, completion: Completion::Waiter(done) })?;
         wait.await.map_err(|_| gone())?
+    }
+
+    /// Makes what was found at the start durable, and has the witness ask for it.
+    pub(crate) fn recover(&self, vote: Option<Vote>, last: Option<LogId>) -> io::Result<()> {
+        let (done, wait) = mpsc::channel();
+        self.send(Job { note: Note::Found { vote, last }, completion: Completion::Opener(done) })?;
+        wait.recv().map_err(|_| gone())?
     }
 
     /// Why nothing is durable any more, if so.
@@ -102,6 +116,7 @@ impl State {
                     Completion::Raft(callback) => callback.io_completed(result),
                     // A caller that no longer waits needs no answer.
                     Completion::Waiter(done) => drop(done.send(result)),
+                    Completion::Opener(done) => drop(done.send(result)),
                 }
             }
         }
@@ -119,6 +134,10 @@ impl State {
                 Note::Appended(last) => self.witness.last = self.witness.last.max(*last),
                 Note::Truncated(last) => self.witness.last = *last,
                 Note::Voted(vote) => self.witness.vote = Some(*vote),
+                Note::Found { vote, last } => {
+                    self.witness.vote = *vote;
+                    self.witness.last = self.witness.last.max(*last);
+                }
                 Note::Nothing => {}
             }
         }
