@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -62,6 +62,7 @@ impl Seen {
 /// A running capture.
 pub struct Capture {
     seen: Arc<Mutex<Vec<Seen>>>,
+    received: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -78,13 +79,15 @@ impl Capture {
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (into, stopped) = (seen.clone(), stop.clone());
+        let received = Arc::new(AtomicUsize::new(0));
+        let (into, counted, stopped) = (seen.clone(), received.clone(), stop.clone());
         let thread = thread::Builder::new().name("capture".into()).spawn(move || {
             let mut buffer = vec![0; 1 << 17];
             loop {
                 match sys::receive(&socket, &mut buffer) {
                     Ok((len, outgoing)) if keep(&buffer[..len]) => {
                         let frame = buffer[..len].to_vec();
+                        counted.fetch_add(usize::from(!outgoing), Ordering::Relaxed);
                         into.lock().expect("captures do not panic").push(Seen { at: Instant::now(), outgoing, frame });
                     }
                     Ok(_) => {}
@@ -94,7 +97,12 @@ impl Capture {
                 }
             }
         })?;
-        Ok(Self { seen, stop, thread: Some(thread) })
+        Ok(Self { seen, received, stop, thread: Some(thread) })
+    }
+
+    /// How many frames were received so far, not counting those that the namespace sent.
+    pub fn received(&self) -> usize {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// What was seen so far.

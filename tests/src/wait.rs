@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Looks until there is something, or panics with what was waited for.
 #[track_caller]

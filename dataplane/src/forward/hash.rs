@@ -63,15 +63,17 @@ impl HashKey {
 }
 
 impl TupleHash {
-    /// Where the flow stands in a table of `size` entries. Source ports step through the table by a
-    /// golden section of it instead of being hashed: the flows of one client are then spread evenly,
-    /// and not only as evenly as chance has it (over all 2^16 ports of a client, chance alone puts a
-    /// backend of 10 % off by more than 2 % of its share in one case of eleven). Where the steps
-    /// start stays secret.
+    /// Where the flow stands in a table of `size` entries. The source port is not hashed but permuted: the
+    /// flows of one client meet no entry twice before they have met all of them, so that over its 2^16 ports
+    /// every backend gets its share exactly, and not only as exactly as chance has it (by chance a backend
+    /// of 10 % is off by more than 2 % of its share in one case of eleven). The permutation is another one
+    /// for each client, and as irregular as a hash: a regular step through the table would resonate with the
+    /// steps by which Maglev filled it, and neighbouring ports would meet the same backend.
     pub fn spread(self, size: u32) -> u32 {
         let size = u64::from(size);
-        let step = (size * 618 / 1000).max(1);
-        ((self.base % size + u64::from(self.source_port) * step) % size) as u32
+        let position = (u64::from(permute(self.source_port, self.base)) * size) >> 16;
+        let start = ((self.base >> 32) * size) >> 32;
+        ((start + position) % size) as u32
     }
 
     /// For the flow table: well mixed over all bits.
@@ -81,5 +83,46 @@ impl TupleHash {
         x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         x ^ (x >> 33)
+    }
+}
+
+/// A permutation of the 16-bit numbers, chosen by a key: a Feistel network of four rounds on two bytes.
+fn permute(value: u16, key: u64) -> u16 {
+    let [mut left, mut right] = value.to_be_bytes();
+    for round in 0..4 {
+        let mixed = u32::from(right).wrapping_add((key >> (8 * round)) as u32).wrapping_mul(0x9e37_79b1);
+        (left, right) = (right, left ^ (mixed >> 24) as u8);
+    }
+    u16::from_be_bytes([left, right])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permutation_meets_every_number_once() {
+        for key in [0, 1, 0xdead_beef, u64::MAX] {
+            let mut met = vec![false; 1 << 16];
+            for value in 0..=u16::MAX {
+                met[usize::from(permute(value, key))] = true;
+            }
+            assert!(met.iter().all(|met| *met), "key {key:#x}");
+        }
+    }
+
+    #[test]
+    fn neighbouring_ports_stand_apart_irregularly() {
+        let tuple = |source_port| Tuple {
+            source: [192, 0, 2, 1].into(),
+            destination: [198, 51, 100, 1].into(),
+            source_port,
+            destination_port: 80,
+            protocol: Protocol::Tcp,
+        };
+        let entry = |port| HashKey(5).tuple(&tuple(port)).spread(65537);
+        let steps: std::collections::HashSet<u32> =
+            (1000..1100).map(|port| (entry(port + 1) + 65537 - entry(port)) % 65537).collect();
+        assert!(steps.len() > 90, "{} different steps of 100", steps.len());
     }
 }

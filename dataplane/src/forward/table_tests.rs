@@ -98,6 +98,26 @@ fn all_ports_of_a_client_spread_within_two_percent_of_the_shares() {
 }
 
 #[test]
+fn few_flows_of_many_clients_spread_as_chance_has_it() {
+    for key in 0..20u128 {
+        let weights = [1u16, 2, 3, 4];
+        let backends = weights.iter().zip(1..).map(|(&weight, id)| backend(id, weight)).collect();
+        let spec = TableSpec { hash_key: key * 0x1_0000_0001_0000_0001 + 77, ..spec(backends) };
+        let snapshot = Compiler::default().compile(&spec);
+        let (mut flows, mut counts) = (flows(), BTreeMap::<IpAddr, f64>::new());
+        for i in 0..10_000u32 {
+            let mut packet = packet(1024 + (i % 10) as u16 * 7, Protocol::Udp, 53);
+            packet.tuple.source = Ipv4Addr::from(0x0a01_0000 + i / 10);
+            *counts.entry(address_of(&snapshot, &mut flows, &packet).unwrap()).or_default() += 1.0;
+        }
+        for (weight, (address, count)) in weights.iter().zip(counts) {
+            let expected = f64::from(*weight) / 10.0;
+            assert!((count / 10_000.0 - expected).abs() < 0.015, "{address}: {count} of 10000, key {key}");
+        }
+    }
+}
+
+#[test]
 fn a_flow_stays_when_a_backend_comes_and_moves_when_its_own_goes() {
     let mut compiler = Compiler::default();
     let mut flows = flows();
