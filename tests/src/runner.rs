@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::{binaries, sys};
 
@@ -14,19 +15,33 @@ pub type Test = (&'static str, fn() -> anyhow::Result<()>);
 pub fn main(tests: &[Test]) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    if !arguments.list {
-        if let Err(error) = binaries::build() {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
-        if let Err(error) = sys::gain_namespace_rights() {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
+    if !arguments.list && !prepare() {
+        return ExitCode::FAILURE;
     }
     let trials = tests
         .iter()
         .map(|&(name, test)| Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}")))))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Builds the daemons and gains the right to make namespaces, in this order and before any thread is
+/// started. Whether that worked; if not, standard error says what to do.
+pub fn prepare() -> bool {
+    if let Err(error) = binaries::build() {
+        eprintln!("{error}");
+        return false;
+    }
+    // Hundreds of connections have both their ends in this process.
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, files) {
+        eprintln!("raising the limit of open files: {error}");
+        return false;
+    }
+    if let Err(error) = sys::gain_namespace_rights() {
+        eprintln!("{error}");
+        return false;
+    }
+    true
 }

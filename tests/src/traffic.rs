@@ -85,8 +85,8 @@ impl Drop for Backend {
 fn answer_http(stream: TcpStream, name: &str) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut writer = stream;
+    let mut reader = BufReader::new(&stream);
+    let mut writer = &stream;
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {

@@ -10,12 +10,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
-    binaries,
     capture::Capture,
     cluster::{LbNode, wait_for_leader, wait_ready},
     observe::{ArpObserver, UdpStream, owners_in_turn},
+    runner,
     site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
-    sys,
     traffic::{HttpClient, http_who},
     wait,
 };
@@ -25,12 +24,7 @@ const OPEN_CONNECTIONS: usize = 40;
 
 fn main() -> ExitCode {
     println!("Building lbd and lbctl (release)...");
-    if let Err(error) = binaries::build() {
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
-    }
-    if let Err(error) = sys::gain_namespace_rights() {
-        eprintln!("{error}");
+    if !runner::prepare() {
         return ExitCode::FAILURE;
     }
     let begun = Instant::now();
