@@ -92,17 +92,7 @@ fn answer_http(stream: TcpStream, name: &str) -> io::Result<()> {
         if reader.read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let mut length = 0u64;
-        loop {
-            let mut header = String::new();
-            reader.read_line(&mut header)?;
-            if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(io::Error::other)?;
-            }
-            if header.trim().is_empty() {
-                break;
-            }
-        }
+        let length = read_headers(&mut reader)?;
         let received = io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
         let path = line.split(' ').nth(1).unwrap_or("/");
         if let Some(bytes) = path.strip_prefix("/bytes/") {
@@ -117,6 +107,21 @@ fn answer_http(stream: TcpStream, name: &str) -> io::Result<()> {
         } else {
             let body = if received > 0 { format!("{name} {received}") } else { name.to_owned() };
             write!(writer, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+        }
+    }
+}
+
+/// Reads up to the end of the headers. The length of the body.
+fn read_headers(reader: &mut impl io::BufRead) -> io::Result<u64> {
+    let mut length = 0;
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header)?;
+        if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(io::Error::other)?;
+        }
+        if header.trim().is_empty() {
+            return Ok(length);
         }
     }
 }
@@ -165,18 +170,8 @@ impl HttpClient {
         if self.reader.read_line(&mut status)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut length = 0;
-        loop {
-            let mut header = String::new();
-            self.reader.read_line(&mut header)?;
-            if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(io::Error::other)?;
-            }
-            if header.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
+        let length = read_headers(&mut self.reader)?;
+        let mut body = vec![0; usize::try_from(length).map_err(io::Error::other)?];
         self.reader.read_exact(&mut body)?;
         Ok(body)
     }

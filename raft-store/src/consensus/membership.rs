@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     message::{AddNodeRecord, Answer, DescriptionRecord, JoinRecord, RefusedKind, RemoveNodeRecord, Request},
-    network::{CallError, Lane, TransportError},
+    network::{CallError, Lane},
     node::{Consensus, Member},
 };
 use crate::table::{Command, Effect, Name, NewNode, NodeId, Rejection, Role, Table};
@@ -298,11 +298,5 @@ async fn within<T, E: std::fmt::Display>(
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(Failure::refused(format!("{step}: {error}"))),
         Err(_) => Err(Failure::TimedOut(format!("waiting until {step}"))),
-    }
-}
-
-impl From<TransportError> for MembershipError {
-    fn from(error: TransportError) -> Self {
-        Self::Refused(error.to_string())
     }
 }
