@@ -25,17 +25,24 @@ pub(crate) fn shares() -> anyhow::Result<()> {
             site.nodes[0].change(&["backend", "set", "echo", &address, "--weight", &format!("{weight}")])?;
         }
         let total: i32 = weights.iter().sum();
-        // Ten flows from each of a thousand clients, each of three packets; other clients in each round, since
-        // known flows keep their backend.
-        let flows: Vec<(Ipv4Addr, u16)> = (0..10_000u32)
-            .map(|i| (Ipv4Addr::from((10 << 24) + (u32::from(round) << 16) + i / 10), 1024 + (i % 10) as u16 * 7))
-            .collect();
-        let landed = send_and_see(&site, &flows, 3)?;
-        ensure!(landed.values().all(|backends| backends.len() == 1), "a flow is spread over several backends");
-        for (at, share) in shares_of(&site, &landed) {
-            let expected = f64::from(weights[at]) / f64::from(total);
-            ensure!((share - expected).abs() < 0.015, "weights {weights:?}: web{} has {share}", at + 1);
+        // The cluster's hash key is random: 10,000 flows miss by 1.5 points once in a few hundred samples, and
+        // twice in a row only if something is wrong.
+        let mut worst = f64::INFINITY;
+        for sample in 0..2 {
+            // Ten flows from each of a thousand clients, each of three packets; other clients each time, since
+            // known flows keep their backend.
+            let clients = (10 << 24) + (u32::from(round) << 16) + (sample << 12);
+            let flows: Vec<(Ipv4Addr, u16)> =
+                (0..10_000u32).map(|i| (Ipv4Addr::from(clients + i / 10), 1024 + (i % 10) as u16 * 7)).collect();
+            let landed = send_and_see(&site, &flows, 3)?;
+            ensure!(landed.values().all(|backends| backends.len() == 1), "a flow is spread over several backends");
+            let off = |(at, share): (usize, f64)| (share - f64::from(weights[at]) / f64::from(total)).abs();
+            worst = shares_of(&site, &landed).into_iter().map(off).fold(0.0, f64::max);
+            if worst < 0.015 {
+                break;
+            }
         }
+        ensure!(worst < 0.015, "weights {weights:?}: a backend's share is off by {worst} in two samples");
         let client = Ipv4Addr::new(192, 168, 1, 100 + round);
         let ports: Vec<(Ipv4Addr, u16)> = (0..=u16::MAX).map(|port| (client, port)).collect();
         let landed = send_and_see(&site, &ports, 1)?;

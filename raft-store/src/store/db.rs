@@ -6,6 +6,8 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use prost::Message;
@@ -26,6 +28,10 @@ use crate::{
 
 /// sled's page cache. The table lives in memory, so the store is read at start and by lagging peers.
 const CACHE_BYTES: u64 = 16 << 20;
+
+/// For a store that closes to let go of its files.
+const CLOSING: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Who a store belongs to, once its node is part of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +111,7 @@ impl Store {
             File::open(&sled_file)
                 .and_then(|file| file.sync_data())
                 .map_err(|error| StoreError::io("sync", &sled_file, error))?;
+            wait_for_sled(&sled_file)?;
         }
         let db = sled::Config::new()
             .path(&sled_path)
@@ -155,6 +162,22 @@ impl Store {
     pub(crate) fn failure_probe(&self) -> impl Fn() -> Option<String> + Send + Sync + use<> {
         let writer = self.writer.clone();
         move || writer.failure()
+    }
+}
+
+/// sled's threads let go of its file some time after the last handle is dropped. Nobody but a store that
+/// closes can hold it: the directory's lock is ours.
+fn wait_for_sled(path: &Path) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("lock", path, error);
+    let file = File::open(path).map_err(failed)?;
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Given back with the descriptor, right before sled takes it.
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+            Err(error) => return Err(failed(error.into())),
+        }
     }
 }
 
