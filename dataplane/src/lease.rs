@@ -17,9 +17,9 @@ pub struct LeaseClock {
 }
 
 impl LeaseClock {
-    /// Answers are allowed until then; never shortens what was allowed before.
-    pub fn extend(&self, deadline_ns: u64) {
-        self.deadline_ns.fetch_max(deadline_ns, Ordering::AcqRel);
+    /// Answers are allowed until then, whatever was allowed before.
+    pub fn set(&self, deadline_ns: u64) {
+        self.deadline_ns.store(deadline_ns, Ordering::Release);
     }
 
     /// No answer from now on.

@@ -1,6 +1,9 @@
 //! The daemon's life: bind, open, serve, follow, and let go in the right order.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use lb_dataplane::{Config as DataplaneConfig, Dataplane, forward::flow::Timeouts};
 use lb_raft_store::{Consensus, Settings};
@@ -12,25 +15,26 @@ use tokio::{
 
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
-    config::Config,
+    config::{Cluster as ClusterConfig, Config},
     control::{Control, Retiring, retire},
     exit::Failure,
     link,
-    ownership::Ownership,
+    ownership::{self, Ownership},
     raft::TonicTransport,
+    supervise::Parent,
 };
 
 /// Runs until SIGTERM or SIGINT, or until it must not go on.
-pub(crate) fn run(config: Config) -> Result<(), Failure> {
+pub(crate) fn run(config: Config, parent: Parent) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::System("starting the runtime", error))?;
-    runtime.block_on(serve(Arc::new(config)))
+    runtime.block_on(serve(Arc::new(config), parent))
 }
 
-async fn serve(config: Arc<Config>) -> Result<(), Failure> {
+async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::System("waiting for signals", error))?;
     if config.insecure {
         tracing::warn!("tls.insecure = true: whoever reaches the TCP listeners controls this cluster");
@@ -45,6 +49,9 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         .iter()
         .map(|address| bind_tcp("cluster.listen", *address))
         .collect::<Result<Vec<_>, _>>()?;
+    let heartbeat_sockets =
+        ownership::bind(&config.cluster.listen).map_err(|(address, source)| Failure::Heartbeat { address, source })?;
+    let heartbeat = heartbeat_addresses(&config.cluster).await;
     let api_listeners = Listeners::bind(&config.api)?;
     let settings = Settings {
         cluster_name: config.cluster.name.clone(),
@@ -73,7 +80,7 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         }
     }
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
-    let ownership = Ownership::new(consensus.clone(), clock);
+    let ownership = Ownership::new(consensus.clone(), clock, heartbeat_sockets, parent);
 
     let in_force = Arc::new(AtomicU64::new(0));
     let (stop, stopping) = watch::channel(false);
@@ -99,6 +106,7 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
         links: links.clone(),
+        heartbeat,
         in_force,
     };
     followers.spawn(control.run());
@@ -124,6 +132,13 @@ async fn serve(config: Arc<Config>) -> Result<(), Failure> {
         tracing::warn!(%error, "the guard was not removed");
     }
     outcome
+}
+
+/// Where the other nodes reach this node's heartbeat.
+async fn heartbeat_addresses(cluster: &ClusterConfig) -> Vec<SocketAddr> {
+    let advertised = tokio::net::lookup_host(&cluster.advertise).await;
+    let advertised = advertised.ok().and_then(|mut addresses| addresses.next()).map(|address| address.ip());
+    ownership::addresses(&cluster.listen, advertised)
 }
 
 fn announce_readiness(config: &Config, consensus: &Consensus) {

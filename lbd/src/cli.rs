@@ -22,6 +22,10 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) check: bool,
 
+    /// Set by lbd itself: this is the working process of the lbd with that process id.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) working_child_of: Option<u32>,
+
     /// How to write the log. RUST_LOG sets what is logged (default: info).
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) log_format: LogFormat,

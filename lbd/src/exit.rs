@@ -37,6 +37,8 @@ pub(crate) enum Failure {
     Dataplane(#[from] lb_dataplane::StartError),
     #[error("{key}: cannot listen on {address}: {source}{holder}")]
     Listen { key: &'static str, address: SocketAddr, source: io::Error, holder: String },
+    #[error("cluster.listen: cannot receive heartbeats (UDP) on {address}: {source}")]
+    Heartbeat { address: SocketAddr, source: io::Error },
     #[error("api.listen: cannot listen on {}: {source}", path.display())]
     Socket { path: PathBuf, source: io::Error },
     #[error("{0}")]
@@ -58,7 +60,9 @@ impl Failure {
             ))
             | Self::StoreBroke(_) => Exit::Store,
             Self::Consensus(StartError::OtherNode { .. }) | Self::Removed(_) => Exit::Config,
-            Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Socket { .. } => Exit::Unavailable,
+            Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Heartbeat { .. } | Self::Socket { .. } => {
+                Exit::Unavailable
+            }
             Self::Consensus(StartError::Raft(_)) | Self::WorkerEnded | Self::System(..) => Exit::Software,
         }
     }

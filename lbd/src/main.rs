@@ -1,7 +1,8 @@
 //! `lbd`: one node of the load balancer.
 //!
 //! [`app`] puts the parts together. A command comes in by `api`, is agreed on by `lb_raft_store`, and goes
-//! out by `control` to `lb_dataplane`; `ownership` says for which VIPs this node may answer.
+//! out by `control` to `lb_dataplane`; `ownership` says for which VIPs this node may answer. All that is done
+//! by a child process, which `supervise` waits for.
 #![forbid(unsafe_code)]
 
 mod api;
@@ -13,13 +14,14 @@ mod exit;
 mod link;
 mod ownership;
 mod raft;
+mod supervise;
 mod telemetry;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::{cli::Cli, exit::Exit};
+use crate::{cli::Cli, exit::Exit, supervise::Parent};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -41,8 +43,18 @@ fn main() -> ExitCode {
         println!("{}: ok", cli.config.display());
         return ExitCode::SUCCESS;
     }
+    let Some(parent) = cli.working_child_of else {
+        return supervise::run().unwrap_or_else(|error| {
+            eprintln!("lbd: the working process does not start: {error}");
+            Exit::Software.into()
+        });
+    };
     telemetry::start(cli.log_format);
-    match app::run(config) {
+    let Some(parent) = Parent::of_child(parent) else {
+        tracing::error!("the process that started this one is gone");
+        return Exit::Software.into();
+    };
+    match app::run(config, parent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");

@@ -12,8 +12,7 @@ pub mod table;
 mod watch;
 
 pub use consensus::{
-    Application, Consensus, Lane, MembershipError, ProposeError, Settings, StartError, Status, Transport,
-    TransportError,
+    Consensus, Lane, MembershipError, ProposeError, Settings, StartError, Status, Transport, TransportError,
 };
 pub use store::StoreError;
 pub use watch::{View, Watcher};

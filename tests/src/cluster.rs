@@ -114,13 +114,39 @@ impl LbNode {
         Ok(())
     }
 
-    /// SIGKILL, and waits for the death.
+    /// SIGKILL for both of its processes, and waits for their death.
     pub fn kill(&mut self) -> io::Result<()> {
+        let worker = self.worker();
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
         }
+        if let Some(worker) = worker {
+            // It dies with its parent; whoever reaps it does so in its own time.
+            wait::until(&format!("the worker of {} is dead", self.name), SOON, || is_dead(worker));
+        }
         Ok(())
+    }
+
+    /// SIGKILL for the working process alone; its parent tells the others.
+    pub fn kill_worker(&mut self) -> anyhow::Result<()> {
+        let worker = self.worker().with_context(|| format!("{} has no working process", self.name))?;
+        Ok(sys::signal(worker, Signal::KILL)?)
+    }
+
+    /// The process id of the working process.
+    pub fn worker(&self) -> Option<u32> {
+        let parent = self.child.as_ref()?.id();
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    /// A signal to both of its processes.
+    pub fn signal_both(&self, signal: Signal) -> io::Result<()> {
+        if let Some(worker) = self.worker() {
+            sys::signal(worker, signal)?;
+        }
+        self.signal(signal)
     }
 
     /// SIGTERM, and waits for the end.
@@ -261,4 +287,12 @@ pub fn wait_ready(node: &LbNode, count: usize) {
         let ready = status["nodes"].as_array().into_iter().flatten();
         ready.filter(|row| row["ready"] == true && row["attachments"] != Value::Array(Vec::new())).count() >= count
     });
+}
+
+/// Whether a process is gone, or merely not reaped yet: the last of its threads closes its files.
+fn is_dead(process: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
+    // The state follows the name, which stands in parentheses.
+    let threads = fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+    threads <= 1 && stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }

@@ -2,6 +2,7 @@
 //! missed event heals. Everything runs on one task, so a table is never overtaken by an older one.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -37,6 +38,8 @@ pub(crate) struct Control {
     /// Absent on a witness.
     pub(crate) dataplane: Option<Arc<Dataplane>>,
     pub(crate) links: Vec<Link>,
+    /// Where this node hears heartbeats.
+    pub(crate) heartbeat: Vec<SocketAddr>,
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
 }
@@ -96,11 +99,13 @@ impl Control {
     fn publish_node(&self, me: NodeId, view: &View) {
         let attachments: Vec<Attachment> = self.links.iter().flat_map(Link::attachments).collect();
         let Some(node) = view.table.node(me) else { return };
-        if node.attachments == attachments && node.feature_level == FEATURE_LEVEL {
+        let heartbeat = &self.heartbeat;
+        if node.attachments == attachments && node.heartbeat == *heartbeat && node.feature_level == FEATURE_LEVEL {
             return;
         }
         let consensus = self.consensus.clone();
-        let command = Command::PublishNode { node: me, attachments, feature_level: FEATURE_LEVEL };
+        let command =
+            Command::PublishNode { node: me, attachments, heartbeat: heartbeat.clone(), feature_level: FEATURE_LEVEL };
         tokio::spawn(async move {
             if let Err(error) = consensus.propose(&command, Instant::now() + PROPOSAL).await {
                 tracing::debug!(%error, "this node's addresses are not published yet");
@@ -124,8 +129,13 @@ impl Control {
 /// Falls silent for every VIP, hands them over, and goes on forwarding until their clients have found
 /// the new owners.
 pub(crate) async fn retire(retiring: &Retiring) {
-    let Some(dataplane) = retiring.dataplane.clone() else { return retiring.ownership.release_all().await };
-    dataplane.lease().revoke();
+    let lease = retiring.ownership.stop().await;
+    let release = async || {
+        if let Some(lease) = lease {
+            retiring.ownership.release(lease).await;
+        }
+    };
+    let Some(dataplane) = retiring.dataplane.clone() else { return release().await };
     let status = retiring.consensus.status();
     let owned_any = if let Some(me) = status.node {
         let view = retiring.consensus.view();
@@ -137,14 +147,14 @@ pub(crate) async fn retire(retiring: &Retiring) {
             worker.publish(&spec).is_ok_and(|generation| worker.wait_seen(generation, TAKE_UP))
         });
         if !silent.await.unwrap_or(false) {
-            tracing::error!("the dataplane does not fall silent: the leader will end the lease");
+            tracing::error!("the dataplane does not fall silent: the other nodes will end the lease");
             return;
         }
         view.table.vips_of(me).next().is_some()
     } else {
         false
     };
-    retiring.ownership.release_all().await;
+    release().await;
     let started = Instant::now();
     let (mut seen, mut since) = (dataplane.report().forwarded, Instant::now());
     while owned_any && since.elapsed() < QUIET && started.elapsed() < QUIET_AT_MOST {

@@ -1,37 +1,39 @@
-//! Feeds the lease's state machines: with the table, the clock, and the messages of the other nodes.
+//! Connects the heartbeat to the log and to the dataplane: brings it the table, proposes what it asks for,
+//! takes the lead when it says so, and gives grants up once the dataplane has fallen silent for them.
 
 use std::{
-    collections::HashSet,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashSet},
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
-use futures::future::BoxFuture;
 use lb_dataplane::lease::{LeaseClock, boottime_ns};
 use lb_raft_store::{
-    Application, Consensus, Lane, View,
-    table::{Command, Epoch, Evidence, LeaseId, NodeId},
+    Consensus, View,
+    table::{Command, Epoch, LeaseId, NodeId},
 };
-use prost::Message as _;
 use tokio::{
-    sync::watch,
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
-    RENEW_EVERY, VALID,
-    fencing::Fencing,
-    holder::{Action, Holder},
-    message::{Renew, Renewed},
+    heartbeat::{Heartbeat, Input, Report, Start},
+    member::{Lead, Member},
+    watchdog,
 };
+use crate::supervise::Parent;
 
-/// Between two looks at the clock.
-const TICK: Duration = Duration::from_millis(25);
+/// Between two looks at who leads; a change of the table brings one too.
+const TICK: Duration = Duration::from_millis(10);
 /// For one proposal; a new one follows if it is still needed.
 const PROPOSAL: Duration = Duration::from_millis(1000);
+/// For the proposal by which a stopping node hands over.
+const LAST_PROPOSAL: Duration = Duration::from_millis(3000);
 /// Between two Released of the same grant.
-const RELEASE_AGAIN: Duration = Duration::from_millis(200);
+const RELEASE_AGAIN: Duration = Duration::from_millis(20);
 
 /// What this process holds, for `control`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,31 +53,28 @@ pub(crate) struct Ownership {
 struct Inner {
     consensus: Consensus,
     clock: Arc<LeaseClock>,
-    holder: Mutex<Holder>,
-    fencing: Mutex<Fencing>,
+    /// Bound at the start; the heartbeat takes them when the node has joined.
+    sockets: Mutex<Vec<UdpSocket>>,
+    heartbeat: OnceLock<Heartbeat>,
     held: watch::Sender<Held>,
-    /// The lease for which the dataplane's table was compiled; under another one it would answer for VIPs
-    /// that have gone elsewhere.
-    in_dataplane: Mutex<Option<LeaseId>>,
     nonce: u64,
+    parent: Parent,
 }
 
 impl Ownership {
     /// Of this process; `clock` is what the dataplane looks at.
-    pub(crate) fn new(consensus: Consensus, clock: Arc<LeaseClock>) -> Self {
+    pub(crate) fn new(consensus: Consensus, clock: Arc<LeaseClock>, sockets: Vec<UdpSocket>, parent: Parent) -> Self {
         let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
         let inner = Inner {
             consensus,
             clock,
-            holder: Mutex::new(Holder::new(nonce)),
-            fencing: Mutex::default(),
+            sockets: Mutex::new(sockets),
+            heartbeat: OnceLock::new(),
             held: watch::Sender::default(),
-            in_dataplane: Mutex::default(),
             nonce,
+            parent,
         };
-        let ownership = Self { inner: Arc::new(inner) };
-        ownership.inner.consensus.set_application(Arc::new(ownership.clone()));
-        ownership
+        Self { inner: Arc::new(inner) }
     }
 
     /// What this process holds.
@@ -85,7 +84,7 @@ impl Ownership {
 
     /// The dataplane has taken up a table that was compiled for this lease: from now on it may be used.
     pub(crate) fn table_in_force(&self, lease: Option<LeaseId>) {
-        *self.inner.in_dataplane.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+        self.tell(Input::InForce(lease));
     }
 
     /// For how long this node may still answer, in milliseconds.
@@ -93,109 +92,94 @@ impl Ownership {
         self.inner.clock.deadline_ns().saturating_sub(boottime_ns()) / 1_000_000
     }
 
-    /// Holds the lease, and ends the others' when this node leads. Runs until it is aborted.
-    pub(crate) async fn run(self) {
-        let mut table = self.inner.consensus.watch();
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                changed = table.changed() => if changed.is_err() { return },
-            }
-            let Some(me) = self.inner.consensus.status().node else { continue };
-            let view = table.borrow_and_update().clone();
-            self.hold(me, &view);
-            self.fence_the_silent(&view);
+    fn tell(&self, input: Input) {
+        if let Some(heartbeat) = self.inner.heartbeat.get() {
+            heartbeat.tell(input);
         }
     }
 
-    fn hold(&self, me: NodeId, view: &View) {
-        let mut holder = self.inner.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        // A node that the table does not know yet has nobody to ask.
-        if view.table.node(me).is_none() {
+    /// Follows the table and the heartbeat from the day on that the node has joined. Runs until it is aborted.
+    pub(crate) async fn run(self) {
+        let consensus = &self.inner.consensus;
+        if consensus.joined().wait_for(|joined| *joined).await.is_err() {
             return;
         }
-        let actions = holder.poll(view.table.lease(me), boottime_ns());
-        let lease = holder.lease();
-        drop(holder);
-        for action in actions {
-            match action {
-                Action::Revoke => {
-                    self.inner.clock.revoke();
-                    self.update_held(|held| held.lease = lease);
+        let status = consensus.status();
+        let (Some(me), Some(cluster)) = (status.node, status.cluster) else { return };
+        let (reports, mut inbox) = mpsc::unbounded_channel();
+        let sockets = std::mem::take(&mut *self.inner.sockets.lock().unwrap_or_else(PoisonError::into_inner));
+        let start = Start { me, cluster, nonce: self.inner.nonce, sockets, clock: self.inner.clock.clone(), reports };
+        match Heartbeat::start(start) {
+            Ok(heartbeat) => drop(self.inner.heartbeat.set(heartbeat)),
+            Err(error) => return tracing::error!(%error, "the heartbeat does not start: this node owns nothing"),
+        }
+        let mut table = consensus.watch();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut lead = Lead::default();
+        let mut watched: BTreeMap<NodeId, (String, Guard)> = BTreeMap::new();
+        self.tell(Input::View(consensus.view()));
+        loop {
+            tokio::select! {
+                biased;
+                report = inbox.recv() => match report {
+                    Some(report) => self.act(me, report),
+                    None => return,
+                },
+                changed = table.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let view = table.borrow_and_update().clone();
+                    self.watch_processes(me, &view, &mut watched);
+                    self.tell(Input::View(view));
                 }
-                Action::Open { previous } => {
-                    self.propose(Command::OpenLease { node: me, nonce: self.inner.nonce, previous });
-                }
-                Action::Ready { lease } => self.propose(Command::Ready { node: me, lease }),
-                Action::Renew { lease } => drop(tokio::spawn(self.clone().renew(me, lease))),
+                _ = ticks.tick() => {}
+            }
+            let status = consensus.status();
+            let now = Lead { leader: status.leader, term: status.term };
+            if now != lead {
+                lead = now;
+                self.tell(Input::Lead(lead));
             }
         }
     }
 
-    async fn renew(self, me: NodeId, lease: LeaseId) {
-        let consensus = &self.inner.consensus;
-        let Some(leader) = consensus.status().leader else { return };
-        let message = Renew { lease: lease.0, nonce: self.inner.nonce };
-        // Before it is sent, so that the holder never believes longer than the leader.
-        let sent_ns = boottime_ns();
-        let granted = if leader == me {
-            self.grant(me, &message).await
-        } else {
-            let answer = consensus.tell(leader, Lane::Urgent, message.encode_to_vec(), VALID - RENEW_EVERY).await;
-            answer.is_ok_and(|answer| Renewed::decode(&*answer).is_ok_and(|renewed| renewed.granted))
-        };
-        let in_dataplane = *self.inner.in_dataplane.lock().unwrap_or_else(PoisonError::into_inner);
-        if granted && in_dataplane == Some(lease) {
-            let mut holder = self.inner.holder.lock().unwrap_or_else(PoisonError::into_inner);
-            holder.renewed(lease, sent_ns);
-            // Under the holder's lock: a lease that was revoked meanwhile is not extended.
-            if holder.lease() == Some(lease) {
-                self.inner.clock.extend(holder.valid_until_ns());
-            }
-        }
-    }
-
-    /// The leader's answer to a renewal.
-    async fn grant(&self, node: NodeId, renew: &Renew) -> bool {
-        let deadline = Instant::now() + VALID - RENEW_EVERY;
-        let consensus = &self.inner.consensus;
-        // A majority confirms, after the renewal came, that this node is still the leader.
-        let Some(index) = consensus.read_index(deadline).await else { return false };
-        let Some(view) = consensus.applied(index, deadline).await else { return false };
-        let lease = LeaseId(renew.lease);
-        let current = view.table.lease(node).is_some_and(|held| held.id == lease && held.nonce == renew.nonce);
-        // A node that is no voter may have been cut off from the table while it was removed.
-        if !current || !view.voters.contains(&node) {
-            return false;
-        }
-        let mut fencing = self.inner.fencing.lock().unwrap_or_else(PoisonError::into_inner);
-        fencing.heard(node, lease, boottime_ns())
-    }
-
-    fn fence_the_silent(&self, view: &View) {
-        let status = self.inner.consensus.status();
-        let term = (status.node.is_some() && status.leader == status.node).then_some(status.term);
-        let silent = {
-            let mut fencing = self.inner.fencing.lock().unwrap_or_else(PoisonError::into_inner);
-            fencing.poll(term, view.table.leases(), boottime_ns())
-        };
-        for silent in silent {
-            let name = view.table.node(silent.node).map(|node| node.name.to_string());
-            tracing::warn!(
-                node = name,
-                silent_ms = silent.silent_ms,
-                "a node is silent: its lease ends, its VIPs move"
-            );
-            let command = Command::Fence {
-                node: silent.node,
-                lease: silent.lease,
-                evidence: Evidence::Silence { silent_ms: silent.silent_ms },
-            };
+    fn act(&self, me: NodeId, report: Report) {
+        let consensus = self.inner.consensus.clone();
+        match report {
+            Report::Propose(command) => self.propose(command),
             // Never by way of another leader: that one may have heard what this one has not.
-            let (consensus, term) = (self.inner.consensus.clone(), status.term);
-            tokio::spawn(async move { consensus.propose_in_term(&command, term, Instant::now() + PROPOSAL).await });
+            Report::ProposeInTerm(term, command) => {
+                if let Command::Fence { node, evidence, .. } = &command {
+                    let name = consensus.view().table.node(*node).map(|node| node.name.to_string());
+                    tracing::warn!(node = name, ?evidence, "a node is gone: its lease ends, its VIPs move");
+                }
+                tokio::spawn(async move { consensus.propose_in_term(&command, term, Instant::now() + PROPOSAL).await });
+            }
+            Report::Elect(from) => {
+                let name = consensus.view().table.node(from).map(|node| node.name.to_string());
+                tracing::warn!(leader = name, "the leader is gone: this node takes its place");
+                tokio::spawn(async move { consensus.take_lead(from).await });
+            }
+            Report::Holds(lease) => {
+                tracing::debug!(node = me, ?lease, "the lease has changed");
+                self.update_held(|held| held.lease = lease);
+            }
+            Report::Obituary(datagrams) => self.inner.parent.on_death_send(&datagrams),
+        }
+    }
+
+    /// Keeps a watch over each other node's process.
+    fn watch_processes(&self, me: NodeId, view: &View, watched: &mut BTreeMap<NodeId, (String, Guard)>) {
+        watched.retain(|id, (address, _)| view.table.node(*id).is_some_and(|node| node.address == *address));
+        for node in view.table.nodes().filter(|node| node.id != me) {
+            watched.entry(node.id).or_insert_with(|| {
+                let (ownership, id, address) = (self.clone(), node.id, node.address.clone());
+                let gone = move || ownership.tell(Input::Refused(id));
+                let watch = tokio::spawn(watchdog::watch(address, gone));
+                (node.address.clone(), Guard(watch.abort_handle()))
+            });
         }
     }
 
@@ -228,33 +212,34 @@ impl Ownership {
         loop {
             let silenced: Vec<(IpAddr, Epoch)> = held.borrow_and_update().silenced.iter().copied().collect();
             let view = self.inner.consensus.view();
-            for (vip, epoch) in silenced {
-                let stands = view.table.vip(vip).and_then(|vip| vip.owner).is_some_and(|owner| owner.epoch == epoch);
+            for (vip, epoch) in &silenced {
+                let stands = view.table.vip(*vip).and_then(|vip| vip.owner).is_some_and(|owner| owner.epoch == *epoch);
                 if stands {
-                    self.propose(Command::Released { vip, epoch });
+                    self.propose(Command::Released { vip: *vip, epoch: *epoch });
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(RELEASE_AGAIN) => {}
+                () = tokio::time::sleep(RELEASE_AGAIN), if !silenced.is_empty() => {}
                 changed = held.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// Lets go of everything, for a stop. The dataplane must have fallen silent before.
-    pub(crate) async fn release_all(&self) {
-        let lease = {
-            let mut holder = self.inner.holder.lock().unwrap_or_else(PoisonError::into_inner);
-            let lease = holder.lease();
-            holder.release();
-            // Under the lock, as in `renew`: no answer that is still on its way extends it again.
-            self.inner.clock.revoke();
-            lease
-        };
-        let (Some(lease), Some(node)) = (lease, self.inner.consensus.status().node) else { return };
-        let command = Command::Fence { node, lease, evidence: Evidence::OwnRelease };
-        if let Err(error) = self.inner.consensus.propose(&command, Instant::now() + 3 * PROPOSAL).await {
-            tracing::warn!(%error, "the VIPs were not handed over; the leader will end the lease");
+    /// No answer and no announcement from now on. The lease that is to be released once the dataplane has
+    /// fallen silent.
+    pub(crate) async fn stop(&self) -> Option<LeaseId> {
+        let heartbeat = self.inner.heartbeat.get()?;
+        let (done, stopped) = oneshot::channel();
+        heartbeat.tell(Input::Stop(done));
+        stopped.await.ok().flatten()
+    }
+
+    /// Hands everything over, for a stop. The dataplane must have fallen silent before.
+    pub(crate) async fn release(&self, lease: LeaseId) {
+        let Some(node) = self.inner.consensus.status().node else { return };
+        let command = Member::own_release(node, lease);
+        if let Err(error) = self.inner.consensus.propose(&command, Instant::now() + LAST_PROPOSAL).await {
+            tracing::warn!(%error, "the VIPs were not handed over; the other nodes will notice");
         }
     }
 
@@ -277,15 +262,16 @@ impl Ownership {
     }
 }
 
-impl Application for Ownership {
-    fn answer(&self, from: NodeId, message: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
-        let ownership = self.clone();
-        Box::pin(async move {
-            let granted = match Renew::decode(&*message) {
-                Ok(renew) => ownership.grant(from, &renew).await,
-                Err(_) => false,
-            };
-            Renewed { granted }.encode_to_vec()
-        })
+/// Ends a task when it is dropped.
+struct Guard(AbortHandle);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.abort();
     }
+}
+
+/// Binds the heartbeat's sockets.
+pub(crate) fn bind(listen: &[SocketAddr]) -> Result<Vec<UdpSocket>, (SocketAddr, std::io::Error)> {
+    listen.iter().map(|address| UdpSocket::bind(address).map_err(|error| (*address, error))).collect()
 }

@@ -1,29 +1,82 @@
 //! For which VIPs this node may answer, and until when.
 //!
-//! A node opens a lease through the log and renews it with the leader. The leader answers a renewal
-//! only after a majority has confirmed, since the renewal came, that it is still the leader. So:
+//! A node owns VIPs under a lease that it opens through the log. The lease is valid for as long as a
+//! majority of the voters has promised, in answer to its heartbeats, to say nothing against it. A voter
+//! whose promise has run out withdraws; when so many have withdrawn that no majority is left, the leader
+//! ends the lease through the log, and the same entry places its VIPs anew. The holder's clock ran out
+//! before the first promise did, so it is silent before anybody else may speak.
 //!
-//! - a renewal that was sent at `t` is good until `t` + [`VALID`], by the holder's clock;
-//! - a leader ends a lease through the log when it has answered no renewal for [`SILENCE`], counted
-//!   from its election or from the last answer, whichever is later; both lie after `t`;
-//! - [`SILENCE`] > [`VALID`], so the holder is silent before anybody else may speak.
-//!
-//! [`holder`] and [`fencing`] are pure; [`driver`] feeds them with time, the table and messages.
+//! [`member`] puts the three pure roles together: [`lease`] (the holder), [`support`] (the voter) and
+//! [`takeover`] (the leader, and whoever replaces it). [`heartbeat`] is the thread that feeds it with
+//! datagrams and the clock; [`driver`] is its connection to the log and to the dataplane. The rules and why
+//! they suffice: `docs/ownership.md`.
 
 mod driver;
-mod fencing;
-mod holder;
+mod heartbeat;
+mod lease;
+mod member;
 mod message;
+mod support;
+mod takeover;
+mod timing;
+mod watchdog;
 
-use std::time::Duration;
+#[cfg(test)]
+mod simulation;
 
-pub(crate) use driver::{Held, Ownership};
+pub(crate) use driver::{Held, Ownership, bind};
+pub(crate) use heartbeat::addresses;
 
-/// How long a renewal is good for.
-const VALID: Duration = Duration::from_millis(500);
-/// After how much silence a leader ends a lease.
-const SILENCE: Duration = Duration::from_millis(1000);
-/// Between two renewals.
-const RENEW_EVERY: Duration = Duration::from_millis(100);
+/// Faults that tests put in on purpose, to show that the simulation would find them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code, reason = "only tests plant faults"))]
+enum Bug {
+    /// A lease is used for as long as the promise lasts: W = D.
+    NoMargin,
+    /// A restarted process gives evidence at once.
+    NoStartSilence,
+    /// Evidence is weighed where it is gathered, and not again when it is applied.
+    EvidenceNotWeighedAgain,
+    /// A new owner answers without a valid lease of its own.
+    ActsWithoutLease,
+    /// A withdrawal is forgotten as soon as its holder is heard again.
+    WithdrawalNotKept,
+    /// One voter too few ends a lease.
+    BlockingSetOffByOne,
+    /// Only the present configuration has to be blocked.
+    OnlyPresentConfiguration,
+    /// OpenLease ends whatever lease there is.
+    NoCompareAndSet,
+    /// A process takes up any lease of its node.
+    NoNonce,
+    /// A deleted VIP vanishes while its owner still answers.
+    NoDeletingMark,
+    /// Withdrawals are never taken back.
+    NoRetract,
+    /// An unknown lease counts as one whose promise has run out.
+    NoFirstSight,
+    /// A move changes the owner at once.
+    DirectMoves,
+    /// A node that sends and does not hear keeps its support.
+    NoHeardLately,
+    /// A restarted process supports others before its own lease is applied.
+    SupportBeforeLease,
+}
 
-const _: () = assert!(SILENCE.as_millis() > VALID.as_millis());
+#[cfg(test)]
+use simulation::{planted, planted_suffices};
+
+#[cfg(not(test))]
+const fn planted(_: Bug) -> bool {
+    false
+}
+
+#[cfg(not(test))]
+const fn planted_suffices(
+    _: &lb_raft_store::table::Table,
+    _: lb_raft_store::table::NodeId,
+    _: lb_raft_store::table::LeaseId,
+    _: &lb_raft_store::table::Evidence,
+) -> bool {
+    false
+}

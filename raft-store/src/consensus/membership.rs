@@ -6,14 +6,19 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use openraft::{BasicNode, ChangeMembers, async_runtime::WatchReceiver as _};
+use openraft::{
+    BasicNode, ChangeMembers,
+    async_runtime::WatchReceiver as _,
+    errors::{ClientWriteError, RaftError},
+};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::{
     message::{AddNodeRecord, Answer, DescriptionRecord, JoinRecord, RefusedKind, RemoveNodeRecord, Request},
     network::{CallError, Lane},
-    node::{Consensus, Member},
+    node::{Consensus, Member, new_key},
+    types::TypeConfig,
 };
 use crate::table::{Command, Effect, Name, NewNode, NodeId, Rejection, Role, Table};
 
@@ -139,7 +144,9 @@ impl Consensus {
             Err(error) => return Err(Failure::refused(format!("{} did not join: {error}", record.name))),
         }
         let node = BasicNode { addr: record.address.clone() };
+        self.wait_until_confirmed(deadline).await?;
         within(deadline, "the new node catches up", member.raft.add_learner(id, node, true)).await?;
+        self.wait_until_confirmed(deadline).await?;
         let voter = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         within(deadline, "the new node becomes a voter", member.raft.change_membership(voter, true)).await
     }
@@ -206,14 +213,16 @@ impl Consensus {
         let is_member = member.raft.metrics().borrow_watched().membership_config.get_node(&id).is_some();
         if is_member {
             let gone = BTreeSet::from([id]);
+            self.wait_until_confirmed(deadline).await?;
             if view.voters.contains(&id) {
                 let change = ChangeMembers::RemoveVoters(gone.clone());
                 within(deadline, "its vote is taken", member.raft.change_membership(change, true)).await?;
             }
+            self.wait_until_confirmed(deadline).await?;
             let change = ChangeMembers::RemoveNodes(gone);
             within(deadline, "it leaves the membership", member.raft.change_membership(change, true)).await?;
         }
-        self.write(Command::RemoveNode { node: id }, deadline).await?;
+        self.write(Command::RemoveNode { node: id, heartbeat_key: new_key() }, deadline).await?;
         // It may be gone for good: what it does not hear now, it hears from whoever it asks.
         let told = member.peers.call(id, &address, Lane::Bulk, Request::Removed(true), QUESTION).await;
         if let Err(error) = told {
@@ -244,6 +253,16 @@ impl Consensus {
             )));
         }
         Ok(())
+    }
+
+    /// Waits until every holder of a lease counts its majorities among the present voters. Evidence must block
+    /// all configurations that a holder may count in: changes that ran ahead would make that impossible.
+    async fn wait_until_confirmed(&self, deadline: Instant) -> Result<(), Failure> {
+        let mut watcher = self.watch();
+        let confirmed = watcher.wait_for(|view| view.table.is_configuration_confirmed());
+        let confirmed = matches!(timeout_at(deadline, confirmed).await, Ok(Ok(_)));
+        let late = || Failure::TimedOut("a node has not confirmed the last change of membership yet".into());
+        if confirmed { Ok(()) } else { Err(late()) }
     }
 
     /// A leader does not remove itself: it gives the lead to another voter, who then does.
@@ -289,13 +308,15 @@ fn answer(outcome: Result<(), Failure>) -> Answer {
     }
 }
 
-async fn within<T, E: std::fmt::Display>(
-    deadline: Instant,
-    step: &str,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<(), Failure> {
+type Write<T> = Result<T, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
+
+async fn within<T>(deadline: Instant, step: &str, work: impl Future<Output = Write<T>>) -> Result<(), Failure> {
     match timeout_at(deadline, work).await {
         Ok(Ok(_)) => Ok(()),
+        // Also from a fresh leader, until a majority has confirmed it: the same is tried again.
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
+            Err(Failure::NotLeader(to.leader_id.unwrap_or(0)))
+        }
         Ok(Err(error)) => Err(Failure::refused(format!("{step}: {error}"))),
         Err(_) => Err(Failure::TimedOut(format!("waiting until {step}"))),
     }

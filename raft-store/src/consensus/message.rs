@@ -15,7 +15,7 @@ pub(crate) struct PeerRequest {
     pub(crate) from: u64,
     #[prost(uint64, tag = "3")]
     pub(crate) to: u64,
-    #[prost(oneof = "Request", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Request", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     pub(crate) request: Option<Request>,
 }
 
@@ -50,9 +50,6 @@ pub(crate) enum Request {
     /// You are not part of the cluster any more.
     #[prost(bool, tag = "15")]
     Removed(bool),
-    /// For the daemon above.
-    #[prost(bytes, tag = "16")]
-    Application(Vec<u8>),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -100,7 +97,7 @@ pub(crate) struct RemoveNodeRecord {
 /// One answer.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct PeerReply {
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 9, 10")]
     pub(crate) answer: Option<Answer>,
 }
 
@@ -121,8 +118,6 @@ pub(crate) enum Answer {
     Description(DescriptionRecord),
     #[prost(bool, tag = "7")]
     Done(bool),
-    #[prost(bytes, tag = "8")]
-    Application(Vec<u8>),
     /// Ask the leader; 0 if unknown.
     #[prost(uint64, tag = "9")]
     NotLeader(u64),

@@ -48,7 +48,7 @@ pub enum TransportError {
 pub enum Lane {
     /// Log entries, snapshots, everything else.
     Bulk,
-    /// Heartbeats, votes, lease renewals.
+    /// Raft's heartbeats and votes, reads.
     Urgent,
 }
 

@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
 use openraft::{
     BasicNode, Config, Raft, ReadPolicy, SnapshotPolicy,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, RaftError},
+    raft::TransferLeaderRequest,
 };
 use tokio::{
     sync::{Mutex, watch},
@@ -99,12 +99,6 @@ pub enum ProposeError {
     Broken(String),
 }
 
-/// The daemon's part of the conversation between nodes.
-pub trait Application: Send + Sync + 'static {
-    /// Answers a message that another node's daemon sent.
-    fn answer(&self, from: NodeId, message: Vec<u8>) -> BoxFuture<'static, Vec<u8>>;
-}
-
 /// Where a node stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
@@ -135,7 +129,6 @@ pub(super) struct Inner {
     pub(super) member: OnceLock<Member>,
     pub(super) joining: Mutex<()>,
     pub(super) changing_membership: Mutex<()>,
-    pub(super) application: OnceLock<Arc<dyn Application>>,
     pub(super) fatal: watch::Sender<Option<String>>,
     watcher: Watcher,
     joined: watch::Sender<bool>,
@@ -179,7 +172,6 @@ impl Consensus {
                 member: OnceLock::new(),
                 joining: Mutex::new(()),
                 changing_membership: Mutex::new(()),
-                application: OnceLock::new(),
                 fatal: watch::Sender::new(None),
                 watcher,
                 joined: watch::Sender::new(false),
@@ -238,6 +230,7 @@ impl Consensus {
             cluster,
             cluster_name: settings.cluster_name.clone(),
             hash_seed: Uuid::new_v4().as_u128(),
+            heartbeat_key: new_key(),
             node: NewNode {
                 name: settings.name.clone(),
                 role: settings.role,
@@ -251,11 +244,6 @@ impl Consensus {
                 tracing::warn!(%error, "the cluster's first entry is not agreed on yet");
             }
         }
-    }
-
-    /// Who answers the messages of other nodes' daemons. Set once, before the node serves.
-    pub fn set_application(&self, application: Arc<dyn Application>) {
-        drop(self.inner.application.set(application));
     }
 
     /// The newest applied table.
@@ -409,25 +397,6 @@ impl Consensus {
         view.ok()?.ok().map(|view| view.clone())
     }
 
-    /// Sends a message to the daemon of another node.
-    pub async fn tell(
-        &self,
-        to: NodeId,
-        lane: Lane,
-        message: Vec<u8>,
-        timeout: Duration,
-    ) -> Result<Vec<u8>, TransportError> {
-        let unknown = || TransportError::Unreachable { address: format!("node {to}"), reason: "not a member".into() };
-        let member = self.inner.member.get().ok_or_else(unknown)?;
-        let address = self.address_of(to).ok_or_else(unknown)?;
-        match member.peers.call(to, &address, lane, Request::Application(message), timeout).await {
-            Ok(Answer::Application(reply)) => Ok(reply),
-            Ok(_) => Err(TransportError::NoAnswer { address, reason: CallError::Nonsense.to_string() }),
-            Err(CallError::Transport(error)) => Err(error),
-            Err(error) => Err(TransportError::NoAnswer { address, reason: error.to_string() }),
-        }
-    }
-
     /// The leader and its address, as far as this node knows.
     pub(super) fn leader(&self) -> Option<(NodeId, String)> {
         let member = self.inner.member.get()?;
@@ -437,11 +406,19 @@ impl Consensus {
         Some((leader, address))
     }
 
-    /// A member's cluster address.
-    fn address_of(&self, node: NodeId) -> Option<String> {
-        let member = self.inner.member.get()?;
+    /// Takes the lead from a leader that is gone, without waiting for its lease to run out: it is handed over
+    /// as the leader itself would do it. The vote decides; a leader that is not gone merely loses the lead.
+    pub async fn take_lead(&self, from: NodeId) {
+        let Some(member) = self.inner.member.get() else { return };
         let metrics = member.raft.metrics().borrow_watched().clone();
-        Some(metrics.membership_config.get_node(&node)?.addr.clone())
+        if metrics.current_leader != Some(from) {
+            return;
+        }
+        // Its votes are marked as a transfer, which the other voters grant within the leader's lease too.
+        let transfer = TransferLeaderRequest::new(metrics.vote, member.identity.node, None);
+        if let Err(error) = member.raft.handle_transfer_leader(transfer).await {
+            tracing::warn!(%error, "the lead cannot be taken");
+        }
     }
 
     /// Gives the lead to another voter, if this node has it, so that a stop costs no election.
@@ -476,6 +453,11 @@ pub(super) enum Attempt<T> {
     NotSent,
     /// Something may have been done.
     Unknown,
+}
+
+/// 128 random bits: a version 4 UUID has 122, so two of them are mixed.
+pub(super) fn new_key() -> u128 {
+    Uuid::new_v4().as_u128() ^ Uuid::new_v4().as_u128().rotate_left(64)
 }
 
 fn same_node(settings: &Settings, identity: &Identity) -> Result<(), StartError> {

@@ -46,12 +46,6 @@ impl Consensus {
         if let Err(message) = self.check_addressee(member, cluster, from, to) {
             return Answer::refused(RefusedKind::NotAddressee, message);
         }
-        if let Request::Application(message) = request {
-            return match self.inner.application.get() {
-                Some(application) => Answer::Application(application.answer(from, message).await),
-                None => Answer::refused(RefusedKind::NotAMember, "it is still starting"),
-            };
-        }
         match self.answer_member(member, request).await {
             Ok(answer) => answer,
             Err(ServeError::Decode(error @ DecodeError::TooNew { .. })) => {
@@ -108,9 +102,7 @@ impl Consensus {
                 ));
                 Answer::Done(true)
             }
-            Request::Describe(_) | Request::Join(_) | Request::Application(_) => {
-                Answer::refused(RefusedKind::Internal, "answered elsewhere")
-            }
+            Request::Describe(_) | Request::Join(_) => Answer::refused(RefusedKind::Internal, "answered elsewhere"),
         })
     }
 

@@ -189,6 +189,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 EntryPayload::Normal(command) => self.table.apply(entry.log_id.index(), command),
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    self.table.configure(entry.log_id.index(), membership.get_joint_config().clone());
                     Reply::default()
                 }
             };

@@ -1,7 +1,10 @@
 //! Changes to VIPs, services and backends: bounds, invariants, request ids. Leases and ownership are
 //! in [`super::ownership`].
 
-use std::{hash::Hasher, net::IpAddr};
+use std::{
+    hash::Hasher,
+    net::{IpAddr, SocketAddr},
+};
 
 use siphasher::sip::SipHasher13;
 
@@ -9,8 +12,8 @@ use super::{
     Answered, Command, Table, bounds,
     command::{Effect, Mutate, Mutation, NewNode, Rejection, Reply, RequestId},
     model::{
-        AdminState, Attachment, Backend, BackendSettings, Node, PortRange, Service, ServiceSettings, TABLE_SIZES, Vip,
-        VipSettings,
+        AdminState, Attachment, Backend, BackendSettings, Node, PortRange, Service, ServiceSettings, TABLE_SIZES,
+        Timing, Vip, VipSettings,
     },
     types::{BOOTSTRAP_NODE, MacAddr, Name, NodeId, Revision, Weight, is_host_address},
     wire,
@@ -39,28 +42,37 @@ impl Table {
 
     fn dispatch(&mut self, index: u64, command: &Command) -> Outcome {
         match command {
-            Command::CreateCluster { cluster, cluster_name, hash_seed, node } => {
+            Command::CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => {
                 if !self.cluster.is_nil() {
                     return Err(Rejection::precondition("cluster", "the cluster exists already".into()));
                 }
                 self.cluster = *cluster;
                 self.cluster_name = Some(cluster_name.clone());
                 self.hash_seed = *hash_seed;
+                self.heartbeat_keys.insert_mut(index, *heartbeat_key);
                 self.insert_node(BOOTSTRAP_NODE, node)
             }
             Command::Mutate(mutate) => self.mutate(index, mutate),
             Command::AddNode(node) => self.add_node(index, node),
-            Command::RemoveNode { node } => self.remove_node(*node),
-            Command::PublishNode { node, attachments, feature_level } => {
-                self.publish_node(index, *node, attachments, *feature_level)
+            Command::RemoveNode { node, heartbeat_key } => self.remove_node(index, *node, *heartbeat_key),
+            Command::PublishNode { node, attachments, heartbeat, feature_level } => {
+                self.publish_node(index, *node, attachments, heartbeat, *feature_level)
             }
             Command::SetDraining { request: _, expected_revision, node, draining } => {
                 self.check_revision(*expected_revision)?;
-                self.set_draining(*node, *draining)
+                self.set_draining(index, *node, *draining)
             }
             Command::OpenLease { node, nonce, previous } => self.open_lease(index, *node, *nonce, *previous),
             Command::Ready { node, lease } => self.ready(index, *node, *lease),
-            Command::Fence { node, lease, evidence: _ } => self.fence(index, *node, *lease),
+            Command::Fence { node, lease, evidence, heard } => self.fence(index, *node, *lease, evidence, heard),
+            Command::Confirm { node, lease, configuration } => self.confirm(*node, *lease, *configuration),
+            Command::Retract { supporter, supporter_lease, node, lease } => {
+                self.retract(index, (*supporter, *supporter_lease), (*node, *lease))
+            }
+            Command::UpdateSettings { request: _, expected_revision, timing } => {
+                self.check_revision(*expected_revision)?;
+                self.set_timing(*timing)
+            }
             Command::Released { vip, epoch } => self.released(index, *vip, *epoch),
             Command::MoveIntent { request: _, expected_revision, vip, to } => {
                 self.check_revision(*expected_revision)?;
@@ -374,6 +386,7 @@ impl Table {
             address: new.address.clone(),
             store: new.store,
             attachments: Vec::new(),
+            heartbeat: Vec::new(),
             feature_level: FIRST_LEVEL,
             draining: false,
         };
@@ -381,7 +394,7 @@ impl Table {
         Ok(Effect::NodeAdded(id))
     }
 
-    fn remove_node(&mut self, id: NodeId) -> Outcome {
+    fn remove_node(&mut self, index: u64, id: NodeId, heartbeat_key: u128) -> Outcome {
         let Some(node) = self.nodes.get(&id) else { return Ok(Effect::Unchanged) };
         if let Some(vip) = self.vips_of(id).next() {
             return Err(Rejection::precondition(
@@ -390,7 +403,10 @@ impl Table {
             ));
         }
         self.nodes.remove_mut(&id);
-        self.leases.remove_mut(&id);
+        self.end_lease(id);
+        let newest = self.heartbeat_keys.last().map(|(index, _)| *index);
+        self.heartbeat_keys = self.heartbeat_keys().filter(|(index, _)| Some(*index) == newest).collect();
+        self.heartbeat_keys.insert_mut(index, heartbeat_key);
         let named: Vec<Vip> = self
             .vips()
             .filter(|vip| [vip.settings.prefer, vip.home, vip.intent].contains(&Some(id)))
@@ -405,15 +421,35 @@ impl Table {
         Ok(Effect::Changed)
     }
 
-    fn publish_node(&mut self, index: u64, id: NodeId, attachments: &[Attachment], feature_level: u32) -> Outcome {
+    fn publish_node(
+        &mut self,
+        index: u64,
+        id: NodeId,
+        attachments: &[Attachment],
+        heartbeat: &[SocketAddr],
+        feature_level: u32,
+    ) -> Outcome {
         let mut node = self.nodes.get(&id).ok_or_else(|| no_node(id))?.clone();
-        if node.attachments == attachments && node.feature_level == feature_level {
+        if node.attachments == attachments && node.heartbeat == heartbeat && node.feature_level == feature_level {
             return Ok(Effect::Unchanged);
         }
         node.attachments = attachments.to_vec();
+        node.heartbeat = heartbeat.to_vec();
         node.feature_level = feature_level;
         self.nodes.insert_mut(id, node);
         self.place_all(index);
+        Ok(Effect::Changed)
+    }
+
+    fn set_timing(&mut self, timing: Timing) -> Outcome {
+        if let Some(problem) = timing.problem() {
+            return Err(Rejection::invalid("timing", problem));
+        }
+        if self.timing == timing {
+            return Ok(Effect::Unchanged);
+        }
+        self.timing = timing;
+        self.longest_withdraw_ms = self.longest_withdraw_ms.max(timing.withdraw_ms);
         Ok(Effect::Changed)
     }
 
@@ -474,7 +510,9 @@ const FIRST_LEVEL: u32 = 1;
 fn request_of(command: &Command) -> Option<&RequestId> {
     match command {
         Command::Mutate(mutate) => mutate.request.as_ref(),
-        Command::MoveIntent { request, .. } | Command::SetDraining { request, .. } => request.as_ref(),
+        Command::MoveIntent { request, .. }
+        | Command::SetDraining { request, .. }
+        | Command::UpdateSettings { request, .. } => request.as_ref(),
         _ => None,
     }
 }

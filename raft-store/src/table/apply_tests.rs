@@ -32,6 +32,7 @@ impl Log {
             cluster: Uuid::from_u128(7),
             cluster_name: name("lb"),
             hash_seed: 9,
+            heartbeat_key: 11,
             node: new_node("lb1"),
         });
         let mut ids = vec![BOOTSTRAP_NODE];
@@ -48,7 +49,12 @@ impl Log {
                 address: IpAddr::from([192, 168, 2, last]),
                 prefix_len: 24,
             };
-            log.ok(Command::PublishNode { node: id, attachments: vec![attachment], feature_level: 1 });
+            log.ok(Command::PublishNode {
+                node: id,
+                attachments: vec![attachment],
+                heartbeat: vec!["10.77.1.9:7401".parse().unwrap()],
+                feature_level: 1,
+            });
             log.open_and_ready(id);
         }
         (log, ids)
@@ -94,8 +100,31 @@ impl Log {
     }
 
     fn fence(&mut self, node: NodeId) -> Effect {
+        let Lease { id: lease, nonce, .. } = *self.table.lease(node).unwrap();
+        self.ok(Command::Fence { node, lease, evidence: Evidence::Obituary { nonce }, heard: Vec::new() })
+    }
+
+    fn configure(&mut self, halves: &[&[NodeId]]) -> u64 {
+        self.index += 1;
+        self.table.configure(self.index, halves.iter().map(|half| half.iter().copied().collect()).collect());
+        assert_eq!(decode_table(&encode_table(&self.table)).as_ref(), Ok(&self.table));
+        self.index
+    }
+
+    /// A supporter's withdrawal under its present lease, as of now.
+    fn withdrawal(&self, supporter: NodeId) -> Withdrawal {
+        Withdrawal { supporter, lease: self.table.lease(supporter).unwrap().id, as_of: self.index }
+    }
+
+    fn fence_by(&mut self, node: NodeId, against: &[Withdrawal]) -> Effect {
         let lease = self.table.lease(node).unwrap().id;
-        self.ok(Command::Fence { node, lease, evidence: Evidence::Silence { silent_ms: 1000 } })
+        let evidence = Evidence::Withdrawals(against.to_vec());
+        self.ok(Command::Fence { node, lease, evidence, heard: Vec::new() })
+    }
+
+    fn retract(&mut self, supporter: NodeId, node: NodeId) -> Effect {
+        let lease = |id| self.table.lease(id).unwrap().id;
+        self.ok(Command::Retract { supporter, supporter_lease: lease(supporter), node, lease: lease(node) })
     }
 }
 
@@ -264,7 +293,7 @@ fn a_late_fence_or_a_late_open_ends_no_newer_lease() {
     let (mut log, ids) = Log::with_nodes(1);
     let old = log.table.lease(ids[0]).unwrap().id;
     let new = log.open_and_ready(ids[0]);
-    let late = Command::Fence { node: ids[0], lease: old, evidence: Evidence::OwnRelease };
+    let late = Command::Fence { node: ids[0], lease: old, evidence: Evidence::OwnRelease, heard: Vec::new() };
     assert_eq!(log.ok(late), Effect::Unchanged);
     assert_eq!(log.ok(Command::OpenLease { node: ids[0], nonce: 1, previous: Some(old) }), Effect::Unchanged);
     assert_eq!(log.table.lease(ids[0]).unwrap().id, new);
@@ -362,9 +391,14 @@ fn a_node_that_owns_a_vip_is_not_removed() {
     let (mut log, ids) = Log::with_nodes(2);
     log.mutate(vec![vip(VIP)]);
     let owner = log.owner(VIP).unwrap();
-    assert_eq!(log.refused(Command::RemoveNode { node: owner.node }).kind, RejectionKind::FailedPrecondition);
+    assert_eq!(
+        log.refused(Command::RemoveNode { node: owner.node, heartbeat_key: 12 }).kind,
+        RejectionKind::FailedPrecondition
+    );
     log.fence(owner.node);
-    log.ok(Command::RemoveNode { node: owner.node });
+    log.ok(Command::RemoveNode { node: owner.node, heartbeat_key: 12 });
+    let keys: Vec<u128> = log.table.heartbeat_keys().map(|(_, key)| key).collect();
+    assert_eq!(keys, [11, 12], "the removed node does not know the last one");
     assert_eq!(log.table.nodes().count(), 1);
     assert_ne!(log.owner(VIP).unwrap().node, owner.node);
     assert!(ids.contains(&log.owner(VIP).unwrap().node));
@@ -395,4 +429,106 @@ fn bounds_hold() {
     assert_eq!(log.table.vips().count(), bounds::VIPS);
     let reply = log.table.apply(1001, &mutation(vec![vip("172.16.0.1")]));
     assert_eq!(reply.result.unwrap_err().kind, RejectionKind::ResourceExhausted);
+}
+
+#[test]
+fn a_lease_ends_when_no_majority_is_left_and_not_before() {
+    let (mut log, ids) = Log::with_nodes(5);
+    log.configure(&[&ids]);
+    let all: Vec<Withdrawal> = ids[1..].iter().map(|id| log.withdrawal(*id)).collect();
+    assert_eq!(log.fence_by(ids[0], &all[..2]), Effect::Unchanged, "three voters may still support it");
+    assert_eq!(log.fence_by(ids[0], &[all[0], all[0], all[1]]), Effect::Unchanged, "one voice counts once");
+    let own = log.withdrawal(ids[0]);
+    assert_eq!(log.fence_by(ids[0], &[all[0], all[1], own]), Effect::Unchanged, "it cannot testify against itself");
+    assert_eq!(log.fence_by(ids[0], &all[1..]), Effect::Changed);
+    assert_eq!(log.table.lease(ids[0]), None);
+}
+
+#[test]
+fn evidence_of_a_process_before_is_void() {
+    let (mut log, ids) = Log::with_nodes(3);
+    log.configure(&[&ids]);
+    let (old, other) = (log.withdrawal(ids[1]), log.withdrawal(ids[2]));
+    log.open_and_ready(ids[1]);
+    assert_eq!(log.fence_by(ids[0], &[old, other]), Effect::Unchanged);
+    assert_eq!(log.fence_by(ids[0], &[log.withdrawal(ids[1]), other]), Effect::Changed);
+}
+
+#[test]
+fn evidence_from_before_a_retraction_is_void() {
+    let (mut log, ids) = Log::with_nodes(3);
+    log.configure(&[&ids]);
+    let (early, other) = (log.withdrawal(ids[1]), log.withdrawal(ids[2]));
+    assert_eq!(log.retract(ids[1], ids[0]), Effect::Changed);
+    assert_eq!(log.table.retraction(ids[0], ids[1]), Some(log.index));
+    assert_eq!(log.fence_by(ids[0], &[early, other]), Effect::Unchanged);
+    // Withdrawn anew, after it had applied its own retraction.
+    assert_eq!(log.fence_by(ids[0], &[log.withdrawal(ids[1]), other]), Effect::Changed);
+    assert_eq!(log.table.retraction(ids[0], ids[1]), None, "nothing is left of it");
+}
+
+#[test]
+fn evidence_blocks_every_configuration_that_the_holder_may_count_in() {
+    let (mut log, ids) = Log::with_nodes(5);
+    log.configure(&[&ids[..3]]);
+    let holder = ids[0];
+    let lease = log.open_and_ready(holder);
+    log.configure(&[&ids[..3], &ids]);
+    let wide = log.configure(&[&ids]);
+    let against = |log: &Log, of: &[NodeId]| of.iter().map(|id| log.withdrawal(*id)).collect::<Vec<_>>();
+    let new = against(&log, &ids[2..]);
+    assert_eq!(log.fence_by(holder, &new), Effect::Unchanged, "a majority of the first three may support it");
+    assert!(!log.table.is_configuration_confirmed());
+    log.ok(Command::Confirm { node: holder, lease, configuration: wide });
+    assert_eq!(log.table.lease(holder).unwrap().configuration, wide);
+    assert_eq!(log.fence_by(holder, &new), Effect::Changed, "it counts in the five alone");
+}
+
+#[test]
+fn an_old_configuration_is_forgotten_when_no_lease_counts_in_it() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.configure(&[&ids[..1]]);
+    for id in &ids {
+        log.open_and_ready(*id);
+    }
+    let both = log.configure(&[&ids]);
+    assert_eq!(log.table.configurations.size(), 2);
+    for id in &ids {
+        let lease = log.table.lease(*id).unwrap().id;
+        log.ok(Command::Confirm { node: *id, lease, configuration: both });
+    }
+    assert!(log.table.is_configuration_confirmed());
+    assert_eq!(log.table.configurations.size(), 1);
+}
+
+#[test]
+fn those_that_were_heard_are_given_the_vips_of_a_dead_node_first() {
+    let (mut log, ids) = Log::with_nodes(4);
+    log.mutate((1..=8).map(|i| vip(&format!("192.168.2.{}", 100 + i))).collect());
+    let Lease { id: lease, nonce, .. } = *log.table.lease(ids[0]).unwrap();
+    let evidence = Evidence::Obituary { nonce };
+    assert!(log.table.vips_of(ids[0]).count() > 0);
+    let before = log.table.vips_of(ids[3]).count();
+    log.ok(Command::Fence { node: ids[0], lease, evidence, heard: vec![ids[1], ids[2]] });
+    assert_eq!(log.table.vips_of(ids[0]).count(), 0);
+    assert_eq!(log.table.vips_of(ids[3]).count(), before, "it was not heard");
+}
+
+#[test]
+fn a_timing_that_could_give_two_owners_is_refused() {
+    let (mut log, _) = Log::with_nodes(1);
+    let set = |timing| Command::UpdateSettings { request: None, expected_revision: 0, timing };
+    assert_eq!(log.ok(set(Timing::DEFAULT)), Effect::Unchanged);
+    assert_eq!(log.ok(set(Timing::RELAXED)), Effect::Changed);
+    assert_eq!(log.ok(set(Timing::FAST)), Effect::Changed);
+    assert_eq!(log.table.longest_withdraw_ms(), 600);
+    for (timing, word) in [
+        (Timing { lease_ms: 150, ..Timing::DEFAULT }, "withdraw_ms = 150"),
+        (Timing { heartbeat_ms: 50, ..Timing::DEFAULT }, "heartbeat_ms = 50"),
+        (Timing { heartbeat_ms: 0, ..Timing::DEFAULT }, "heartbeat_ms = 0"),
+        (Timing { withdraw_ms: 10_001, ..Timing::DEFAULT }, "10001"),
+    ] {
+        let rejection = log.refused(set(timing));
+        assert!(rejection.message.contains(word), "{rejection}");
+    }
 }

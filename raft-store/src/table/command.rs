@@ -1,13 +1,14 @@
 //! What the log carries and what applying it answers. Whatever depends on time or chance was decided
 //! by a node before and travels inside the command.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use uuid::Uuid;
 
 use super::{
     model::{
-        AdminState, Affinity, Attachment, BackendSettings, PortRange, Role, ServiceSettings, Unmatched, VipSettings,
+        AdminState, Affinity, Attachment, BackendSettings, PortRange, Role, ServiceSettings, Timing, Unmatched,
+        VipSettings,
     },
     types::{Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, Revision, Weight},
 };
@@ -23,6 +24,8 @@ pub enum Command {
         cluster_name: Name,
         /// The key of all flow hashes, equal on every node.
         hash_seed: u128,
+        /// The first key of the heartbeats' signatures.
+        heartbeat_key: u128,
         /// The node that bootstraps it; its id is 1.
         node: NewNode,
     },
@@ -34,6 +37,8 @@ pub enum Command {
     RemoveNode {
         /// Who.
         node: NodeId,
+        /// The key of the heartbeats' signatures from now on, which the removed node does not learn.
+        heartbeat_key: u128,
     },
     /// What a node says of itself.
     PublishNode {
@@ -41,6 +46,8 @@ pub enum Command {
         node: NodeId,
         /// Its addresses on its listed interfaces.
         attachments: Vec<Attachment>,
+        /// Where it listens for heartbeats.
+        heartbeat: Vec<SocketAddr>,
         /// The highest feature level it knows.
         feature_level: u32,
     },
@@ -77,8 +84,39 @@ pub enum Command {
         node: NodeId,
         /// Which.
         lease: LeaseId,
-        /// Why this is safe.
+        /// Why this is safe; weighed again when it is applied.
         evidence: Evidence,
+        /// The nodes that the proposer has heard lately: they are given the VIPs first.
+        heard: Vec<NodeId>,
+    },
+    /// A holder counts in this configuration from now on, and in no older one again.
+    Confirm {
+        /// Who.
+        node: NodeId,
+        /// Which lease.
+        lease: LeaseId,
+        /// The index of the configuration's entry.
+        configuration: u64,
+    },
+    /// A supporter hears a holder again from which it had withdrawn: its evidence up to here is void.
+    Retract {
+        /// Who takes it back.
+        supporter: NodeId,
+        /// Under which lease of its own.
+        supporter_lease: LeaseId,
+        /// The holder.
+        node: NodeId,
+        /// The holder's lease.
+        lease: LeaseId,
+    },
+    /// Settings of the whole cluster change.
+    UpdateSettings {
+        /// Makes a repeated request apply once.
+        request: Option<RequestId>,
+        /// The revision that the caller has seen; 0 for any.
+        expected_revision: Revision,
+        /// The timing from now on.
+        timing: Timing,
     },
     /// An owner has stopped answering for a VIP. A no-op unless the epoch is the VIP's.
     Released {
@@ -105,11 +143,24 @@ pub enum Command {
 pub enum Evidence {
     /// The holder itself has stopped answering.
     OwnRelease,
-    /// The leader acknowledged no renewal for `silent_ms`, longer than a renewal is good for.
-    Silence {
-        /// Since the last renewal, by the leader's clock.
-        silent_ms: u64,
+    /// The process is dead: whoever waited for it says so.
+    Obituary {
+        /// Of the process.
+        nonce: u64,
     },
+    /// So many voters have withdrawn their support that no majority is left.
+    Withdrawals(Vec<Withdrawal>),
+}
+
+/// A voter's word that its promise to a holder has run out and that it gives no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Withdrawal {
+    /// Who.
+    pub supporter: NodeId,
+    /// Under which lease of its own: another process of the same node knows nothing of it.
+    pub lease: LeaseId,
+    /// The last entry that it had applied when it said so.
+    pub as_of: u64,
 }
 
 /// A machine that joins.

@@ -9,6 +9,7 @@
 
 mod apply;
 mod command;
+mod lease;
 mod model;
 mod ownership;
 mod placement;
@@ -20,10 +21,13 @@ use std::net::IpAddr;
 use rpds::RedBlackTreeMapSync as Map;
 use uuid::Uuid;
 
-pub use command::{Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId};
+pub use command::{
+    Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId, Withdrawal,
+};
 pub use model::{
-    AdminState, Affinity, Attachment, Backend, BackendSettings, DEFAULT_TABLE_SIZE, Lease, Node, Owner, PortRange,
-    Protocol, Role, Service, ServiceSettings, TABLE_SIZES, Unmatched, Vip, VipSettings,
+    AdminState, Affinity, Attachment, Backend, BackendSettings, CLOCK_DRIFT_PPM, Configuration, DEFAULT_TABLE_SIZE,
+    Lease, Node, Owner, PortRange, Protocol, Role, Service, ServiceSettings, TABLE_SIZES, Timing, Unmatched, Vip,
+    VipSettings,
 };
 pub use types::{
     BOOTSTRAP_NODE, Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, ParseError, Revision, Weight, is_host_address,
@@ -64,6 +68,15 @@ pub struct Table {
     next_backend_id: u64,
     nodes: Map<NodeId, Node>,
     leases: Map<NodeId, Lease>,
+    /// By the index of their entries: the present one, and before it as many as an open lease may count in.
+    configurations: Map<u64, Configuration>,
+    /// For (holder, supporter): evidence older than this entry is void.
+    retractions: Map<(NodeId, NodeId), u64>,
+    timing: Timing,
+    /// The longest promise that was ever asked for: a restarted node may have given one.
+    longest_withdraw_ms: u32,
+    /// By the index of the entry that each came with: the present one and the one before.
+    heartbeat_keys: Map<u64, u128>,
     vips: Map<IpAddr, Vip>,
     services: Map<Name, Service>,
     backends: Map<BackendKey, Backend>,
@@ -94,6 +107,11 @@ impl Default for Table {
             next_backend_id: 1,
             nodes: Map::new_sync(),
             leases: Map::new_sync(),
+            configurations: Map::new_sync(),
+            retractions: Map::new_sync(),
+            timing: Timing::DEFAULT,
+            longest_withdraw_ms: Timing::DEFAULT.withdraw_ms,
+            heartbeat_keys: Map::new_sync(),
             vips: Map::new_sync(),
             services: Map::new_sync(),
             backends: Map::new_sync(),
@@ -152,6 +170,26 @@ impl Table {
     /// All leases by node.
     pub fn leases(&self) -> impl Iterator<Item = (NodeId, &Lease)> {
         self.leases.iter().map(|(node, lease)| (*node, lease))
+    }
+
+    /// Who votes now; nobody before the first entry.
+    pub fn configuration(&self) -> Configuration {
+        self.configurations.last().map(|(_, configuration)| configuration.clone()).unwrap_or_default()
+    }
+
+    /// How fast a silent node is noticed.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// The longest promise that any process may have given, in milliseconds.
+    pub fn longest_withdraw_ms(&self) -> u32 {
+        self.longest_withdraw_ms
+    }
+
+    /// The keys of the heartbeats' signatures by the index of their entries; the last one signs.
+    pub fn heartbeat_keys(&self) -> impl DoubleEndedIterator<Item = (u64, u128)> {
+        self.heartbeat_keys.iter().map(|(index, key)| (*index, *key))
     }
 
     /// All VIPs by address.

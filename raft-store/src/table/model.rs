@@ -1,7 +1,11 @@
 //! What the table holds: VIPs, services, backends, nodes and leases. Plain values without behaviour
 //! that depends on a clock, a socket or a random number, so that every node holds the same table.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use uuid::Uuid;
 
@@ -245,6 +249,8 @@ pub struct Node {
     pub store: Uuid,
     /// The addresses on its listed interfaces, as it published them.
     pub attachments: Vec<Attachment>,
+    /// Where it listens for heartbeats, as it published them.
+    pub heartbeat: Vec<SocketAddr>,
     /// The highest feature level that it knows.
     pub feature_level: u32,
     /// It shall own nothing while another node can.
@@ -267,4 +273,95 @@ pub struct Lease {
     pub nonce: u64,
     /// Its holder has held it validly once, so it may be given VIPs.
     pub ready: bool,
+    /// The configuration (the index of its entry) since which its holder counts majorities.
+    pub configuration: u64,
 }
+
+/// Who votes. While it changes there are two sets of voters, and a majority means one in each.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Configuration {
+    /// The index of the entry that it came with.
+    pub index: u64,
+    /// One set of voters, or two.
+    pub halves: Vec<BTreeSet<NodeId>>,
+}
+
+impl Configuration {
+    /// Everybody who votes.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        self.halves.iter().flatten().copied().collect()
+    }
+
+    /// Whether those nodes are a majority of each half.
+    pub fn is_majority(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        !self.halves.is_empty() && self.halves.iter().all(|half| half.intersection(nodes).count() > half.len() / 2)
+    }
+
+    /// Whether no half has a majority without those nodes.
+    pub fn is_blocked_by(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        let blocked = |half: &BTreeSet<NodeId>| half.difference(nodes).count() <= half.len() / 2;
+        !self.halves.is_empty() && self.halves.iter().all(blocked)
+    }
+}
+
+/// How fast a silent node is noticed. In milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two heartbeats (p).
+    pub heartbeat_ms: u32,
+    /// How long a heartbeat that a majority acknowledged lets its sender answer (D).
+    pub lease_ms: u32,
+    /// For how long an acknowledgement promises to say nothing against the sender (W).
+    pub withdraw_ms: u32,
+}
+
+impl Timing {
+    /// Takeover in about 0.16 s.
+    pub const DEFAULT: Self = Self { heartbeat_ms: 20, lease_ms: 146, withdraw_ms: 150 };
+    /// Four times slower, for noisy machines and stretched networks.
+    pub const RELAXED: Self = Self { heartbeat_ms: 80, lease_ms: 584, withdraw_ms: 600 };
+    /// Four times faster, for dedicated machines with real-time priority.
+    pub const FAST: Self = Self { heartbeat_ms: 5, lease_ms: 36, withdraw_ms: 38 };
+    /// The longest promise that can be set.
+    pub const MAX_WITHDRAW_MS: u32 = 10_000;
+
+    /// Its name, if it has one.
+    pub fn name(&self) -> Option<&'static str> {
+        [("default", Self::DEFAULT), ("relaxed", Self::RELAXED), ("fast", Self::FAST)]
+            .into_iter()
+            .find_map(|(name, timing)| (timing == *self).then_some(name))
+    }
+
+    /// The inverse of [`Self::name`].
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::DEFAULT, Self::RELAXED, Self::FAST].into_iter().find(|timing| timing.name() == Some(name))
+    }
+
+    /// How long a promise of `withdraw_ns` may be used by a holder whose clock, like the supporter's, may be
+    /// off by [`CLOCK_DRIFT_PPM`].
+    pub fn usable_ns(withdraw_ns: u64) -> u64 {
+        let drift = CLOCK_DRIFT_PPM;
+        (u128::from(withdraw_ns) * u128::from(1_000_000 - drift) / u128::from(1_000_000 + drift)) as u64
+    }
+
+    /// What is wrong with it, if anything.
+    pub fn problem(&self) -> Option<String> {
+        let Self { heartbeat_ms, lease_ms, withdraw_ms } = *self;
+        let ns = |ms: u32| u64::from(ms) * 1_000_000;
+        if heartbeat_ms == 0 || heartbeat_ms.saturating_mul(4) > lease_ms {
+            return Some(format!(
+                "heartbeat_ms = {heartbeat_ms} with lease_ms = {lease_ms}: a lease must outlast 4 heartbeats"
+            ));
+        }
+        if ns(lease_ms) > Self::usable_ns(ns(withdraw_ms)) {
+            return Some(format!(
+                "withdraw_ms = {withdraw_ms} with lease_ms = {lease_ms}: it must be longer by the clocks' drift (0.2 %)"
+            ));
+        }
+        (withdraw_ms > Self::MAX_WITHDRAW_MS)
+            .then(|| format!("withdraw_ms = {withdraw_ms}: at most {} is taken", Self::MAX_WITHDRAW_MS))
+    }
+}
+
+/// By how much a node's clock may run fast or slow, in parts per million.
+pub const CLOCK_DRIFT_PPM: u64 = 1000;

@@ -1,5 +1,5 @@
-//! Who owns which VIP: leases, fences, releases, moves. One entry ends a lease and places its VIPs
-//! anew, so there is no moment at which a VIP has two owners or is forgotten.
+//! Who owns which VIP: grants, releases, moves. The entry that ends a lease ([`super::lease`]) places its
+//! VIPs anew, so there is no moment at which a VIP has two owners or is forgotten.
 //!
 //! A VIP's row:
 //!
@@ -18,48 +18,13 @@ use super::{
     Table,
     apply::no_node,
     command::{Effect, Rejection},
-    model::{Lease, Owner, Vip},
-    types::{Epoch, LeaseId, NodeId},
+    model::{Owner, Vip},
+    types::{Epoch, NodeId},
 };
 
 type Outcome = Result<Effect, Rejection>;
 
 impl Table {
-    pub(super) fn open_lease(&mut self, index: u64, node: NodeId, nonce: u64, previous: Option<LeaseId>) -> Outcome {
-        if !self.nodes.contains_key(&node) {
-            return Err(no_node(node));
-        }
-        // Compare-and-set: an entry that was delayed or sent twice must not end a newer lease.
-        if self.leases.get(&node).map(|lease| lease.id) != previous {
-            return Ok(Effect::Unchanged);
-        }
-        let id = LeaseId(index);
-        self.leases.insert_mut(node, Lease { id, nonce, ready: false });
-        self.disown_all(index, node);
-        Ok(Effect::LeaseOpened(id))
-    }
-
-    pub(super) fn ready(&mut self, index: u64, node: NodeId, lease: LeaseId) -> Outcome {
-        match self.leases.get(&node) {
-            Some(held) if held.id == lease && !held.ready => {
-                let held = Lease { ready: true, ..*held };
-                self.leases.insert_mut(node, held);
-                self.place_all(index);
-                Ok(Effect::Changed)
-            }
-            _ => Ok(Effect::Unchanged),
-        }
-    }
-
-    pub(super) fn fence(&mut self, index: u64, node: NodeId, lease: LeaseId) -> Outcome {
-        if self.leases.get(&node).is_none_or(|held| held.id != lease) {
-            return Ok(Effect::Unchanged);
-        }
-        self.leases.remove_mut(&node);
-        self.disown_all(index, node);
-        Ok(Effect::Changed)
-    }
-
     pub(super) fn released(&mut self, index: u64, address: IpAddr, epoch: Epoch) -> Outcome {
         let Some(vip) = self.vips.get(&address).filter(|vip| vip.owner.is_some_and(|owner| owner.epoch == epoch))
         else {
@@ -71,8 +36,9 @@ impl Table {
         if let Some(to) = intent.filter(|&to| self.is_able(to, &vip)) {
             self.grant(index, address, to);
         }
-        // Nobody else able: it goes back to the node that released it, under a new epoch.
-        self.place_unowned(index);
+        // Nobody else able: it goes back to the node that released it, under a new epoch. And if the target is
+        // drained meanwhile, it moves on from there.
+        self.place_all(index);
         Ok(Effect::Changed)
     }
 
@@ -94,6 +60,12 @@ impl Table {
                 ),
             ));
         }
+        if target.draining {
+            return Err(Rejection::precondition(
+                "node",
+                format!("{0} is drained: 'lbctl node undrain {0}' lets it own VIPs again", target.name),
+            ));
+        }
         match vip.owner {
             None => self.grant(index, address, to),
             Some(owner) => {
@@ -106,13 +78,17 @@ impl Table {
     }
 
     /// Marks a node and asks its VIPs to leave it, each for the best of the other able nodes.
-    pub(super) fn set_draining(&mut self, id: NodeId, draining: bool) -> Outcome {
+    pub(super) fn set_draining(&mut self, index: u64, id: NodeId, draining: bool) -> Outcome {
         let Some(node) = self.nodes.get(&id) else { return Err(no_node(id)) };
         let mut node = node.clone();
         let marked = node.draining != draining;
         node.draining = draining;
         self.nodes.insert_mut(id, node);
         let changed = if draining { self.send_away(id) } else { self.call_back(id) };
+        if marked {
+            // A node that is not drained any more takes what others that are have had to keep.
+            self.place_all(index);
+        }
         Ok(if marked || changed { Effect::Changed } else { Effect::Unchanged })
     }
 
@@ -123,7 +99,7 @@ impl Table {
         let mut loads = self.loads();
         let mut changed = false;
         for vip in staying {
-            let target = self.best_owner(&vip, Some(id), &loads);
+            let target = self.best_owner(&vip, Some(id), &loads, &[]);
             if let Some(to) = target.filter(|to| self.nodes.get(to).is_some_and(|node| !node.draining)) {
                 *loads.entry(to).or_default() += 1;
                 self.vips.insert_mut(vip.settings.address, Vip { intent: Some(to), ..vip });
@@ -154,25 +130,31 @@ impl Table {
 
     /// Gives every unowned VIP to its best able node.
     pub(super) fn place_unowned(&mut self, index: u64) {
+        self.place_unowned_with(index, &[]);
+    }
+
+    /// The same; those that were `heard` lately come first, if anybody was.
+    pub(super) fn place_unowned_with(&mut self, index: u64, heard: &[NodeId]) {
         let unowned: Vec<Vip> = self.vips().filter(|vip| vip.owner.is_none()).cloned().collect();
         if unowned.is_empty() {
             return;
         }
         let mut loads = self.loads();
         for vip in unowned {
-            if let Some(node) = self.best_owner(&vip, None, &loads) {
+            if let Some(node) = self.best_owner(&vip, None, &loads, heard) {
                 *loads.entry(node).or_default() += 1;
                 self.grant(index, vip.settings.address, node);
             }
         }
     }
 
-    fn disown_all(&mut self, index: u64, node: NodeId) {
+    /// Takes everything from a node and places it anew.
+    pub(super) fn disown_all(&mut self, index: u64, node: NodeId, heard: &[NodeId]) {
         let held: Vec<Vip> = self.vips_of(node).cloned().collect();
         for vip in &held {
             self.disown(vip);
         }
-        self.place_unowned(index);
+        self.place_unowned_with(index, heard);
     }
 
     /// Takes a VIP from its owner; one that is being deleted is gone with it.

@@ -37,13 +37,20 @@ impl Table {
         loads
     }
 
-    /// The best owner for a VIP, if it is not to be `but`. Better is, in this order: not draining,
-    /// preferred, fewer VIPs, the last owner, the smaller id. `loads` is counted once for many VIPs.
-    pub(super) fn best_owner(&self, vip: &Vip, but: Option<NodeId>, loads: &Loads) -> Option<NodeId> {
+    /// The best owner for a VIP, if it is not to be `but`. Better is, in this order: `heard` lately, not
+    /// draining, preferred, fewer VIPs, the last owner, the smaller id. `loads` is counted once for many VIPs.
+    pub(super) fn best_owner(&self, vip: &Vip, but: Option<NodeId>, loads: &Loads, heard: &[NodeId]) -> Option<NodeId> {
         let able = self.nodes().filter(|node| Some(node.id) != but && self.is_able(node.id, vip));
         let best = able.min_by_key(|node| {
             let load = loads.get(&node.id).copied().unwrap_or(0);
-            (node.draining, vip.settings.prefer != Some(node.id), load, vip.home != Some(node.id), node.id)
+            (
+                !heard.contains(&node.id),
+                node.draining,
+                vip.settings.prefer != Some(node.id),
+                load,
+                vip.home != Some(node.id),
+                node.id,
+            )
         });
         best.map(|node| node.id)
     }

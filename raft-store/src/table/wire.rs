@@ -2,17 +2,22 @@
 //! are never reused; a reader skips fields that it does not know, and stops at a command that it
 //! does not know.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use prost::{Message, Oneof};
 use uuid::Uuid;
 
 use super::{
     Answered, Table,
-    command::{Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId},
+    command::{
+        Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId, Withdrawal,
+    },
     model::{
-        AdminState, Affinity, Attachment, Backend, BackendSettings, Lease, Node, Owner, PortRange, Protocol, Role,
-        Service, ServiceSettings, Unmatched, Vip, VipSettings,
+        AdminState, Affinity, Attachment, Backend, BackendSettings, Configuration, Lease, Node, Owner, PortRange,
+        Protocol, Role, Service, ServiceSettings, Timing, Unmatched, Vip, VipSettings,
     },
     types::{Cidr, Epoch, LeaseId, MacAddr, Name, Weight},
 };
@@ -84,6 +89,11 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
         backends: table.backends.values().map(Into::into).collect(),
         requests: table.requests.iter().map(|(id, answered)| RequestRecord::new(id, answered)).collect(),
         cluster_name: table.cluster_name.as_ref().map(ToString::to_string).unwrap_or_default(),
+        configurations: table.configurations.values().map(Into::into).collect(),
+        retractions: table.retractions.iter().map(|((n, s), i)| RetractionRecord::new(*n, *s, *i)).collect(),
+        timing: Some(table.timing.into()),
+        longest_withdraw_ms: table.longest_withdraw_ms,
+        heartbeat_keys: table.heartbeat_keys().map(|(index, key)| KeyRecord::new(index, key)).collect(),
     }
     .encode_to_vec()
 }
@@ -101,6 +111,8 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
         feature_level: record.feature_level,
         revision: record.revision,
         next_backend_id: record.next_backend_id,
+        timing: record.timing.ok_or(DecodeError::Field("timing"))?.into(),
+        longest_withdraw_ms: record.longest_withdraw_ms,
         ..Table::default()
     };
     if table.feature_level > super::FEATURE_LEVEL {
@@ -111,8 +123,18 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
         table.nodes.insert_mut(node.id, node);
     }
     for lease in record.leases {
-        let held = Lease { id: LeaseId(lease.id), nonce: lease.nonce, ready: lease.ready };
-        table.leases.insert_mut(lease.node, held);
+        let LeaseRecord { node, id, nonce, ready, configuration } = lease;
+        table.leases.insert_mut(node, Lease { id: LeaseId(id), nonce, ready, configuration });
+    }
+    for record in record.configurations {
+        let configuration = Configuration::from(record);
+        table.configurations.insert_mut(configuration.index, configuration);
+    }
+    for RetractionRecord { node, supporter, index } in record.retractions {
+        table.retractions.insert_mut((node, supporter), index);
+    }
+    for record in record.heartbeat_keys {
+        table.heartbeat_keys.insert_mut(record.index, key(&record.key)?);
     }
     for vip in record.vips {
         let vip = Vip::try_from(vip)?;
@@ -141,7 +163,7 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
 struct CommandRecord {
     #[prost(uint32, tag = "1")]
     needs_level: u32,
-    #[prost(oneof = "CommandKind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "CommandKind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     kind: Option<CommandKind>,
 }
 
@@ -153,8 +175,8 @@ enum CommandKind {
     Mutate(MutateRecord),
     #[prost(message, tag = "4")]
     AddNode(NewNodeRecord),
-    #[prost(uint64, tag = "5")]
-    RemoveNode(u64),
+    #[prost(message, tag = "5")]
+    RemoveNode(RemoveNodeRecord),
     #[prost(message, tag = "6")]
     PublishNode(PublishNodeRecord),
     #[prost(message, tag = "7")]
@@ -169,6 +191,12 @@ enum CommandKind {
     Released(ReleasedRecord),
     #[prost(message, tag = "12")]
     MoveIntent(MoveIntentRecord),
+    #[prost(message, tag = "13")]
+    Confirm(LeaseRecord),
+    #[prost(message, tag = "14")]
+    Retract(RetractRecord),
+    #[prost(message, tag = "15")]
+    UpdateSettings(UpdateSettingsRecord),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -181,6 +209,60 @@ struct CreateClusterRecord {
     node: Option<NewNodeRecord>,
     #[prost(string, tag = "4")]
     cluster_name: String,
+    #[prost(bytes = "vec", tag = "5")]
+    heartbeat_key: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RemoveNodeRecord {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    heartbeat_key: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct RetractRecord {
+    #[prost(uint64, tag = "1")]
+    supporter: u64,
+    #[prost(uint64, tag = "2")]
+    supporter_lease: u64,
+    #[prost(uint64, tag = "3")]
+    node: u64,
+    #[prost(uint64, tag = "4")]
+    lease: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct UpdateSettingsRecord {
+    #[prost(string, tag = "1")]
+    request: String,
+    #[prost(uint64, tag = "2")]
+    expected_revision: u64,
+    #[prost(message, optional, tag = "3")]
+    timing: Option<TimingRecord>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct TimingRecord {
+    #[prost(uint32, tag = "1")]
+    heartbeat_ms: u32,
+    #[prost(uint32, tag = "2")]
+    lease_ms: u32,
+    #[prost(uint32, tag = "3")]
+    withdraw_ms: u32,
+}
+
+impl From<Timing> for TimingRecord {
+    fn from(Timing { heartbeat_ms, lease_ms, withdraw_ms }: Timing) -> Self {
+        Self { heartbeat_ms, lease_ms, withdraw_ms }
+    }
+}
+
+impl From<TimingRecord> for Timing {
+    fn from(TimingRecord { heartbeat_ms, lease_ms, withdraw_ms }: TimingRecord) -> Self {
+        Self { heartbeat_ms, lease_ms, withdraw_ms }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -203,6 +285,8 @@ struct PublishNodeRecord {
     attachments: Vec<AttachmentRecord>,
     #[prost(uint32, tag = "3")]
     feature_level: u32,
+    #[prost(string, repeated, tag = "4")]
+    heartbeat: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -233,16 +317,36 @@ struct FenceRecord {
     node: u64,
     #[prost(uint64, tag = "2")]
     lease: u64,
-    #[prost(oneof = "EvidenceKind", tags = "3, 4")]
+    #[prost(oneof = "EvidenceKind", tags = "3, 4, 5")]
     evidence: Option<EvidenceKind>,
+    #[prost(uint64, repeated, tag = "6")]
+    heard: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
 enum EvidenceKind {
     #[prost(bool, tag = "3")]
     OwnRelease(bool),
-    #[prost(uint64, tag = "4")]
-    SilentMs(u64),
+    #[prost(fixed64, tag = "4")]
+    Obituary(u64),
+    #[prost(message, tag = "5")]
+    Withdrawals(WithdrawalsRecord),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WithdrawalsRecord {
+    #[prost(message, repeated, tag = "1")]
+    withdrawals: Vec<WithdrawalRecord>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct WithdrawalRecord {
+    #[prost(uint64, tag = "1")]
+    supporter: u64,
+    #[prost(uint64, tag = "2")]
+    lease: u64,
+    #[prost(uint64, tag = "3")]
+    as_of: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -376,6 +480,8 @@ struct NodeRecord {
     feature_level: u32,
     #[prost(bool, tag = "5")]
     draining: bool,
+    #[prost(string, repeated, tag = "6")]
+    heartbeat: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -388,11 +494,72 @@ struct LeaseRecord {
     nonce: u64,
     #[prost(bool, tag = "4")]
     ready: bool,
+    #[prost(uint64, tag = "5")]
+    configuration: u64,
 }
 
 impl LeaseRecord {
     fn new(node: u64, lease: &Lease) -> Self {
-        Self { node, id: lease.id.0, nonce: lease.nonce, ready: lease.ready }
+        let Lease { id, nonce, ready, configuration } = *lease;
+        Self { node, id: id.0, nonce, ready, configuration }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ConfigurationRecord {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(message, repeated, tag = "2")]
+    halves: Vec<HalfRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct HalfRecord {
+    #[prost(uint64, repeated, tag = "1")]
+    voters: Vec<u64>,
+}
+
+impl From<&Configuration> for ConfigurationRecord {
+    fn from(configuration: &Configuration) -> Self {
+        let half = |half: &BTreeSet<u64>| HalfRecord { voters: half.iter().copied().collect() };
+        Self { index: configuration.index, halves: configuration.halves.iter().map(half).collect() }
+    }
+}
+
+impl From<ConfigurationRecord> for Configuration {
+    fn from(record: ConfigurationRecord) -> Self {
+        let halves = record.halves.into_iter().map(|half| half.voters.into_iter().collect()).collect();
+        Self { index: record.index, halves }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct RetractionRecord {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    supporter: u64,
+    #[prost(uint64, tag = "3")]
+    index: u64,
+}
+
+impl RetractionRecord {
+    fn new(node: u64, supporter: u64, index: u64) -> Self {
+        Self { node, supporter, index }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct KeyRecord {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    key: Vec<u8>,
+}
+
+impl KeyRecord {
+    fn new(index: u64, key: u128) -> Self {
+        Self { index, key: key.to_be_bytes().to_vec() }
     }
 }
 
@@ -524,6 +691,16 @@ struct TableRecord {
     requests: Vec<RequestRecord>,
     #[prost(string, tag = "12")]
     cluster_name: String,
+    #[prost(message, repeated, tag = "13")]
+    configurations: Vec<ConfigurationRecord>,
+    #[prost(message, repeated, tag = "14")]
+    retractions: Vec<RetractionRecord>,
+    #[prost(message, optional, tag = "15")]
+    timing: Option<TimingRecord>,
+    #[prost(uint32, tag = "16")]
+    longest_withdraw_ms: u32,
+    #[prost(message, repeated, tag = "17")]
+    heartbeat_keys: Vec<KeyRecord>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -614,6 +791,10 @@ fn seed(bytes: &[u8]) -> Result<u128, DecodeError> {
     bytes.try_into().map(u128::from_be_bytes).map_err(|_| DecodeError::Field("hash_seed"))
 }
 
+fn key(bytes: &[u8]) -> Result<u128, DecodeError> {
+    bytes.try_into().map(u128::from_be_bytes).map_err(|_| DecodeError::Field("heartbeat_key"))
+}
+
 fn name(text: &str) -> Result<Name, DecodeError> {
     text.parse().map_err(|_| DecodeError::Field("name"))
 }
@@ -644,11 +825,12 @@ fn port(number: u32) -> Result<u16, DecodeError> {
 impl From<&Command> for CommandKind {
     fn from(command: &Command) -> Self {
         match command {
-            Command::CreateCluster { cluster, cluster_name, hash_seed, node } => {
+            Command::CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => {
                 Self::CreateCluster(CreateClusterRecord {
                     cluster: cluster.as_bytes().to_vec(),
                     cluster_name: cluster_name.to_string(),
                     hash_seed: hash_seed.to_be_bytes().to_vec(),
+                    heartbeat_key: heartbeat_key.to_be_bytes().to_vec(),
                     node: Some(node.into()),
                 })
             }
@@ -658,12 +840,17 @@ impl From<&Command> for CommandKind {
                 mutations: mutate.mutations.iter().map(Into::into).collect(),
             }),
             Command::AddNode(node) => Self::AddNode(node.into()),
-            Command::RemoveNode { node } => Self::RemoveNode(*node),
-            Command::PublishNode { node, attachments, feature_level } => Self::PublishNode(PublishNodeRecord {
-                node: *node,
-                attachments: attachments.iter().map(Into::into).collect(),
-                feature_level: *feature_level,
-            }),
+            Command::RemoveNode { node, heartbeat_key } => {
+                Self::RemoveNode(RemoveNodeRecord { node: *node, heartbeat_key: heartbeat_key.to_be_bytes().to_vec() })
+            }
+            Command::PublishNode { node, attachments, heartbeat, feature_level } => {
+                Self::PublishNode(PublishNodeRecord {
+                    node: *node,
+                    attachments: attachments.iter().map(Into::into).collect(),
+                    heartbeat: heartbeat.iter().map(ToString::to_string).collect(),
+                    feature_level: *feature_level,
+                })
+            }
             Command::SetDraining { request, expected_revision, node, draining } => {
                 Self::SetDraining(SetDrainingRecord {
                     node: *node,
@@ -678,14 +865,43 @@ impl From<&Command> for CommandKind {
             Command::Ready { node, lease } => {
                 Self::Ready(LeaseRecord { node: *node, id: lease.0, ..LeaseRecord::default() })
             }
-            Command::Fence { node, lease, evidence } => Self::Fence(FenceRecord {
+            Command::Fence { node, lease, evidence, heard } => Self::Fence(FenceRecord {
                 node: *node,
                 lease: lease.0,
                 evidence: Some(match evidence {
                     Evidence::OwnRelease => EvidenceKind::OwnRelease(true),
-                    Evidence::Silence { silent_ms } => EvidenceKind::SilentMs(*silent_ms),
+                    Evidence::Obituary { nonce } => EvidenceKind::Obituary(*nonce),
+                    Evidence::Withdrawals(withdrawals) => {
+                        let record = |w: &Withdrawal| WithdrawalRecord {
+                            supporter: w.supporter,
+                            lease: w.lease.0,
+                            as_of: w.as_of,
+                        };
+                        let withdrawals = withdrawals.iter().map(record).collect();
+                        EvidenceKind::Withdrawals(WithdrawalsRecord { withdrawals })
+                    }
                 }),
+                heard: heard.clone(),
             }),
+            Command::Confirm { node, lease, configuration } => Self::Confirm(LeaseRecord {
+                node: *node,
+                id: lease.0,
+                configuration: *configuration,
+                ..LeaseRecord::default()
+            }),
+            Command::Retract { supporter, supporter_lease, node, lease } => Self::Retract(RetractRecord {
+                supporter: *supporter,
+                supporter_lease: supporter_lease.0,
+                node: *node,
+                lease: lease.0,
+            }),
+            Command::UpdateSettings { request, expected_revision, timing } => {
+                Self::UpdateSettings(UpdateSettingsRecord {
+                    request: request_text(request.as_ref()),
+                    expected_revision: *expected_revision,
+                    timing: Some((*timing).into()),
+                })
+            }
             Command::Released { vip, epoch } => Self::Released(ReleasedRecord { vip: ip_bytes(*vip), epoch: epoch.0 }),
             Command::MoveIntent { request, expected_revision, vip, to } => Self::MoveIntent(MoveIntentRecord {
                 expected_revision: *expected_revision,
@@ -706,6 +922,7 @@ impl TryFrom<CommandKind> for Command {
                 cluster: uuid(&record.cluster, "cluster")?,
                 cluster_name: name(&record.cluster_name)?,
                 hash_seed: seed(&record.hash_seed)?,
+                heartbeat_key: key(&record.heartbeat_key)?,
                 node: record.node.ok_or(DecodeError::Field("node"))?.try_into()?,
             },
             CommandKind::Mutate(record) => Self::Mutate(Mutate {
@@ -714,10 +931,13 @@ impl TryFrom<CommandKind> for Command {
                 mutations: record.mutations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             }),
             CommandKind::AddNode(record) => Self::AddNode(record.try_into()?),
-            CommandKind::RemoveNode(node) => Self::RemoveNode { node },
+            CommandKind::RemoveNode(record) => {
+                Self::RemoveNode { node: record.node, heartbeat_key: key(&record.heartbeat_key)? }
+            }
             CommandKind::PublishNode(record) => Self::PublishNode {
                 node: record.node,
                 attachments: attachments(record.attachments)?,
+                heartbeat: socket_addresses(&record.heartbeat)?,
                 feature_level: record.feature_level,
             },
             CommandKind::SetDraining(record) => Self::SetDraining {
@@ -735,8 +955,31 @@ impl TryFrom<CommandKind> for Command {
                 lease: LeaseId(record.lease),
                 evidence: match record.evidence.ok_or(DecodeError::Field("evidence"))? {
                     EvidenceKind::OwnRelease(_) => Evidence::OwnRelease,
-                    EvidenceKind::SilentMs(silent_ms) => Evidence::Silence { silent_ms },
+                    EvidenceKind::Obituary(nonce) => Evidence::Obituary { nonce },
+                    EvidenceKind::Withdrawals(record) => {
+                        let withdrawal = |w: WithdrawalRecord| Withdrawal {
+                            supporter: w.supporter,
+                            lease: LeaseId(w.lease),
+                            as_of: w.as_of,
+                        };
+                        Evidence::Withdrawals(record.withdrawals.into_iter().map(withdrawal).collect())
+                    }
                 },
+                heard: record.heard,
+            },
+            CommandKind::Confirm(record) => {
+                Self::Confirm { node: record.node, lease: LeaseId(record.id), configuration: record.configuration }
+            }
+            CommandKind::Retract(record) => Self::Retract {
+                supporter: record.supporter,
+                supporter_lease: LeaseId(record.supporter_lease),
+                node: record.node,
+                lease: LeaseId(record.lease),
+            },
+            CommandKind::UpdateSettings(record) => Self::UpdateSettings {
+                request: request_id(&record.request)?,
+                expected_revision: record.expected_revision,
+                timing: record.timing.ok_or(DecodeError::Field("timing"))?.into(),
             },
             CommandKind::Released(record) => Self::Released { vip: ip(&record.vip)?, epoch: Epoch(record.epoch) },
             CommandKind::MoveIntent(record) => Self::MoveIntent {
@@ -878,6 +1121,10 @@ fn attachments(records: Vec<AttachmentRecord>) -> Result<Vec<Attachment>, Decode
     records.into_iter().map(attachment).collect()
 }
 
+fn socket_addresses(texts: &[String]) -> Result<Vec<SocketAddr>, DecodeError> {
+    texts.iter().map(|text| text.parse().map_err(|_| DecodeError::Field("heartbeat"))).collect()
+}
+
 impl From<&Node> for NodeRecord {
     fn from(node: &Node) -> Self {
         let settings =
@@ -886,6 +1133,7 @@ impl From<&Node> for NodeRecord {
             id: node.id,
             settings: Some((&settings).into()),
             attachments: node.attachments.iter().map(Into::into).collect(),
+            heartbeat: node.heartbeat.iter().map(ToString::to_string).collect(),
             feature_level: node.feature_level,
             draining: node.draining,
         }
@@ -904,6 +1152,7 @@ impl TryFrom<NodeRecord> for Node {
             address: settings.address,
             store: settings.store,
             attachments: attachments(record.attachments)?,
+            heartbeat: socket_addresses(&record.heartbeat)?,
             feature_level: record.feature_level,
             draining: record.draining,
         })

@@ -1,0 +1,373 @@
+//! The heartbeat: one thread that owns the protocol's state, its sockets and the dataplane's deadline.
+//! Neither the disk nor the runtime nor a large table delays it; what others have to tell it waits in a
+//! mailbox.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use lb_dataplane::lease::{LeaseClock, boottime_ns};
+use lb_raft_store::{
+    View,
+    table::{Command, LeaseId, NodeId},
+};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
+use tokio::sync::{mpsc as reports, oneshot};
+use uuid::Uuid;
+
+use super::{
+    member::{Lead, Member, Output},
+    message::{Envelope, Message},
+};
+
+/// Longer than any datagram of a cluster of nine.
+const MAX_DATAGRAM: usize = 2048;
+/// Datagrams read in a row before the clock is looked at again: a flood must not stop the heartbeats.
+const MAX_BATCH: usize = 4096;
+/// A key that was replaced is accepted for so long, and still used at first: not everybody has the new one.
+const OLD_KEY_ACCEPTED_NS: u64 = 10_000_000_000;
+const OLD_KEY_USED_NS: u64 = 1_000_000_000;
+/// Among the real-time priorities of 1 to 99.
+const PRIORITY: u8 = 20;
+
+/// What the thread is told.
+pub(super) enum Input {
+    View(Arc<View>),
+    Lead(Lead),
+    /// The dataplane works by the table of this lease.
+    InForce(Option<LeaseId>),
+    /// The process behind that node's listener is gone.
+    Refused(NodeId),
+    /// Let go of the lease, and say which it was.
+    Stop(oneshot::Sender<Option<LeaseId>>),
+}
+
+/// What the thread has to say.
+pub(super) enum Report {
+    Propose(Command),
+    ProposeInTerm(u64, Command),
+    Elect(NodeId),
+    /// The lease that this process holds now.
+    Holds(Option<LeaseId>),
+    /// What the parent process shall send when this one is dead.
+    Obituary(Vec<(SocketAddr, Vec<u8>)>),
+}
+
+/// The mailbox of the thread; the thread ends with it.
+pub(super) struct Heartbeat {
+    inbox: Option<mpsc::Sender<Input>>,
+    wake: OwnedFd,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// What the thread starts with.
+pub(super) struct Start {
+    pub(super) me: NodeId,
+    pub(super) cluster: Uuid,
+    pub(super) nonce: u64,
+    pub(super) sockets: Vec<UdpSocket>,
+    pub(super) clock: Arc<LeaseClock>,
+    pub(super) reports: reports::UnboundedSender<Report>,
+}
+
+impl Heartbeat {
+    pub(super) fn start(start: Start) -> io::Result<Self> {
+        let (inbox, mailbox) = mpsc::channel();
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let woken = wake.try_clone()?;
+        for socket in &start.sockets {
+            socket.set_nonblocking(true)?;
+        }
+        let thread = thread::Builder::new().name("heartbeat".into()).spawn(move || {
+            raise_priority();
+            Runner::new(start, mailbox, woken).run();
+        })?;
+        Ok(Self { inbox: Some(inbox), wake, thread: Some(thread) })
+    }
+
+    pub(super) fn tell(&self, input: Input) {
+        // The thread outlives everybody who could tell it anything.
+        if self.inbox.as_ref().is_some_and(|inbox| inbox.send(input).is_ok()) {
+            // It fails only when the counter is full, and then the thread is awake.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.inbox = None;
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the heartbeat's thread panicked");
+        }
+    }
+}
+
+fn raise_priority() {
+    let Ok(priority) = PRIORITY.try_into() else { return };
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+    match set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Crossplatform(priority), policy) {
+        Ok(()) => tracing::debug!("the heartbeat runs with real-time priority"),
+        Err(error) => tracing::info!(
+            ?error,
+            "the heartbeat runs without real-time priority (CAP_SYS_NICE): a busy machine may cost false takeovers"
+        ),
+    }
+}
+
+struct Runner {
+    me: NodeId,
+    cluster: Uuid,
+    nonce: u64,
+    member: Member,
+    sockets: Vec<UdpSocket>,
+    clock: Arc<LeaseClock>,
+    mailbox: mpsc::Receiver<Input>,
+    wake: OwnedFd,
+    reports: reports::UnboundedSender<Report>,
+    view: Arc<View>,
+    keys: Keys,
+    holds: Option<LeaseId>,
+    obituary: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+/// A datagram's way back.
+type Path = (usize, SocketAddr);
+
+impl Runner {
+    fn new(start: Start, mailbox: mpsc::Receiver<Input>, wake: OwnedFd) -> Self {
+        let Start { me, cluster, nonce, sockets, clock, reports } = start;
+        Self {
+            me,
+            cluster,
+            nonce,
+            member: Member::new(me, nonce, boottime_ns()),
+            sockets,
+            clock,
+            mailbox,
+            wake,
+            reports,
+            view: Arc::default(),
+            keys: Keys::default(),
+            holds: None,
+            obituary: Vec::new(),
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            self.wait();
+            // What has been received is read first: deadlines are judged on all that is known.
+            self.receive();
+            if !self.take_inputs() {
+                self.clock.revoke();
+                return;
+            }
+            let now = boottime_ns();
+            self.member.on_time(now);
+            self.settle(None);
+        }
+    }
+
+    fn wait(&self) {
+        let now = boottime_ns();
+        let wait = Duration::from_nanos(self.member.next_deadline_ns(now).saturating_sub(now));
+        let timeout = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
+        let mut fds: Vec<PollFd<'_>> = self.sockets.iter().map(|s| PollFd::new(s, PollFlags::IN)).collect();
+        fds.push(PollFd::new(&self.wake, PollFlags::IN));
+        // Interrupted or not: everything is looked at again.
+        let _ = poll(&mut fds, Some(&timeout));
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.wake, &mut count);
+    }
+
+    fn receive(&mut self) {
+        let mut buffer = [0; MAX_DATAGRAM];
+        let keys = self.keys.accepted(boottime_ns());
+        for socket in 0..self.sockets.len() {
+            for _ in 0..MAX_BATCH {
+                // Would block, or an ICMP error for something sent before: neither says anything of a peer.
+                let (len, from) = match self.sockets[socket].recv_from(&mut buffer) {
+                    Ok(received) => received,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+                    Err(_) => break,
+                };
+                let Some(envelope) = Envelope::open(&buffer[..len], &keys) else { continue };
+                if envelope.cluster != self.cluster || envelope.to != self.me {
+                    continue;
+                }
+                self.member.on_message(envelope.from, &envelope.message, boottime_ns());
+                self.settle(Some((envelope.from, (socket, from))));
+            }
+        }
+    }
+
+    /// Whether there may be more.
+    fn take_inputs(&mut self) -> bool {
+        loop {
+            match self.mailbox.try_recv() {
+                Err(mpsc::TryRecvError::Empty) => return true,
+                Err(mpsc::TryRecvError::Disconnected) => return false,
+                Ok(input) => {
+                    let now = boottime_ns();
+                    match input {
+                        Input::View(view) => {
+                            self.keys.on_view(&view, now);
+                            self.view = view.clone();
+                            self.member.on_view(view, now);
+                            self.write_obituary();
+                        }
+                        Input::Lead(lead) => self.member.on_lead(lead, now),
+                        Input::InForce(lease) => self.member.on_in_force(lease),
+                        Input::Refused(node) => self.member.on_refused(node, now),
+                        Input::Stop(done) => {
+                            let lease = self.member.stop();
+                            self.clock.revoke();
+                            let _ = done.send(lease);
+                        }
+                    }
+                    self.settle(None);
+                }
+            }
+        }
+    }
+
+    /// First the deadline, then what is to be said: nothing goes out that the deadline does not know yet.
+    fn settle(&mut self, came_from: Option<(NodeId, Path)>) {
+        self.clock.set(self.member.valid_until_ns());
+        if self.member.lease() != self.holds {
+            self.holds = self.member.lease();
+            self.report(Report::Holds(self.holds));
+        }
+        for output in self.member.take_output() {
+            match output {
+                Output::Send(to, message) => match came_from {
+                    // An acknowledgement takes the way back.
+                    Some((from, path)) if from == to && matches!(message, Message::Ack(_)) => {
+                        let datagram = self.seal(to, message);
+                        self.send(path, &datagram);
+                    }
+                    _ => self.send_everywhere(to, message),
+                },
+                Output::Propose(command) => self.report(Report::Propose(command)),
+                Output::ProposeInTerm(term, command) => self.report(Report::ProposeInTerm(term, command)),
+                Output::Elect(from) => self.report(Report::Elect(from)),
+            }
+        }
+    }
+
+    fn report(&self, report: Report) {
+        // Nobody listens any more while the daemon stops.
+        drop(self.reports.send(report));
+    }
+
+    fn seal(&self, to: NodeId, message: Message) -> Vec<u8> {
+        let (index, key) = self.keys.signing(boottime_ns());
+        Envelope { cluster: self.cluster, from: self.me, to, message }.seal(index, key)
+    }
+
+    fn send_everywhere(&self, to: NodeId, message: Message) {
+        let datagram = self.seal(to, message);
+        for path in self.paths(to) {
+            self.send(path, &datagram);
+        }
+    }
+
+    /// From which of our addresses to which of theirs: the first to the first, the second to the second.
+    fn paths(&self, to: NodeId) -> Vec<Path> {
+        let Some(node) = self.view.table.node(to) else { return Vec::new() };
+        let family = |socket: &UdpSocket, of: &SocketAddr| {
+            socket.local_addr().is_ok_and(|local| local.is_ipv4() == of.is_ipv4())
+        };
+        let path = |(position, address): (usize, &SocketAddr)| {
+            let same = self.sockets.get(position).filter(|socket| family(socket, address)).map(|_| position);
+            let socket = same.or_else(|| self.sockets.iter().position(|socket| family(socket, address)))?;
+            Some((socket, *address))
+        };
+        node.heartbeat.iter().enumerate().filter_map(path).collect()
+    }
+
+    fn send(&self, (socket, to): Path, datagram: &[u8]) {
+        // What is lost here is sent again with the next heartbeat.
+        if let Err(error) = self.sockets[socket].send_to(datagram, to) {
+            tracing::debug!(%error, %to, "a heartbeat was not sent");
+        }
+    }
+
+    /// Prepares what the parent process sends when this one is dead.
+    fn write_obituary(&mut self) {
+        if self.keys.is_empty() {
+            return;
+        }
+        let others = self.view.table.nodes().filter(|node| node.id != self.me);
+        let obituary: Vec<(SocketAddr, Vec<u8>)> = others
+            .flat_map(|node| {
+                let datagram = self.seal(node.id, Message::Obituary { nonce: self.nonce });
+                node.heartbeat.iter().map(move |address| (*address, datagram.clone()))
+            })
+            .collect();
+        if obituary != self.obituary {
+            self.obituary = obituary.clone();
+            self.report(Report::Obituary(obituary));
+        }
+    }
+}
+
+/// The keys of the signatures, and when each was first seen.
+#[derive(Default)]
+struct Keys {
+    /// By their indices in the log; the last one is the present one.
+    keys: Vec<(u64, u128)>,
+    replaced_ns: u64,
+}
+
+impl Keys {
+    fn on_view(&mut self, view: &View, now_ns: u64) {
+        let keys: Vec<(u64, u128)> = view.table.heartbeat_keys().collect();
+        if self.keys != keys {
+            // At the start there is nobody who would not have the present one.
+            self.replaced_ns = if self.keys.is_empty() { 0 } else { now_ns };
+            self.keys = keys;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    fn accepted(&self, now_ns: u64) -> Vec<(u64, u128)> {
+        let all = now_ns < self.replaced_ns + OLD_KEY_ACCEPTED_NS;
+        let first = if all { 0 } else { self.keys.len().saturating_sub(1) };
+        self.keys[first..].to_vec()
+    }
+
+    fn signing(&self, now_ns: u64) -> (u64, u128) {
+        let newest = self.keys.len().saturating_sub(1);
+        let old = now_ns < self.replaced_ns + OLD_KEY_USED_NS;
+        self.keys.get(if old { newest.saturating_sub(1) } else { newest }).copied().unwrap_or((0, 0))
+    }
+}
+
+/// The addresses at which this node hears heartbeats: where it listens; instead of an unspecified address,
+/// what it tells the others.
+pub(crate) fn addresses(listen: &[SocketAddr], advertised: Option<IpAddr>) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = listen
+        .iter()
+        .filter_map(|address| match address.ip().is_unspecified() {
+            false => Some(*address),
+            true => advertised.map(|ip| SocketAddr::new(ip, address.port())),
+        })
+        .collect();
+    addresses.dedup();
+    addresses
+}

@@ -1,0 +1,163 @@
+//! The holder's side of a lease: what the other voters have promised, and until when this node may
+//! answer. Pure.
+//!
+//! ```text
+//!   Without --(own nonce seen in the table)--> Holding --(table ended it, or no majority can be left)--> Without
+//! ```
+//!
+//! A ping that was sent at t and answered with a promise of W lets this node count on its supporter
+//! until t + min(D, W less the clocks' drift): the supporter's promise runs from its receipt, later than t.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use lb_raft_store::table::{Configuration, LeaseId, NodeId, Table, Timing as Settings};
+
+use super::{
+    message::{Ack, Verdict},
+    timing::Timing,
+};
+
+/// Pings whose answers still count.
+const REMEMBERED_PINGS: usize = 1024;
+
+/// The state.
+#[derive(Debug)]
+pub(super) struct Holder {
+    me: NodeId,
+    nonce: u64,
+    lease: Option<LeaseId>,
+    /// A lease that this process has let go of: it is not taken up again.
+    given_up: Option<LeaseId>,
+    /// (seq, when it was sent), in order.
+    sent: VecDeque<(u64, u64)>,
+    /// Until when each supporter may be counted on.
+    support: BTreeMap<NodeId, u64>,
+    withdrawn: BTreeSet<NodeId>,
+    valid_until_ns: u64,
+    /// Since when it has been valid without a break.
+    valid_since_ns: Option<u64>,
+}
+
+impl Holder {
+    pub(super) fn new(me: NodeId, nonce: u64) -> Self {
+        Self {
+            me,
+            nonce,
+            lease: None,
+            given_up: None,
+            sent: VecDeque::new(),
+            support: BTreeMap::new(),
+            withdrawn: BTreeSet::new(),
+            valid_until_ns: 0,
+            valid_since_ns: None,
+        }
+    }
+
+    /// The lease that this process holds, valid or not.
+    pub(super) fn lease(&self) -> Option<LeaseId> {
+        self.lease
+    }
+
+    /// Until when this node may answer.
+    pub(super) fn valid_until_ns(&self) -> u64 {
+        self.valid_until_ns
+    }
+
+    /// Whether it has been valid without a break for so long.
+    pub(super) fn has_been_valid_for(&self, span_ns: u64, now_ns: u64) -> bool {
+        self.valid_until_ns > now_ns && self.valid_since_ns.is_some_and(|since| now_ns >= since + span_ns)
+    }
+
+    /// Takes up the lease that the table gives to this process, and lets go of one that it has ended.
+    pub(super) fn on_table(&mut self, table: &Table) {
+        // Only an entry with the nonce of this process opens a lease for it: a replayed one does not.
+        let ours = table.lease(self.me).filter(|lease| self.is_ours(lease.nonce));
+        let lease = ours.map(|lease| lease.id).filter(|id| Some(*id) != self.given_up);
+        if lease != self.lease {
+            self.drop_lease();
+            self.lease = lease;
+        }
+    }
+
+    fn is_ours(&self, nonce: u64) -> bool {
+        nonce == self.nonce || super::planted(super::Bug::NoNonce)
+    }
+
+    /// Lets go of it for good, valid or not.
+    pub(super) fn give_up(&mut self) {
+        self.given_up = self.lease.or(self.given_up);
+        self.drop_lease();
+    }
+
+    fn drop_lease(&mut self) {
+        self.lease = None;
+        self.support.clear();
+        self.withdrawn.clear();
+        self.sent.clear();
+        self.valid_until_ns = 0;
+        self.valid_since_ns = None;
+    }
+
+    /// A ping goes out to everyone; the moment was read before.
+    pub(super) fn on_sent(&mut self, seq: u64, now_ns: u64) {
+        if self.sent.len() == REMEMBERED_PINGS {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((seq, now_ns));
+    }
+
+    pub(super) fn on_ack(&mut self, from: NodeId, ack: &Ack, timing: &Timing) {
+        if ack.of != self.nonce || ack.lease.is_none() || ack.lease != self.lease {
+            return;
+        }
+        let Ok(at) = self.sent.binary_search_by_key(&ack.seq, |(seq, _)| *seq) else { return };
+        let sent_ns = self.sent[at].1;
+        match ack.verdict {
+            Verdict::Yes { promise_ns } => {
+                let until_ns = sent_ns + timing.lease_ns.min(Settings::usable_ns(promise_ns));
+                let until_ns = if super::planted(super::Bug::NoMargin) { sent_ns + promise_ns } else { until_ns };
+                let known = self.support.entry(from).or_insert(0);
+                *known = until_ns.max(*known);
+                self.withdrawn.remove(&from);
+            }
+            // What it promised before still holds until then.
+            Verdict::Withdrawn => drop(self.withdrawn.insert(from)),
+            Verdict::Stale | Verdict::Unknown => {}
+        }
+    }
+
+    /// Counts the support at this moment, in the configuration that this node has applied.
+    pub(super) fn count(&mut self, configuration: &Configuration, timing: &Timing, now_ns: u64) {
+        if self.valid_until_ns <= now_ns {
+            self.valid_since_ns = None;
+        }
+        if self.lease.is_none() {
+            return;
+        }
+        // Its own support lasts from now on.
+        let mut until = self.support.clone();
+        until.insert(self.me, now_ns + timing.lease_ns);
+        self.valid_until_ns = configuration
+            .halves
+            .iter()
+            .map(|half| {
+                let mut of_half: Vec<u64> = half.iter().map(|voter| until.get(voter).copied().unwrap_or(0)).collect();
+                of_half.sort_unstable_by(|a, b| b.cmp(a));
+                of_half.get(half.len() / 2).copied().unwrap_or(0)
+            })
+            .min()
+            .unwrap_or(0);
+        if self.valid_until_ns > now_ns && self.valid_since_ns.is_none() {
+            self.valid_since_ns = Some(now_ns);
+        }
+    }
+
+    /// Whether so many have withdrawn that it can never be valid again.
+    pub(super) fn is_lost(&self, configuration: &Configuration, now_ns: u64) -> bool {
+        self.lease.is_some() && self.valid_until_ns <= now_ns && {
+            // One blocked half is enough to keep it from a majority.
+            let blocked = |half: &BTreeSet<NodeId>| half.difference(&self.withdrawn).count() <= half.len() / 2;
+            configuration.halves.iter().any(blocked)
+        }
+    }
+}

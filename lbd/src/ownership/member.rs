@@ -1,0 +1,359 @@
+//! One process's part in the protocol: holder, supporter, and, where it leads, the one who ends leases. Pure:
+//! the table, messages and moments come in; messages and proposals come out.
+//!
+//! Before: [`super::heartbeat`] receives and reads the clock. After: it sends, and [`super::driver`] proposes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use lb_raft_store::{
+    View,
+    table::{Command, Evidence, LeaseId, NodeId},
+};
+
+use super::{
+    lease::Holder,
+    message::{Ack, Echo, Message, Ping, Verdict},
+    support::{Judge, Supporter},
+    takeover::{Own, Takeover},
+    timing::{REPEAT_NS, Timing},
+};
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Send it at once.
+    Send(NodeId, Message),
+    /// Have it agreed on, by way of whoever leads. What is still needed comes again.
+    Propose(Command),
+    /// Have it agreed on as the leader of this term, or not at all.
+    ProposeInTerm(u64, Command),
+    /// Take the lead from that node.
+    Elect(NodeId),
+}
+
+/// Who leads, as far as this node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Lead {
+    pub(super) leader: Option<NodeId>,
+    pub(super) term: u64,
+}
+
+/// What is known of another node's process.
+#[derive(Debug, Default)]
+struct Peer {
+    /// Of the last ping that was taken.
+    last: Option<(u64, u64)>,
+    /// The newest acknowledgement from it.
+    echo: Option<Echo>,
+    repeated_ns: u64,
+}
+
+/// Proposals that wait for their effect to show in the table.
+#[derive(Debug, Default)]
+struct Asked {
+    open: Option<u64>,
+    ready: Option<u64>,
+    confirm: Option<u64>,
+    retract: Option<u64>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub(super) struct Member {
+    me: NodeId,
+    nonce: u64,
+    started_ns: u64,
+    view: Arc<View>,
+    lead: Lead,
+    timing: Timing,
+    holder: Holder,
+    supporter: Supporter,
+    takeover: Takeover,
+    peers: BTreeMap<NodeId, Peer>,
+    asked: Asked,
+    seq: u64,
+    next_ping_ns: u64,
+    /// The dataplane works by a table that was compiled for this lease.
+    in_force: Option<LeaseId>,
+    /// It asks for nothing any more.
+    stopped: bool,
+    output: Vec<Output>,
+}
+
+impl Member {
+    /// Of a process that starts now and has chosen this nonce.
+    pub(super) fn new(me: NodeId, nonce: u64, now_ns: u64) -> Self {
+        let view = Arc::new(View::default());
+        let timing = timing_of(&view);
+        Self {
+            me,
+            nonce,
+            started_ns: now_ns,
+            view,
+            lead: Lead::default(),
+            timing,
+            holder: Holder::new(me, nonce),
+            supporter: Supporter::default(),
+            takeover: Takeover::default(),
+            peers: BTreeMap::new(),
+            asked: Asked::default(),
+            seq: 0,
+            next_ping_ns: now_ns,
+            in_force: None,
+            stopped: false,
+            output: Vec::new(),
+        }
+    }
+
+    /// The lease that this process holds, valid or not.
+    pub(super) fn lease(&self) -> Option<LeaseId> {
+        self.holder.lease()
+    }
+
+    /// Until when this node may answer for what its lease gives it: not before the dataplane knows what.
+    pub(super) fn valid_until_ns(&self) -> u64 {
+        if self.in_force.is_some() && self.in_force == self.holder.lease() { self.holder.valid_until_ns() } else { 0 }
+    }
+
+    /// What is to be done since the last call.
+    pub(super) fn take_output(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.output)
+    }
+
+    /// The table has moved on.
+    pub(super) fn on_view(&mut self, view: Arc<View>, now_ns: u64) {
+        if view.applied < self.view.applied {
+            return;
+        }
+        self.view = view;
+        let table = &self.view.table;
+        self.timing = timing_of(&self.view);
+        self.holder.on_table(table);
+        self.supporter.on_table(self.me, table, self.view.applied, &self.timing, now_ns);
+        self.takeover.on_table(table);
+        self.peers.retain(|node, _| table.node(*node).is_some());
+        self.on_time(now_ns);
+    }
+
+    /// Somebody else leads, or nobody.
+    pub(super) fn on_lead(&mut self, lead: Lead, now_ns: u64) {
+        self.lead = lead;
+        self.on_time(now_ns);
+    }
+
+    /// The dataplane works by the table of this lease.
+    pub(super) fn on_in_force(&mut self, lease: Option<LeaseId>) {
+        self.in_force = lease;
+    }
+
+    /// The process behind that node's listener is gone.
+    pub(super) fn on_refused(&mut self, node: NodeId, now_ns: u64) {
+        self.takeover.on_refused(node);
+        self.on_time(now_ns);
+    }
+
+    /// Lets go of everything. The lease to end, if there is one.
+    pub(super) fn stop(&mut self) -> Option<LeaseId> {
+        self.stopped = true;
+        let lease = self.holder.lease();
+        self.holder.give_up();
+        lease
+    }
+
+    pub(super) fn on_message(&mut self, from: NodeId, message: &Message, now_ns: u64) {
+        if from == self.me {
+            return;
+        }
+        match message {
+            Message::Ping(ping) => self.on_ping(from, ping, now_ns),
+            Message::Ack(ack) => self.on_ack(from, ack, now_ns),
+            Message::Obituary { nonce } => {
+                self.takeover.on_obituary(from, *nonce);
+                self.on_time(now_ns);
+            }
+        }
+    }
+
+    fn on_ping(&mut self, from: NodeId, ping: &Ping, now_ns: u64) {
+        let lease = self.view.table.lease(from);
+        // A process that has no lease yet, or of a time when this node's table had not caught up, is heard, and
+        // nothing that it says counts.
+        let is_current = lease.is_some_and(|lease| lease.nonce == ping.nonce && Some(lease.id) == ping.lease);
+        let mut verdict = Verdict::Unknown;
+        if is_current {
+            let peer = self.peers.entry(from).or_default();
+            // An old one, replayed or overtaken; the last one may come by a second path.
+            if peer.last.is_some_and(|(nonce, seq)| nonce == ping.nonce && ping.seq < seq) {
+                return;
+            }
+            let is_new = peer.last != Some((ping.nonce, ping.seq));
+            peer.last = Some((ping.nonce, ping.seq));
+            let judge = Judge { timing: &self.timing, nonce: self.nonce, own: self.holder.lease(), now_ns };
+            verdict = self.supporter.on_ping(from, ping, &judge);
+            if is_new && let Some(lease) = ping.lease {
+                self.takeover.on_claim(from, lease, ping.applied, &ping.withdrawn, ping.deserted, now_ns);
+            }
+        }
+        let Ping { nonce: of, lease, seq, .. } = *ping;
+        let ack = Ack { nonce: self.nonce, of, lease, seq, at_ns: now_ns, verdict };
+        self.output.push(Output::Send(from, Message::Ack(ack)));
+    }
+
+    fn on_ack(&mut self, from: NodeId, ack: &Ack, now_ns: u64) {
+        if ack.of != self.nonce {
+            return;
+        }
+        let peer = self.peers.entry(from).or_default();
+        let echo = Echo { nonce: ack.nonce, at_ns: ack.at_ns };
+        if peer.echo.is_none_or(|known| known.nonce != echo.nonce || known.at_ns < echo.at_ns) {
+            peer.echo = Some(echo);
+        }
+        let repeat = ack.verdict == Verdict::Stale && now_ns >= peer.repeated_ns + REPEAT_NS;
+        if repeat {
+            peer.repeated_ns = now_ns;
+        }
+        self.holder.on_ack(from, ack, &self.timing);
+        self.holder.count(&self.view.table.configuration(), &self.timing, now_ns);
+        if repeat {
+            self.ping(&[from], now_ns);
+        }
+    }
+
+    /// Looks at the clock. Whatever has been received is handed in before.
+    pub(super) fn on_time(&mut self, now_ns: u64) {
+        if self.view.table.node(self.me).is_none() {
+            return;
+        }
+        let configuration = self.view.table.configuration();
+        self.holder.count(&configuration, &self.timing, now_ns);
+        if self.holder.is_lost(&configuration, now_ns) {
+            self.holder.give_up();
+            self.asked.open = None;
+        }
+        let mut due = now_ns >= self.next_ping_ns;
+        if self.may_withdraw(now_ns) {
+            // Told at once, not with the next heartbeat.
+            due |= self.supporter.withdraw(now_ns);
+        }
+        if due {
+            self.next_ping_ns = now_ns + self.timing.period_ns;
+            let all: Vec<NodeId> = self.view.table.nodes().map(|node| node.id).filter(|id| *id != self.me).collect();
+            self.ping(&all, now_ns);
+        }
+        if !self.stopped {
+            self.ask(now_ns);
+        }
+        self.lead(now_ns);
+    }
+
+    /// A process that has just started does not know what the one before has promised; one that has just
+    /// woken up, or that was cut off from everybody, must not judge the others.
+    fn may_withdraw(&self, now_ns: u64) -> bool {
+        let started = now_ns >= self.started_ns + self.timing.silence_after_start_ns;
+        (started || super::planted(super::Bug::NoStartSilence))
+            && self.holder.has_been_valid_for(self.timing.short_ns(), now_ns)
+    }
+
+    fn ping(&mut self, to: &[NodeId], now_ns: u64) {
+        self.seq += 1;
+        self.holder.on_sent(self.seq, now_ns);
+        let withdrawn: Vec<(NodeId, LeaseId)> = self.supporter.withdrawn().collect();
+        let deserted = self.lead.leader.filter(|leader| self.deserts(*leader, now_ns));
+        for node in to {
+            let ping = Ping {
+                nonce: self.nonce,
+                lease: self.holder.lease(),
+                seq: self.seq,
+                applied: self.view.applied,
+                echo: self.peers.get(node).and_then(|peer| peer.echo),
+                deserted,
+                withdrawn: withdrawn.clone(),
+            };
+            self.output.push(Output::Send(*node, Message::Ping(ping)));
+        }
+    }
+
+    /// Whether this node would not support the leader any more. Only a node that hears others can tell.
+    fn deserts(&self, leader: NodeId, now_ns: u64) -> bool {
+        leader != self.me && self.may_withdraw(now_ns) && !self.supporter.would_support(leader, now_ns)
+    }
+
+    /// What this node needs from the log.
+    fn ask(&mut self, now_ns: u64) {
+        let (me, timing) = (self.me, self.timing);
+        let due = |asked: &mut Option<u64>| {
+            let due = asked.is_none_or(|at| now_ns >= at + timing.again_ns);
+            if due {
+                *asked = Some(now_ns);
+            }
+            due
+        };
+        let table = &self.view.table;
+        match (self.holder.lease(), table.lease(me)) {
+            (Some(lease), Some(held)) => {
+                let valid = self.holder.valid_until_ns() > now_ns && self.in_force == Some(lease);
+                if !held.ready && valid && due(&mut self.asked.ready) {
+                    self.output.push(Output::Propose(Command::Ready { node: me, lease }));
+                }
+                let configuration = table.configuration().index;
+                if held.configuration < configuration && due(&mut self.asked.confirm) {
+                    self.output.push(Output::Propose(Command::Confirm { node: me, lease, configuration }));
+                }
+                let retract: Vec<(NodeId, LeaseId)> = self.supporter.to_retract(&timing, now_ns).collect();
+                if !retract.is_empty() && due(&mut self.asked.retract) {
+                    for (node, of) in retract {
+                        let retract = Command::Retract { supporter: me, supporter_lease: lease, node, lease: of };
+                        self.output.push(Output::Propose(retract));
+                    }
+                }
+            }
+            (_, held) => {
+                if due(&mut self.asked.open) {
+                    let previous = held.map(|lease| lease.id);
+                    self.output.push(Output::Propose(Command::OpenLease { node: me, nonce: self.nonce, previous }));
+                }
+            }
+        }
+    }
+
+    /// Ends leases where this node leads; looks after the leader where it does not.
+    fn lead(&mut self, now_ns: u64) {
+        let Some(leader) = self.lead.leader else { return };
+        if leader != self.me {
+            let deserts = self.deserts(leader, now_ns);
+            let lead = (leader, self.lead.term);
+            if self.takeover.elects(&self.view.table, self.me, lead, deserts, &self.timing, now_ns) {
+                self.output.push(Output::Elect(leader));
+            }
+            return;
+        }
+        self.takeover.leads();
+        let withdrawn: Vec<(NodeId, LeaseId)> = self.supporter.withdrawn().collect();
+        let own = Own { node: self.me, lease: self.holder.lease(), applied: self.view.applied, withdrawn: &withdrawn };
+        for end in self.takeover.ends(&self.view.table, &own, &self.timing, now_ns) {
+            let fence = Command::Fence { node: end.node, lease: end.lease, evidence: end.evidence, heard: end.heard };
+            self.output.push(Output::ProposeInTerm(self.lead.term, fence));
+        }
+    }
+
+    /// When [`Self::on_time`] is due at the latest.
+    pub(super) fn next_deadline_ns(&self, now_ns: u64) -> u64 {
+        let promise = self.supporter.next_deadline_ns().filter(|at| *at > now_ns);
+        let election = self.takeover.next_deadline_ns(&self.timing, now_ns);
+        [promise, election].into_iter().flatten().fold(self.next_ping_ns, u64::min)
+    }
+
+    #[cfg(test)]
+    pub(super) fn standing_withdrawals(&self) -> Vec<(NodeId, LeaseId)> {
+        self.supporter.withdrawn().collect()
+    }
+
+    /// Ends the lease of a process that stops by itself.
+    pub(super) fn own_release(me: NodeId, lease: LeaseId) -> Command {
+        Command::Fence { node: me, lease, evidence: Evidence::OwnRelease, heard: Vec::new() }
+    }
+}
+
+fn timing_of(view: &View) -> Timing {
+    Timing::new(view.table.timing(), view.table.longest_withdraw_ms())
+}

@@ -1,0 +1,189 @@
+//! The leader's side of leases: it gathers what ends them. And everybody's opinion of the leader: when it
+//! is gone, and whose turn it is to take its place. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_raft_store::table::{Evidence, LeaseId, NodeId, Table, Withdrawal};
+
+use super::timing::Timing;
+
+/// What another node said last.
+#[derive(Debug)]
+struct Claim {
+    lease: LeaseId,
+    as_of: u64,
+    withdrawn: BTreeSet<(NodeId, LeaseId)>,
+    deserted: Option<NodeId>,
+    at_ns: u64,
+}
+
+/// The state.
+#[derive(Debug, Default)]
+pub(super) struct Takeover {
+    claims: BTreeMap<NodeId, Claim>,
+    /// Processes that are known to be dead.
+    obituaries: BTreeMap<NodeId, u64>,
+    /// When the end of a lease was proposed last.
+    proposed: BTreeMap<(NodeId, LeaseId), u64>,
+    /// A leader whose listener refused connections.
+    refused: Option<NodeId>,
+    /// Which leader, of which term, is gone, and since when this is known.
+    gone: Option<(NodeId, u64, u64)>,
+    /// When this node last tried to replace the leader.
+    tried_ns: Option<u64>,
+}
+
+/// A lease to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) node: NodeId,
+    pub(super) lease: LeaseId,
+    pub(super) evidence: Evidence,
+    pub(super) heard: Vec<NodeId>,
+}
+
+/// What this node says itself.
+pub(super) struct Own<'a> {
+    pub(super) node: NodeId,
+    pub(super) lease: Option<LeaseId>,
+    pub(super) applied: u64,
+    pub(super) withdrawn: &'a [(NodeId, LeaseId)],
+}
+
+impl Takeover {
+    /// A node's present process spoke.
+    pub(super) fn on_claim(
+        &mut self,
+        from: NodeId,
+        lease: LeaseId,
+        as_of: u64,
+        withdrawn: &[(NodeId, LeaseId)],
+        deserted: Option<NodeId>,
+        now_ns: u64,
+    ) {
+        let withdrawn = withdrawn.iter().copied().collect();
+        self.claims.insert(from, Claim { lease, as_of, withdrawn, deserted, at_ns: now_ns });
+    }
+
+    pub(super) fn on_obituary(&mut self, node: NodeId, nonce: u64) {
+        self.obituaries.insert(node, nonce);
+    }
+
+    /// The leader's machine answers, and its process is gone.
+    pub(super) fn on_refused(&mut self, node: NodeId) {
+        self.refused = Some(node);
+    }
+
+    /// Forgets what the table has settled.
+    pub(super) fn on_table(&mut self, table: &Table) {
+        let stands = |node: NodeId, lease: LeaseId| table.lease(node).is_some_and(|held| held.id == lease);
+        self.claims.retain(|node, claim| stands(*node, claim.lease));
+        self.proposed.retain(|(node, lease), _| stands(*node, *lease));
+        self.obituaries.retain(|node, nonce| table.lease(*node).is_some_and(|lease| lease.nonce == *nonce));
+    }
+
+    /// Nodes that were heard lately.
+    pub(super) fn heard(&self, timing: &Timing, now_ns: u64) -> impl Iterator<Item = NodeId> {
+        let lately = now_ns.saturating_sub(timing.short_ns());
+        self.claims.iter().filter(move |(_, claim)| claim.at_ns >= lately).map(|(node, _)| *node)
+    }
+
+    /// For a leader: the leases that can be ended now.
+    pub(super) fn ends(&mut self, table: &Table, own: &Own<'_>, timing: &Timing, now_ns: u64) -> Vec<End> {
+        let mut heard: Vec<NodeId> = self.heard(timing, now_ns).collect();
+        heard.push(own.node);
+        let mut ends = Vec::new();
+        for (node, lease) in table.leases() {
+            let against = self.evidence(node, lease.id, lease.nonce, own);
+            let again = self.proposed.get(&(node, lease.id)).is_none_or(|at| now_ns >= at + timing.again_ns);
+            if again && suffices(table, node, lease.id, &against) {
+                let heard = heard.iter().copied().filter(|other| *other != node).collect();
+                ends.push(End { node, lease: lease.id, evidence: against, heard });
+            }
+        }
+        for end in &ends {
+            self.proposed.insert((end.node, end.lease), now_ns);
+        }
+        ends
+    }
+
+    fn evidence(&self, node: NodeId, lease: LeaseId, nonce: u64, own: &Own<'_>) -> Evidence {
+        if self.obituaries.get(&node) == Some(&nonce) {
+            return Evidence::Obituary { nonce };
+        }
+        let of_others = self.claims.iter().filter(|(_, claim)| claim.withdrawn.contains(&(node, lease)));
+        let of_others = of_others.map(|(supporter, claim)| Withdrawal {
+            supporter: *supporter,
+            lease: claim.lease,
+            as_of: claim.as_of,
+        });
+        let ours = own.lease.filter(|_| own.withdrawn.contains(&(node, lease)));
+        let ours = ours.map(|own_lease| Withdrawal { supporter: own.node, lease: own_lease, as_of: own.applied });
+        Evidence::Withdrawals(of_others.chain(ours).collect())
+    }
+
+    /// Whether this node is to start an election now, because the leader of that term is gone. `deserts` is its
+    /// own opinion.
+    pub(super) fn elects(
+        &mut self,
+        table: &Table,
+        me: NodeId,
+        (leader, term): (NodeId, u64),
+        deserts: bool,
+        timing: &Timing,
+        now_ns: u64,
+    ) -> bool {
+        let configuration = table.configuration();
+        if self.gone.is_some_and(|(of, in_term, _)| (of, in_term) != (leader, term)) {
+            self.gone = None;
+        }
+        if !configuration.voters().contains(&me) {
+            return false;
+        }
+        let dead = table.lease(leader).is_some_and(|lease| self.obituaries.get(&leader) == Some(&lease.nonce));
+        let mut deserters: BTreeSet<NodeId> = self
+            .claims
+            .iter()
+            .filter(|(_, claim)| claim.deserted == Some(leader) && now_ns <= claim.at_ns + timing.short_ns())
+            .map(|(node, _)| *node)
+            .collect();
+        if deserts {
+            deserters.insert(me);
+        }
+        let gone = dead || self.refused == Some(leader) || configuration.is_majority(&deserters);
+        if !gone {
+            self.gone = None;
+            return false;
+        }
+        let since = match self.gone {
+            Some((of, in_term, since)) if (of, in_term) == (leader, term) => since,
+            _ => now_ns,
+        };
+        self.gone = Some((leader, term, since));
+        // The surviving voter of smallest id first; the next one if no leader has appeared since.
+        let smaller = self.heard(timing, now_ns).filter(|node| *node < me && *node != leader);
+        let rank = smaller.filter(|node| configuration.voters().contains(node)).count() as u64;
+        let waits = self.tried_ns.is_some_and(|at| now_ns < at + timing.again_ns);
+        if waits || now_ns < since + rank * timing.rank_ns {
+            return false;
+        }
+        self.tried_ns = Some(now_ns);
+        self.refused = None;
+        true
+    }
+
+    /// This node leads.
+    pub(super) fn leads(&mut self) {
+        self.gone = None;
+        self.refused = None;
+    }
+
+    /// When an election that is waited for is due.
+    pub(super) fn next_deadline_ns(&self, timing: &Timing, now_ns: u64) -> Option<u64> {
+        self.gone.map(|_| now_ns + timing.rank_ns / 4)
+    }
+}
+
+fn suffices(table: &Table, node: NodeId, lease: LeaseId, evidence: &Evidence) -> bool {
+    table.suffices(node, lease, evidence) || super::planted_suffices(table, node, lease, evidence)
+}
