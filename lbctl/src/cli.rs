@@ -64,6 +64,9 @@ pub(crate) enum Command {
     /// The machines of the cluster.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Settings of the whole cluster.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Virtual IP addresses.
     #[command(subcommand)]
     Vip(VipCommand),
@@ -119,6 +122,28 @@ pub(crate) enum NodeCommand {
     },
     /// All nodes.
     List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// All settings.
+    Show,
+    /// Change settings.
+    ///
+    /// timing: how fast a silent node is noticed: default (takeover in about 0.16 s), relaxed (four times
+    /// slower, for busy machines and stretched networks), fast (four times faster, for dedicated machines
+    /// with real-time priority). heartbeat_ms, lease_ms, withdraw_ms: the same one by one; withdraw_ms must
+    /// exceed lease_ms by the clocks' drift.
+    Set {
+        /// KEY=VALUE.
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
+        settings: Vec<(String, String)>,
+    },
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("it is not of the form KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,7 @@
 //! One file a noun.
 
 mod backend;
+mod cluster;
 mod node;
 mod service;
 mod status;
@@ -46,6 +47,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status => status::status(&session).await,
         Command::Stats => status::stats(&session).await,
         Command::Node(command) => node::run(&session, command).await,
+        Command::Cluster(command) => cluster::run(&session, command).await,
         Command::Vip(command) => vip::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
         Command::Backend(command) => backend::run(&session, command).await,

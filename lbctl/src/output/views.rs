@@ -19,6 +19,27 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-" } else { text }.to_owned()
 }
 
+/// A setting of the cluster.
+#[derive(Debug, Serialize)]
+pub(crate) struct Setting {
+    key: String,
+    value: String,
+}
+
+impl From<(String, String)> for Setting {
+    fn from((key, value): (String, String)) -> Self {
+        Self { key, value }
+    }
+}
+
+impl Row for Setting {
+    const COLUMNS: &'static [&'static str] = &["setting", "value"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.key.clone(), self.value.clone()]
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct Vip {
     address: String,

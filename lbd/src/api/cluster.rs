@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Context,
     context::{Call, request_or_new},
-    convert, status,
+    convert, settings, status,
 };
 
 /// For a majority to confirm the table; after that the answer is what this node has.
@@ -215,12 +215,28 @@ impl ClusterService for Cluster {
         }
     }
 
-    async fn get_settings(&self, _: Request<v1::GetSettingsRequest>) -> Answer<v1::GetSettingsResponse> {
-        Err(status::not_built("GetSettings"))
+    async fn get_settings(&self, request: Request<v1::GetSettingsRequest>) -> Answer<v1::GetSettingsResponse> {
+        let call = Call::new("GetSettings", &request);
+        let view = self.0.read(&call).await?;
+        let revision = view.table.revision();
+        Ok(Response::new(v1::GetSettingsResponse { settings: settings::shown(view.table.timing()), revision }))
     }
 
-    async fn update_settings(&self, _: Request<v1::UpdateSettingsRequest>) -> Answer<v1::UpdateSettingsResponse> {
-        Err(status::not_built("UpdateSettings"))
+    async fn update_settings(&self, request: Request<v1::UpdateSettingsRequest>) -> Answer<v1::UpdateSettingsResponse> {
+        let call = Call::new("UpdateSettings", &request);
+        let request = request.get_ref();
+        let view = self.0.read(&call).await?;
+        let timing = settings::merged(view.table.timing(), &request.settings)?;
+        let id = request_or_new(&request.request_id)?;
+        let expected_revision = request.expected_revision;
+        let command = Command::UpdateSettings { request: Some(id.clone()), expected_revision, timing };
+        let reply = self.0.propose(&command, &id, &call).await?;
+        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
+        let unchanged = effect == Effect::Unchanged;
+        if !unchanged {
+            call.audit(&format!("settings are {timing:?}"), reply.revision);
+        }
+        Ok(Response::new(v1::UpdateSettingsResponse { revision: reply.revision, unchanged }))
     }
 
     type SaveSnapshotStream = Pin<Box<dyn Stream<Item = Result<v1::SaveSnapshotResponse, Status>> + Send>>;

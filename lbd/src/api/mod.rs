@@ -6,6 +6,7 @@ mod context;
 mod convert;
 mod listen;
 mod node;
+mod settings;
 mod status;
 mod table;
 
