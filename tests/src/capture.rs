@@ -59,6 +59,9 @@ impl Seen {
     }
 }
 
+/// For what was captured before the stop to be read.
+const LEFTOVERS: Duration = Duration::from_millis(500);
+
 /// A running capture.
 pub struct Capture {
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -83,7 +86,12 @@ impl Capture {
         let (into, counted, stopped) = (seen.clone(), received.clone(), stop.clone());
         let thread = thread::Builder::new().name("capture".into()).spawn(move || {
             let mut buffer = vec![0; 1 << 17];
-            loop {
+            let mut stopping: Option<Instant> = None;
+            // On a busy interface there is always something left to read.
+            while stopping.is_none_or(|since| since.elapsed() < LEFTOVERS) {
+                if stopping.is_none() && stopped.load(Ordering::Relaxed) {
+                    stopping = Some(Instant::now());
+                }
                 match sys::receive(&socket, &mut buffer) {
                     Ok((len, outgoing)) if keep(&buffer[..len]) => {
                         let frame = buffer[..len].to_vec();

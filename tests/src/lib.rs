@@ -5,6 +5,7 @@
 pub mod binaries;
 pub mod capture;
 pub mod cluster;
+pub mod faults;
 pub mod grpc;
 pub mod netns;
 pub mod observe;

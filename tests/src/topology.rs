@@ -10,7 +10,7 @@ use std::{
 use futures::TryStreamExt as _;
 use lb_dataplane::packet::Mac;
 use rtnetlink::{
-    LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         link::BridgeStpState,
         neighbour::{NeighbourAddress, NeighbourAttribute},
@@ -23,6 +23,19 @@ use crate::netns::{Namespace, index_of};
 pub struct Network {
     switch: Namespace,
     next: Cell<u16>,
+}
+
+/// Which way a cable is cut, seen from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// It is whole.
+    None,
+    /// The host sends, and hears nothing.
+    Deaf,
+    /// The host hears, and nothing that it sends arrives.
+    Mute,
+    /// Both.
+    Silent,
 }
 
 /// A machine.
@@ -105,6 +118,30 @@ impl Network {
         }
         host.ports.borrow_mut().insert(interface.to_owned(), Port { mac, switch_port });
         Ok(mac)
+    }
+
+    /// Cuts a cable without anybody seeing its carrier go, in one direction or in both; or mends it.
+    pub fn cut(&self, host: &Host, interface: &str, cut: Cut) -> io::Result<()> {
+        let switch_port = host.port(interface).switch_port;
+        let (hears, speaks) = match cut {
+            Cut::None => (true, true),
+            Cut::Deaf => (false, true),
+            Cut::Mute => (true, false),
+            Cut::Silent => (false, false),
+        };
+        self.switch.netlink(async |handle| {
+            let port = index_of(&handle, &switch_port).await?;
+            // A port that learns no addresses hears only what is flooded; a locked one lets by only what comes
+            // from addresses that were learnt on it.
+            let port = LinkBridgePort::new(port)
+                .learning(hears && speaks)
+                .flood(hears)
+                .bcast_flood(hears)
+                .mcast_flood(hears)
+                .locked(!speaks)
+                .fdb_flush();
+            handle.link().set_port(port.build()).execute().await
+        })
     }
 
     /// Unplugs or plugs the switch's end of a cable: the host sees its carrier go or come.

@@ -504,13 +504,13 @@ impl World {
             Event::Publish { node, life } if self.is_live(node, life) => self.publish(node),
             Event::Propose { by, entry, term } => self.take_proposal(by, entry, term),
             Event::Commit { leader, term, entry }
-                if self.leader == Some((leader, term)) && self.has_majority(leader) => {
-                    self.append(entry);
-                }
-            Event::Election { candidate, against }
-                if self.term == against && self.has_majority(candidate) => {
-                    self.elect(candidate);
-                }
+                if self.leader == Some((leader, term)) && self.has_majority(leader) =>
+            {
+                self.append(entry);
+            }
+            Event::Election { candidate, against } if self.term == against && self.has_majority(candidate) => {
+                self.elect(candidate);
+            }
             Event::Timeout => self.time_out(),
             Event::Fault if !self.healed => {
                 self.fault();
@@ -518,14 +518,13 @@ impl World {
                 self.schedule(after, Event::Fault);
             }
             Event::Resume { node, life } if self.is_live(node, life) => self.resume(node),
-            Event::Restart { node }
-                if !self.nodes[&node].up => {
-                    // The end of its log was not yet committed when it died, as far as it knew.
-                    let known = self.nodes[&node].applied;
-                    let forgotten = self.random.below(20) as usize;
-                    self.start(node, known.saturating_sub(forgotten));
-                    self.schedule_apply(node);
-                }
+            Event::Restart { node } if !self.nodes[&node].up => {
+                // The end of its log was not yet committed when it died, as far as it knew.
+                let known = self.nodes[&node].applied;
+                let forgotten = self.random.below(20) as usize;
+                self.start(node, known.saturating_sub(forgotten));
+                self.schedule_apply(node);
+            }
             Event::Plan { cut, mend, raft_cut, bounce } if !self.healed => {
                 self.heartbeat_cut.extend(cut);
                 self.heartbeat_cut.retain(|link| !mend.contains(link));
