@@ -12,7 +12,7 @@ pub mod table;
 mod watch;
 
 pub use consensus::{
-    Consensus, Lane, MembershipError, ProposeError, Settings, StartError, Status, Transport, TransportError,
+    Consensus, Lane, Lead, MembershipError, ProposeError, Settings, StartError, Status, Transport, TransportError,
 };
 pub use store::StoreError;
 pub use watch::{View, Watcher};

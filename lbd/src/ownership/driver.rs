@@ -16,18 +16,16 @@ use lb_raft_store::{
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
-    time::{Instant, MissedTickBehavior, interval},
+    time::Instant,
 };
 
 use super::{
     heartbeat::{Heartbeat, Input, Report, Start},
-    member::{Lead, Member},
+    member::Member,
     watchdog,
 };
 use crate::supervise::Parent;
 
-/// Between two looks at who leads; a change of the table brings one too.
-const TICK: Duration = Duration::from_millis(10);
 /// For one proposal; a new one follows if it is still needed.
 const PROPOSAL: Duration = Duration::from_millis(1000);
 /// For the proposal by which a stopping node hands over.
@@ -114,9 +112,8 @@ impl Ownership {
             Err(error) => return tracing::error!(%error, "the heartbeat does not start: this node owns nothing"),
         }
         let mut table = consensus.watch();
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut lead = Lead::default();
+        let mut lead = consensus.lead();
+        lead.mark_changed();
         let mut watched: BTreeMap<NodeId, (String, Guard)> = BTreeMap::new();
         self.tell(Input::View(consensus.view()));
         loop {
@@ -134,13 +131,14 @@ impl Ownership {
                     self.watch_processes(me, &view, &mut watched);
                     self.tell(Input::View(view));
                 }
-                _ = ticks.tick() => {}
-            }
-            let status = consensus.status();
-            let now = Lead { leader: status.leader, term: status.term };
-            if now != lead {
-                lead = now;
-                self.tell(Input::Lead(lead));
+                changed = lead.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = *lead.borrow_and_update();
+                    tracing::debug!(leader = now.leader, term = now.term, "the lead has changed");
+                    self.tell(Input::Lead(now));
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use std::{
 
 use lb_dataplane::lease::{LeaseClock, boottime_ns};
 use lb_raft_store::{
-    View,
+    Lead, View,
     table::{Command, LeaseId, NodeId},
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -25,7 +25,7 @@ use tokio::sync::{mpsc as reports, oneshot};
 use uuid::Uuid;
 
 use super::{
-    member::{Lead, Member, Output},
+    member::{Member, Output},
     message::{Envelope, Message},
 };
 

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use lb_raft_store::{
-    View,
+    Lead, View,
     table::{Command, Evidence, LeaseId, NodeId},
 };
 
@@ -29,13 +29,6 @@ pub(super) enum Output {
     ProposeInTerm(u64, Command),
     /// Take the lead from that node.
     Elect(NodeId),
-}
-
-/// Who leads, as far as this node knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Lead {
-    pub(super) leader: Option<NodeId>,
-    pub(super) term: u64,
 }
 
 /// What is known of another node's process.

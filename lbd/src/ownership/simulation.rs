@@ -19,7 +19,7 @@ use std::{
 };
 
 use lb_raft_store::{
-    View,
+    Lead, View,
     table::{
         Attachment, Command, Epoch, Evidence, Lease, LeaseId, MacAddr, Mutate, Mutation, NewNode, NodeId, Role, Table,
         Timing, Unmatched, VipSettings,
@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::{
     Bug,
-    member::{Lead, Member, Output},
+    member::{Member, Output},
     message::Message,
 };
 

@@ -13,4 +13,4 @@ pub(crate) mod wire;
 
 pub use membership::MembershipError;
 pub use network::{Lane, Transport, TransportError};
-pub use node::{Consensus, ProposeError, Settings, StartError, Status};
+pub use node::{Consensus, Lead, ProposeError, Settings, StartError, Status};

@@ -39,6 +39,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// For one attempt at the leader, so that a dead one does not use up the whole deadline.
 const ATTEMPT: Duration = Duration::from_millis(1000);
 
+/// Between two attempts of a leader that no majority has confirmed yet.
+const FRESH_LEADER: Duration = Duration::from_millis(1);
+
 /// For another voter to take the lead that is offered to it.
 const HAND_OVER: Duration = Duration::from_millis(500);
 
@@ -116,6 +119,15 @@ pub struct Status {
     pub fatal: Option<String>,
 }
 
+/// Who leads, as far as a node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lead {
+    /// The leader, if there is one.
+    pub leader: Option<NodeId>,
+    /// The term.
+    pub term: u64,
+}
+
 /// The node. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct Consensus {
@@ -131,6 +143,7 @@ pub(super) struct Inner {
     pub(super) changing_membership: Mutex<()>,
     pub(super) fatal: watch::Sender<Option<String>>,
     watcher: Watcher,
+    lead: watch::Sender<Lead>,
     joined: watch::Sender<bool>,
     store_failure: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
@@ -174,6 +187,7 @@ impl Consensus {
                 changing_membership: Mutex::new(()),
                 fatal: watch::Sender::new(None),
                 watcher,
+                lead: watch::Sender::default(),
                 joined: watch::Sender::new(false),
             }),
         };
@@ -213,6 +227,18 @@ impl Consensus {
             let node = BasicNode { addr: inner.settings.address.clone() };
             raft.initialize(BTreeMap::from([(BOOTSTRAP_NODE, node)])).await.map_err(|e| failed(&e))?;
         }
+        let (mut metrics, publish) = (raft.metrics(), inner.lead.clone());
+        tokio::spawn(async move {
+            loop {
+                // Cloned at once: holding the guard would hold up openraft.
+                let now = metrics.borrow_watched().clone();
+                let lead = Lead { leader: now.current_leader, term: now.current_term };
+                publish.send_if_modified(|known| std::mem::replace(known, lead) != lead);
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
         if inner.member.set(Member { identity, peers, raft }).is_err() {
             return Err(failed(&"it runs already"));
         }
@@ -352,8 +378,25 @@ impl Consensus {
     /// agreed on.
     pub async fn propose_in_term(&self, command: &Command, term: u64, deadline: Instant) -> bool {
         let Some(member) = self.inner.member.get() else { return false };
-        let write = member.raft.write(command.clone()).with_leader(term);
-        matches!(tokio::time::timeout_at(deadline, write).await, Ok(Ok(_)))
+        while Instant::now() < deadline && self.leads_in(term) {
+            match self.write_as_leader(member, command, deadline).await {
+                Attempt::Done(_) => return true,
+                // A fresh leader takes nothing until a majority has confirmed it.
+                Attempt::NotSent => tokio::time::sleep(FRESH_LEADER).await,
+                Attempt::Unknown => return false,
+            }
+        }
+        false
+    }
+
+    fn leads_in(&self, term: u64) -> bool {
+        let status = self.status();
+        status.term == term && status.leader == status.node && status.node.is_some()
+    }
+
+    /// Who leads, as far as this node knows, and in which term.
+    pub fn lead(&self) -> watch::Receiver<Lead> {
+        self.inner.lead.subscribe()
     }
 
     /// The table as it is at some moment after this call: linearizable.
