@@ -1,6 +1,7 @@
 //! Several nodes: takeover, crashes, membership, moves.
 
 mod crashes;
+mod faults;
 mod membership;
 mod moves;
 mod takeover;
@@ -14,6 +15,9 @@ fn main() -> std::process::ExitCode {
         ("a_node_joins_and_the_leader_leaves_under_traffic", membership::join_and_leave),
         ("a_node_that_is_another_one_is_refused", membership::refusals),
         ("two_nodes_and_a_witness_survive_the_loss_of_the_owner", membership::witness),
+        ("one_owner_follows_the_other_whatever_happens", faults::one_owner_follows_the_other),
+        ("a_partition_has_one_owner_and_heals_without_a_loss", faults::a_partition_has_one_owner),
+        ("settings_are_shown_set_and_refused", faults::settings),
         ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
         ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),
     ])

@@ -38,7 +38,7 @@ pub(crate) fn owner_is_killed() -> anyhow::Result<()> {
             ensure!(http.who()? == *who, "a connection broke or changed its backend");
         }
         let report = stream.finish();
-        ensure!(report.longest_gap < Duration::from_secs(2), "the VIP was silent for {:?}", report.longest_gap);
+        ensure!(report.longest_gap < Duration::from_secs(1), "the VIP was silent for {:?}", report.longest_gap);
         let owners = owners_in_turn(&arps.finish()).map_err(anyhow::Error::msg)?;
         ensure!(owners.len() == 2 && owners[0] == old_mac, "owners in turn: {owners:?}");
         let new = site.owner()?;

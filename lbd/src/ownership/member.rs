@@ -141,8 +141,11 @@ impl Member {
 
     /// The process behind that node's listener is gone.
     pub(super) fn on_refused(&mut self, node: NodeId, now_ns: u64) {
-        self.takeover.on_refused(node);
-        self.on_time(now_ns);
+        // Of another node it says nothing that the heartbeats do not say.
+        if self.lead.leader == Some(node) {
+            self.takeover.on_refused(node, self.lead.term);
+            self.on_time(now_ns);
+        }
     }
 
     /// Lets go of everything. The lease to end, if there is one.

@@ -143,6 +143,12 @@ enum Event {
     Restart {
         node: NodeId,
     },
+    /// A node's connection to another one has ended, and new ones are refused.
+    Refused {
+        node: NodeId,
+        life: u64,
+        by: NodeId,
+    },
     /// Links that are cut or mended at a moment of a plan.
     Plan {
         cut: Vec<(NodeId, NodeId)>,
@@ -517,6 +523,13 @@ impl World {
                 let after = self.random.between(20, 600) * MS;
                 self.schedule(after, Event::Fault);
             }
+            Event::Refused { node, life, by } if self.is_live(node, life) && self.runs(node) => {
+                let now = self.local(node);
+                if let Some(of) = self.nodes.get_mut(&node) {
+                    of.member.on_refused(by, now);
+                }
+                self.settle(node);
+            }
             Event::Resume { node, life } if self.is_live(node, life) => self.resume(node),
             Event::Restart { node } if !self.nodes[&node].up => {
                 // The end of its log was not yet committed when it died, as far as it knew.
@@ -648,6 +661,12 @@ impl World {
         node.up = false;
         node.inbox.clear();
         let nonce = node.nonce;
+        let others = self.nodes.keys().copied().filter(|other| *other != id && self.connected(id, *other));
+        for other in others.collect::<Vec<NodeId>>() {
+            let life = self.nodes[&other].life;
+            let after = self.some_delay() + MS;
+            self.schedule(after, Event::Refused { node: other, life, by: id });
+        }
         if with_obituary {
             let peers: Vec<NodeId> = self.nodes.keys().copied().filter(|other| *other != id).collect();
             for to in peers {

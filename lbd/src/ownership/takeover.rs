@@ -25,8 +25,8 @@ pub(super) struct Takeover {
     obituaries: BTreeMap<NodeId, u64>,
     /// When the end of a lease was proposed last.
     proposed: BTreeMap<(NodeId, LeaseId), u64>,
-    /// A leader whose listener refused connections.
-    refused: Option<NodeId>,
+    /// The leader of that term whose listener refused connections.
+    refused: Option<(NodeId, u64)>,
     /// Which leader, of which term, is gone, and since when this is known.
     gone: Option<(NodeId, u64, u64)>,
     /// When this node last tried to replace the leader.
@@ -69,9 +69,9 @@ impl Takeover {
         self.obituaries.insert(node, nonce);
     }
 
-    /// The leader's machine answers, and its process is gone.
-    pub(super) fn on_refused(&mut self, node: NodeId) {
-        self.refused = Some(node);
+    /// The machine of that term's leader answers, and its process is gone.
+    pub(super) fn on_refused(&mut self, node: NodeId, term: u64) {
+        self.refused = Some((node, term));
     }
 
     /// Forgets what the table has settled.
@@ -150,7 +150,7 @@ impl Takeover {
         if deserts {
             deserters.insert(me);
         }
-        let gone = dead || self.refused == Some(leader) || configuration.is_majority(&deserters);
+        let gone = dead || self.refused == Some((leader, term)) || configuration.is_majority(&deserters);
         if !gone {
             self.gone = None;
             return false;
