@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         tracing::error!("the process that started this one is gone");
         return Exit::Software.into();
     };
+    parent.lock_memory();
     match app::run(config, parent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+use rustix::{
+    mm::{MlockAllFlags, mlockall},
+    process::{Pid, Resource, Signal, getppid, getrlimit, kill_process, set_parent_process_death_signal},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
@@ -119,6 +122,19 @@ impl Parent {
         // It may have died before the call.
         let lives = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent);
         (tied.is_ok() && lives).then(|| Self { pipe: Some(Arc::new(Mutex::new(io::stdout()))) })
+    }
+
+    /// Keeps this process's memory from being swapped out, where that is allowed without a limit: a page fault in
+    /// the heartbeat or the worker would wait for the disk. Locked as it is touched, not all of it at once.
+    pub(crate) fn lock_memory(&self) {
+        // Under a limit a later allocation would fail instead.
+        if getrlimit(Resource::Memlock).current.is_some() {
+            return;
+        }
+        let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+        if let Err(error) = mlockall(flags) {
+            tracing::debug!(%error, "the memory is not locked");
+        }
     }
 
     /// What the parent shall send when this process is dead.
