@@ -31,7 +31,7 @@ const PROPOSAL: Duration = Duration::from_millis(1000);
 /// For the proposal by which a stopping node hands over.
 const LAST_PROPOSAL: Duration = Duration::from_millis(3000);
 /// Between two Released of the same grant.
-const RELEASE_AGAIN: Duration = Duration::from_millis(20);
+const RELEASE_AGAIN: Duration = Duration::from_millis(200);
 
 /// What this process holds, for `control`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -217,6 +217,11 @@ impl Member {
 
     /// Looks at the clock. Whatever has been received is handed in before.
     pub(super) fn on_time(&mut self, now_ns: u64) {
+        let mut due = now_ns >= self.next_ping_ns;
+        if due {
+            self.next_ping_ns = now_ns + self.timing.period_ns;
+        }
+        // A node that the table does not know (yet, or any more) has nobody to speak to.
         if self.view.table.node(self.me).is_none() {
             return;
         }
@@ -226,13 +231,11 @@ impl Member {
             self.holder.give_up();
             self.asked.open = None;
         }
-        let mut due = now_ns >= self.next_ping_ns;
         if self.may_withdraw(now_ns) {
             // Told at once, not with the next heartbeat.
             due |= self.supporter.withdraw(now_ns);
         }
         if due {
-            self.next_ping_ns = now_ns + self.timing.period_ns;
             let all: Vec<NodeId> = self.view.table.nodes().map(|node| node.id).filter(|id| *id != self.me).collect();
             self.ping(&all, now_ns);
         }
@@ -449,6 +452,16 @@ mod tests {
         assert_eq!(member.valid_until_ns(), 1246 * MS, "itself and one other are a majority");
         member.on_in_force(None);
         assert_eq!(member.valid_until_ns(), 0, "the dataplane does not know what this lease gives it");
+    }
+
+    #[test]
+    fn a_node_that_the_table_does_not_know_sleeps_between_two_looks() {
+        let mut member = Member::new(9, 19, 1000 * MS);
+        for now_ns in [1000 * MS, 1500 * MS] {
+            member.on_time(now_ns);
+            assert_eq!(member.next_deadline_ns(now_ns), now_ns + 20 * MS);
+            assert_eq!(member.take_output(), []);
+        }
     }
 
     #[test]
