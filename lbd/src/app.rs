@@ -116,7 +116,7 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
     tracing::info!("stopping");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
-    // Nothing may publish a table or renew the lease any more; then everything is let go of.
+    // Nothing may publish a table or give a lease back any more; then everything is let go of.
     followers.shutdown().await;
     consensus.hand_over_lead().await;
     let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), links };

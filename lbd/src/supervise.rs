@@ -43,8 +43,9 @@ async fn supervise() -> io::Result<ExitCode> {
         signals.push(signal(kind)?);
     }
     let [terminate, interrupt] = &mut signals[..] else { return Err(io::Error::other("two signals")) };
-    // This very program, also if the file has been replaced meanwhile.
-    let mut child = Command::new("/proc/self/exe")
+    // By its path, so that its name is not "exe"; by the kernel's link, if the file is gone since.
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
         .arg0(std::env::args_os().next().unwrap_or_else(|| "lbd".into()))
         .args(std::env::args_os().skip(1))
         .arg(format!("{CHILD_ARGUMENT}={}", std::process::id()))

@@ -76,10 +76,13 @@ fn check_frames(
     let node = &site.node_hosts[0];
     let out_mac = node.port(if two_interfaces { "eth1" } else { "eth0" }).mac;
     let server = &site.servers[0];
-    // What enters for the VIP leaves again, byte for byte from the IP header up, in the same order.
+    // What enters for the VIP leaves again, byte for byte from the IP header up. In any order: two CPUs that send
+    // at the same time pass the capture in one order and reach the node in another.
     let for_vip = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.destination == VIP);
-    let entered: Vec<&[u8]> = to_node.iter().filter(for_vip).map(Seen::packet).collect();
-    let left: Vec<&[u8]> = from_node.iter().filter(for_vip).map(Seen::packet).collect();
+    let mut entered: Vec<&[u8]> = to_node.iter().filter(for_vip).map(Seen::packet).collect();
+    let mut left: Vec<&[u8]> = from_node.iter().filter(for_vip).map(Seen::packet).collect();
+    entered.sort_unstable();
+    left.sort_unstable();
     ensure!(entered.len() > 10, "only {} frames were captured", entered.len());
     ensure!(entered == left, "from the IP header up something changed: {} in, {} out", entered.len(), left.len());
     // At the server: from the node to the server; the source MAC is the node's.

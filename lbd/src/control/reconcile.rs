@@ -77,6 +77,8 @@ impl Control {
         let leaving = self.ownership.leaving(me, view);
         if published.as_ref() != Some(&spec) {
             let of_worker = spec.clone();
+            // Until this is known to be in force nothing is: it may be taken up after it was given up waiting for.
+            *published = None;
             // Building Maglev tables takes milliseconds: not on the runtime's threads.
             let seen = tokio::task::spawn_blocking(move || {
                 let generation = dataplane.publish(&of_worker)?;

@@ -32,7 +32,7 @@ use super::{
 /// Longer than any datagram of a cluster of nine.
 const MAX_DATAGRAM: usize = 2048;
 /// Datagrams read in a row before the clock is looked at again: a flood must not stop the heartbeats.
-const MAX_BATCH: usize = 4096;
+const MAX_BATCH: usize = 256;
 /// A key that was replaced is accepted for so long, and still used at first: not everybody has the new one.
 const OLD_KEY_ACCEPTED_NS: u64 = 10_000_000_000;
 const OLD_KEY_USED_NS: u64 = 1_000_000_000;
@@ -139,6 +139,8 @@ struct Runner {
     keys: Keys,
     holds: Option<LeaseId>,
     obituary: Vec<(SocketAddr, Vec<u8>)>,
+    /// The index of the key that signed it.
+    obituary_key: u64,
 }
 
 /// A datagram's way back.
@@ -161,6 +163,7 @@ impl Runner {
             keys: Keys::default(),
             holds: None,
             obituary: Vec::new(),
+            obituary_key: 0,
         }
     }
 
@@ -176,6 +179,9 @@ impl Runner {
             let now = boottime_ns();
             self.member.on_time(now);
             self.settle(None);
+            if self.keys.signing(now).0 != self.obituary_key {
+                self.write_obituary();
+            }
         }
     }
 
@@ -309,6 +315,7 @@ impl Runner {
         if self.keys.is_empty() {
             return;
         }
+        self.obituary_key = self.keys.signing(boottime_ns()).0;
         let others = self.view.table.nodes().filter(|node| node.id != self.me);
         let obituary: Vec<(SocketAddr, Vec<u8>)> = others
             .flat_map(|node| {

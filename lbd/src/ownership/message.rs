@@ -107,13 +107,11 @@ impl Envelope {
     /// Reads a datagram whose signature is right under one of the keys.
     pub(super) fn open(datagram: &[u8], keys: &[(u64, u128)]) -> Option<Self> {
         let (signed, signature) = datagram.split_at_checked(datagram.len().checked_sub(TAG_LEN)?)?;
-        let record = DatagramRecord::decode(signed).ok()?;
-        let key = keys.iter().find(|(index, _)| *index == record.key_index)?.1;
-        // All bytes are compared, however many differ.
-        let difference = tag(key, signed).iter().zip(signature).fold(0, |all, (a, b)| all | (a ^ b));
-        if difference != 0 {
-            return None;
-        }
+        // All bytes are compared, however many differ; and nothing is decoded before.
+        let is_signed =
+            |(_, key): &&(u64, u128)| tag(*key, signed).iter().zip(signature).fold(0, |all, (a, b)| all | (a ^ b)) == 0;
+        let (key_index, _) = keys.iter().find(is_signed)?;
+        let record = DatagramRecord::decode(signed).ok().filter(|record| record.key_index == *key_index)?;
         let message = match record.body? {
             Body::Ping(ping) => Message::Ping(ping.into()),
             Body::Ack(ack) => Message::Ack(ack.try_into().ok()?),

@@ -418,6 +418,8 @@ impl Table {
             }
             self.vips.insert_mut(vip.settings.address, vip);
         }
+        // A VIP on whose segment only this node was is a routed one now: others are able to own it.
+        self.place_all(index);
         Ok(Effect::Changed)
     }
 
