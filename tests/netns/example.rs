@@ -81,6 +81,7 @@ fn check_frames(
     let for_vip = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.destination == VIP);
     let mut entered: Vec<&[u8]> = to_node.iter().filter(for_vip).map(Seen::packet).collect();
     let mut left: Vec<&[u8]> = from_node.iter().filter(for_vip).map(Seen::packet).collect();
+    let in_order = left.clone();
     entered.sort_unstable();
     left.sort_unstable();
     ensure!(entered.len() > 10, "only {} frames were captured", entered.len());
@@ -88,7 +89,7 @@ fn check_frames(
     // At the server: from the node to the server; the source MAC is the node's.
     let arrived: Vec<&Seen> = at_server.iter().filter(|seen| !seen.outgoing).filter(for_vip).collect();
     ensure!(arrived.iter().all(|seen| seen.destination() == server.mac && seen.source() == out_mac));
-    ensure!(arrived.iter().map(|seen| seen.packet()).collect::<Vec<_>>() == left);
+    ensure!(arrived.iter().map(|seen| seen.packet()).collect::<Vec<_>>() == in_order);
     // The answers: from the VIP to the client, and none of them by the node.
     let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == VIP);
     let answers: Vec<&Seen> = at_server.iter().filter(answer).collect();
