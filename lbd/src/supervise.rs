@@ -28,7 +28,7 @@ use tokio::{
 const TIMES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(3);
 /// The child's argument, with the parent's process id.
-pub(crate) const CHILD_ARGUMENT: &str = "--working-child-of";
+const CHILD_ARGUMENT: &str = "--working-child-of";
 
 /// Runs this program again as the working child and waits for its end.
 pub(crate) fn run() -> io::Result<ExitCode> {
@@ -38,11 +38,8 @@ pub(crate) fn run() -> io::Result<ExitCode> {
 }
 
 async fn supervise() -> io::Result<ExitCode> {
-    let mut signals = Vec::new();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        signals.push(signal(kind)?);
-    }
-    let [terminate, interrupt] = &mut signals[..] else { return Err(io::Error::other("two signals")) };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     // By its path, so that its name is not "exe"; by the kernel's link, if the file is gone since.
     let program = std::env::current_exe().ok().filter(|path| path.exists());
     let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
@@ -115,7 +112,7 @@ fn send(line: &str) {
 #[derive(Clone)]
 pub(crate) struct Parent {
     /// Standard output, where a parent listens.
-    pipe: Option<Arc<Mutex<io::Stdout>>>,
+    pipe: Arc<Mutex<io::Stdout>>,
 }
 
 impl Parent {
@@ -124,7 +121,7 @@ impl Parent {
         let tied = set_parent_process_death_signal(Some(Signal::KILL));
         // It may have died before the call.
         let lives = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent);
-        (tied.is_ok() && lives).then(|| Self { pipe: Some(Arc::new(Mutex::new(io::stdout()))) })
+        (tied.is_ok() && lives).then(|| Self { pipe: Arc::new(Mutex::new(io::stdout())) })
     }
 
     /// Keeps this process's memory from being swapped out, where that is allowed without a limit: a page fault in
@@ -142,13 +139,12 @@ impl Parent {
 
     /// What the parent shall send when this process is dead.
     pub(crate) fn on_death_send(&self, datagrams: &[(SocketAddr, Vec<u8>)]) {
-        let Some(pipe) = &self.pipe else { return };
         let mut line = String::new();
         for (address, bytes) in datagrams {
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             line.push_str(&format!("{address} {hex} "));
         }
-        let mut pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = writeln!(pipe, "{line}").and_then(|()| pipe.flush()) {
             tracing::warn!(%error, "the parent process does not take the obituary");
         }

@@ -1,7 +1,7 @@
 //! Faults of the owner, one after the other, and the settings that say how fast they are noticed. The figures
 //! are those of `cargo lb-takeover`; here the bounds are loose.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
 use anyhow::ensure;
 use lb_tests::{
@@ -16,9 +16,7 @@ use lb_tests::{
 fn site_with_neighbor() -> anyhow::Result<(Site, Host)> {
     let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
     site.start()?;
-    let neighbor = site.net.host("neighbor")?;
-    site.net.attach(&neighbor, "eth0", "lan", &["192.168.2.50/24"])?;
-    neighbor.default_route(Ipv4Addr::new(192, 168, 2, 254))?;
+    let neighbor = site.add_neighbor()?;
     Ok((site, neighbor))
 }
 

@@ -168,6 +168,14 @@ impl Site {
         }
     }
 
+    /// A host on the VIP's segment that reaches the rest through the router; for sites of one interface a node.
+    pub fn add_neighbor(&self) -> anyhow::Result<Host> {
+        let neighbor = self.net.host("neighbor")?;
+        self.net.attach(&neighbor, "eth0", "lan", &["192.168.2.50/24"])?;
+        neighbor.default_route(Ipv4Addr::new(192, 168, 2, 254))?;
+        Ok(neighbor)
+    }
+
     /// The node that owns the VIP.
     pub fn owner(&self) -> anyhow::Result<usize> {
         let alive = self.nodes.iter().find(|node| node.is_running());

@@ -197,10 +197,7 @@ impl Ownership {
     pub(crate) fn silence(&self, leaving: &HashSet<(IpAddr, Epoch)>, view: &View) {
         self.update_held(|held| {
             held.silenced.extend(leaving);
-            let stands = |(vip, epoch): &(IpAddr, Epoch)| {
-                view.table.vip(*vip).and_then(|vip| vip.owner).is_some_and(|owner| owner.epoch == *epoch)
-            };
-            held.silenced.retain(stands);
+            held.silenced.retain(|(vip, epoch)| stands(view, *vip, *epoch));
         });
     }
 
@@ -210,11 +207,8 @@ impl Ownership {
         loop {
             let silenced: Vec<(IpAddr, Epoch)> = held.borrow_and_update().silenced.iter().copied().collect();
             let view = self.inner.consensus.view();
-            for (vip, epoch) in &silenced {
-                let stands = view.table.vip(*vip).and_then(|vip| vip.owner).is_some_and(|owner| owner.epoch == *epoch);
-                if stands {
-                    self.propose(Command::Released { vip: *vip, epoch: *epoch });
-                }
+            for (vip, epoch) in silenced.iter().copied().filter(|(vip, epoch)| stands(&view, *vip, *epoch)) {
+                self.propose(Command::Released { vip, epoch });
             }
             tokio::select! {
                 () = tokio::time::sleep(RELEASE_AGAIN), if !silenced.is_empty() => {}
@@ -258,6 +252,11 @@ impl Ownership {
             }
         });
     }
+}
+
+/// Whether a grant is still the VIP's.
+fn stands(view: &View, vip: IpAddr, epoch: Epoch) -> bool {
+    view.table.vip(vip).and_then(|vip| vip.owner).is_some_and(|owner| owner.epoch == epoch)
 }
 
 /// Ends a task when it is dropped.

@@ -154,10 +154,6 @@ impl Holder {
 
     /// Whether so many have withdrawn that it can never be valid again.
     pub(super) fn is_lost(&self, configuration: &Configuration, now_ns: u64) -> bool {
-        self.lease.is_some() && self.valid_until_ns <= now_ns && {
-            // One blocked half is enough to keep it from a majority.
-            let blocked = |half: &BTreeSet<NodeId>| half.difference(&self.withdrawn).count() <= half.len() / 2;
-            configuration.halves.iter().any(blocked)
-        }
+        self.lease.is_some() && self.valid_until_ns <= now_ns && configuration.is_lost_without(&self.withdrawn)
     }
 }

@@ -299,9 +299,17 @@ impl Configuration {
 
     /// Whether no half has a majority without those nodes.
     pub fn is_blocked_by(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        let blocked = |half: &BTreeSet<NodeId>| half.difference(nodes).count() <= half.len() / 2;
-        !self.halves.is_empty() && self.halves.iter().all(blocked)
+        !self.halves.is_empty() && self.halves.iter().all(|half| lacks_majority_without(half, nodes))
     }
+
+    /// Whether some half has no majority without those nodes: then there is none of the whole.
+    pub fn is_lost_without(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        self.halves.iter().any(|half| lacks_majority_without(half, nodes))
+    }
+}
+
+fn lacks_majority_without(half: &BTreeSet<NodeId>, nodes: &BTreeSet<NodeId>) -> bool {
+    half.difference(nodes).count() <= half.len() / 2
 }
 
 /// How fast a silent node is noticed. In milliseconds.

@@ -87,9 +87,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let runs = options.runs;
     let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
     site.start()?;
-    let neighbor = site.net.host("neighbor")?;
-    site.net.attach(&neighbor, "eth0", "lan", &["192.168.2.50/24"])?;
-    neighbor.default_route(Ipv4Addr::new(192, 168, 2, 254))?;
+    let neighbor = site.add_neighbor()?;
     println!("{:<46} {:>5} {:>9} {:>9} {:>9} {:>12}", "event", "runs", "median ms", "max ms", "lost max", "goal ms");
     for fault in Fault::ALL.into_iter().filter(|fault| options.wants(fault.name())) {
         let goal = match fault {
