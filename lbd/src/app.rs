@@ -1,9 +1,6 @@
 //! The daemon's life: bind, open, serve, follow, and let go in the right order.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::sync::{Arc, atomic::AtomicU64};
 
 use lb_dataplane::{Config as DataplaneConfig, Dataplane, forward::flow::Timeouts};
 use lb_raft_store::{Consensus, Settings};
@@ -15,7 +12,7 @@ use tokio::{
 
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
-    config::{Cluster as ClusterConfig, Config},
+    config::Config,
     control::{Control, Retiring, retire},
     exit::Failure,
     link,
@@ -51,7 +48,6 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()?;
     let heartbeat_sockets =
         ownership::bind(&config.cluster.listen).map_err(|(address, source)| Failure::Heartbeat { address, source })?;
-    let heartbeat = heartbeat_addresses(&config.cluster).await;
     let api_listeners = Listeners::bind(&config.api)?;
     let settings = Settings {
         cluster_name: config.cluster.name.clone(),
@@ -106,19 +102,20 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
         links: links.clone(),
-        heartbeat,
+        config: config.clone(),
+        heartbeat: Vec::new(),
         in_force,
     };
     followers.spawn(control.run());
 
     announce_readiness(&config, &consensus);
-    let outcome = wait_for_the_end(&mut signals, &consensus, dataplane.as_deref()).await;
+    let outcome = wait_for_the_end(&mut signals, &consensus, dataplane.as_deref(), &mut followers).await;
     tracing::info!("stopping");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
+    consensus.hand_over_lead().await;
     // Nothing may publish a table or give a lease back any more; then everything is let go of.
     followers.shutdown().await;
-    consensus.hand_over_lead().await;
     let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), links };
     tokio::select! {
         () = retire(&retiring) => {}
@@ -132,13 +129,6 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         tracing::warn!(%error, "the guard was not removed");
     }
     outcome
-}
-
-/// Where the other nodes reach this node's heartbeat.
-async fn heartbeat_addresses(cluster: &ClusterConfig) -> Vec<SocketAddr> {
-    let advertised = tokio::net::lookup_host(&cluster.advertise).await;
-    let advertised = advertised.ok().and_then(|mut addresses| addresses.next()).map(|address| address.ip());
-    ownership::addresses(&cluster.listen, advertised)
 }
 
 fn announce_readiness(config: &Config, consensus: &Consensus) {
@@ -161,11 +151,17 @@ async fn wait_for_the_end(
     signals: &mut Signals,
     consensus: &Consensus,
     dataplane: Option<&Dataplane>,
+    followers: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
     let mut fatal = consensus.fatal();
     loop {
         tokio::select! {
             () = signals.next() => return Ok(()),
+            // None of them ends by itself: without it this node would own VIPs and not follow the table.
+            ended = followers.join_next() => {
+                let reason = ended.and_then(Result::err).map_or_else(|| "it returned".to_owned(), |e| e.to_string());
+                return Err(Failure::FollowerEnded(reason));
+            }
             changed = fatal.wait_for(Option::is_some) => {
                 let reason = changed.ok().and_then(|reason| reason.clone());
                 return Err(Failure::Removed(reason.unwrap_or_default()));

@@ -47,6 +47,8 @@ pub(crate) enum Failure {
     StoreBroke(String),
     #[error("the dataplane's worker has ended")]
     WorkerEnded,
+    #[error("a task that follows the table or the heartbeat has ended: {0}")]
+    FollowerEnded(String),
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
 }
@@ -63,7 +65,9 @@ impl Failure {
             Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Heartbeat { .. } | Self::Socket { .. } => {
                 Exit::Unavailable
             }
-            Self::Consensus(StartError::Raft(_)) | Self::WorkerEnded | Self::System(..) => Exit::Software,
+            Self::Consensus(StartError::Raft(_)) | Self::WorkerEnded | Self::FollowerEnded(_) | Self::System(..) => {
+                Exit::Software
+            }
         }
     }
 }

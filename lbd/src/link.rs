@@ -1,6 +1,6 @@
 //! The machine's interfaces, read over netlink.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use futures::TryStreamExt as _;
 use lb_dataplane::{forward::table::PortSpec, io::PortConfig, packet::Mac};
@@ -12,6 +12,10 @@ use rtnetlink::{
         link::{LinkAttribute, LinkFlags, LinkLayerType},
     },
 };
+use tokio::time::timeout;
+
+/// For the kernel to list all interfaces and addresses.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Why a listed interface cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,9 +84,9 @@ impl Link {
 pub(crate) async fn read(names: &[String]) -> Result<Vec<Link>, LinkError> {
     let (connection, handle, _) = new_connection().map_err(|error| LinkError::Netlink(error.to_string()))?;
     let driver = tokio::spawn(connection);
-    let links = read_with(&handle, names).await;
+    let links = timeout(ANSWER, read_with(&handle, names)).await;
     driver.abort();
-    links
+    links.unwrap_or_else(|_| Err(LinkError::Netlink("the kernel does not answer".into())))
 }
 
 async fn read_with(handle: &Handle, names: &[String]) -> Result<Vec<Link>, LinkError> {

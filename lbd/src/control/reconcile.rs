@@ -19,8 +19,9 @@ use tokio::time::Instant;
 
 use super::compile::compile;
 use crate::{
+    config::Config,
     link::{self, Link},
-    ownership::{Held, Ownership},
+    ownership::{self, Held, Ownership},
 };
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -38,7 +39,8 @@ pub(crate) struct Control {
     /// Absent on a witness.
     pub(crate) dataplane: Option<Arc<Dataplane>>,
     pub(crate) links: Vec<Link>,
-    /// Where this node hears heartbeats.
+    pub(crate) config: Arc<Config>,
+    /// Where the other nodes reach this node's heartbeat; empty until that is known.
     pub(crate) heartbeat: Vec<SocketAddr>,
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
@@ -53,6 +55,7 @@ impl Control {
         loop {
             if let Some(me) = self.consensus.status().node {
                 self.refresh_links().await;
+                self.find_heartbeat_addresses().await;
                 let view = table.borrow_and_update().clone();
                 let holding = held.borrow_and_update().clone();
                 self.publish_node(me, &view);
@@ -113,6 +116,26 @@ impl Control {
                 tracing::debug!(%error, "this node's addresses are not published yet");
             }
         });
+    }
+
+    /// Where the others reach this node's heartbeat; a name may not be known yet when the machine starts.
+    async fn find_heartbeat_addresses(&mut self) {
+        if !self.heartbeat.is_empty() {
+            return;
+        }
+        let cluster = &self.config.cluster;
+        let advertised = match tokio::net::lookup_host(&cluster.advertise).await {
+            Ok(addresses) => addresses.map(|address| address.ip()).collect(),
+            Err(_) => Vec::new(),
+        };
+        self.heartbeat = ownership::addresses(&cluster.listen, &advertised);
+        if self.heartbeat.is_empty() {
+            tracing::warn!(
+                advertise = %cluster.advertise,
+                "cluster.advertise names no address of the family of cluster.listen that other nodes can reach: \
+                 this node gets no heartbeats and owns nothing; name its address there"
+            );
+        }
     }
 
     /// Addresses and MTUs as they are now. An interface that is gone keeps what it had.

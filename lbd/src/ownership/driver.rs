@@ -109,7 +109,7 @@ impl Ownership {
         let start = Start { me, cluster, nonce: self.inner.nonce, sockets, clock: self.inner.clock.clone(), reports };
         match Heartbeat::start(start) {
             Ok(heartbeat) => drop(self.inner.heartbeat.set(heartbeat)),
-            Err(error) => return tracing::error!(%error, "the heartbeat does not start: this node owns nothing"),
+            Err(error) => return tracing::error!(%error, "the heartbeat does not start"),
         }
         let mut table = consensus.watch();
         let mut lead = consensus.lead();
@@ -207,8 +207,10 @@ impl Ownership {
         loop {
             let silenced: Vec<(IpAddr, Epoch)> = held.borrow_and_update().silenced.iter().copied().collect();
             let view = self.inner.consensus.view();
-            for (vip, epoch) in silenced.iter().copied().filter(|(vip, epoch)| stands(&view, *vip, *epoch)) {
-                self.propose(Command::Released { vip, epoch });
+            let standing = silenced.iter().copied().filter(|(vip, epoch)| stands(&view, *vip, *epoch));
+            let grants: Vec<(IpAddr, Epoch)> = standing.collect();
+            if !grants.is_empty() {
+                self.propose(Command::Released { grants });
             }
             tokio::select! {
                 () = tokio::time::sleep(RELEASE_AGAIN), if !silenced.is_empty() => {}

@@ -366,15 +366,33 @@ impl Keys {
 }
 
 /// The addresses at which this node hears heartbeats: where it listens; instead of an unspecified address,
-/// what it tells the others.
-pub(crate) fn addresses(listen: &[SocketAddr], advertised: Option<IpAddr>) -> Vec<SocketAddr> {
-    let mut addresses: Vec<SocketAddr> = listen
-        .iter()
-        .filter_map(|address| match address.ip().is_unspecified() {
+/// what it tells the others, in the same family and not its own loopback (a machine's own name may stand
+/// there in /etc/hosts).
+pub(crate) fn addresses(listen: &[SocketAddr], advertised: &[IpAddr]) -> Vec<SocketAddr> {
+    let reachable = |address: &SocketAddr| {
+        let fits = |ip: &&IpAddr| ip.is_ipv4() == address.is_ipv4() && !ip.is_loopback() && !ip.is_unspecified();
+        match address.ip().is_unspecified() {
             false => Some(*address),
-            true => advertised.map(|ip| SocketAddr::new(ip, address.port())),
-        })
-        .collect();
+            true => advertised.iter().find(fits).map(|ip| SocketAddr::new(*ip, address.port())),
+        }
+    };
+    let mut addresses: Vec<SocketAddr> = listen.iter().filter_map(reachable).collect();
     addresses.dedup();
     addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unspecified_address_is_replaced_by_one_that_others_can_reach() {
+        let listen = |texts: &[&str]| -> Vec<SocketAddr> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let ips = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let named = ["::1", "127.0.1.1", "2001:db8::1", "192.0.2.1"];
+        assert_eq!(addresses(&listen(&["0.0.0.0:7401"]), &ips(&named)), listen(&["192.0.2.1:7401"]));
+        assert_eq!(addresses(&listen(&["[::]:7401"]), &ips(&named)), listen(&["[2001:db8::1]:7401"]));
+        assert_eq!(addresses(&listen(&["0.0.0.0:7401"]), &ips(&["127.0.1.1"])), []);
+        assert_eq!(addresses(&listen(&["10.0.0.1:1", "10.1.0.1:1"]), &[]), listen(&["10.0.0.1:1", "10.1.0.1:1"]));
+    }
 }

@@ -620,7 +620,7 @@ impl World {
         let life = node.life;
         let again = !released.is_empty();
         for (vip, epoch) in released {
-            self.propose(id, Command::Released { vip, epoch }, None);
+            self.propose(id, Command::Released { grants: vec![(vip, epoch)] }, None);
         }
         if again {
             self.schedule(20 * MS, Event::Publish { node: id, life });
@@ -991,7 +991,7 @@ fn apply(table: &mut Table, index: u64, command: &Command) {
     };
     if let Some(owner) = released.and_then(|vip| table.vip(vip)).and_then(|vip| vip.owner) {
         let vip = released.expect("checked");
-        drop(table.apply(index, &Command::Released { vip, epoch: owner.epoch }));
+        drop(table.apply(index, &Command::Released { grants: vec![(vip, owner.epoch)] }));
     }
 }
 

@@ -268,7 +268,7 @@ impl Consensus {
     /// A leader does not remove itself: it gives the lead to another voter, who then does.
     async fn hand_over(&self, member: &Member, deadline: Instant) -> Result<(), Failure> {
         let me = member.identity.node;
-        let successor = self.view().voters.iter().copied().find(|voter| *voter != me);
+        let successor = self.successor(member);
         let Some(successor) = successor else { return Err(Failure::refused("it is the only voter".into())) };
         member.raft.trigger().transfer_leader(successor).await.map_err(|e| Failure::refused(e.to_string()))?;
         while Instant::now() < deadline {

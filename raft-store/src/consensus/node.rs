@@ -467,9 +467,7 @@ impl Consensus {
     /// Gives the lead to another voter, if this node has it, so that a stop costs no election.
     pub async fn hand_over_lead(&self) {
         let Some(member) = self.inner.member.get() else { return };
-        let me = member.identity.node;
-        let successor = self.view().voters.iter().copied().find(|voter| *voter != me);
-        let (true, Some(successor)) = (self.is_leader(), successor) else { return };
+        let (true, Some(successor)) = (self.is_leader(), self.successor(member)) else { return };
         if member.raft.trigger().transfer_leader(successor).await.is_err() {
             return;
         }
@@ -477,6 +475,20 @@ impl Consensus {
         while self.is_leader() && Instant::now() < until {
             tokio::time::sleep(RETRY_PAUSE).await;
         }
+    }
+
+    /// The other voter that has acknowledged most of the log, and of those the one that was heard last: it lives,
+    /// and an election takes it.
+    pub(super) fn successor(&self, member: &Member) -> Option<NodeId> {
+        let me = member.identity.node;
+        let metrics = member.raft.metrics().borrow_watched().clone();
+        let view = self.view();
+        let others = view.voters.iter().copied().filter(|voter| *voter != me);
+        others.max_by_key(|voter| {
+            let matched = metrics.replication.as_ref().and_then(|nodes| nodes.get(voter).copied().flatten());
+            let heard = metrics.heartbeat.as_ref().and_then(|nodes| nodes.get(voter).copied().flatten());
+            (matched.map(|id| id.index()), heard.map(|at| *at))
+        })
     }
 
     /// Stops taking part. The store is closed when the last handle is dropped.

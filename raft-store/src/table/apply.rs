@@ -73,7 +73,7 @@ impl Table {
                 self.check_revision(*expected_revision)?;
                 self.set_timing(*timing)
             }
-            Command::Released { vip, epoch } => self.released(index, *vip, *epoch),
+            Command::Released { grants } => self.released(index, grants),
             Command::MoveIntent { request: _, expected_revision, vip, to } => {
                 self.check_revision(*expected_revision)?;
                 self.move_intent(index, *vip, *to)
@@ -89,7 +89,9 @@ impl Table {
                 effect = Effect::Changed;
             }
         }
-        self.place_unowned(index);
+        if effect == Effect::Changed {
+            self.place_all(index);
+        }
         Ok(effect)
     }
 

@@ -318,9 +318,9 @@ fn a_move_waits_for_the_release_of_that_epoch() {
     let to = if from.node == ids[0] { ids[1] } else { ids[0] };
     log.ok(Command::MoveIntent { request: None, expected_revision: 0, vip: ip(VIP), to });
     assert_eq!(log.owner(VIP), Some(from), "an intent moves nothing");
-    let stale = Command::Released { vip: ip(VIP), epoch: Epoch(from.epoch.0 - 1) };
+    let stale = Command::Released { grants: vec![(ip(VIP), Epoch(from.epoch.0 - 1))] };
     assert_eq!(log.ok(stale), Effect::Unchanged);
-    log.ok(Command::Released { vip: ip(VIP), epoch: from.epoch });
+    log.ok(Command::Released { grants: vec![(ip(VIP), from.epoch)] });
     assert_eq!(log.owner(VIP).unwrap().node, to);
     assert!(log.owner(VIP).unwrap().epoch > from.epoch);
     let back = Command::MoveIntent { request: None, expected_revision: 0, vip: ip(VIP), to: 99 };
@@ -328,11 +328,24 @@ fn a_move_waits_for_the_release_of_that_epoch() {
 }
 
 #[test]
+fn a_vip_leaves_an_owner_that_is_no_longer_on_its_segment() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.mutate(vec![vip(VIP)]);
+    let owner = log.owner(VIP).unwrap();
+    let other = if owner.node == ids[0] { ids[1] } else { ids[0] };
+    log.ok(Command::PublishNode { node: owner.node, attachments: vec![], heartbeat: vec![], feature_level: 1 });
+    assert_eq!(log.owner(VIP), Some(owner), "it has to let go first");
+    assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(other));
+    log.ok(Command::Released { grants: vec![(ip(VIP), owner.epoch)] });
+    assert_eq!(log.owner(VIP).unwrap().node, other);
+}
+
+#[test]
 fn a_release_with_no_other_node_able_comes_back_under_a_new_epoch() {
     let (mut log, ids) = Log::with_nodes(1);
     log.mutate(vec![vip(VIP)]);
     let before = log.owner(VIP).unwrap();
-    log.ok(Command::Released { vip: ip(VIP), epoch: before.epoch });
+    log.ok(Command::Released { grants: vec![(ip(VIP), before.epoch)] });
     let after = log.owner(VIP).unwrap();
     assert_eq!(after.node, ids[0]);
     assert!(after.epoch > before.epoch);
@@ -346,7 +359,7 @@ fn an_owned_vip_vanishes_only_when_its_owner_lets_go() {
     log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
     assert!(log.table.vip(ip(VIP)).unwrap().deleting);
     assert_eq!(log.refused(mutation(vec![vip(VIP)])).subject, "vip");
-    log.ok(Command::Released { vip: ip(VIP), epoch });
+    log.ok(Command::Released { grants: vec![(ip(VIP), epoch)] });
     assert!(log.table.vip(ip(VIP)).is_none());
     log.mutate(vec![vip(VIP)]);
     log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
@@ -363,7 +376,7 @@ fn a_drained_node_sends_its_vips_away_and_is_the_last_to_get_new_ones() {
     let targets: Vec<_> = leaving.iter().map(|vip| vip.intent.unwrap()).collect();
     assert_eq!(targets.iter().filter(|to| **to == ids[1]).count(), 1, "{targets:?}");
     for vip in leaving {
-        log.ok(Command::Released { vip: vip.settings.address, epoch: vip.owner.unwrap().epoch });
+        log.ok(Command::Released { grants: vec![(vip.settings.address, vip.owner.unwrap().epoch)] });
     }
     assert_eq!(log.table.vips_of(ids[0]).count(), 0);
     log.mutate(vec![vip("192.168.2.150")]);

@@ -118,12 +118,10 @@ pub enum Command {
         /// The timing from now on.
         timing: Timing,
     },
-    /// An owner has stopped answering for a VIP. A no-op unless the epoch is the VIP's.
+    /// An owner has stopped answering for VIPs. A no-op for those whose epoch is not the VIP's.
     Released {
-        /// Which.
-        vip: IpAddr,
-        /// In which grant.
-        epoch: Epoch,
+        /// Which, and in which grant.
+        grants: Vec<(IpAddr, Epoch)>,
     },
     /// A VIP shall move; it does when its owner has released it.
     MoveIntent {

@@ -25,21 +25,23 @@ use super::{
 type Outcome = Result<Effect, Rejection>;
 
 impl Table {
-    pub(super) fn released(&mut self, index: u64, address: IpAddr, epoch: Epoch) -> Outcome {
-        let Some(vip) = self.vips.get(&address).filter(|vip| vip.owner.is_some_and(|owner| owner.epoch == epoch))
-        else {
-            return Ok(Effect::Unchanged);
-        };
-        let vip = vip.clone();
-        let intent = vip.intent;
-        self.disown(&vip);
-        if let Some(to) = intent.filter(|&to| self.is_able(to, &vip)) {
-            self.grant(index, address, to);
+    pub(super) fn released(&mut self, index: u64, grants: &[(IpAddr, Epoch)]) -> Outcome {
+        let mut effect = Effect::Unchanged;
+        for (address, epoch) in grants {
+            let vip = self.vips.get(address).filter(|vip| vip.owner.is_some_and(|owner| owner.epoch == *epoch));
+            let Some(vip) = vip.cloned() else { continue };
+            effect = Effect::Changed;
+            self.disown(&vip);
+            if let Some(to) = vip.intent.filter(|&to| self.is_able(to, &vip)) {
+                self.grant(index, *address, to);
+            }
         }
-        // Nobody else able: it goes back to the node that released it, under a new epoch. And if the target is
-        // drained meanwhile, it moves on from there.
-        self.place_all(index);
-        Ok(Effect::Changed)
+        if effect == Effect::Changed {
+            // Nobody else able: it goes back to the node that released it, under a new epoch. And if the target
+            // is drained meanwhile, it moves on from there.
+            self.place_all(index);
+        }
+        Ok(effect)
     }
 
     pub(super) fn move_intent(&mut self, index: u64, address: IpAddr, to: NodeId) -> Outcome {
@@ -94,12 +96,31 @@ impl Table {
 
     /// Gives every VIP of a draining node that has none an intent. Whether there was anything to do.
     fn send_away(&mut self, id: NodeId) -> bool {
-        let staying: Vec<Vip> = self.vips_of(id).filter(|vip| vip.intent.is_none() && !vip.deleting).cloned().collect();
+        let staying = self.vips_of(id).filter(|vip| vip.intent.is_none() && !vip.deleting).cloned().collect();
+        self.send_to_others(staying)
+    }
+
+    /// Gives every VIP whose owner is not able any more (it lost the segment) an intent.
+    fn leave_the_unable(&mut self) {
+        let unable = |vip: &&Vip| {
+            let owner = vip.owner.filter(|_| vip.intent.is_none() && !vip.deleting);
+            owner.is_some_and(|owner| !self.is_able(owner.node, vip))
+        };
+        let leaving = self.vips().filter(unable).cloned().collect();
+        self.send_to_others(leaving);
+    }
+
+    /// Gives owned VIPs an intent, each for the best of the other nodes. Whether there was one for any.
+    fn send_to_others(&mut self, leaving: Vec<Vip>) -> bool {
+        if leaving.is_empty() {
+            return false;
+        }
         // Each VIP that leaves counts for its target already, so that they spread.
         let mut loads = self.loads();
         let mut changed = false;
-        for vip in staying {
-            let target = self.best_owner(&vip, Some(id), &loads, &[]);
+        for vip in leaving {
+            let owner = vip.owner.map(|owner| owner.node);
+            let target = self.best_owner(&vip, owner, &loads, &[]);
             if let Some(to) = target.filter(|to| self.nodes.get(to).is_some_and(|node| !node.draining)) {
                 *loads.entry(to).or_default() += 1;
                 self.vips.insert_mut(vip.settings.address, Vip { intent: Some(to), ..vip });
@@ -119,9 +140,11 @@ impl Table {
         changed
     }
 
-    /// A node may be able now that was not: it gets what nobody owns, and what draining nodes keep.
+    /// A node may be able now that was not, or the reverse: what nobody owns finds an owner, and what nodes keep
+    /// that should not own it is asked to leave.
     pub(super) fn place_all(&mut self, index: u64) {
         self.place_unowned(index);
+        self.leave_the_unable();
         let draining: Vec<NodeId> = self.nodes().filter(|node| node.draining).map(|node| node.id).collect();
         for id in draining {
             self.send_away(id);

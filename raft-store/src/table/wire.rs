@@ -351,6 +351,12 @@ struct WithdrawalRecord {
 
 #[derive(Clone, PartialEq, Message)]
 struct ReleasedRecord {
+    #[prost(message, repeated, tag = "1")]
+    grants: Vec<GrantRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GrantRecord {
     #[prost(bytes = "vec", tag = "1")]
     vip: Vec<u8>,
     #[prost(uint64, tag = "2")]
@@ -902,7 +908,10 @@ impl From<&Command> for CommandKind {
                     timing: Some((*timing).into()),
                 })
             }
-            Command::Released { vip, epoch } => Self::Released(ReleasedRecord { vip: ip_bytes(*vip), epoch: epoch.0 }),
+            Command::Released { grants } => {
+                let grant = |(vip, epoch): &(IpAddr, Epoch)| GrantRecord { vip: ip_bytes(*vip), epoch: epoch.0 };
+                Self::Released(ReleasedRecord { grants: grants.iter().map(grant).collect() })
+            }
             Command::MoveIntent { request, expected_revision, vip, to } => Self::MoveIntent(MoveIntentRecord {
                 expected_revision: *expected_revision,
                 vip: ip_bytes(*vip),
@@ -981,7 +990,10 @@ impl TryFrom<CommandKind> for Command {
                 expected_revision: record.expected_revision,
                 timing: record.timing.ok_or(DecodeError::Field("timing"))?.into(),
             },
-            CommandKind::Released(record) => Self::Released { vip: ip(&record.vip)?, epoch: Epoch(record.epoch) },
+            CommandKind::Released(record) => {
+                let grant = |grant: &GrantRecord| Ok::<_, DecodeError>((ip(&grant.vip)?, Epoch(grant.epoch)));
+                Self::Released { grants: record.grants.iter().map(grant).collect::<Result<_, _>>()? }
+            }
             CommandKind::MoveIntent(record) => Self::MoveIntent {
                 request: request_id(&record.request)?,
                 expected_revision: record.expected_revision,
