@@ -1,5 +1,6 @@
 //! Several nodes: takeover, crashes, membership, moves.
 
+mod campaign;
 mod crashes;
 mod faults;
 mod membership;
@@ -17,6 +18,8 @@ fn main() -> std::process::ExitCode {
         ("two_nodes_and_a_witness_survive_the_loss_of_the_owner", membership::witness),
         ("one_owner_follows_the_other_whatever_happens", faults::one_owner_follows_the_other),
         ("a_partition_has_one_owner_and_heals_without_a_loss", faults::a_partition_has_one_owner),
+        ("a_short_campaign_breaks_no_promise", campaign::no_promise_is_broken),
+        ("the_campaign_finds_a_second_owner", campaign::a_second_owner_is_found),
         ("settings_are_shown_set_and_refused", faults::settings),
         ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
         ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),

@@ -1,6 +1,18 @@
 //! The daemons under test: built from the present sources, with the profile of the test itself.
 
-use std::{env, io, path::PathBuf, process::Command};
+use std::{
+    env, io,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+static PLANTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`build`] builds an `lbd` in which faults can be planted.
+pub fn plant_faults() {
+    PLANTED.store(true, Ordering::Relaxed);
+}
 
 /// Builds `lbd` and `lbctl`; quick when they are up to date. Called before namespaces are entered,
 /// because cargo may want the network. The directory that holds them.
@@ -9,6 +21,9 @@ pub fn build() -> io::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--locked", "--manifest-path", root, "-p", "lbd", "-p", "lbctl"]);
+    if PLANTED.load(Ordering::Relaxed) {
+        command.args(["--features", "lbd/planted-faults"]);
+    }
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

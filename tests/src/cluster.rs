@@ -25,8 +25,12 @@ pub struct LbNode {
     pub address: String,
     /// Its namespace.
     pub ns: Namespace,
+    /// Environment variables for its processes.
+    pub environment: Vec<(String, String)>,
     dir: PathBuf,
     child: Option<Child>,
+    /// Where its data is, if that has a disk of its own. Unmounted after the processes are dead.
+    disk: Option<sys::Mount>,
 }
 
 /// What a node's configuration says besides its names and paths.
@@ -50,8 +54,10 @@ impl LbNode {
             name: host.name.clone(),
             address: format!("{}:7401", config.address),
             ns: host.ns.clone(),
+            environment: Vec::new(),
             dir,
             child: None,
+            disk: None,
         };
         let (role, dataplane) = match config.interfaces {
             [] => ("witness", String::new()),
@@ -109,9 +115,26 @@ impl LbNode {
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
         let mut command = self.ns.command(binaries::directory()?.join("lbd"))?;
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().context("starting lbd")?);
         Ok(())
+    }
+
+    /// Gives its data a disk of its own, of so many bytes.
+    pub fn give_disk(&mut self, bytes: u64) -> io::Result<()> {
+        self.disk = Some(sys::Mount::tmpfs(&self.data_dir(), bytes)?);
+        Ok(())
+    }
+
+    /// Empties its data directory; it will wait to be added.
+    pub fn wipe(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.data_dir())? {
+            let path = entry?.path();
+            if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+        }
+        let config = fs::read_to_string(self.config())?;
+        fs::write(self.config(), config.replace("bootstrap = true", "bootstrap = false"))
     }
 
     /// SIGKILL for both of its processes, and waits for their death.
@@ -170,6 +193,14 @@ impl LbNode {
         Ok(wait::until_some(&format!("{} ends (log: {})", self.name, log.display()), timeout, || {
             child.try_wait().ok().flatten()
         }))
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> io::Result<bool> {
+        Ok(match &mut self.child {
+            Some(child) => child.try_wait()?.is_some(),
+            None => true,
+        })
     }
 
     /// Whether it runs.
@@ -271,6 +302,20 @@ pub fn form(nodes: &mut [LbNode]) -> anyhow::Result<()> {
     }
     wait_ready(first, nodes.len());
     Ok(())
+}
+
+/// Has a node that waits added by another one, again until it is.
+pub fn form_one(by: &LbNode, node: &LbNode) -> anyhow::Result<()> {
+    let begun = std::time::Instant::now();
+    loop {
+        let output = by.lbctl(&["--timeout", "5s", "node", "add", &node.name, &node.address])?;
+        if output.status.success() {
+            return Ok(());
+        }
+        if begun.elapsed() > SOON {
+            bail!("adding {}: {}", node.name, String::from_utf8_lossy(&output.stderr));
+        }
+    }
 }
 
 /// Waits until a node knows a leader.

@@ -158,6 +158,15 @@ impl UdpStream {
         self.record.lock().expect("observers do not panic").answered.values().max().copied()
     }
 
+    /// The longest time without an answer since then, up to now.
+    pub fn longest_gap_since(&self, since: Instant) -> Duration {
+        let record = self.record.lock().expect("observers do not panic");
+        let mut arrivals: Vec<Instant> = record.answered.values().filter(|at| **at >= since).copied().collect();
+        arrivals.extend([since, Instant::now()]);
+        arrivals.sort_unstable();
+        arrivals.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
     /// Stops, and counts.
     pub fn finish(mut self) -> UdpReport {
         self.end();

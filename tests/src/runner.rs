@@ -43,5 +43,9 @@ pub fn prepare() -> bool {
         eprintln!("{error}");
         return false;
     }
+    if let Err(error) = sys::private_mounts() {
+        eprintln!("making a mount namespace: {error}");
+        return false;
+    }
     true
 }

@@ -12,8 +12,10 @@ use lb_dataplane::packet::Mac;
 use rtnetlink::{
     LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        IpProtocol,
         link::BridgeStpState,
         neighbour::{NeighbourAddress, NeighbourAttribute},
+        rule::{RuleAction, RuleAttribute, RulePortRange},
     },
 };
 
@@ -37,6 +39,18 @@ pub enum Cut {
     /// Both.
     Silent,
 }
+
+/// What travels between the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// UDP.
+    Heartbeats,
+    /// TCP.
+    Raft,
+}
+
+/// The cluster port of all nodes.
+const CLUSTER_PORT: u16 = 7401;
 
 /// A machine.
 pub struct Host {
@@ -144,6 +158,15 @@ impl Network {
         })
     }
 
+    /// Separates a host's port from all other separated ones of its segment, and from nobody else.
+    pub fn isolate(&self, host: &Host, interface: &str, isolated: bool) -> io::Result<()> {
+        let switch_port = host.port(interface).switch_port;
+        self.switch.netlink(async |handle| {
+            let port = LinkBridgePort::new(index_of(&handle, &switch_port).await?).isolated(isolated);
+            handle.link().set_port(port.build()).execute().await
+        })
+    }
+
     /// Unplugs or plugs the switch's end of a cable: the host sees its carrier go or come.
     pub fn plug(&self, host: &Host, interface: &str, plugged: bool) -> io::Result<()> {
         self.switch.set_up(&host.port(interface).switch_port, plugged)
@@ -162,6 +185,29 @@ impl Host {
         self.ns.netlink(async |handle| {
             let index = index_of(&handle, interface).await?;
             handle.address().add(index, address, len).execute().await
+        })
+    }
+
+    /// Keeps what a node sends to the others on one of their lanes from leaving, or lets it out again.
+    pub fn block(&self, lane: Lane, blocked: bool) -> io::Result<()> {
+        let protocol = match lane {
+            Lane::Heartbeats => IpProtocol::Udp,
+            Lane::Raft => IpProtocol::Tcp,
+        };
+        let ports = RulePortRange { start: CLUSTER_PORT, end: CLUSTER_PORT };
+        // What it asks, and what it answers.
+        let sides = [(11, RuleAttribute::DestinationPortRange(ports)), (12, RuleAttribute::SourcePortRange(ports))];
+        self.ns.netlink(async |handle| {
+            for (priority, side) in sides {
+                let mut rule = handle.rule().add().v4().priority(priority).action(RuleAction::Blackhole);
+                rule.message_mut().attributes.extend([RuleAttribute::IpProtocol(protocol), side]);
+                let message = rule.message_mut().clone();
+                match blocked {
+                    true => rule.execute().await?,
+                    false => handle.rule().del(message).execute().await?,
+                }
+            }
+            Ok(())
         })
     }
 

@@ -105,7 +105,11 @@ impl Member {
 
     /// Until when this node may answer for what its lease gives it: not before the dataplane knows what.
     pub(super) fn valid_until_ns(&self) -> u64 {
-        if self.in_force.is_some() && self.in_force == self.holder.lease() { self.holder.valid_until_ns() } else { 0 }
+        match self.holder.lease() {
+            Some(_) if super::planted(super::Bug::ActsWithoutLease) => u64::MAX,
+            Some(lease) if self.in_force == Some(lease) => self.holder.valid_until_ns(),
+            _ => 0,
+        }
     }
 
     /// What is to be done since the last call.

@@ -66,9 +66,21 @@ enum Bug {
 #[cfg(test)]
 use simulation::{planted, planted_suffices};
 
-#[cfg(not(test))]
+#[cfg(all(not(test), not(feature = "planted-faults")))]
 const fn planted(_: Bug) -> bool {
     false
+}
+
+/// Named by the environment, for a fault campaign that is to find it.
+#[cfg(all(not(test), feature = "planted-faults"))]
+fn planted(bug: Bug) -> bool {
+    static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let name = NAME.get_or_init(|| {
+        let name = std::env::var("LBD_PLANTED").unwrap_or_default();
+        tracing::warn!(fault = name, "this lbd was built for faults to be planted in it: not for use");
+        name
+    });
+    *name == format!("{bug:?}")
 }
 
 #[cfg(not(test))]

@@ -891,10 +891,7 @@ impl World {
             let Some(owner) = vip.owner.filter(|owner| owner.node == **id) else { return false };
             let local = local_time(self.now, node.offset, node.drift_ppm);
             let holds = Some(owner.lease) == node.member.lease() && node.member.valid_until_ns() > local;
-            (holds || planted(Bug::ActsWithoutLease) && node.member.lease() == Some(owner.lease))
-                && vip.intent.is_none()
-                && !vip.deleting
-                && !node.silenced.contains(&(address, owner.epoch))
+            holds && vip.intent.is_none() && !vip.deleting && !node.silenced.contains(&(address, owner.epoch))
         };
         self.nodes.iter().filter(answers).map(|(id, _)| *id).collect()
     }

@@ -148,6 +148,36 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) -> io::Result<()
     rustix::process::kill_process(pid, signal).map_err(Into::into)
 }
 
+/// A mounted file system, unmounted when it is dropped. This process must have mounts of its own
+/// ([`private_mounts`]).
+#[derive(Debug)]
+pub struct Mount(std::path::PathBuf);
+
+impl Mount {
+    /// A file system in memory, of so many bytes, in a directory that is made if it is missing.
+    pub fn tmpfs(path: &std::path::Path, bytes: u64) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        let options = std::ffi::CString::new(format!("size={bytes}"))?;
+        rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str())?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // It goes with this process at the latest.
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// Gives this process mounts of its own, which its children share. Must be called before any thread is started.
+pub fn private_mounts() -> io::Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    // SAFETY: the file descriptor table stays shared; there is one thread, whose view of mounts alone changes.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).map_err(Into::into)
+}
+
 /// The raw descriptor of a namespace, for netlink.
 pub(crate) fn raw(fd: &OwnedFd) -> i32 {
     fd.as_raw_fd()

@@ -1,0 +1,379 @@
+//! A fault campaign: a real cluster under traffic and writes, random troubles one after the other, and three
+//! judges. [`claims`] looks for two owners of a VIP, [`register`] for a lost or reordered write, and each round
+//! ends only when every node and every VIP is back. [`trouble`] says what can happen.
+
+pub mod claims;
+pub mod register;
+pub mod trouble;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    process::Output,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use claims::{Observer, judge};
+use lb_dataplane::packet::Mac;
+use trouble::Trouble;
+
+use crate::{
+    cluster::SOON,
+    faults::Fault,
+    observe::UdpStream,
+    site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
+    topology::Host,
+    traffic::HttpClient,
+};
+
+/// VIPs without services: their owners differ from the first one's, and one of them comes and goes.
+const OTHERS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 2, 2), Ipv4Addr::new(192, 168, 2, 3)];
+/// The one that is deleted and created again.
+const PASSING: &str = "192.168.2.3";
+/// From the end of the last trouble until every node votes and every VIP is answered.
+const BOUND: Duration = Duration::from_secs(10);
+/// Between two datagrams.
+const PACE: Duration = Duration::from_millis(4);
+/// A node's disk.
+const DISK_BYTES: u64 = 48 << 20;
+
+/// What a campaign does.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// 3 or 5.
+    pub nodes: u8,
+    /// It ends with the first round that ends after this.
+    pub span: Duration,
+    /// Rounds at most.
+    pub rounds: usize,
+    /// All chances follow from it.
+    pub seed: u64,
+    /// Only troubles whose name contains it.
+    pub only: String,
+    /// A fault to plant in lbd, which must have been built with the feature `planted-faults`.
+    pub plant: Option<String>,
+}
+
+/// What it saw.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Rounds.
+    pub rounds: usize,
+    /// Troubles.
+    pub troubles: BTreeMap<&'static str, Vec<Duration>>,
+    /// From the last mend until all was well.
+    pub settled: Vec<Duration>,
+    /// Answers that were in hand when a process went on after SIGSTOP.
+    pub in_hand: usize,
+    /// Acknowledged writes, answered reads.
+    pub writes: u64,
+    /// Answered reads.
+    pub reads: u64,
+    /// Requests on one TCP connection.
+    pub requests: u64,
+    /// Times that the connection broke.
+    pub broken: u64,
+}
+
+/// Random numbers that follow from a seed (SplitMix64).
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// From a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.draw() % bound
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+}
+
+/// Runs a campaign; an error is a broken promise, or a harness that does not work.
+pub fn run(options: &Options, tell: impl Fn(&str)) -> anyhow::Result<Report> {
+    let mut site = Site::build(Plan { nodes: options.nodes, servers: 2, two_interfaces: false, engine: "ring" })?;
+    for node in &mut site.nodes {
+        node.give_disk(DISK_BYTES)?;
+        node.environment = options.plant.iter().map(|bug| ("LBD_PLANTED".to_owned(), bug.clone())).collect();
+    }
+    site.start()?;
+    prepare(&site)?;
+    let mut campaign = Campaign::start(&site, options)?;
+    let started = Instant::now();
+    let mut report = Report::default();
+    while started.elapsed() < options.span && report.rounds < options.rounds {
+        report.rounds += 1;
+        let number = report.rounds;
+        campaign.round(&mut site, &mut report, &tell).with_context(|| {
+            format!("round {number} of seed {} with {} nodes ({:?})", options.seed, options.nodes, campaign.history)
+        })?;
+    }
+    campaign.finish(report)
+}
+
+/// The other VIPs, and the registers.
+fn prepare(site: &Site) -> anyhow::Result<()> {
+    let first = &site.nodes[0];
+    for vip in OTHERS {
+        first.lbctl_ok(&["vip", "add", &vip.to_string()])?;
+    }
+    first.lbctl_ok(&["service", "add", register::SERVICE, "--vip", VIP_TEXT, "--port", "9999/tcp"])?;
+    for number in 0..register::count() {
+        let (address, mac) = (register::address(number), register::encode(0));
+        first.lbctl_ok(&["backend", "add", register::SERVICE, &address, "--mac", &mac, "--state", "down"])?;
+    }
+    Ok(())
+}
+
+struct Campaign {
+    random: Random,
+    troubles: Vec<Trouble>,
+    observer: Observer,
+    udp: UdpStream,
+    tcp: Connection,
+    load: register::Load,
+    /// Which hardware address's process went on after SIGSTOP, and when.
+    resumed: Vec<(Mac, Instant)>,
+    /// What happened in this round.
+    history: Vec<String>,
+}
+
+impl Campaign {
+    fn start(site: &Site, options: &Options) -> anyhow::Result<Self> {
+        let troubles: Vec<Trouble> =
+            Trouble::ALL.into_iter().filter(|trouble| trouble.name().contains(&options.only)).collect();
+        ensure!(!troubles.is_empty(), "no trouble's name contains {:?}", options.only);
+        let vips: Vec<Ipv4Addr> = [VIP].into_iter().chain(OTHERS).collect();
+        let asking = Ipv4Addr::new(192, 168, 2, 254);
+        Ok(Self {
+            random: Random::new(options.seed),
+            troubles,
+            observer: Observer::start(&site.router, "eth1", asking, &vips)?,
+            udp: UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), PACE)?,
+            tcp: Connection::start(&site.client)?,
+            load: register::Load::start(site.nodes.iter().map(crate::cluster::LbNode::socket).collect(), options.seed)?,
+            resumed: Vec::new(),
+            history: Vec::new(),
+        })
+    }
+
+    /// One trouble, or two where a majority stays; then everything must come back.
+    fn round(&mut self, site: &mut Site, report: &mut Report, tell: &impl Fn(&str)) -> anyhow::Result<()> {
+        self.history.clear();
+        let struck = Instant::now();
+        let first = self.strike(site, None)?;
+        let second = if site.nodes.len() >= 5 && self.random.below(3) == 0 {
+            Some(self.strike(site, Some(first.1))?)
+        } else {
+            None
+        };
+        let lasts = Duration::from_millis(first.0.lasts_ms(&mut self.random));
+        self.meddle(site, struck + lasts, [Some(first), second].into_iter().flatten().map(|of| of.1).collect());
+        for (trouble, node, other) in [Some(first), second].into_iter().flatten() {
+            if trouble == Trouble::Node(Fault::Stopped) {
+                self.resumed.push((site.node_hosts[node].port("eth0").mac, Instant::now()));
+            }
+            trouble.mend(site, node, other).with_context(|| format!("mending {}", trouble.name()))?;
+        }
+        let mended = Instant::now();
+        let full = [Some(first), second].into_iter().flatten().find(|of| of.0 == Trouble::FullDisk).map(|of| of.1);
+        let settled = self.settle(site, full, mended)?;
+        let gap = self.udp.longest_gap_since(struck);
+        report.settled.push(settled);
+        report.troubles.entry(first.0.name()).or_default().push(gap);
+        if let Some(second) = second {
+            report.troubles.entry(second.0.name()).or_default().push(gap);
+        }
+        tell(&format!(
+            "{:>5}  gap {:>5} ms  settled {:>5} ms  {}",
+            report.rounds,
+            gap.as_millis(),
+            settled.as_millis(),
+            self.history.join("; ")
+        ));
+        self.judge(report)
+    }
+
+    fn strike(&mut self, site: &mut Site, but: Option<usize>) -> anyhow::Result<(Trouble, usize, usize)> {
+        let trouble = self.random.pick(&self.troubles.clone());
+        let nodes: Vec<usize> = (0..site.nodes.len()).filter(|node| Some(*node) != but).collect();
+        // Half of the time it hits the owner of the VIP with the traffic.
+        let owner = site.owner().ok().filter(|owner| Some(*owner) != but);
+        let node = match owner.filter(|_| self.random.below(2) == 0) {
+            Some(owner) => owner,
+            None => self.random.pick(&nodes),
+        };
+        let others: Vec<usize> = nodes.into_iter().filter(|other| *other != node).collect();
+        let other = self.random.pick(&others);
+        self.history.push(format!("{} of {}", trouble.name(), site.nodes[node].name));
+        trouble
+            .strike(site, node, other)
+            .with_context(|| format!("{} of {}", trouble.name(), site.nodes[node].name))?;
+        Ok((trouble, node, other))
+    }
+
+    /// VIPs are moved, deleted and created again until then, by way of nodes that are not in trouble. Whether that
+    /// succeeds is for the cluster to say.
+    fn meddle(&mut self, site: &Site, until: Instant, troubled: Vec<usize>) {
+        while Instant::now() < until {
+            let sound: Vec<usize> = (0..site.nodes.len()).filter(|node| !troubled.contains(node)).collect();
+            let by = &site.nodes[self.random.pick(&sound)];
+            let to = site.nodes[self.random.below(site.nodes.len() as u64) as usize].name.clone();
+            let arguments: &[&str] = match self.random.below(4) {
+                0 => &["vip", "move", VIP_TEXT, &to],
+                1 => &["vip", "move", "192.168.2.2", &to],
+                2 => &["vip", "remove", PASSING],
+                _ => &["vip", "add", PASSING],
+            };
+            let arguments = [&["--timeout", "500ms"], arguments].concat();
+            if let Ok(output) = by.lbctl(&arguments) {
+                self.history.push(format!("{} ({})", arguments[2..].join(" "), output.status.code().unwrap_or(-1)));
+            }
+            let pause = Duration::from_millis(self.random.below(300));
+            thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    /// Waits until every node holds a lease again and every VIP is answered. How long that took.
+    fn settle(&mut self, site: &mut Site, full: Option<usize>, mended: Instant) -> anyhow::Result<Duration> {
+        let sound = &site.nodes[(0..site.nodes.len()).find(|node| Some(*node) != full).unwrap_or(0)];
+        insist(|| sound.lbctl(&["--timeout", "2s", "vip", "add", PASSING]))?;
+        let vips: Vec<Ipv4Addr> = [VIP].into_iter().chain(OTHERS).collect();
+        loop {
+            if let Some(node) = full
+                && site.nodes[node].has_ended()?
+            {
+                let status = site.nodes[node].wait_for_end(PATIENCE)?;
+                ensure!(status.code() == Some(74), "with a full disk {} ended with {status}", site.nodes[node].name);
+                self.history.push(format!("{} ended with 74", site.nodes[node].name));
+                site.nodes[node].start()?;
+            }
+            let answered = |vip: &Ipv4Addr| self.observer.last(*vip).is_some_and(|at| at > mended);
+            let streams = self.udp.last_answer().is_some_and(|at| at > mended);
+            if streams && vips.iter().all(answered) && all_ready(site) {
+                return Ok(mended.elapsed());
+            }
+            if mended.elapsed() >= BOUND {
+                let status = site.nodes[0].lbctl_ok(&["status"]).unwrap_or_else(|error| error.to_string());
+                let missing: Vec<&Ipv4Addr> = vips.iter().filter(|vip| !answered(vip)).collect();
+                bail!(
+                    "after {BOUND:?} not all is well: VIPs without an answer {missing:?}, datagrams {streams}\n{status}"
+                );
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn judge(&mut self, report: &mut Report) -> anyhow::Result<()> {
+        for (vip, claims) in self.observer.take() {
+            let verdict = judge(&claims, &self.resumed);
+            report.in_hand += verdict.in_hand;
+            if let Some(how) = verdict.two_owners {
+                bail!("{vip} had two owners: {how}");
+            }
+        }
+        self.resumed.clear();
+        match self.load.wrong() {
+            Some(wrong) => bail!("a write was lost or a read was stale: {wrong}"),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(self, mut report: Report) -> anyhow::Result<Report> {
+        let wrong = self.load.wrong();
+        let load = self.load.finish();
+        (report.writes, report.reads) = (load.writes, load.reads);
+        (report.requests, report.broken) = self.tcp.finish();
+        let _ = self.udp.finish();
+        if let Some(wrong) = wrong {
+            bail!("a write was lost or a read was stale: {wrong}");
+        }
+        Ok(report)
+    }
+}
+
+fn all_ready(site: &Site) -> bool {
+    site.nodes.iter().all(|node| {
+        let Ok(status) = node.lbctl_json(&["--timeout", "1s", "status"]) else { return false };
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        status["stale"] == false
+            && status["waiting"] == ""
+            && nodes.len() == site.nodes.len()
+            && nodes.iter().all(|node| node["ready"] == true && node["voter"] == true)
+    })
+}
+
+/// Repeats a command until it succeeds: while the cluster finds itself it may be refused or time out.
+pub fn insist(run: impl Fn() -> anyhow::Result<Output>) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let output = run()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < SOON, "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// A request after the other on one TCP connection, by way of the VIP.
+struct Connection {
+    stop: Arc<AtomicBool>,
+    requests: Arc<AtomicU64>,
+    broken: Arc<AtomicU64>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Connection {
+    fn start(client: &Host) -> anyhow::Result<Self> {
+        let (stop, requests, broken) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::default());
+        let (stopped, counted, breaks): (_, _, Arc<AtomicU64>) = (stop.clone(), requests.clone(), Arc::clone(&broken));
+        let namespace = client.ns.clone();
+        // As long as TCP itself would try.
+        let patience = 6 * PATIENCE;
+        let mut http = HttpClient::connect(&namespace, HTTP_ADDRESS, patience)?;
+        let thread = thread::Builder::new().name("connection".into()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match http.who() {
+                    Ok(_) => drop(counted.fetch_add(1, Ordering::Relaxed)),
+                    Err(_) => {
+                        breaks.fetch_add(1, Ordering::Relaxed);
+                        if let Ok(again) = HttpClient::connect(&namespace, HTTP_ADDRESS, patience) {
+                            http = again;
+                        }
+                    }
+                }
+                thread::sleep(5 * PACE);
+            }
+        })?;
+        Ok(Self { stop, requests, broken, thread: Some(thread) })
+    }
+
+    /// Answered requests, and how often the connection broke.
+    fn finish(mut self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+        (self.requests.load(Ordering::Relaxed), self.broken.load(Ordering::Relaxed))
+    }
+}
