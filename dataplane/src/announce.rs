@@ -4,6 +4,9 @@
 //! At activation and then after 50 ms, 0.5, 1.1, 2.2 and 5 s, because a Linux router ignores changes
 //! of an entry within the second after the last one and a frame may be lost; then every minute. Paced,
 //! so that a thousand VIPs do not overrun a switch's CPU in one burst.
+//!
+//! A VIP that nobody has owned before is probed for first (RFC 5227 2.1, with shorter pauses): while another
+//! station has the address, it is neither answered nor announced.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,10 +24,18 @@ const PACE_NS: u64 = MS;
 /// RFC 5227 2.4: an address is defended at most once in ten seconds.
 const DEFEND_INTERVAL_NS: u64 = 10_000 * MS;
 
+/// Questions before the first activation of a VIP, and how long each is waited for.
+const PROBES: u8 = 3;
+const PROBE_NS: u64 = 60 * MS;
+/// Before an address that somebody has is probed for again.
+const CONTESTED_NS: u64 = 1000 * MS;
+
 /// The schedule of all owned VIPs.
 #[derive(Debug, Default)]
 pub struct Announcer {
     vips: HashMap<Ipv4Addr, Entry>,
+    /// First grants that are past their probes: another interface or hardware address does not start them over.
+    activated: BTreeSet<(Ipv4Addr, u64)>,
     due: BTreeSet<(u64, Ipv4Addr)>,
     /// Nothing before this moment: the pace.
     not_before_ns: u64,
@@ -37,11 +48,24 @@ pub struct Claim {
     pub epoch: u64,
     /// Stands for the interfaces and hardware addresses that it is announced by.
     pub place: u64,
+    /// Nobody has owned it before.
+    pub first: bool,
+}
+
+/// What is due for a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Ask whether anybody has it.
+    Probe(Ipv4Addr),
+    /// Announce it.
+    Announce(Ipv4Addr),
 }
 
 #[derive(Debug)]
 struct Entry {
     claim: Claim,
+    /// Probes that must stay unanswered before it is active.
+    probes: u8,
     activated_ns: u64,
     sent: usize,
     due_ns: u64,
@@ -52,6 +76,7 @@ impl Announcer {
     /// Takes over what is owned now: new grants are announced at once, lost ones no more.
     pub fn set_owned(&mut self, owned: impl IntoIterator<Item = (Ipv4Addr, Claim)>, now_ns: u64) {
         let owned: HashMap<Ipv4Addr, Claim> = owned.into_iter().collect();
+        self.activated.retain(|(vip, epoch)| owned.get(vip).is_some_and(|claim| claim.epoch == *epoch));
         let due = &mut self.due;
         self.vips.retain(|vip, entry| {
             let stays = owned.get(vip) == Some(&entry.claim);
@@ -62,16 +87,30 @@ impl Announcer {
         });
         for (vip, claim) in owned {
             if !self.vips.contains_key(&vip) {
-                let entry = Entry { claim, activated_ns: now_ns, sent: 0, due_ns: now_ns, defended_ns: None };
+                // One question more than must be waited for: the last look is at the answers.
+                let probes = if claim.first && !self.activated.contains(&(vip, claim.epoch)) { PROBES + 1 } else { 0 };
+                let entry = Entry { claim, probes, activated_ns: now_ns, sent: 0, due_ns: now_ns, defended_ns: None };
                 self.due.insert((entry.due_ns, vip));
                 self.vips.insert(vip, entry);
             }
         }
     }
 
-    /// Another station claims an owned VIP: announce it again, but not in a war of words.
+    /// Whether an owned VIP may be answered: it has been found to be nobody else's.
+    pub fn is_active(&self, vip: Ipv4Addr) -> bool {
+        self.vips.get(&vip).is_some_and(|entry| entry.probes == 0)
+    }
+
+    /// Another station claims an owned VIP: announce it again, but not in a war of words; wait, if it is not
+    /// active yet.
     pub fn conflict(&mut self, vip: Ipv4Addr, now_ns: u64) {
         let Some(entry) = self.vips.get_mut(&vip) else { return };
+        if entry.probes > 0 {
+            self.due.remove(&(entry.due_ns, vip));
+            (entry.probes, entry.due_ns) = (PROBES + 1, now_ns + CONTESTED_NS);
+            self.due.insert((entry.due_ns, vip));
+            return;
+        }
         if entry.defended_ns.is_some_and(|last| now_ns < last + DEFEND_INTERVAL_NS) {
             return;
         }
@@ -81,8 +120,8 @@ impl Announcer {
         self.due.insert((now_ns, vip));
     }
 
-    /// The VIPs to announce now. Each is told to [`Self::announced`] once it was sent.
-    pub fn due(&mut self, now_ns: u64) -> Vec<Ipv4Addr> {
+    /// What to send now. Each announcement is told to [`Self::announced`] once it was sent.
+    pub fn due(&mut self, now_ns: u64) -> Vec<Due> {
         if now_ns < self.not_before_ns {
             return Vec::new();
         }
@@ -91,7 +130,22 @@ impl Announcer {
         if !due.is_empty() {
             self.not_before_ns = now_ns + PACE_NS;
         }
-        due
+        due.into_iter().map(|vip| if self.probes(vip, now_ns) { Due::Probe(vip) } else { Due::Announce(vip) }).collect()
+    }
+
+    /// Counts a probe, if one is due rather than an announcement.
+    fn probes(&mut self, vip: Ipv4Addr, now_ns: u64) -> bool {
+        let Some(entry) = self.vips.get_mut(&vip).filter(|entry| entry.probes > 0) else { return false };
+        entry.probes -= 1;
+        if entry.probes == 0 {
+            entry.activated_ns = now_ns;
+            self.activated.insert((vip, entry.claim.epoch));
+            return false;
+        }
+        self.due.remove(&(entry.due_ns, vip));
+        entry.due_ns = now_ns + PROBE_NS;
+        self.due.insert((entry.due_ns, vip));
+        true
     }
 
     /// It was sent: when is it due next?
@@ -117,7 +171,7 @@ mod tests {
     use super::*;
 
     fn claim(epoch: u64) -> Claim {
-        Claim { epoch, place: 1 }
+        Claim { epoch, place: 1, first: false }
     }
 
     const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
@@ -126,9 +180,11 @@ mod tests {
     fn run(announcer: &mut Announcer, until_ms: u64) -> Vec<(u64, Ipv4Addr)> {
         let mut sent = Vec::new();
         while let Some(at) = announcer.next_due_ns().filter(|at| *at <= until_ms * MS) {
-            for vip in announcer.due(at) {
-                announcer.announced(vip, at);
-                sent.push((at / MS, vip));
+            for due in announcer.due(at) {
+                if let Due::Announce(vip) = due {
+                    announcer.announced(vip, at);
+                    sent.push((at / MS, vip));
+                }
             }
         }
         sent
@@ -151,7 +207,7 @@ mod tests {
         assert_eq!(run(&mut announcer, 4000), [], "the same grant goes on as before");
         announcer.set_owned([(VIP, claim(2))], 4000 * MS);
         assert_eq!(run(&mut announcer, 4060).len(), 2);
-        announcer.set_owned([(VIP, Claim { epoch: 2, place: 9 })], 4080 * MS);
+        announcer.set_owned([(VIP, Claim { place: 9, ..claim(2) })], 4080 * MS);
         assert_eq!(run(&mut announcer, 4090).len(), 1, "another hardware address");
         announcer.set_owned([], 4100 * MS);
         assert_eq!(announcer.next_due_ns(), None);
@@ -168,6 +224,21 @@ mod tests {
         assert_eq!(first.len(), 1000);
         let last = *first.values().max().unwrap();
         assert!((100..=200).contains(&last), "{last} ms");
+    }
+
+    #[test]
+    fn the_first_owner_of_a_vip_asks_first_and_waits_while_somebody_has_it() {
+        let mut announcer = Announcer::default();
+        let first = Claim { first: true, ..claim(1) };
+        announcer.set_owned([(VIP, first)], 0);
+        assert_eq!(announcer.due(0), [Due::Probe(VIP)]);
+        assert!(!announcer.is_active(VIP));
+        announcer.conflict(VIP, 10 * MS);
+        let moments: Vec<u64> = run(&mut announcer, 1300).into_iter().map(|(at, _)| at).collect();
+        assert_eq!(moments, [1190, 1240], "a second later three more questions, and nobody answers");
+        assert!(announcer.is_active(VIP));
+        announcer.set_owned([(VIP, Claim { place: 9, ..first })], 1400 * MS);
+        assert!(announcer.is_active(VIP), "it has been asked for");
     }
 
     #[test]

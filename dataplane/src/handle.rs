@@ -24,7 +24,7 @@ use crate::{
     },
     guard::{self, GuardError},
     io::{self as frames, EngineError, EngineKind, PortConfig},
-    lease::LeaseClock,
+    lease::{LeaseClock, boottime_ns},
     packet::Mac,
     stats::WorkerStats,
     worker::{self, Core},
@@ -128,6 +128,8 @@ pub struct Report {
     pub ring_full: u64,
     /// Frames made by the worker itself.
     pub originated: u64,
+    /// Other stations that claimed a VIP of ours.
+    pub conflicts: Vec<Conflict>,
     /// Flows put into the flow table.
     pub flows_remembered: u64,
     /// Flows that found no room there.
@@ -136,6 +138,17 @@ pub struct Report {
     pub vips: Vec<(Ipv4Addr, u64, u64)>,
     /// Per backend.
     pub backends: Vec<BackendReport>,
+}
+
+/// Somebody else's claim to a VIP that this node owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conflict {
+    /// The VIP.
+    pub vip: Ipv4Addr,
+    /// The hardware address that claims it.
+    pub mac: Mac,
+    /// ARP packets that did.
+    pub count: u64,
 }
 
 /// A backend's counters.
@@ -230,6 +243,14 @@ impl Dataplane {
         true
     }
 
+    /// The other load balancers that are heard on a segment of ours: the interface, and their address.
+    pub fn heard_peers(&self) -> Vec<(usize, Ipv4Addr)> {
+        let now_ns = boottime_ns();
+        let snapshot = self.shared.snapshot.load();
+        let heard = snapshot.peers.iter().filter(|peer| peer.is_heard(now_ns));
+        heard.map(|peer| (peer.spec.port, peer.spec.address)).collect()
+    }
+
     /// The deadline of this node's answers.
     pub fn lease(&self) -> &Arc<LeaseClock> {
         &self.shared.lease
@@ -269,6 +290,7 @@ impl Dataplane {
             drops: stats.drops().filter(|(_, count)| *count > 0).collect(),
             ring_full: stats.ring_full.get(),
             originated: stats.originated.get(),
+            conflicts: stats.conflicts(),
             flows_remembered: stats.flows_remembered.get(),
             flows_not_remembered: stats.flows_not_remembered.get(),
             vips: snapshot.vips.iter().map(vip).collect(),
@@ -374,5 +396,11 @@ impl Start {
 }
 
 fn empty_port(port: &PortConfig) -> crate::forward::table::PortSpec {
-    crate::forward::table::PortSpec { name: port.name.clone(), mac: Mac::ZERO, mtu: port.mtu, addresses: Vec::new() }
+    crate::forward::table::PortSpec {
+        name: port.name.clone(),
+        mac: Mac::ZERO,
+        mtu: port.mtu,
+        carrier: false,
+        addresses: Vec::new(),
+    }
 }

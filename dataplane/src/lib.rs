@@ -20,7 +20,9 @@ pub mod io;
 pub mod lease;
 pub mod neighbor;
 pub mod packet;
+mod segment;
 pub mod stats;
 pub mod worker;
 
-pub use handle::{BackendReport, Config, Dataplane, Report, StartError};
+pub use handle::{BackendReport, Config, Conflict, Dataplane, Report, StartError};
+pub use segment::PeerSpec;

@@ -162,11 +162,13 @@ mod tests {
                 name: "eth0".into(),
                 mac: Mac([2, 0, 0, 0, 0, 9]),
                 mtu: 1500,
+                carrier: true,
                 addresses: vec![(Ipv4Addr::new(10, 0, 0, 254), 24)],
             }],
             vips: vec![VipSpec {
                 address: Ipv4Addr::new(192, 0, 2, 1),
                 owned: None,
+                first_grant: false,
                 answer_on: vec![],
                 services: vec![ServiceSpec {
                     name: "s".into(),

@@ -1,8 +1,18 @@
 //! Counters. Each has one writer, so adding is a load and a store; readers sum at leisure.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use crate::forward::DropReason;
+use crate::{forward::DropReason, handle::Conflict, packet::Mac};
+
+/// Pairs of a VIP and a hardware address that are remembered.
+const CONFLICTS: usize = 1024;
 
 /// A number that one thread counts up.
 #[derive(Debug, Default)]
@@ -61,6 +71,8 @@ pub struct WorkerStats {
     pub flows_remembered: Counter,
     /// Flows that found no room there.
     pub flows_not_remembered: Counter,
+    /// By VIP and hardware address; bounded, because whoever floods claims must not fill the memory.
+    conflicts: Mutex<BTreeMap<(Ipv4Addr, Mac), u64>>,
     /// Announcements that were not sent because the lease had run out.
     pub announcements_withheld: Counter,
 }
@@ -76,6 +88,7 @@ impl Default for WorkerStats {
             originated: Counter::default(),
             flows_remembered: Counter::default(),
             flows_not_remembered: Counter::default(),
+            conflicts: Mutex::default(),
             announcements_withheld: Counter::default(),
         }
     }
@@ -85,6 +98,20 @@ impl WorkerStats {
     /// The counter of a reason.
     pub fn dropped(&self, reason: DropReason) -> &Counter {
         &self.dropped[reason as usize]
+    }
+
+    /// Somebody else claims a VIP of ours. On the rare path: it takes a lock.
+    pub(crate) fn conflict(&self, vip: Ipv4Addr, mac: Mac) {
+        let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
+        if conflicts.len() < CONFLICTS || conflicts.contains_key(&(vip, mac)) {
+            *conflicts.entry((vip, mac)).or_default() += 1;
+        }
+    }
+
+    /// All claims of others so far.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
+        conflicts.iter().map(|((vip, mac), count)| Conflict { vip: *vip, mac: *mac, count: *count }).collect()
     }
 
     /// All reasons with their counts.

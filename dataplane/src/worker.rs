@@ -13,7 +13,7 @@ use std::{
 use siphasher::sip::SipHasher13;
 
 use crate::{
-    announce::{Announcer, Claim},
+    announce::{Announcer, Claim, Due},
     forward::{
         DropReason, Verdict,
         decide::decide,
@@ -25,6 +25,7 @@ use crate::{
     lease::boottime_ns,
     neighbor::Neighbors,
     packet::{self, ETHERNET_HEADER_LEN, Echo, FlowPacket, Mac, Packet, arp, rewrite},
+    segment::{self, PeerSpec, Prober},
 };
 
 /// The longest sleep: counters are brought up to date at least this often.
@@ -45,6 +46,7 @@ pub struct Core {
     flows: FlowTable,
     announcer: Announcer,
     neighbors: Neighbors,
+    prober: Prober,
     shared: Arc<Shared>,
     /// Of the last look at the clock, once a turn.
     now_ns: u64,
@@ -59,6 +61,7 @@ impl Core {
             flows,
             announcer: Announcer::default(),
             neighbors: Neighbors::default(),
+            prober: Prober::default(),
             shared,
             now_ns: boottime_ns(),
             count_at_ns: 0,
@@ -156,7 +159,7 @@ impl Core {
         let Some(vip) = self.snapshot.vip(echo.destination) else {
             return Verdict::Drop(DropReason::NotVip);
         };
-        if vip.owned.is_none() || !self.shared.lease.is_valid() {
+        if vip.owned.is_none() || !self.announcer.is_active(vip.address) || !self.shared.lease.is_valid() {
             return Verdict::Drop(DropReason::EchoNotOurs);
         }
         rewrite::echo_reply(frame, echo, own);
@@ -165,6 +168,7 @@ impl Core {
 
     fn arp(&mut self, port: usize, own: Mac, frame: &mut [u8], arp: &arp::Arp) -> Verdict {
         self.neighbors.heard(port, arp.sender, arp.sender_mac, self.now_ns);
+        segment::heard(&self.snapshot.peers, port, own, arp, self.now_ns);
         let owned = |address: Ipv4Addr| {
             let vip = self.snapshot.vip(address)?;
             vip.owned.filter(|_| vip.answers_on(port))
@@ -172,12 +176,14 @@ impl Core {
         let is_ours = self.snapshot.ports.iter().any(|port| port.mac == arp.sender_mac);
         if owned(arp.sender).is_some() && !is_ours {
             self.announcer.conflict(arp.sender, self.now_ns);
+            self.shared.stats.conflict(arp.sender, arp.sender_mac);
             return Verdict::Drop(DropReason::ArpConflict);
         }
         // The clock is read last, right before the answer.
         let answer = arp.operation == arp::Operation::Request
             && frame.len() >= arp::FRAME_LEN
             && owned(arp.target).is_some()
+            && self.announcer.is_active(arp.target)
             && self.shared.lease.is_valid();
         if !answer {
             return Verdict::Drop(DropReason::ArpNotOurs);
@@ -192,8 +198,10 @@ impl Core {
             let mut place = SipHasher13::new();
             for (_, port) in snapshot.ports.iter().enumerate().filter(|(at, _)| vip.answers_on(*at)) {
                 place.write(&port.mac.0);
+                // A link that comes back is announced on again: whoever is behind it may have missed the last one.
+                place.write_u8(port.carrier.into());
             }
-            Some((vip.address, Claim { epoch: vip.owned?, place: place.finish() }))
+            Some((vip.address, Claim { epoch: vip.owned?, place: place.finish(), first: vip.first_grant }))
         };
         self.announcer.set_owned(snapshot.vips.iter().filter_map(claim), self.now_ns);
         self.neighbors.set_backends(&snapshot, self.now_ns);
@@ -202,8 +210,19 @@ impl Core {
 
     /// What is due: announcements and questions for backends.
     fn tick(&mut self, engine: &mut dyn Engine) {
-        for vip in self.announcer.due(self.now_ns) {
-            self.announce(engine, vip);
+        for due in self.announcer.due(self.now_ns) {
+            match due {
+                Due::Announce(vip) => self.announce(engine, vip),
+                Due::Probe(vip) => self.probe(engine, vip),
+            }
+        }
+        if self.prober.is_due(self.now_ns) {
+            for peer in &self.snapshot.peers {
+                let (PeerSpec { address, mac, .. }, port) = (&peer.spec, &self.snapshot.ports[peer.spec.port]);
+                if let Some(sender) = port.address_towards(*address) {
+                    self.originate(engine, peer.spec.port, &arp::request(port.mac, sender, *address, Some(*mac)));
+                }
+            }
         }
         for probe in self.neighbors.due(self.now_ns) {
             let port = &self.snapshot.ports[probe.port];
@@ -229,6 +248,14 @@ impl Core {
         self.announcer.announced(address, self.now_ns);
     }
 
+    /// Asks whether anybody has a VIP that this node is the first to own.
+    fn probe(&self, engine: &mut dyn Engine, address: Ipv4Addr) {
+        let Some(vip) = self.snapshot.vip(address) else { return };
+        for (at, port) in self.snapshot.ports.iter().enumerate().filter(|(at, _)| vip.answers_on(*at)) {
+            self.originate(engine, at, &arp::probe(port.mac, address));
+        }
+    }
+
     fn originate(&self, engine: &mut dyn Engine, port: usize, frame: &[u8]) {
         match engine.send(port, frame) {
             Ok(()) => self.shared.stats.originated.add(1),
@@ -243,7 +270,8 @@ impl Core {
             let withheld = at <= self.now_ns && !self.shared.lease.is_valid();
             if withheld { self.now_ns + LEASE_RETRY_NS } else { at }
         });
-        let next = [announcements, self.neighbors.next_due_ns()].into_iter().flatten().min();
+        let probes = (!self.snapshot.peers.is_empty()).then(|| self.prober.next_due_ns());
+        let next = [announcements, self.neighbors.next_due_ns(), probes].into_iter().flatten().min();
         let wait = next.map_or(MAX_WAIT_NS, |at| at.saturating_sub(self.now_ns)).min(MAX_WAIT_NS);
         Duration::from_nanos(wait.max(1000))
     }

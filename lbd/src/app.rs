@@ -1,6 +1,9 @@
 //! The daemon's life: bind, open, serve, follow, and let go in the right order.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use lb_dataplane::{Config as DataplaneConfig, Dataplane, forward::flow::Timeouts};
 use lb_raft_store::{Consensus, Settings};
@@ -105,6 +108,8 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         config: config.clone(),
         heartbeat: Vec::new(),
         in_force,
+        asked: None,
+        told: HashMap::new(),
     };
     followers.spawn(control.run());
 

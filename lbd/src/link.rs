@@ -2,17 +2,17 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use futures::TryStreamExt as _;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use lb_dataplane::{forward::table::PortSpec, io::PortConfig, packet::Mac};
-use lb_raft_store::table::{Attachment, MacAddr};
+use lb_raft_store::table::{Attachment, Cidr, MacAddr, NodeId};
 use rtnetlink::{
-    Handle, new_connection,
+    Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_route::{
         address::AddressAttribute,
         link::{LinkAttribute, LinkFlags, LinkLayerType},
     },
 };
-use tokio::time::timeout;
+use tokio::{task::AbortHandle, time::timeout};
 
 /// For the kernel to list all interfaces and addresses.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -45,6 +45,8 @@ pub(crate) struct Link {
     pub(crate) ifindex: u32,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
+    /// Without it the node is not on the segment.
+    pub(crate) carrier: bool,
     /// The node's own addresses on it, with the lengths of their prefixes.
     pub(crate) addresses: Vec<(IpAddr, u8)>,
 }
@@ -63,25 +65,61 @@ impl Link {
             name: self.name.clone(),
             mac: self.mac,
             mtu: self.mtu,
+            carrier: self.carrier,
             addresses: self.addresses.iter().filter_map(v4).collect(),
         }
     }
 
-    /// What the node publishes of it.
-    pub(crate) fn attachments(&self) -> impl Iterator<Item = Attachment> {
-        self.addresses.iter().filter_map(|(address, prefix_len)| {
+    /// What the node publishes of it: nothing without a carrier. `hears` says who is heard on a segment.
+    pub(crate) fn attachments(&self, hears: impl Fn(Cidr) -> Vec<NodeId>) -> Vec<Attachment> {
+        let attachment = |(address, prefix_len): &(IpAddr, u8)| {
             Some(Attachment {
                 interface: self.name.clone(),
                 mac: MacAddr::try_from(self.mac.0).ok()?,
                 address: *address,
                 prefix_len: *prefix_len,
+                hears: Cidr::containing(*address, *prefix_len).map(&hears).unwrap_or_default(),
             })
-        })
+        };
+        self.addresses.iter().filter(|_| self.carrier).filter_map(attachment).collect()
     }
 }
 
-/// Reads the listed interfaces, in their order.
+/// Reads the listed interfaces, in their order; each of them must be usable.
 pub(crate) async fn read(names: &[String]) -> Result<Vec<Link>, LinkError> {
+    read_each(names).await?.into_iter().collect()
+}
+
+/// Reads them again. One that cannot be used now stays as it was, without a carrier.
+pub(crate) async fn refresh(links: &mut [Link]) {
+    let names: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
+    match read_each(&names).await {
+        Ok(read) => {
+            for (link, now) in links.iter_mut().zip(read) {
+                match now {
+                    Ok(now) => *link = now,
+                    Err(error) => {
+                        if link.carrier {
+                            tracing::warn!(%error, "an interface is lost");
+                        }
+                        link.carrier = false;
+                    }
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the interfaces cannot be read"),
+    }
+}
+
+/// A message for each change of a link or an address, whichever.
+pub(crate) fn changes() -> Result<(AbortHandle, impl Stream<Item = ()> + Unpin), LinkError> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, _, messages) =
+        new_multicast_connection(&groups).map_err(|error| LinkError::Netlink(error.to_string()))?;
+    Ok((tokio::spawn(connection).abort_handle(), messages.map(drop)))
+}
+
+async fn read_each(names: &[String]) -> Result<Vec<Result<Link, LinkError>>, LinkError> {
     let (connection, handle, _) = new_connection().map_err(|error| LinkError::Netlink(error.to_string()))?;
     let driver = tokio::spawn(connection);
     let links = timeout(ANSWER, read_with(&handle, names)).await;
@@ -89,13 +127,14 @@ pub(crate) async fn read(names: &[String]) -> Result<Vec<Link>, LinkError> {
     links.unwrap_or_else(|_| Err(LinkError::Netlink("the kernel does not answer".into())))
 }
 
-async fn read_with(handle: &Handle, names: &[String]) -> Result<Vec<Link>, LinkError> {
+async fn read_with(handle: &Handle, names: &[String]) -> Result<Vec<Result<Link, LinkError>>, LinkError> {
     let mut all = Vec::new();
     let mut links = handle.link().get().execute();
     while let Some(message) = links.try_next().await? {
         let mut found = Found { index: message.header.index, ..Found::default() };
         found.ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         found.up = message.header.flags.contains(LinkFlags::Up);
+        found.carrier = message.header.flags.contains(LinkFlags::LowerUp);
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => found.name = name,
@@ -124,7 +163,7 @@ async fn read_with(handle: &Handle, names: &[String]) -> Result<Vec<Link>, LinkE
             addresses.push((message.header.index, address, message.header.prefix_len));
         }
     }
-    names.iter().map(|name| resolve(name, &all, &addresses)).collect()
+    Ok(names.iter().map(|name| resolve(name, &all, &addresses)).collect())
 }
 
 #[derive(Default)]
@@ -136,6 +175,7 @@ struct Found {
     master: Option<u32>,
     ethernet: bool,
     up: bool,
+    carrier: bool,
 }
 
 fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)]) -> Result<Link, LinkError> {
@@ -160,5 +200,5 @@ fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)]) -> Result
     });
     let mut addresses: Vec<(IpAddr, u8)> = ours.map(|(_, address, len)| (*address, *len)).collect();
     addresses.sort_unstable();
-    Ok(Link { name, ifindex: found.index, mac, mtu: found.mtu, addresses })
+    Ok(Link { name, ifindex: found.index, mac, mtu: found.mtu, carrier: found.carrier, addresses })
 }

@@ -5,6 +5,7 @@ mod crashes;
 mod faults;
 mod membership;
 mod moves;
+mod segments;
 mod takeover;
 
 fn main() -> std::process::ExitCode {
@@ -20,6 +21,8 @@ fn main() -> std::process::ExitCode {
         ("a_partition_has_one_owner_and_heals_without_a_loss", faults::a_partition_has_one_owner),
         ("a_short_campaign_breaks_no_promise", campaign::no_promise_is_broken),
         ("the_campaign_finds_a_second_owner", campaign::a_second_owner_is_found),
+        ("a_lost_segment_is_left", segments::a_lost_segment_is_left),
+        ("an_address_in_use_is_not_taken", segments::an_address_in_use_is_not_taken),
         ("settings_are_shown_set_and_refused", faults::settings),
         ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
         ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),

@@ -17,6 +17,8 @@ pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
     let (node, server) = (&site.node_hosts[0], &site.servers[0]);
     let injector = Injector::new(&site.router.ns, "eth1")?;
     let (router_mac, node_mac) = (site.router.port("eth1").mac, node.port("eth0").mac);
+    // Its first owner answers for it only after it has asked whether anybody else does.
+    http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
     for (ip_forward, vip_on_loopback) in [("0", false), ("1", false), ("0", true), ("1", true)] {
         node.ns.sysctl("ipv4.ip_forward", ip_forward, false)?;
         node.ns.sysctl("ipv4.conf.all.arp_ignore", "0", false)?;

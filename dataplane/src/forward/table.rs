@@ -23,6 +23,7 @@ use super::{
 use crate::{
     io::filter::{self, Instruction},
     packet::{Mac, Protocol},
+    segment::{Peer, PeerSpec},
     stats::Traffic,
 };
 
@@ -37,6 +38,8 @@ pub struct TableSpec {
     pub vips: Vec<VipSpec>,
     /// The hardware addresses of the other load balancers.
     pub peer_macs: Vec<Mac>,
+    /// Their addresses on segments of ours.
+    pub peers: Vec<PeerSpec>,
 }
 
 /// An interface as it is now.
@@ -48,6 +51,8 @@ pub struct PortSpec {
     pub mac: Mac,
     /// The largest IP packet that it sends.
     pub mtu: u32,
+    /// Whether there is a carrier.
+    pub carrier: bool,
     /// The node's own addresses on it, with the lengths of their prefixes.
     pub addresses: Vec<(Ipv4Addr, u8)>,
 }
@@ -69,6 +74,8 @@ pub struct VipSpec {
     pub address: Ipv4Addr,
     /// The grant under which this node owns it; `None` if it does not.
     pub owned: Option<u64>,
+    /// Nobody has owned it before: whoever else may have the address is asked first (RFC 5227 2.1).
+    pub first_grant: bool,
     /// The interfaces on which it is answered and announced.
     pub answer_on: Vec<usize>,
     /// What is balanced on it.
@@ -226,6 +233,8 @@ pub struct Vip {
     pub address: Ipv4Addr,
     /// The grant under which this node owns it.
     pub owned: Option<u64>,
+    /// Nobody has owned it before.
+    pub first_grant: bool,
     /// A bit for each interface on which it is answered.
     pub answer_on: u64,
     /// Which service takes which ports, sorted by protocol and first port.
@@ -273,6 +282,8 @@ pub struct Snapshot {
     backends: Vec<Option<Backend>>,
     /// The hardware addresses of the other load balancers, sorted.
     peer_macs: Vec<Mac>,
+    /// The other load balancers on our segments.
+    pub(crate) peers: Vec<Peer>,
     /// What the sockets let by.
     pub(crate) filter: Vec<Instruction>,
 }
@@ -335,6 +346,7 @@ pub struct Compiler {
     free: VecDeque<usize>,
     vips: BTreeMap<Ipv4Addr, Arc<Traffic>>,
     maglevs: HashMap<String, (Vec<Member>, u32, Arc<Maglev>)>,
+    peers: Vec<Peer>,
 }
 
 /// Slots that are freed and not yet used again.
@@ -373,6 +385,7 @@ impl Compiler {
             vips.push(Vip {
                 address: vip.address,
                 owned: vip.owned,
+                first_grant: vip.first_grant,
                 answer_on: vip.answer_on.iter().filter(|&&port| port < MAX_PORTS).fold(0, |set, port| set | 1 << port),
                 rules: rules.into(),
                 any,
@@ -384,6 +397,7 @@ impl Compiler {
         let addresses: Vec<Ipv4Addr> = vips.iter().map(|vip| vip.address).collect();
         let mut peer_macs = spec.peer_macs.clone();
         peer_macs.sort_unstable();
+        self.peers = spec.peers.iter().map(|peer| Peer::new(peer, &self.peers)).collect();
         Snapshot {
             generation: self.generation,
             hash_key,
@@ -393,6 +407,7 @@ impl Compiler {
             services,
             backends,
             peer_macs,
+            peers: self.peers.clone(),
             filter: filter::program(&addresses),
         }
     }

@@ -24,10 +24,12 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
             name: "eth0".into(),
             mac: Mac([2, 0, 0, 0, 0, 9]),
             mtu: 1500,
+            carrier: true,
             addresses: vec![(Ipv4Addr::new(10, 0, 0, 254), 24)],
         }],
         vips: vec![VipSpec {
             address: VIP,
+            first_grant: false,
             owned: Some(1),
             answer_on: vec![0],
             services: vec![ServiceSpec {
@@ -38,6 +40,7 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
                 backends,
             }],
         }],
+        peers: vec![],
         peer_macs: vec![],
     }
 }

@@ -85,6 +85,11 @@ pub fn request(own: Mac, sender: Ipv4Addr, target: Ipv4Addr, last_known: Option<
     emit(last_known.unwrap_or(Mac::BROADCAST), own, &arp)
 }
 
+/// Asks whether anybody has `address` (RFC 5227 2.1.1): the sender's own address stays unsaid.
+pub fn probe(own: Mac, address: Ipv4Addr) -> [u8; FRAME_LEN] {
+    request(own, Ipv4Addr::UNSPECIFIED, address, None)
+}
+
 /// Announces that `own` has `vip`, in the two forms that were found to be always accepted: a request
 /// whose sender and target are the VIP (RFC 5227 2.3), and a reply whose target hardware address is
 /// the sender's. A reply with another target address is ignored by Linux routers within the first

@@ -211,11 +211,19 @@ struct Attachment {
     interface: String,
     mac: String,
     address: String,
+    hears: Vec<String>,
+    isolated: bool,
 }
 
 impl From<v1::Node> for Node {
     fn from(node: v1::Node) -> Self {
-        let attachment = |a: v1::Attachment| Attachment { interface: a.interface, mac: a.mac, address: a.address };
+        let attachment = |a: v1::Attachment| Attachment {
+            interface: a.interface,
+            mac: a.mac,
+            address: a.address,
+            hears: a.hears,
+            isolated: a.isolated,
+        };
         Self {
             role: lower(node.role, v1::Role::as_str_name, "ROLE_"),
             id: node.id,
@@ -237,7 +245,9 @@ impl Row for Node {
         &["name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "segments"];
 
     fn cells(&self) -> Vec<String> {
-        let segments: Vec<String> = self.attachments.iter().map(|a| format!("{} {}", a.interface, a.address)).collect();
+        let segment =
+            |a: &Attachment| format!("{} {}{}", a.interface, a.address, if a.isolated { " ISOLATED" } else { "" });
+        let segments: Vec<String> = self.attachments.iter().map(segment).collect();
         vec![
             self.name.clone(),
             self.id.to_string(),
@@ -369,7 +379,16 @@ pub(crate) struct Stats {
     flows_not_remembered: u64,
     vips: Vec<VipCount>,
     backends: Vec<BackendCount>,
+    conflicts: Vec<Conflict>,
     table_revision: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Conflict {
+    vip: String,
+    mac: String,
+    packets: u64,
+    claimant: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -416,6 +435,11 @@ impl From<v1::GetStatsResponse> for Stats {
             flows_not_remembered: stats.flows_not_remembered,
             vips: stats.vips.into_iter().map(vip).collect(),
             backends: stats.backends.into_iter().map(backend).collect(),
+            conflicts: stats
+                .conflicts
+                .into_iter()
+                .map(|c| Conflict { vip: c.vip, mac: c.mac, packets: c.packets, claimant: c.claimant })
+                .collect(),
             table_revision: stats.table_revision,
         }
     }
@@ -438,6 +462,10 @@ impl Stats {
         for b in &self.backends {
             let mac = if b.mac.is_empty() { "UNRESOLVED" } else { &b.mac };
             text += &format!("backend    {} {} {mac} {} packets {} bytes\n", b.service, b.address, b.packets, b.bytes);
+        }
+        for c in &self.conflicts {
+            let claimant = if c.claimant.is_empty() { "somebody unknown" } else { &c.claimant };
+            text += &format!("CONFLICT   {} is claimed by {} ({claimant}), {} packets\n", c.vip, c.mac, c.packets);
         }
         text
     }

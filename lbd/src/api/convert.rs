@@ -286,6 +286,8 @@ pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node
         interface: a.interface.clone(),
         mac: a.mac.to_string(),
         address: format!("{}/{}", a.address, a.prefix_len),
+        hears: a.hears.iter().filter_map(|id| view.table.node(*id)).map(|node| node.name.to_string()).collect(),
+        isolated: view.table.is_isolated(node.id, a),
     };
     v1::Node {
         id: node.id,

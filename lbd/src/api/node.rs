@@ -7,6 +7,7 @@ use lb_proto::v1::{self, node_service_server::NodeService};
 use tonic::{Request, Response, Status};
 
 use super::{Context, status};
+use crate::control::claimant;
 
 type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -33,6 +34,16 @@ impl NodeService for Node {
             packets: backend.packets,
             bytes: backend.bytes,
         };
+        let view = self.0.consensus.view();
+        let conflict = |conflict: lb_dataplane::Conflict| v1::Conflict {
+            vip: conflict.vip.to_string(),
+            mac: conflict.mac.to_string(),
+            packets: conflict.count,
+            claimant: match &self.0.dataplane {
+                Some(dataplane) => claimant(&view.table, dataplane, conflict.mac).to_string(),
+                None => String::new(),
+            },
+        };
         Ok(Response::new(v1::GetStatsResponse {
             received: report.received,
             forwarded: report.forwarded,
@@ -44,6 +55,7 @@ impl NodeService for Node {
             flows_not_remembered: report.flows_not_remembered,
             vips: report.vips.into_iter().map(vip).collect(),
             backends: report.backends.into_iter().map(backend).collect(),
+            conflicts: report.conflicts.into_iter().map(conflict).collect(),
             table_revision: self.0.in_force.load(Ordering::Relaxed),
         }))
     }

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_dataplane::{
+    PeerSpec,
     forward::table::{BackendSpec, BackendState, PortRangeSpec, ServiceSpec, TableSpec, VipSpec},
     packet::{self, Mac},
 };
-use lb_raft_store::table::{AdminState, Affinity, Backend, NodeId, PortRange, Protocol, Service, Table, Vip};
+use lb_raft_store::table::{AdminState, Affinity, Backend, Cidr, NodeId, PortRange, Protocol, Service, Table, Vip};
 
 use crate::{link::Link, ownership::Held};
 
@@ -29,6 +30,7 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link], held: &Held) ->
         ports: links.iter().map(Link::port_spec).collect(),
         vips: table.vips().filter_map(vip).collect(),
         peer_macs,
+        peers: peers_on_segments(table, me, links),
     }
 }
 
@@ -39,7 +41,29 @@ fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, me: NodeId, links: &[Link]
         let leaves = vip.intent.is_some() || vip.deleting;
         ours && !leaves && !held.silenced.contains(&(vip.settings.address, owner.epoch))
     });
-    Some(VipSpec { address, owned: owned.map(|owner| owner.epoch.0), answer_on: answer_on(vip, links), services })
+    Some(VipSpec {
+        address,
+        owned: owned.map(|owner| owner.epoch.0),
+        first_grant: vip.grants == 1,
+        answer_on: answer_on(vip, links),
+        services,
+    })
+}
+
+/// The other nodes' addresses on segments of ours.
+fn peers_on_segments(table: &Table, me: NodeId, links: &[Link]) -> Vec<PeerSpec> {
+    let others = || table.nodes().filter(|node| node.id != me).flat_map(|node| &node.attachments);
+    let mut peers = Vec::new();
+    for (port, link) in links.iter().enumerate() {
+        for own in link.addresses.iter().filter_map(|(address, len)| Cidr::containing(*address, *len)) {
+            for attachment in others().filter(|attachment| attachment.segment() == Some(own)) {
+                if let IpAddr::V4(address) = attachment.address {
+                    peers.push(PeerSpec { port, address, mac: Mac(attachment.mac.octets()) });
+                }
+            }
+        }
+    }
+    peers
 }
 
 /// The interfaces on whose segment the VIP is; all of them for a routed one.
@@ -51,8 +75,7 @@ fn answer_on(vip: &Vip, links: &[Link]) -> Vec<usize> {
     let attached = match vip.settings.segment {
         Some(segment) => on(&|(address, _)| segment.contains(*address)),
         None => on(&|(address, len)| {
-            lb_raft_store::table::Cidr::containing(*address, *len)
-                .is_some_and(|segment| segment.contains(vip.settings.address))
+            Cidr::containing(*address, *len).is_some_and(|segment| segment.contains(vip.settings.address))
         }),
     };
     if attached.is_empty() { (0..links.len()).collect() } else { attached }
@@ -119,6 +142,7 @@ mod tests {
             mac: "02:00:00:00:00:01".parse().unwrap(),
             address: ip("192.168.2.2"),
             prefix_len: 24,
+            hears: Vec::new(),
         };
         let vip = VipSettings { address: ip("192.168.2.1"), prefer: None, segment: None, unmatched: Unmatched::Drop };
         let commands = [
@@ -146,6 +170,7 @@ mod tests {
             ifindex: 2,
             mac: Mac([2, 0, 0, 0, 0, last]),
             mtu: 1500,
+            carrier: true,
             addresses: vec![(ip(address), 24)],
         };
         vec![link("eth0", "192.168.2.2", 1), link("eth1", "192.168.3.2", 2)]

@@ -4,4 +4,4 @@
 mod compile;
 mod reconcile;
 
-pub(crate) use reconcile::{Control, Retiring, retire};
+pub(crate) use reconcile::{Control, Retiring, claimant, retire};

@@ -2,7 +2,9 @@
 //! missed event heals. Everything runs on one task, so a table is never overtaken by an older one.
 
 use std::{
-    net::SocketAddr,
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,10 +12,11 @@ use std::{
     time::Duration,
 };
 
-use lb_dataplane::{Dataplane, forward::table::TableSpec};
+use futures::{FutureExt as _, StreamExt as _};
+use lb_dataplane::{Conflict, Dataplane, forward::table::TableSpec, packet::Mac};
 use lb_raft_store::{
     Consensus, View,
-    table::{Attachment, Command, FEATURE_LEVEL, NodeId},
+    table::{Attachment, Command, FEATURE_LEVEL, Node, NodeId, Table},
 };
 use tokio::time::Instant;
 
@@ -21,10 +24,14 @@ use super::compile::compile;
 use crate::{
     config::Config,
     link::{self, Link},
-    ownership::{self, Held, Ownership},
+    ownership::{self, Guard, Held, Ownership},
 };
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Whom this node hears on its segments is published as soon as it changes.
+const LOOK_AT_PEERS: Duration = Duration::from_millis(200);
+/// A claimant that goes on is told of again.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// For the worker to take a new table up: a batch takes microseconds.
 const TAKE_UP: Duration = Duration::from_secs(1);
 const PROPOSAL: Duration = Duration::from_secs(1);
@@ -44,6 +51,39 @@ pub(crate) struct Control {
     pub(crate) heartbeat: Vec<SocketAddr>,
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
+    /// What was proposed to be said of this node last, and when.
+    pub(crate) asked: Option<(Command, Instant)>,
+    /// Of which claims to a VIP of ours was told: how many there were, and when.
+    pub(crate) told: HashMap<(Ipv4Addr, Mac), (u64, Option<Instant>)>,
+}
+
+/// Whose hardware address it is.
+pub(crate) enum Claimant {
+    Node(String),
+    Backend(String),
+    Unknown,
+}
+
+impl fmt::Display for Claimant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "node {name}"),
+            Self::Backend(address) => write!(f, "backend {address}"),
+            Self::Unknown => Ok(()),
+        }
+    }
+}
+
+/// Looks for a hardware address among the nodes and the backends.
+pub(crate) fn claimant(table: &Table, dataplane: &Dataplane, mac: Mac) -> Claimant {
+    let is_its = |node: &&Node| node.attachments.iter().any(|attachment| attachment.mac.octets() == mac.0);
+    if let Some(node) = table.nodes().find(is_its) {
+        return Claimant::Node(node.name.to_string());
+    }
+    match dataplane.report().backends.into_iter().find(|backend| backend.mac == Some(mac)) {
+        Some(backend) => Claimant::Backend(backend.address.to_string()),
+        None => Claimant::Unknown,
+    }
 }
 
 impl Control {
@@ -52,19 +92,45 @@ impl Control {
         let mut table = self.consensus.watch();
         let mut held = self.ownership.held();
         let mut published = None;
+        let mut last = None;
+        let (_driver, mut link_changes) = match link::changes() {
+            Ok((driver, changes)) => (Some(Guard(driver)), changes.left_stream()),
+            Err(error) => {
+                tracing::warn!(%error, "changes of the interfaces are noticed late");
+                (None, futures::stream::pending().right_stream())
+            }
+        };
+        let mut look_again = tokio::time::interval(LOOK_AGAIN);
+        let mut look_at_peers = tokio::time::interval(LOOK_AT_PEERS);
         loop {
+            // A link that changes and a change of the table come at once; of the rest nothing changes by itself.
+            tokio::select! {
+                changed = table.changed() => if changed.is_err() { return },
+                changed = held.changed() => if changed.is_err() { return },
+                Some(()) = link_changes.next() => {
+                    while link_changes.next().now_or_never().flatten().is_some() {}
+                    link::refresh(&mut self.links).await;
+                }
+                _ = look_again.tick() => {
+                    link::refresh(&mut self.links).await;
+                    self.tell_of_conflicts();
+                }
+                _ = look_at_peers.tick() => {}
+            }
             if let Some(me) = self.consensus.status().node {
-                self.refresh_links().await;
                 self.find_heartbeat_addresses().await;
                 let view = table.borrow_and_update().clone();
                 let holding = held.borrow_and_update().clone();
                 self.publish_node(me, &view);
-                self.publish_table(me, &view, &holding, &mut published).await;
-            }
-            tokio::select! {
-                changed = table.changed() => if changed.is_err() { return },
-                changed = held.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                let looked_at = (view, holding, self.links.clone());
+                // Compiling takes time, and of the same nothing else comes.
+                let same = |last: &(Arc<View>, Held, Vec<Link>)| {
+                    Arc::ptr_eq(&last.0, &looked_at.0) && last.1 == looked_at.1 && last.2 == looked_at.2
+                };
+                if published.is_none() || !last.as_ref().is_some_and(same) {
+                    self.publish_table(me, &looked_at.0, &looked_at.1, &mut published).await;
+                    last = Some(looked_at);
+                }
             }
         }
     }
@@ -100,9 +166,24 @@ impl Control {
         self.ownership.silence(&leaving, view);
     }
 
+    /// Where this node is attached, and whom it hears there.
+    fn attachments(&self, view: &View) -> Vec<Attachment> {
+        let heard = self.dataplane.as_ref().map(|dataplane| dataplane.heard_peers()).unwrap_or_default();
+        let of_link = |(port, link): (usize, &Link)| {
+            link.attachments(|segment| {
+                let is_heard = |a: &Attachment| {
+                    a.segment() == Some(segment) && heard.iter().any(|h| h.0 == port && IpAddr::V4(h.1) == a.address)
+                };
+                let nodes = view.table.nodes().filter(|node| node.attachments.iter().any(is_heard));
+                nodes.map(|node| node.id).collect()
+            })
+        };
+        self.links.iter().enumerate().flat_map(of_link).collect()
+    }
+
     /// Says in the table where this node is attached, if it says something else.
-    fn publish_node(&self, me: NodeId, view: &View) {
-        let attachments: Vec<Attachment> = self.links.iter().flat_map(Link::attachments).collect();
+    fn publish_node(&mut self, me: NodeId, view: &View) {
+        let attachments = self.attachments(view);
         let Some(node) = view.table.node(me) else { return };
         let heartbeat = &self.heartbeat;
         if node.attachments == attachments && node.heartbeat == *heartbeat && node.feature_level == FEATURE_LEVEL {
@@ -111,6 +192,11 @@ impl Control {
         let consensus = self.consensus.clone();
         let command =
             Command::PublishNode { node: me, attachments, heartbeat: heartbeat.clone(), feature_level: FEATURE_LEVEL };
+        let asked = self.asked.as_ref().is_some_and(|(asked, at)| *asked == command && at.elapsed() < PROPOSAL);
+        if asked {
+            return;
+        }
+        self.asked = Some((command.clone(), Instant::now()));
         tokio::spawn(async move {
             if let Err(error) = consensus.propose(&command, Instant::now() + PROPOSAL).await {
                 tracing::debug!(%error, "this node's addresses are not published yet");
@@ -138,15 +224,29 @@ impl Control {
         }
     }
 
-    /// Addresses and MTUs as they are now. An interface that is gone keeps what it had.
-    async fn refresh_links(&mut self) {
-        let names: Vec<String> = self.links.iter().map(|link| link.name.clone()).collect();
-        if names.is_empty() {
-            return;
-        }
-        match link::read(&names).await {
-            Ok(links) => self.links = links,
-            Err(error) => tracing::debug!(%error, "an interface cannot be read"),
+    /// Somebody else claims a VIP of ours: once a claimant, and again when it goes on.
+    fn tell_of_conflicts(&mut self) {
+        let Some(dataplane) = &self.dataplane else { return };
+        let view = self.consensus.view();
+        for Conflict { vip, mac, count } in dataplane.report().conflicts {
+            let told = self.told.entry((vip, mac)).or_insert((0, None));
+            if count == told.0 || told.1.is_some_and(|at| at.elapsed() < TELL_AGAIN) {
+                continue;
+            }
+            *told = (count, Some(Instant::now()));
+            match claimant(&view.table, dataplane, mac) {
+                Claimant::Node(name) => {
+                    tracing::info!(%vip, %mac, node = name, count, "another node claimed this VIP: a late frame, or a fence");
+                }
+                Claimant::Backend(address) => tracing::warn!(
+                    %vip, %mac, backend = address, count,
+                    "this backend answers ARP for the VIP and takes its traffic: set arp_ignore=1 and arp_announce=2 there"
+                ),
+                Claimant::Unknown => tracing::warn!(
+                    %vip, %mac, count,
+                    "somebody else uses the address of this VIP: find that machine by its hardware address, or remove the VIP"
+                ),
+            }
         }
     }
 }

@@ -262,7 +262,7 @@ fn stands(view: &View, vip: IpAddr, epoch: Epoch) -> bool {
 }
 
 /// Ends a task when it is dropped.
-struct Guard(AbortHandle);
+pub(crate) struct Guard(pub(crate) AbortHandle);
 
 impl Drop for Guard {
     fn drop(&mut self) {

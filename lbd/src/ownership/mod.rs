@@ -24,7 +24,7 @@ mod watchdog;
 #[cfg(test)]
 mod simulation;
 
-pub(crate) use driver::{Held, Ownership, bind};
+pub(crate) use driver::{Guard, Held, Ownership, bind};
 pub(crate) use heartbeat::addresses;
 
 /// Faults that tests put in on purpose, to show that the simulation would find them.

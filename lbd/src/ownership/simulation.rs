@@ -295,6 +295,7 @@ impl World {
             mac: MacAddr::try_from([2, 0, 0, 0, 0, id as u8]).expect("a MAC"),
             address: IpAddr::from([192, 168, 2, id as u8]),
             prefix_len: 24,
+            hears: Vec::new(),
         };
         let command =
             Command::PublishNode { node: id, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 };

@@ -166,8 +166,15 @@ impl Table {
             ));
         }
         bounded("VIPs", self.vips.size(), bounds::VIPS)?;
-        let vip =
-            Vip { settings: settings.clone(), owner: None, home: None, intent: None, deleting: false, revision: index };
+        let vip = Vip {
+            settings: settings.clone(),
+            owner: None,
+            home: None,
+            intent: None,
+            grants: 0,
+            deleting: false,
+            revision: index,
+        };
         self.vips.insert_mut(address, vip);
         Ok(true)
     }

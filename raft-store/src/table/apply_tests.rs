@@ -48,6 +48,7 @@ impl Log {
                 mac: MacAddr::try_from([2, 0, 0, 0, 0, last]).unwrap(),
                 address: IpAddr::from([192, 168, 2, last]),
                 prefix_len: 24,
+                hears: Vec::new(),
             };
             log.ok(Command::PublishNode {
                 node: id,
@@ -338,6 +339,30 @@ fn a_vip_leaves_an_owner_that_is_no_longer_on_its_segment() {
     assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(other));
     log.ok(Command::Released { grants: vec![(ip(VIP), owner.epoch)] });
     assert_eq!(log.owner(VIP).unwrap().node, other);
+}
+
+#[test]
+fn a_node_that_hears_nobody_while_others_hear_each_other_is_not_able() {
+    let (mut log, ids) = Log::with_nodes(3);
+    log.mutate(vec![vip(VIP)]);
+    let owner = log.owner(VIP).unwrap();
+    let hear = |log: &mut Log, id: NodeId, hears: &[NodeId]| {
+        let mut attachments = log.table.node(id).unwrap().attachments.clone();
+        attachments[0].hears = hears.to_vec();
+        log.ok(Command::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1 });
+    };
+    for (at, id) in ids.iter().enumerate() {
+        hear(&mut log, *id, &[ids[(at + 1) % 3], ids[(at + 2) % 3]]);
+    }
+    let others: Vec<NodeId> = ids.iter().copied().filter(|id| *id != owner.node).collect();
+    hear(&mut log, owner.node, &[]);
+    assert!(others.contains(&log.table.vip(ip(VIP)).unwrap().intent.unwrap()), "the others hear each other");
+    // Nor does it hear that one of two that are left; nobody knows whose fault that is.
+    log.ok(Command::Released { grants: vec![(ip(VIP), owner.epoch)] });
+    let now = log.owner(VIP).unwrap();
+    log.fence(others.iter().copied().find(|id| *id != now.node).unwrap());
+    hear(&mut log, now.node, &[]);
+    assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, None);
 }
 
 #[test]

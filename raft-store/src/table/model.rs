@@ -56,6 +56,8 @@ pub struct Vip {
     pub home: Option<NodeId>,
     /// Where it is moving to, once its owner has released it.
     pub intent: Option<NodeId>,
+    /// How often it was granted to a node; its first owner asks whether somebody else has the address.
+    pub grants: u64,
     /// It vanishes when its owner releases it or its owner's lease ends.
     pub deleting: bool,
     /// The revision of its last change of settings.
@@ -225,6 +227,8 @@ pub struct Attachment {
     pub address: IpAddr,
     /// The length of that network's prefix.
     pub prefix_len: u8,
+    /// The other nodes that answer ARP there, sorted.
+    pub hears: Vec<NodeId>,
 }
 
 impl Attachment {

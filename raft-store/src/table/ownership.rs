@@ -194,7 +194,7 @@ impl Table {
     fn grant(&mut self, index: u64, address: IpAddr, node: NodeId) {
         let (Some(vip), Some(lease)) = (self.vips.get(&address), self.leases.get(&node)) else { return };
         let owner = Owner { node, lease: lease.id, epoch: Epoch(index) };
-        let vip = Vip { owner: Some(owner), home: None, intent: None, ..vip.clone() };
+        let vip = Vip { owner: Some(owner), home: None, intent: None, grants: vip.grants + 1, ..vip.clone() };
         self.vips.insert_mut(address, vip);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Table,
-    model::{Role, Vip},
+    model::{Attachment, Role, Vip},
     types::NodeId,
 };
 
@@ -16,14 +16,28 @@ impl Table {
     /// Whether a node can own a VIP: it forwards, holds a ready lease and is where the VIP lives.
     pub fn is_able(&self, id: NodeId, vip: &Vip) -> bool {
         let Some(node) = self.nodes.get(&id) else { return false };
-        let on_segment = || match vip.settings.segment {
-            Some(segment) => node.attachments.iter().any(|a| segment.contains(a.address)),
-            None => node.is_attached_to(vip.settings.address) || self.is_routed(vip),
+        let on_segment = |attachment: &Attachment| match vip.settings.segment {
+            Some(segment) => segment.contains(attachment.address),
+            None => {
+                attachment.segment().is_some_and(|segment| segment.contains(vip.settings.address))
+                    || self.is_routed(vip)
+            }
         };
         node.role == Role::Lb
             && self.leases.get(&id).is_some_and(|lease| lease.ready)
-            && !node.attachments.is_empty()
-            && on_segment()
+            && node.attachments.iter().any(|a| on_segment(a) && !self.is_isolated(id, a))
+    }
+
+    /// Whether a node hears no other one on a segment while others hear each other there: its own link to it is
+    /// broken, whatever its carrier says. Of two nodes alone nobody can tell whose it is.
+    pub fn is_isolated(&self, id: NodeId, attachment: &Attachment) -> bool {
+        let lives = |other: NodeId| self.leases.contains_key(&other);
+        let hears = |attachment: &Attachment, but: NodeId| attachment.hears.iter().any(|h| *h != but && lives(*h));
+        let Some(segment) = attachment.segment().filter(|_| !hears(attachment, id)) else { return false };
+        self.nodes().filter(|node| node.id != id && lives(node.id)).any(|node| {
+            let there = |a: &&Attachment| a.segment() == Some(segment);
+            node.attachments.iter().filter(there).any(|a| hears(a, id))
+        })
     }
 
     /// The VIPs of each node, and those that are to come to it.

@@ -472,6 +472,8 @@ struct AttachmentRecord {
     address: Vec<u8>,
     #[prost(uint32, tag = "4")]
     prefix_len: u32,
+    #[prost(uint64, repeated, tag = "5")]
+    hears: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -589,6 +591,8 @@ struct VipRecord {
     deleting: bool,
     #[prost(uint64, tag = "9")]
     revision: u64,
+    #[prost(uint64, tag = "10")]
+    grants: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -1117,6 +1121,7 @@ impl From<&Attachment> for AttachmentRecord {
             mac: mac_bytes(Some(attachment.mac)),
             address: ip_bytes(attachment.address),
             prefix_len: attachment.prefix_len.into(),
+            hears: attachment.hears.clone(),
         }
     }
 }
@@ -1128,6 +1133,7 @@ fn attachments(records: Vec<AttachmentRecord>) -> Result<Vec<Attachment>, Decode
             mac: mac(&record.mac)?.ok_or(DecodeError::Field("attachment.mac"))?,
             address: ip(&record.address)?,
             prefix_len: u8::try_from(record.prefix_len).map_err(|_| DecodeError::Field("prefix_len"))?,
+            hears: record.hears,
         })
     };
     records.into_iter().map(attachment).collect()
@@ -1190,6 +1196,7 @@ impl From<&Vip> for VipRecord {
             owner: vip.owner.map(owner),
             home: vip.home,
             intent: vip.intent,
+            grants: vip.grants,
             deleting: vip.deleting,
             revision: vip.revision,
             ..Self::from(&vip.settings)
@@ -1213,6 +1220,7 @@ impl TryFrom<VipRecord> for Vip {
             owner: record.owner.map(owner),
             home: record.home,
             intent: record.intent,
+            grants: record.grants,
             deleting: record.deleting,
             revision: record.revision,
         })

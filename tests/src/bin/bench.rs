@@ -145,15 +145,18 @@ fn table_spec() -> TableSpec {
         state: BackendState::Active,
     };
     TableSpec {
+        peers: Vec::new(),
         hash_key: 0x1234_5678,
         ports: vec![PortSpec {
             name: "l0".into(),
             mac: LB_MAC,
             mtu: 1500,
+            carrier: true,
             addresses: vec![(Ipv4Addr::new(10, 0, 0, 2), 24)],
         }],
         vips: vec![VipSpec {
             address: VIP,
+            first_grant: false,
             owned: None,
             answer_on: vec![0],
             services: vec![ServiceSpec {
