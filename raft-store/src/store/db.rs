@@ -18,7 +18,7 @@ use super::{
     StoreError, codec, keys,
     log_store::LogStore,
     state_machine::StateMachine,
-    witness::{self, Files, Witness},
+    witness::{self, Disk, Files, Witness},
     writer::Writer,
 };
 use crate::{
@@ -77,6 +77,15 @@ pub(crate) struct DirLock {
 impl Store {
     /// Opens or creates the store in `dir`.
     pub(crate) fn open(dir: &Path, publisher: Publisher) -> Result<Self, StoreError> {
+        Self::open_on(dir, publisher, |files| Box::new(files))
+    }
+
+    /// The same on a disk that tests may put in between.
+    pub(crate) fn open_on(
+        dir: &Path,
+        publisher: Publisher,
+        disk: impl FnOnce(Files) -> Box<dyn Disk>,
+    ) -> Result<Self, StoreError> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -132,7 +141,7 @@ impl Store {
         let tree = |name: &str| db.open_tree(name).map_err(|error| refused_by_sled(&sled_path, error));
         let (log_tree, meta, snapshots) = (tree(keys::LOG_TREE)?, tree(keys::META_TREE)?, tree(keys::SNAPSHOT_TREE)?);
         let identity = read_identity(&meta, &sled_path, &witness)?;
-        let disk = Box::new(Files { log: log_file, witness: witness_file });
+        let disk = disk(Files { log: log_file, witness: witness_file });
         let writer = Writer::start(db.clone(), disk, witness.clone())
             .map_err(|error| StoreError::io("start the writer of", dir, error))?;
         let log = LogStore::new(sled_path.clone(), log_tree, meta.clone(), writer.clone(), lock);

@@ -10,6 +10,8 @@ pub(crate) mod codec;
 pub(crate) mod db;
 pub(crate) mod keys;
 pub(crate) mod log_store;
+#[cfg(test)]
+mod power_cuts;
 pub(crate) mod state_machine;
 pub(crate) mod witness;
 pub(crate) mod writer;

@@ -254,7 +254,7 @@ fn a_failed_sync_is_final() {
             self.0 += 1;
             if self.0 == 2 { Err(std::io::Error::other("no space left on device")) } else { Ok(()) }
         }
-        fn write_witness(&mut self, _: u64, _: &[u8; 512], _: bool) -> std::io::Result<()> {
+        fn write_witness(&mut self, _: u64, _: &[u8; 512]) -> std::io::Result<()> {
             Ok(())
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! sled 0.34 silently drops everything behind the first bad record of its log, so "it opened" proves
 //! nothing: a node whose vote or acknowledged entries vanished would vote twice. The witness has two
-//! 512-byte slots that are written in turn, so a torn write leaves the other one. It is written
-//! after each commit and synced when the vote moves.
+//! 512-byte slots that are written in turn, so a torn write leaves the other one. It is written and
+//! synced after each commit: what sled writes next may, half written at a power cut, take away what was
+//! synced before (`power_cuts` shows it), and then only the witness knows.
 
 use std::{
     fs::{self, File},
@@ -108,8 +109,8 @@ impl Witness {
 pub(crate) trait Disk: Send + 'static {
     /// Makes everything that sled has written durable.
     fn sync_log(&mut self) -> io::Result<()>;
-    /// Writes one slot of the witness.
-    fn write_witness(&mut self, offset: u64, slot: &[u8; SLOT_LEN], sync: bool) -> io::Result<()>;
+    /// Writes one slot of the witness and makes it durable.
+    fn write_witness(&mut self, offset: u64, slot: &[u8; SLOT_LEN]) -> io::Result<()>;
 }
 
 /// The files themselves.
@@ -123,9 +124,9 @@ impl Disk for Files {
         self.log.sync_data()
     }
 
-    fn write_witness(&mut self, offset: u64, slot: &[u8; SLOT_LEN], sync: bool) -> io::Result<()> {
+    fn write_witness(&mut self, offset: u64, slot: &[u8; SLOT_LEN]) -> io::Result<()> {
         self.witness.write_all_at(slot, offset)?;
-        if sync { self.witness.sync_data() } else { Ok(()) }
+        self.witness.sync_data()
     }
 }
 

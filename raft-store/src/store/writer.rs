@@ -145,7 +145,6 @@ impl State {
             return Ok(());
         }
         self.witness.sequence += 1;
-        let sync = self.witness.vote != before.vote || self.witness.last < before.last;
-        self.disk.write_witness(self.witness.slot(), &self.witness.encode(), sync)
+        self.disk.write_witness(self.witness.slot(), &self.witness.encode())
     }
 }
