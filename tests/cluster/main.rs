@@ -15,6 +15,8 @@ fn main() -> std::process::ExitCode {
         ("a_write_without_quorum_ends_with_4_and_its_retry_applies_once", crashes::quorum_loss),
         ("every_node_takes_every_command", membership::any_node_takes_commands),
         ("a_node_joins_and_the_leader_leaves_under_traffic", membership::join_and_leave),
+        ("one_node_becomes_five_and_one_again_without_a_loss", membership::one_five_one),
+        ("a_node_that_was_off_when_removed_is_told", membership::removed_while_off),
         ("a_node_that_is_another_one_is_refused", membership::refusals),
         ("two_nodes_and_a_witness_survive_the_loss_of_the_owner", membership::witness),
         ("one_owner_follows_the_other_whatever_happens", faults::one_owner_follows_the_other),

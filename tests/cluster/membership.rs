@@ -85,6 +85,59 @@ pub(crate) fn join_and_leave() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// From one node to five and back to one, under traffic: no packet is lost, no connection breaks.
+pub(crate) fn one_five_one() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 5, servers: 2, two_interfaces: false, engine: "ring" })?;
+    for node in &mut site.nodes {
+        node.start()?;
+    }
+    wait_for_leader(&site.nodes[0]);
+    wait_ready(&site.nodes[0], 1);
+    let late = site.nodes.split_off(1);
+    site.configure()?;
+    site.nodes.extend(late);
+    let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
+    let who = http.who()?;
+    let stream = UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), Duration::from_millis(2))?;
+    wait::until("the stream is answered", PATIENCE, || stream.last_answer().is_some());
+    for number in 1..5 {
+        let (name, address) = (site.nodes[number].name.clone(), site.nodes[number].address.clone());
+        site.nodes[number - 1].lbctl_ok(&["node", "add", &name, &address])?;
+        wait_ready(&site.nodes[0], number + 1);
+        site.nodes[number].wait_resolved(4);
+        // Everybody owns the VIP once.
+        site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, &name])?;
+    }
+    // The owner goes each time, and the first node of all too: another one is the last.
+    for number in [4, 0, 3, 2] {
+        let name = site.nodes[number].name.clone();
+        site.nodes[1].lbctl_ok(&["vip", "move", VIP_TEXT, &name])?;
+        site.nodes[1].lbctl_ok(&["node", "remove", &name])?;
+        let status = site.nodes[number].wait_for_end(SOON)?;
+        ensure!(status.code() == Some(65), "{name} ended with {status}");
+    }
+    let nodes = site.nodes[1].lbctl_json(&["node", "list"])?;
+    ensure!(nodes["nodes"].as_array().map(Vec::len) == Some(1), "{nodes}");
+    ensure!(http.who()? == who, "the connection broke");
+    let report = stream.finish();
+    println!("one, five, one: {report:?}");
+    ensure!(report.lost == 0, "{report:?}");
+    Ok(())
+}
+
+/// A node that was off when it was removed is told by the others when it comes back.
+pub(crate) fn removed_while_off() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, servers: 0, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    site.nodes[2].kill()?;
+    site.nodes[0].lbctl_ok(&["node", "remove", "lb3", "--force"])?;
+    site.nodes[2].start()?;
+    let status = site.nodes[2].wait_for_end(SOON)?;
+    ensure!(status.code() == Some(65), "it ended with {status}");
+    ensure!(site.nodes[2].log().contains("was removed from the cluster"));
+    Ok(())
+}
+
 /// A witness votes, owns nothing, and has no dataplane.
 pub(crate) fn witness() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 2, servers: 1, two_interfaces: false, engine: "ring" })?;

@@ -325,12 +325,16 @@ pub fn wait_for_leader(node: &LbNode) {
     });
 }
 
-/// Waits until `count` nodes hold a lease.
+/// Waits until `count` nodes hold a lease and are on their segments.
 pub fn wait_ready(node: &LbNode, count: usize) {
+    let is_attached = |row: &Value| {
+        let attachments = row["attachments"].as_array().cloned().unwrap_or_default();
+        !attachments.is_empty() && attachments.iter().all(|attachment| attachment["isolated"] == false)
+    };
     wait::until(&format!("{count} nodes hold a lease"), SOON, || {
         let status = node.lbctl_json(&["status"]).unwrap_or_default();
-        let ready = status["nodes"].as_array().into_iter().flatten();
-        ready.filter(|row| row["ready"] == true && row["attachments"] != Value::Array(Vec::new())).count() >= count
+        let nodes = status["nodes"].as_array().into_iter().flatten();
+        nodes.filter(|row| row["ready"] == true && is_attached(row)).count() >= count
     });
 }
 

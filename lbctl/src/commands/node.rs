@@ -1,5 +1,7 @@
 //! `lbctl node`.
 
+use std::{convert::Infallible, time::Duration};
+
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
 use super::{MAX_ANSWER_LEN, Session};
@@ -20,11 +22,16 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
                 Role::Lb => v1::Role::Lb,
                 Role::Witness => v1::Role::Witness,
             };
-            eprintln!("asking {address}, copying the table, making it a voter...");
+            eprintln!("asking {address}...");
             let what = format!("node {name} added, it votes");
             let request_id = session.request_id.clone();
+            let progress = progress(session, name.clone());
             let request = v1::AddNodeRequest { name, address, role: role.into(), request_id, expected_revision: 0 };
-            let added = session.write(request, |request| async move { client.add_node(request).await }).await?;
+            let adding = session.write(request, |request| async move { client.add_node(request).await });
+            let added = tokio::select! {
+                added = adding => added?,
+                never = progress => match never {},
+            };
             change(what, added.revision, added.unchanged)
         }
         NodeCommand::Remove { name, force } => {
@@ -54,6 +61,29 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             }
             let nodes: Vec<views::Node> = status.nodes.into_iter().map(Into::into).collect();
             output::list(session.format(), "nodes", &nodes)
+        }
+    }
+}
+
+/// Between two looks at a node that is being added.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// Tells how far a node that is being added has come.
+async fn progress(session: &Session, name: String) -> Infallible {
+    let mut told = "";
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+        let Ok(status) = client.get_status(v1::GetStatusRequest { local: false }).await else { continue };
+        let stage = match status.into_inner().nodes.into_iter().find(|node| node.name == name) {
+            None => "it is not known yet",
+            Some(node) if !node.voter => "it is known; the table is copied to it",
+            Some(node) if !node.ready => "it votes; it opens its lease",
+            Some(_) => "it votes and may own VIPs",
+        };
+        if stage != told {
+            eprintln!("{stage}...");
+            told = stage;
         }
     }
 }

@@ -90,11 +90,12 @@ impl Consensus {
             };
             match answer {
                 Ok(Answer::Done(_)) => return Ok(()),
-                Ok(Answer::Refused(refused)) if refused.kind == RefusedKind::TimedOut as i32 => {
-                    return Err(MembershipError::TimedOut(refused.message));
+                Ok(Answer::Refused(refused)) | Err(CallError::Refused(refused)) => {
+                    return Err(match refused.kind() {
+                        RefusedKind::TimedOut => MembershipError::TimedOut(refused.message),
+                        _ => MembershipError::Refused(refused.message),
+                    });
                 }
-                Ok(Answer::Refused(refused)) => return Err(MembershipError::Refused(refused.message)),
-                Err(CallError::Refused(message)) => return Err(MembershipError::Refused(message)),
                 _ => tokio::time::sleep(RETRY_PAUSE).await,
             }
         }

@@ -164,6 +164,8 @@ pub(crate) enum RefusedKind {
     Precondition = 3,
     /// The answer would have come too late.
     TimedOut = 4,
+    /// The sender was removed from the cluster.
+    Removed = 5,
 }
 
 impl Answer {

@@ -14,10 +14,11 @@ use openraft::{
     },
 };
 use prost::Message as _;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
-    message::{Answer, PeerReply, PeerRequest, Request, SnapshotRecord},
+    message::{Answer, PeerReply, PeerRequest, RefusedKind, RefusedRecord, Request, SnapshotRecord},
     types::{Snapshot, TypeConfig, Vote},
 };
 use crate::table::NodeId;
@@ -69,8 +70,8 @@ pub trait Transport: Send + Sync + 'static {
 pub(crate) enum CallError {
     #[error(transparent)]
     Transport(#[from] TransportError),
-    #[error("{0}")]
-    Refused(String),
+    #[error("{}", .0.message)]
+    Refused(RefusedRecord),
     #[error("it answered something else than was asked")]
     Nonsense,
 }
@@ -84,6 +85,8 @@ pub(crate) struct Peers {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) cluster: Uuid,
     pub(crate) me: NodeId,
+    /// Told why this node must stop.
+    pub(crate) fatal: watch::Sender<Option<String>>,
 }
 
 impl Peers {
@@ -100,7 +103,13 @@ impl Peers {
         let reply = self.transport.call(address, lane, message.encode_to_vec(), timeout).await?;
         match PeerReply::decode(&*reply).ok().and_then(|reply| reply.answer) {
             None => Err(CallError::Nonsense),
-            Some(Answer::Refused(refused)) => Err(CallError::Refused(refused.message)),
+            Some(Answer::Refused(refused)) => {
+                if refused.kind() == RefusedKind::Removed {
+                    // It was off when it was removed, and nobody could tell it then.
+                    self.fatal.send_if_modified(|fatal| fatal.replace(refused.message.clone()).is_none());
+                }
+                Err(CallError::Refused(refused))
+            }
             Some(answer) => Ok(answer),
         }
     }

@@ -217,7 +217,12 @@ impl Consensus {
             ..Config::default()
         };
         let config = config.validate().map_err(|e| failed(&e))?;
-        let peers = Peers { transport: inner.transport.clone(), cluster: identity.cluster, me: identity.node };
+        let peers = Peers {
+            transport: inner.transport.clone(),
+            cluster: identity.cluster,
+            me: identity.node,
+            fatal: inner.fatal.clone(),
+        };
         let (log, machine) = (inner.store.log.clone(), inner.store.machine.clone());
         let raft =
             Raft::new(identity.node, Arc::new(config), peers.clone(), log, machine).await.map_err(|e| failed(&e))?;

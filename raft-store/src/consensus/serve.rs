@@ -43,6 +43,9 @@ impl Consensus {
                 format!("{} waits to be added to a cluster", self.inner.settings.name),
             );
         };
+        if cluster == member.identity.cluster.as_bytes() && self.has_removed(from) {
+            return Answer::refused(RefusedKind::Removed, removed(&format!("this node (node {from})")));
+        }
         if let Err(message) = self.check_addressee(member, cluster, from, to) {
             return Answer::refused(RefusedKind::NotAddressee, message);
         }
@@ -95,11 +98,7 @@ impl Consensus {
             Request::AddNode(record) => self.add_node_as_leader(member, record).await,
             Request::RemoveNode(record) => self.remove_node_as_leader(member, record).await,
             Request::Removed(_) => {
-                self.stop(format!(
-                    "this node ({}) was removed from the cluster. To add it again: empty its data_dir, start lbd \
-                     without bootstrap and run 'lbctl node add'",
-                    member.identity.name
-                ));
+                self.stop(removed(&format!("this node ({})", member.identity.name)));
                 Answer::Done(true)
             }
             Request::Describe(_) | Request::Join(_) => Answer::refused(RefusedKind::Internal, "answered elsewhere"),
@@ -174,6 +173,13 @@ impl Consensus {
         }
     }
 
+    /// Whether a node was once in the table and is not any more. Ids are indexes of the log: a greater one may be of
+    /// a node that this one has not heard of yet.
+    fn has_removed(&self, id: u64) -> bool {
+        let view = self.view();
+        id != 0 && id <= view.applied && !view.table.cluster().is_nil() && view.table.node(id).is_none()
+    }
+
     fn check_addressee(&self, member: &Member, cluster: &[u8], from: u64, to: u64) -> Result<(), String> {
         let identity = &member.identity;
         if cluster == identity.cluster.as_bytes() {
@@ -196,6 +202,13 @@ impl Consensus {
         }
         Err(format!("this node belongs to cluster {}, not to {theirs}", identity.cluster))
     }
+}
+
+fn removed(whom: &str) -> String {
+    format!(
+        "{whom} was removed from the cluster. To add it again: empty its data_dir, start lbd without bootstrap and \
+         run 'lbctl node add'"
+    )
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -56,8 +56,8 @@ impl Table {
             return Err(Rejection::precondition(
                 "node",
                 format!(
-                    "{} cannot own {address} now: it is a witness, not on the VIP's segment, or has no lease \
-                     ('lbctl status' shows it)",
+                    "{} cannot own {address} now: it is a witness, has no lease, or is not on the VIP's segment or \
+                     cut off from it ('lbctl status' shows it)",
                     target.name
                 ),
             ));
