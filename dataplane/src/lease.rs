@@ -2,7 +2,7 @@
 //! right before each answer and each announcement. CLOCK_BOOTTIME, because it counts the time that a
 //! suspended machine slept through.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Nanoseconds of CLOCK_BOOTTIME.
 pub fn boottime_ns() -> u64 {
@@ -14,6 +14,8 @@ pub fn boottime_ns() -> u64 {
 #[derive(Debug, Default)]
 pub struct LeaseClock {
     deadline_ns: AtomicU64,
+    /// Answers are given past the deadline too, until another station claims the VIP.
+    held: AtomicBool,
 }
 
 impl LeaseClock {
@@ -22,8 +24,19 @@ impl LeaseClock {
         self.deadline_ns.store(deadline_ns, Ordering::Release);
     }
 
+    /// Whether answers go on past the deadline, because the operator prefers service over one owner at a time.
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
+    }
+
+    /// Whether they do.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
     /// No answer from now on.
     pub fn revoke(&self) {
+        self.hold(false);
         self.deadline_ns.store(0, Ordering::Release);
     }
 

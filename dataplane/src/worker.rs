@@ -3,6 +3,7 @@
 //! answer.
 
 use std::{
+    collections::HashSet,
     hash::Hasher as _,
     io,
     net::Ipv4Addr,
@@ -47,6 +48,8 @@ pub struct Core {
     announcer: Announcer,
     neighbors: Neighbors,
     prober: Prober,
+    /// VIPs that others have claimed since the lease ran out: not answered, even where it is held.
+    yielded: HashSet<Ipv4Addr>,
     shared: Arc<Shared>,
     /// Of the last look at the clock, once a turn.
     now_ns: u64,
@@ -62,6 +65,7 @@ impl Core {
             announcer: Announcer::default(),
             neighbors: Neighbors::default(),
             prober: Prober::default(),
+            yielded: HashSet::new(),
             shared,
             now_ns: boottime_ns(),
             count_at_ns: 0,
@@ -159,11 +163,20 @@ impl Core {
         let Some(vip) = self.snapshot.vip(echo.destination) else {
             return Verdict::Drop(DropReason::NotVip);
         };
-        if vip.owned.is_none() || !self.announcer.is_active(vip.address) || !self.shared.lease.is_valid() {
+        if vip.owned.is_none() || !self.announcer.is_active(vip.address) || !self.may_answer(vip.address) {
             return Verdict::Drop(DropReason::EchoNotOurs);
         }
         rewrite::echo_reply(frame, echo, own);
         Verdict::Answer
+    }
+
+    /// The lease is valid at this moment. Past its end only where the operator wants it, for what nobody else claims.
+    fn may_answer(&mut self, vip: Ipv4Addr) -> bool {
+        if self.shared.lease.is_valid() {
+            self.yielded.clear();
+            return true;
+        }
+        self.shared.lease.is_held() && !self.yielded.contains(&vip)
     }
 
     fn arp(&mut self, port: usize, own: Mac, frame: &mut [u8], arp: &arp::Arp) -> Verdict {
@@ -176,6 +189,9 @@ impl Core {
         let is_ours = self.snapshot.ports.iter().any(|port| port.mac == arp.sender_mac);
         if owned(arp.sender).is_some() && !is_ours {
             self.announcer.conflict(arp.sender, self.now_ns);
+            if !self.shared.lease.is_valid() {
+                self.yielded.insert(arp.sender);
+            }
             self.shared.stats.conflict(arp.sender, arp.sender_mac);
             return Verdict::Drop(DropReason::ArpConflict);
         }
@@ -184,7 +200,7 @@ impl Core {
             && frame.len() >= arp::FRAME_LEN
             && owned(arp.target).is_some()
             && self.announcer.is_active(arp.target)
-            && self.shared.lease.is_valid();
+            && self.may_answer(arp.target);
         if !answer {
             return Verdict::Drop(DropReason::ArpNotOurs);
         }

@@ -134,6 +134,10 @@ pub(crate) enum ClusterCommand {
     /// slower, for busy machines and stretched networks), fast (four times faster, for dedicated machines
     /// with real-time priority). heartbeat_ms, lease_ms, withdraw_ms: the same one by one; withdraw_ms must
     /// exceed lease_ms by the clocks' drift.
+    ///
+    /// on_quorum_loss: what owners do when no majority can be reached: release (they fall silent, so that there
+    /// are never two) or hold (they go on answering, until somebody else claims the VIP). failback: when a VIP
+    /// goes back to the node that it prefers: never, or after that node has been able for a time such as 10m.
     Set {
         /// KEY=VALUE.
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
@@ -208,6 +212,8 @@ pub(crate) enum VipCommand {
         /// The node.
         node: String,
     },
+    /// Spread the VIPs evenly over the nodes that can own them, without a loss; preferred nodes keep theirs.
+    Rebalance,
     /// All VIPs and their owners.
     List,
 }

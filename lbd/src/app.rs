@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
     config::Config,
-    control::{Control, Retiring, retire},
+    control::{Control, Retiring, retire, take_care},
     exit::Failure,
     link,
     ownership::{self, Ownership},
@@ -112,6 +112,7 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         told: HashMap::new(),
     };
     followers.spawn(control.run());
+    followers.spawn(take_care(consensus.clone()));
 
     announce_readiness(&config, &consensus);
     let outcome = wait_for_the_end(&mut signals, &consensus, dataplane.as_deref(), &mut followers).await;

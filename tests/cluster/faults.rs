@@ -1,17 +1,21 @@
 //! Faults of the owner, one after the other, and the settings that say how fast they are noticed. The figures
 //! are those of `cargo lb-takeover`; here the bounds are loose.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::ensure;
+use lb_dataplane::packet::{Mac, arp};
 use lb_tests::{
+    capture::Injector,
     cluster,
     faults::{Fault, Watch, measure, place_owner},
-    observe::owners_in_turn,
-    site::{PATIENCE, Plan, Site, VIP_TEXT},
+    observe::{ArpObserver, owners_in_turn},
+    site::{PATIENCE, Plan, Site, VIP, VIP_TEXT},
     topology::{Cut, Host},
     wait,
 };
+
+const ASKING: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 254);
 
 fn site_with_neighbor() -> anyhow::Result<(Site, Host)> {
     let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
@@ -81,5 +85,66 @@ pub(crate) fn settings() -> anyhow::Result<()> {
         ensure!(output.status.code() == Some(1) && text.contains(word), "{setting}: {}: {text}", output.status);
     }
     ensure!(first.lbctl(&["cluster", "set", "timing"])?.status.code() == Some(2));
+    Ok(())
+}
+
+/// Without a majority owners fall silent, unless the operator wants them to hold on; then they yield to the first
+/// other claim.
+pub(crate) fn quorum_loss() -> anyhow::Result<()> {
+    let (mut site, neighbor) = site_with_neighbor()?;
+    let owner = place_owner(&site, true)?;
+    let answers = |site: &Site| {
+        let observer = ArpObserver::start(&site.router, "eth1", ASKING, VIP, Duration::from_millis(2))?;
+        wait::paced(Duration::from_millis(10), Duration::from_millis(300), || {});
+        anyhow::Ok(observer.finish().len())
+    };
+    for mode in ["release", "hold"] {
+        site.nodes[owner].lbctl_ok(&["cluster", "set", &format!("on_quorum_loss={mode}")])?;
+        ensure!(answers(&site)? > 0, "the owner answers");
+        let others: Vec<usize> = (0..site.nodes.len()).filter(|node| *node != owner).collect();
+        for other in &others {
+            site.nodes[*other].kill()?;
+        }
+        let status = || site.nodes[owner].lbctl_json(&["status"]).unwrap_or_default();
+        wait::until("the lease has run out", PATIENCE, || status()["lease_valid_ms"] == 0);
+        ensure!(status()["held"] == (mode == "hold"), "{}", status());
+        let heard = answers(&site)?;
+        ensure!((heard > 0) == (mode == "hold"), "{mode}: {heard} answers without a majority");
+        if mode == "hold" {
+            let [claim, _] = arp::announcements(Mac([2, 0, 0, 0, 9, 9]), VIP);
+            Injector::new(&neighbor.ns, "eth0")?.send(&claim)?;
+            wait::until("it yields", PATIENCE, || site.nodes[owner].drops("arp_conflict").is_ok_and(|count| count > 0));
+            ensure!(answers(&site)? == 0, "it answers beside another claim");
+        }
+        for other in others {
+            site.nodes[other].start()?;
+        }
+        cluster::wait_ready(&site.nodes[owner], site.nodes.len());
+        wait::until("the VIP is answered again", PATIENCE, || answers(&site).is_ok_and(|count| count > 0));
+        site.nodes[owner].lbctl_ok(&["vip", "move", VIP_TEXT, &site.nodes[owner].name])?;
+    }
+    Ok(())
+}
+
+/// A VIP goes back to the node that it prefers, when the operator wants that; and VIPs are spread on request.
+pub(crate) fn failback_and_rebalance() -> anyhow::Result<()> {
+    let (mut site, _) = site_with_neighbor()?;
+    let first = site.nodes[0].name.clone();
+    site.nodes[1].lbctl_ok(&["vip", "set", VIP_TEXT, "--prefer", &first])?;
+    site.nodes[1].lbctl_ok(&["vip", "move", VIP_TEXT, &first])?;
+    for last in 20..25 {
+        site.nodes[1].lbctl_ok(&["vip", "add", &format!("192.168.2.{last}")])?;
+    }
+    site.nodes[0].terminate()?;
+    site.nodes[0].start()?;
+    cluster::wait_ready(&site.nodes[1], 3);
+    ensure!(site.nodes[1].owner_of(VIP_TEXT)? != first, "nothing moves by itself");
+    site.nodes[1].lbctl_ok(&["cluster", "set", "failback=1s"])?;
+    wait::until("it is back", PATIENCE, || site.nodes[1].owner_of(VIP_TEXT).is_ok_and(|owner| owner == first));
+    ensure!(site.nodes[1].lbctl_ok(&["vip", "rebalance"])?.contains("vips rebalanced"));
+    let nodes = site.nodes[1].lbctl_json(&["node", "list"])?;
+    let counts: Vec<_> = nodes["nodes"].as_array().into_iter().flatten().map(|row| row["vips"].clone()).collect();
+    ensure!(counts.iter().all(|count| *count == 2), "{counts:?}");
+    ensure!(site.nodes[1].lbctl_ok(&["vip", "rebalance"])?.contains("unchanged"));
     Ok(())
 }

@@ -25,6 +25,8 @@ fn main() -> std::process::ExitCode {
         ("the_campaign_finds_a_second_owner", campaign::a_second_owner_is_found),
         ("a_lost_segment_is_left", segments::a_lost_segment_is_left),
         ("an_address_in_use_is_not_taken", segments::an_address_in_use_is_not_taken),
+        ("without_a_majority_owners_let_go_or_hold_on_as_told", faults::quorum_loss),
+        ("vips_go_back_and_spread_when_told", faults::failback_and_rebalance),
         ("settings_are_shown_set_and_refused", faults::settings),
         ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
         ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),

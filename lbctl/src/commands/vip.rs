@@ -52,6 +52,14 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
                 Change { what, revision: moved.revision, unchanged: moved.unchanged, request_id: String::new() };
             output::change(session.format(), &change)
         }
+        VipCommand::Rebalance => {
+            let mut client = ClusterServiceClient::new(session.channel.clone());
+            let request = v1::RebalanceRequest { request_id: request_id.clone(), expected_revision: 0 };
+            let done = session.write(request, |request| async move { client.rebalance(request).await }).await?;
+            let what = "vips rebalanced".to_owned();
+            let change = Change { what, revision: done.revision, unchanged: done.unchanged, request_id };
+            output::change(session.format(), &change)
+        }
         VipCommand::List => {
             let request = v1::ListVipsRequest {};
             let response = session.read(request, |request| async move { client.list_vips(request).await }).await?;

@@ -281,6 +281,7 @@ pub(crate) struct Status {
     backends: u32,
     dataplane: Option<DataplaneStatus>,
     lease_valid_ms: u64,
+    held: bool,
     version: String,
     stale: bool,
     pub(crate) vip_owners: Vec<Vip>,
@@ -319,6 +320,7 @@ impl From<v1::GetStatusResponse> for Status {
             backends: status.backends,
             dataplane: status.dataplane.map(dataplane),
             lease_valid_ms: status.lease_valid_ms,
+            held: status.held,
             version: status.version,
             stale: status.stale,
             vip_owners: status.vip_owners.into_iter().map(Into::into).collect(),
@@ -334,6 +336,7 @@ impl Status {
         }
         let leader = if self.leader.is_empty() { "none: no quorum" } else { &self.leader };
         let lease = match self.lease_valid_ms {
+            0 if self.held => "run out, VIPs HELD without a majority".to_owned(),
             0 => "not valid: answers for no VIP".to_owned(),
             ms => format!("valid for {ms} ms"),
         };

@@ -98,6 +98,7 @@ impl Cluster {
             backends: count(table.backends().count()),
             dataplane,
             lease_valid_ms: context.ownership.valid_ms(),
+            held: context.ownership.is_held(),
             version: env!("CARGO_PKG_VERSION").into(),
             stale,
             vip_owners: table.vips().map(|vip| convert::vip(vip, table)).collect(),
@@ -215,26 +216,45 @@ impl ClusterService for Cluster {
         }
     }
 
+    async fn rebalance(&self, request: Request<v1::RebalanceRequest>) -> Answer<v1::RebalanceResponse> {
+        let call = Call::new("Rebalance", &request);
+        let request = request.get_ref();
+        let id = request_or_new(&request.request_id)?;
+        let command = Command::Rebalance { request: Some(id.clone()), expected_revision: request.expected_revision };
+        let reply = self.0.propose(&command, &id, &call).await?;
+        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
+        if effect != Effect::Unchanged {
+            call.audit("VIPs are rebalanced", reply.revision);
+        }
+        let mut watcher = self.0.consensus.watch();
+        let settled = watcher
+            .wait_for(|view| view.applied >= reply.revision && view.table.vips().all(|vip| vip.intent.is_none()));
+        if timeout_at(call.deadline, settled).await.is_err() {
+            return Err(status::timed_out("VIPs were asked to move, and have not all arrived yet"));
+        }
+        Ok(Response::new(v1::RebalanceResponse { revision: reply.revision, unchanged: effect == Effect::Unchanged }))
+    }
+
     async fn get_settings(&self, request: Request<v1::GetSettingsRequest>) -> Answer<v1::GetSettingsResponse> {
         let call = Call::new("GetSettings", &request);
         let view = self.0.read(&call).await?;
         let revision = view.table.revision();
-        Ok(Response::new(v1::GetSettingsResponse { settings: settings::shown(view.table.timing()), revision }))
+        Ok(Response::new(v1::GetSettingsResponse { settings: settings::shown(&view.table.settings()), revision }))
     }
 
     async fn update_settings(&self, request: Request<v1::UpdateSettingsRequest>) -> Answer<v1::UpdateSettingsResponse> {
         let call = Call::new("UpdateSettings", &request);
         let request = request.get_ref();
         let view = self.0.read(&call).await?;
-        let timing = settings::merged(view.table.timing(), &request.settings)?;
+        let settings = settings::merged(view.table.settings(), &request.settings)?;
         let id = request_or_new(&request.request_id)?;
         let expected_revision = request.expected_revision;
-        let command = Command::UpdateSettings { request: Some(id.clone()), expected_revision, timing };
+        let command = Command::UpdateSettings { request: Some(id.clone()), expected_revision, settings };
         let reply = self.0.propose(&command, &id, &call).await?;
         let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
         let unchanged = effect == Effect::Unchanged;
         if !unchanged {
-            call.audit(&format!("settings are {timing:?}"), reply.revision);
+            call.audit(&format!("settings are {settings:?}"), reply.revision);
         }
         Ok(Response::new(v1::UpdateSettingsResponse { revision: reply.revision, unchanged }))
     }

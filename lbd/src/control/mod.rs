@@ -1,7 +1,9 @@
 //! A revision's way out: [`compile`] turns the replicated table into what this node's dataplane
-//! forwards, [`reconcile`] publishes it.
+//! forwards, [`reconcile`] publishes it. [`caretaker`] does what is nobody's request.
 
+mod caretaker;
 mod compile;
 mod reconcile;
 
+pub(crate) use caretaker::take_care;
 pub(crate) use reconcile::{Control, Retiring, claimant, retire};

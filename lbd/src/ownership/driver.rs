@@ -90,6 +90,11 @@ impl Ownership {
         self.inner.clock.deadline_ns().saturating_sub(boottime_ns()) / 1_000_000
     }
 
+    /// Whether it answers although its lease has run out.
+    pub(crate) fn is_held(&self) -> bool {
+        self.inner.clock.is_held() && !self.inner.clock.is_valid()
+    }
+
     fn tell(&self, input: Input) {
         if let Some(heartbeat) = self.inner.heartbeat.get() {
             heartbeat.tell(input);

@@ -251,6 +251,7 @@ impl Runner {
     /// First the deadline, then what is to be said: nothing goes out that the deadline does not know yet.
     fn settle(&mut self, came_from: Option<(NodeId, Path)>) {
         self.clock.set(self.member.valid_until_ns());
+        self.clock.hold(self.member.holds_on());
         if self.member.lease() != self.holds {
             self.holds = self.member.lease();
             self.report(Report::Holds(self.holds));

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use lb_raft_store::{
     Lead, View,
-    table::{Command, Evidence, LeaseId, NodeId},
+    table::{Command, Evidence, LeaseId, NodeId, QuorumLoss},
 };
 
 use super::{
@@ -110,6 +110,13 @@ impl Member {
             Some(lease) if self.in_force == Some(lease) => self.holder.valid_until_ns(),
             _ => 0,
         }
+    }
+
+    /// Whether answers go on when the lease has run out: the operator wants it so, and it has been valid once.
+    pub(super) fn holds_on(&self) -> bool {
+        let wanted = self.view.table.settings().on_quorum_loss == QuorumLoss::Hold;
+        let ready = |lease: LeaseId| self.view.table.lease(self.me).is_some_and(|held| held.id == lease && held.ready);
+        wanted && self.holder.lease().is_some_and(|lease| self.in_force == Some(lease) && ready(lease))
     }
 
     /// What is to be done since the last call.
@@ -231,7 +238,7 @@ impl Member {
         }
         let configuration = self.view.table.configuration();
         self.holder.count(&configuration, &self.timing, now_ns);
-        if self.holder.is_lost(&configuration, now_ns) {
+        if self.holder.is_lost(&configuration, now_ns) && !self.holds_on() {
             self.holder.give_up();
             self.asked.open = None;
         }

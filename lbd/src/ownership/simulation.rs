@@ -277,7 +277,7 @@ impl World {
             // The fast timing is for networks of which a message takes less than a heartbeat.
             let fast = self.delay < MS && self.random.one_in(2);
             let timing = if fast { Timing::FAST } else { Timing::RELAXED };
-            self.append(Entry::Command(Command::UpdateSettings { request: None, expected_revision: 0, timing }));
+            self.append(Entry::Command(settings_command(timing)));
         }
         let ids: Vec<NodeId> = (1..=count).collect();
         for id in ids {
@@ -808,7 +808,7 @@ impl World {
                         self.schedule(after, Event::Plan { cut, mend: vec![], raft_cut: vec![], bounce });
                     }
                 }
-                self.propose(a, Command::UpdateSettings { request: None, expected_revision: 0, timing }, None);
+                self.propose(a, settings_command(timing), None);
             }
         }
     }
@@ -1072,4 +1072,9 @@ fn the_simulation_finds_each_planted_fault() {
         }
     }
     assert_eq!(missed, [], "planted, and not found");
+}
+
+fn settings_command(timing: Timing) -> Command {
+    let settings = lb_raft_store::table::ClusterSettings { timing, ..Default::default() };
+    Command::UpdateSettings { request: None, expected_revision: 0, settings }
 }

@@ -12,8 +12,8 @@ use super::{
     Answered, Command, Table, bounds,
     command::{Effect, Mutate, Mutation, NewNode, Rejection, Reply, RequestId},
     model::{
-        AdminState, Attachment, Backend, BackendSettings, Node, PortRange, Service, ServiceSettings, TABLE_SIZES,
-        Timing, Vip, VipSettings,
+        AdminState, Attachment, Backend, BackendSettings, ClusterSettings, Node, PortRange, Service, ServiceSettings,
+        TABLE_SIZES, Vip, VipSettings,
     },
     types::{BOOTSTRAP_NODE, MacAddr, Name, NodeId, Revision, Weight, is_host_address},
     wire,
@@ -69,10 +69,15 @@ impl Table {
             Command::Retract { supporter, supporter_lease, node, lease } => {
                 self.retract(index, (*supporter, *supporter_lease), (*node, *lease))
             }
-            Command::UpdateSettings { request: _, expected_revision, timing } => {
+            Command::UpdateSettings { request: _, expected_revision, settings } => {
                 self.check_revision(*expected_revision)?;
-                self.set_timing(*timing)
+                self.update_settings(*settings)
             }
+            Command::Rebalance { request: _, expected_revision } => {
+                self.check_revision(*expected_revision)?;
+                Ok(self.rebalance())
+            }
+            Command::RaiseFeatureLevel { level } => Ok(self.raise_feature_level(*level)),
             Command::Released { grants } => self.released(index, grants),
             Command::MoveIntent { request: _, expected_revision, vip, to } => {
                 self.check_revision(*expected_revision)?;
@@ -452,16 +457,25 @@ impl Table {
         Ok(Effect::Changed)
     }
 
-    fn set_timing(&mut self, timing: Timing) -> Outcome {
-        if let Some(problem) = timing.problem() {
+    fn update_settings(&mut self, settings: ClusterSettings) -> Outcome {
+        if let Some(problem) = settings.timing.problem() {
             return Err(Rejection::invalid("timing", problem));
         }
-        if self.timing == timing {
+        if self.settings == settings {
             return Ok(Effect::Unchanged);
         }
-        self.timing = timing;
-        self.longest_withdraw_ms = self.longest_withdraw_ms.max(timing.withdraw_ms);
+        self.settings = settings;
+        self.longest_withdraw_ms = self.longest_withdraw_ms.max(settings.timing.withdraw_ms);
         Ok(Effect::Changed)
+    }
+
+    fn raise_feature_level(&mut self, level: u32) -> Effect {
+        let known = self.nodes().map(|node| node.feature_level).min().unwrap_or(0);
+        if level <= self.feature_level || level > known {
+            return Effect::Unchanged;
+        }
+        self.feature_level = level;
+        Effect::Changed
     }
 
     fn check_prefer(&self, prefer: Option<NodeId>) -> Result<(), Rejection> {
@@ -523,6 +537,7 @@ fn request_of(command: &Command) -> Option<&RequestId> {
         Command::Mutate(mutate) => mutate.request.as_ref(),
         Command::MoveIntent { request, .. }
         | Command::SetDraining { request, .. }
+        | Command::Rebalance { request, .. }
         | Command::UpdateSettings { request, .. } => request.as_ref(),
         _ => None,
     }

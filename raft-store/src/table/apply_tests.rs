@@ -555,7 +555,10 @@ fn those_that_were_heard_are_given_the_vips_of_a_dead_node_first() {
 #[test]
 fn a_timing_that_could_give_two_owners_is_refused() {
     let (mut log, _) = Log::with_nodes(1);
-    let set = |timing| Command::UpdateSettings { request: None, expected_revision: 0, timing };
+    let set = |timing| {
+        let settings = ClusterSettings { timing, ..ClusterSettings::default() };
+        Command::UpdateSettings { request: None, expected_revision: 0, settings }
+    };
     assert_eq!(log.ok(set(Timing::DEFAULT)), Effect::Unchanged);
     assert_eq!(log.ok(set(Timing::RELAXED)), Effect::Changed);
     assert_eq!(log.ok(set(Timing::FAST)), Effect::Changed);
@@ -569,4 +572,39 @@ fn a_timing_that_could_give_two_owners_is_refused() {
         let rejection = log.refused(set(timing));
         assert!(rejection.message.contains(word), "{rejection}");
     }
+}
+
+#[test]
+fn rebalancing_moves_no_more_than_it_must_and_leaves_what_is_preferred() {
+    let (mut log, ids) = Log::with_nodes(3);
+    log.mutate((100..109).map(|last| vip(&format!("192.168.2.{last}"))).collect());
+    log.fence(ids[0]);
+    log.open_and_ready(ids[0]);
+    assert_eq!(log.table.vips_of(ids[0]).count(), 0, "nothing moves by itself");
+    let rebalance = || Command::Rebalance { request: None, expected_revision: 0 };
+    log.ok(rebalance());
+    let leaving: Vec<_> = log.table.vips().filter(|vip| vip.intent.is_some()).cloned().collect();
+    assert_eq!(leaving.len(), 3);
+    let grants = leaving.iter().map(|vip| (vip.settings.address, vip.owner.unwrap().epoch)).collect();
+    log.ok(Command::Released { grants });
+    assert!(ids.iter().all(|id| log.table.vips_of(*id).count() == 3));
+    assert_eq!(log.ok(rebalance()), Effect::Unchanged);
+}
+
+#[test]
+fn the_feature_level_rises_only_to_what_every_node_knows() {
+    let (mut log, ids) = Log::with_nodes(2);
+    let raise = |level| Command::RaiseFeatureLevel { level };
+    let publish = |log: &mut Log, id: NodeId| {
+        let attachments = log.table.node(id).unwrap().attachments.clone();
+        log.ok(Command::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 2 });
+    };
+    publish(&mut log, ids[0]);
+    assert_eq!(log.ok(raise(2)), Effect::Unchanged);
+    publish(&mut log, ids[1]);
+    assert_eq!(log.ok(raise(3)), Effect::Unchanged);
+    // The table's wire form is refused above what this build knows, so only the effect is looked at.
+    let mut table = log.table.clone();
+    assert_eq!(table.apply(log.index + 1, &raise(2)).result, Ok(Effect::Changed));
+    assert_eq!(table.feature_level(), 2);
 }

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::{
     model::{
-        AdminState, Affinity, Attachment, BackendSettings, PortRange, Role, ServiceSettings, Timing, Unmatched,
-        VipSettings,
+        AdminState, Affinity, Attachment, BackendSettings, ClusterSettings, PortRange, Role, ServiceSettings,
+        Unmatched, VipSettings,
     },
     types::{Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, Revision, Weight},
 };
@@ -115,8 +115,20 @@ pub enum Command {
         request: Option<RequestId>,
         /// The revision that the caller has seen; 0 for any.
         expected_revision: Revision,
-        /// The timing from now on.
-        timing: Timing,
+        /// The settings from now on.
+        settings: ClusterSettings,
+    },
+    /// VIPs move until no node has two more than another that could own them. Preferred nodes keep theirs.
+    Rebalance {
+        /// Makes a repeated request apply once.
+        request: Option<RequestId>,
+        /// The revision that the caller has seen; 0 for any.
+        expected_revision: Revision,
+    },
+    /// Commands up to this level may be proposed from now on. A no-op unless every node knows it.
+    RaiseFeatureLevel {
+        /// The level.
+        level: u32,
     },
     /// An owner has stopped answering for VIPs. A no-op for those whose epoch is not the VIP's.
     Released {

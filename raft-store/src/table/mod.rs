@@ -25,9 +25,9 @@ pub use command::{
     Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId, Withdrawal,
 };
 pub use model::{
-    AdminState, Affinity, Attachment, Backend, BackendSettings, CLOCK_DRIFT_PPM, Configuration, DEFAULT_TABLE_SIZE,
-    Lease, Node, Owner, PortRange, Protocol, Role, Service, ServiceSettings, TABLE_SIZES, Timing, Unmatched, Vip,
-    VipSettings,
+    AdminState, Affinity, Attachment, Backend, BackendSettings, CLOCK_DRIFT_PPM, ClusterSettings, Configuration,
+    DEFAULT_TABLE_SIZE, Lease, Node, Owner, PortRange, Protocol, QuorumLoss, Role, Service, ServiceSettings,
+    TABLE_SIZES, Timing, Unmatched, Vip, VipSettings,
 };
 pub use types::{
     BOOTSTRAP_NODE, Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, ParseError, Revision, Weight, is_host_address,
@@ -72,7 +72,7 @@ pub struct Table {
     configurations: Map<u64, Configuration>,
     /// For (holder, supporter): evidence older than this entry is void.
     retractions: Map<(NodeId, NodeId), u64>,
-    timing: Timing,
+    settings: ClusterSettings,
     /// The longest promise that was ever asked for: a restarted node may have given one.
     longest_withdraw_ms: u32,
     /// By the index of the entry that each came with: the present one and the one before.
@@ -109,7 +109,7 @@ impl Default for Table {
             leases: Map::new_sync(),
             configurations: Map::new_sync(),
             retractions: Map::new_sync(),
-            timing: Timing::DEFAULT,
+            settings: ClusterSettings::default(),
             longest_withdraw_ms: Timing::DEFAULT.withdraw_ms,
             heartbeat_keys: Map::new_sync(),
             vips: Map::new_sync(),
@@ -179,7 +179,12 @@ impl Table {
 
     /// How fast a silent node is noticed.
     pub fn timing(&self) -> Timing {
-        self.timing
+        self.settings.timing
+    }
+
+    /// What holds for the whole cluster.
+    pub fn settings(&self) -> ClusterSettings {
+        self.settings
     }
 
     /// The longest promise that any process may have given, in milliseconds.

@@ -316,6 +316,34 @@ fn lacks_majority_without(half: &BTreeSet<NodeId>, nodes: &BTreeSet<NodeId>) -> 
     half.difference(nodes).count() <= half.len() / 2
 }
 
+/// What owners do when no majority of the voters can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum QuorumLoss {
+    /// They fall silent when their leases run out: never two owners, and no service without a majority.
+    #[default]
+    Release,
+    /// They go on answering, announce nothing, and fall silent at the first claim of another station: service
+    /// before the promise of one owner.
+    Hold,
+}
+
+/// What holds for the whole cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// How fast a silent node is noticed.
+    pub timing: Timing,
+    /// What owners do without a majority.
+    pub on_quorum_loss: QuorumLoss,
+    /// A VIP goes back to the node that it prefers when that has been able for so long; 0 for never.
+    pub failback_s: u32,
+}
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self { timing: Timing::DEFAULT, on_quorum_loss: QuorumLoss::Release, failback_s: 0 }
+    }
+}
+
 /// How fast a silent node is noticed. In milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {

@@ -130,6 +130,29 @@ impl Table {
         changed
     }
 
+    /// Gives VIPs intents until no node has two more than another one that could own one of them. As few as that
+    /// takes; a VIP on the node that it prefers stays.
+    pub(super) fn rebalance(&mut self) -> Effect {
+        let mut loads = self.loads();
+        let mut effect = Effect::Unchanged;
+        let settled: Vec<Vip> = self.vips().filter(|vip| vip.intent.is_none() && !vip.deleting).cloned().collect();
+        for vip in settled {
+            let Some(owner) = vip.owner.map(|owner| owner.node).filter(|node| vip.settings.prefer != Some(*node))
+            else {
+                continue;
+            };
+            let load = |node: NodeId| loads.get(&node).copied().unwrap_or(0);
+            let target = self.best_owner(&vip, Some(owner), &loads, &[]);
+            let target = target.filter(|to| self.nodes.get(to).is_some_and(|node| !node.draining));
+            let Some(to) = target.filter(|to| load(*to) + 1 < load(owner)) else { continue };
+            *loads.entry(owner).or_default() -= 1;
+            *loads.entry(to).or_default() += 1;
+            self.vips.insert_mut(vip.settings.address, Vip { intent: Some(to), ..vip });
+            effect = Effect::Changed;
+        }
+        effect
+    }
+
     /// Takes the intents of a node's VIPs back.
     fn call_back(&mut self, id: NodeId) -> bool {
         let leaving: Vec<Vip> = self.vips_of(id).filter(|vip| vip.intent.is_some()).cloned().collect();

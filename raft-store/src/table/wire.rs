@@ -16,8 +16,8 @@ use super::{
         Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId, Withdrawal,
     },
     model::{
-        AdminState, Affinity, Attachment, Backend, BackendSettings, Configuration, Lease, Node, Owner, PortRange,
-        Protocol, Role, Service, ServiceSettings, Timing, Unmatched, Vip, VipSettings,
+        AdminState, Affinity, Attachment, Backend, BackendSettings, ClusterSettings, Configuration, Lease, Node, Owner,
+        PortRange, Protocol, QuorumLoss, Role, Service, ServiceSettings, Timing, Unmatched, Vip, VipSettings,
     },
     types::{Cidr, Epoch, LeaseId, MacAddr, Name, Weight},
 };
@@ -91,7 +91,7 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
         cluster_name: table.cluster_name.as_ref().map(ToString::to_string).unwrap_or_default(),
         configurations: table.configurations.values().map(Into::into).collect(),
         retractions: table.retractions.iter().map(|((n, s), i)| RetractionRecord::new(*n, *s, *i)).collect(),
-        timing: Some(table.timing.into()),
+        settings: Some(table.settings.into()),
         longest_withdraw_ms: table.longest_withdraw_ms,
         heartbeat_keys: table.heartbeat_keys().map(|(index, key)| KeyRecord::new(index, key)).collect(),
     }
@@ -111,7 +111,7 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
         feature_level: record.feature_level,
         revision: record.revision,
         next_backend_id: record.next_backend_id,
-        timing: record.timing.ok_or(DecodeError::Field("timing"))?.into(),
+        settings: record.settings.ok_or(DecodeError::Field("settings"))?.try_into()?,
         longest_withdraw_ms: record.longest_withdraw_ms,
         ..Table::default()
     };
@@ -163,7 +163,7 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
 struct CommandRecord {
     #[prost(uint32, tag = "1")]
     needs_level: u32,
-    #[prost(oneof = "CommandKind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "CommandKind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
     kind: Option<CommandKind>,
 }
 
@@ -197,6 +197,10 @@ enum CommandKind {
     Retract(RetractRecord),
     #[prost(message, tag = "15")]
     UpdateSettings(UpdateSettingsRecord),
+    #[prost(message, tag = "16")]
+    Rebalance(RebalanceRecord),
+    #[prost(uint32, tag = "17")]
+    RaiseFeatureLevel(u32),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -240,7 +244,47 @@ struct UpdateSettingsRecord {
     #[prost(uint64, tag = "2")]
     expected_revision: u64,
     #[prost(message, optional, tag = "3")]
+    settings: Option<SettingsRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RebalanceRecord {
+    #[prost(string, tag = "1")]
+    request: String,
+    #[prost(uint64, tag = "2")]
+    expected_revision: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct SettingsRecord {
+    #[prost(message, optional, tag = "1")]
     timing: Option<TimingRecord>,
+    #[prost(bool, tag = "2")]
+    hold_on_quorum_loss: bool,
+    #[prost(uint32, tag = "3")]
+    failback_s: u32,
+}
+
+impl From<ClusterSettings> for SettingsRecord {
+    fn from(settings: ClusterSettings) -> Self {
+        Self {
+            timing: Some(settings.timing.into()),
+            hold_on_quorum_loss: settings.on_quorum_loss == QuorumLoss::Hold,
+            failback_s: settings.failback_s,
+        }
+    }
+}
+
+impl TryFrom<SettingsRecord> for ClusterSettings {
+    type Error = DecodeError;
+
+    fn try_from(record: SettingsRecord) -> Result<Self, DecodeError> {
+        Ok(Self {
+            timing: record.timing.ok_or(DecodeError::Field("timing"))?.into(),
+            on_quorum_loss: if record.hold_on_quorum_loss { QuorumLoss::Hold } else { QuorumLoss::Release },
+            failback_s: record.failback_s,
+        })
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -706,7 +750,7 @@ struct TableRecord {
     #[prost(message, repeated, tag = "14")]
     retractions: Vec<RetractionRecord>,
     #[prost(message, optional, tag = "15")]
-    timing: Option<TimingRecord>,
+    settings: Option<SettingsRecord>,
     #[prost(uint32, tag = "16")]
     longest_withdraw_ms: u32,
     #[prost(message, repeated, tag = "17")]
@@ -905,11 +949,16 @@ impl From<&Command> for CommandKind {
                 node: *node,
                 lease: lease.0,
             }),
-            Command::UpdateSettings { request, expected_revision, timing } => {
+            Command::Rebalance { request, expected_revision } => Self::Rebalance(RebalanceRecord {
+                request: request_text(request.as_ref()),
+                expected_revision: *expected_revision,
+            }),
+            Command::RaiseFeatureLevel { level } => Self::RaiseFeatureLevel(*level),
+            Command::UpdateSettings { request, expected_revision, settings } => {
                 Self::UpdateSettings(UpdateSettingsRecord {
                     request: request_text(request.as_ref()),
                     expected_revision: *expected_revision,
-                    timing: Some((*timing).into()),
+                    settings: Some((*settings).into()),
                 })
             }
             Command::Released { grants } => {
@@ -992,8 +1041,12 @@ impl TryFrom<CommandKind> for Command {
             CommandKind::UpdateSettings(record) => Self::UpdateSettings {
                 request: request_id(&record.request)?,
                 expected_revision: record.expected_revision,
-                timing: record.timing.ok_or(DecodeError::Field("timing"))?.into(),
+                settings: record.settings.ok_or(DecodeError::Field("settings"))?.try_into()?,
             },
+            CommandKind::Rebalance(record) => {
+                Self::Rebalance { request: request_id(&record.request)?, expected_revision: record.expected_revision }
+            }
+            CommandKind::RaiseFeatureLevel(level) => Self::RaiseFeatureLevel { level },
             CommandKind::Released(record) => {
                 let grant = |grant: &GrantRecord| Ok::<_, DecodeError>((ip(&grant.vip)?, Epoch(grant.epoch)));
                 Self::Released { grants: record.grants.iter().map(grant).collect::<Result<_, _>>()? }
