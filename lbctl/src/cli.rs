@@ -78,6 +78,9 @@ pub(crate) enum Command {
     Backend(BackendCommand),
     /// The counters of the node that answers: frames, drops by reason, VIPs, backends.
     Stats,
+    /// Save the VIPs, services, backends and settings in a file, or make the cluster hold what a file says.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -122,6 +125,21 @@ pub(crate) enum NodeCommand {
     },
     /// All nodes.
     List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Write a snapshot. It holds no keys and no certificates.
+    Save {
+        /// The file; replaced if it is there.
+        file: PathBuf,
+    },
+    /// Make the VIPs, services, backends and settings those of a snapshot; what it does not hold is removed.
+    /// Nodes stay as they are.
+    Restore {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config;
 
@@ -15,7 +15,7 @@ use crate::config;
 #[command(version, max_term_width = 100)]
 pub(crate) struct Cli {
     /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH, global = true)]
     pub(crate) config: PathBuf,
 
     /// Read the configuration, report every fault with its key, and exit; opens and binds nothing.
@@ -26,9 +26,26 @@ pub(crate) struct Cli {
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) working_child_of: Option<u32>,
 
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// How to write the log. RUST_LOG sets what is logged (default: info).
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Offline, when all other voters are lost for good: makes this node a new cluster of its own.
+    ///
+    /// The VIPs, services, backends and settings stay; every other node is forgotten, and the cluster gets a
+    /// new id and key, so that the lost nodes can never come back by themselves. If they are not lost, there
+    /// will be two clusters that own the same VIPs: stop them first. The old store is kept in data_dir.
+    Recover {
+        /// What must be true.
+        #[arg(long, required = true)]
+        i_know_the_others_are_gone: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -32,6 +32,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Consensus(#[from] lb_raft_store::StartError),
     #[error(transparent)]
+    Recover(#[from] lb_raft_store::RecoverError),
+    #[error(transparent)]
     Link(#[from] crate::link::LinkError),
     #[error("the dataplane does not start: {0}")]
     Dataplane(#[from] lb_dataplane::StartError),
@@ -60,7 +62,8 @@ impl Failure {
             Self::Consensus(StartError::Store(
                 StoreError::Damaged { .. } | StoreError::Locked { .. } | StoreError::Io { .. },
             ))
-            | Self::StoreBroke(_) => Exit::Store,
+            | Self::StoreBroke(_)
+            | Self::Recover(_) => Exit::Store,
             Self::Consensus(StartError::OtherNode { .. }) | Self::Removed(_) => Exit::Config,
             Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Heartbeat { .. } | Self::Socket { .. } => {
                 Exit::Unavailable

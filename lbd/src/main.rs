@@ -14,6 +14,7 @@ mod exit;
 mod link;
 mod ownership;
 mod raft;
+mod recover;
 mod supervise;
 mod telemetry;
 
@@ -21,7 +22,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::{cli::Cli, exit::Exit, supervise::Parent};
+use crate::{
+    cli::{Cli, Command},
+    exit::Exit,
+    supervise::Parent,
+};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -42,6 +47,12 @@ fn main() -> ExitCode {
     if cli.check {
         println!("{}: ok", cli.config.display());
         return ExitCode::SUCCESS;
+    }
+    if let Some(Command::Recover { .. }) = cli.command {
+        return recover::run(&config).unwrap_or_else(|failure| {
+            eprintln!("lbd: {failure}");
+            failure.exit().into()
+        });
     }
     let Some(parent) = cli.working_child_of else {
         return supervise::run().unwrap_or_else(|error| {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod consensus;
+mod recovery;
 mod store;
 pub mod table;
 mod watch;
@@ -14,5 +15,6 @@ mod watch;
 pub use consensus::{
     Consensus, Lane, Lead, MembershipError, ProposeError, Settings, StartError, Status, Transport, TransportError,
 };
+pub use recovery::{RecoverError, Recovered, recover};
 pub use store::StoreError;
 pub use watch::{View, Watcher};

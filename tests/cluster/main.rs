@@ -5,6 +5,7 @@ mod crashes;
 mod faults;
 mod membership;
 mod moves;
+mod recovery;
 mod segments;
 mod takeover;
 
@@ -27,6 +28,8 @@ fn main() -> std::process::ExitCode {
         ("an_address_in_use_is_not_taken", segments::an_address_in_use_is_not_taken),
         ("without_a_majority_owners_let_go_or_hold_on_as_told", faults::quorum_loss),
         ("vips_go_back_and_spread_when_told", faults::failback_and_rebalance),
+        ("a_single_survivor_goes_on_alone", recovery::a_survivor_goes_on_alone),
+        ("a_snapshot_is_saved_and_restored", recovery::a_snapshot_is_saved_and_restored),
         ("settings_are_shown_set_and_refused", faults::settings),
         ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
         ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),

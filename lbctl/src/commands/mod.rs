@@ -4,6 +4,7 @@ mod backend;
 mod cluster;
 mod node;
 mod service;
+mod snapshot;
 mod status;
 mod vip;
 
@@ -48,6 +49,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Stats => status::stats(&session).await,
         Command::Node(command) => node::run(&session, command).await,
         Command::Cluster(command) => cluster::run(&session, command).await,
+        Command::Snapshot(command) => snapshot::run(&session, command).await,
         Command::Vip(command) => vip::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
         Command::Backend(command) => backend::run(&session, command).await,

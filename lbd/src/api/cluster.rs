@@ -6,7 +6,7 @@ use futures::Stream;
 use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
-    table::{Command, Effect, Name, NodeId, Rejection, Reply, Role},
+    table::{Command, Effect, Name, NodeId, Rejection, Reply, Role, decode_saved, encode_saved, restore},
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
@@ -17,6 +17,10 @@ use super::{
     convert, settings, status,
 };
 
+/// Of a snapshot, in one message.
+const CHUNK_LEN: usize = 256 << 10;
+/// More than a full table takes.
+const MAX_SNAPSHOT_LEN: usize = 64 << 20;
 /// For a majority to confirm the table; after that the answer is what this node has.
 const CONFIRM: Duration = Duration::from_secs(1);
 
@@ -263,15 +267,52 @@ impl ClusterService for Cluster {
 
     async fn save_snapshot(
         &self,
-        _: Request<v1::SaveSnapshotRequest>,
+        request: Request<v1::SaveSnapshotRequest>,
     ) -> Result<Response<Self::SaveSnapshotStream>, Status> {
-        Err(status::not_built("SaveSnapshot"))
+        let call = Call::new("SaveSnapshot", &request);
+        let view = self.0.read(&call).await?;
+        let bytes = encode_saved(&view.table);
+        let chunks: Vec<_> =
+            bytes.chunks(CHUNK_LEN).map(|chunk| Ok(v1::SaveSnapshotResponse { chunk: chunk.to_vec() })).collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
     }
 
     async fn restore_snapshot(
         &self,
-        _: Request<Streaming<v1::RestoreSnapshotRequest>>,
+        request: Request<Streaming<v1::RestoreSnapshotRequest>>,
     ) -> Answer<v1::RestoreSnapshotResponse> {
-        Err(status::not_built("RestoreSnapshot"))
+        let call = Call::new("RestoreSnapshot", &request);
+        let mut stream = request.into_inner();
+        let (mut bytes, mut request_id) = (Vec::new(), String::new());
+        while let Some(message) = stream.message().await? {
+            if request_id.is_empty() {
+                request_id = message.request_id;
+            }
+            bytes.extend_from_slice(&message.chunk);
+            if bytes.len() > MAX_SNAPSHOT_LEN {
+                return Err(status::invalid(
+                    "chunk",
+                    format!("more than {MAX_SNAPSHOT_LEN} bytes: this is no snapshot"),
+                ));
+            }
+        }
+        let saved = decode_saved(&bytes).map_err(|error| status::invalid("chunk", error))?;
+        let view = self.0.read(&call).await?;
+        let mutations = restore(&view.table, &saved);
+        let settings = saved.settings();
+        if !mutations.is_empty() {
+            // Worked out for this revision: whatever changes meanwhile has it refused.
+            self.0.mutate(&call, &request_id, view.table.revision(), mutations).await?;
+        }
+        if settings != view.table.settings() {
+            let id = request_or_new("")?;
+            let command = Command::UpdateSettings { request: Some(id.clone()), expected_revision: 0, settings };
+            let reply = self.0.propose(&command, &id, &call).await?;
+            reply.result.map_err(|rejection| status::rejected(&rejection))?;
+            call.audit(&format!("settings are {settings:?}"), reply.revision);
+        }
+        let revision = self.0.read(&call).await?.table.revision();
+        let unchanged = revision == view.table.revision();
+        Ok(Response::new(v1::RestoreSnapshotResponse { revision, unchanged }))
     }
 }

@@ -13,4 +13,5 @@ pub(crate) mod wire;
 
 pub use membership::MembershipError;
 pub use network::{Lane, Transport, TransportError};
+pub(crate) use node::new_key;
 pub use node::{Consensus, Lead, ProposeError, Settings, StartError, Status};

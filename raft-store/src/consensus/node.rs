@@ -170,7 +170,8 @@ impl Consensus {
                 tracing::warn!(%cluster, node = %settings.name, "the store is empty and bootstrap is set: created a NEW cluster");
                 let name = settings.name.to_string();
                 let cluster_name = settings.cluster_name.to_string();
-                let identity = Identity { node: BOOTSTRAP_NODE, cluster, cluster_name, name, role: settings.role };
+                let (role, recovered_from) = (settings.role, Vec::new());
+                let identity = Identity { node: BOOTSTRAP_NODE, cluster, cluster_name, name, role, recovered_from };
                 store.adopt(&identity).await.map_err(|e| StoreError::io("write", &settings.data_dir, e))?;
                 Some(identity)
             }
@@ -516,7 +517,7 @@ pub(super) enum Attempt<T> {
 }
 
 /// 128 random bits: a version 4 UUID has 122, so two of them are mixed.
-pub(super) fn new_key() -> u128 {
+pub(crate) fn new_key() -> u128 {
     Uuid::new_v4().as_u128() ^ Uuid::new_v4().as_u128().rotate_left(64)
 }
 

@@ -43,7 +43,9 @@ impl Consensus {
                 format!("{} waits to be added to a cluster", self.inner.settings.name),
             );
         };
-        if cluster == member.identity.cluster.as_bytes() && self.has_removed(from) {
+        // It was removed while it was off, or this node was recovered as the only one that was left.
+        let lost = member.identity.recovered_from.iter().any(|id| cluster == id.as_bytes());
+        if lost || cluster == member.identity.cluster.as_bytes() && self.has_removed(from) {
             return Answer::refused(RefusedKind::Removed, removed(&format!("this node (node {from})")));
         }
         if let Err(message) = self.check_addressee(member, cluster, from, to) {
@@ -149,6 +151,7 @@ impl Consensus {
             cluster_name: settings.cluster_name.to_string(),
             name: settings.name.to_string(),
             role: settings.role,
+            recovered_from: Vec::new(),
         };
         if let Some(member) = inner.member.get() {
             return if member.identity == identity {

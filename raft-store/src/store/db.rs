@@ -41,6 +41,8 @@ pub(crate) struct Identity {
     pub(crate) cluster_name: String,
     pub(crate) name: String,
     pub(crate) role: Role,
+    /// Clusters from which this node was recovered as the only survivor; their other nodes are gone for good.
+    pub(crate) recovered_from: Vec<Uuid>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -57,6 +59,8 @@ struct IdentityRecord {
     witness_role: bool,
     #[prost(string, tag = "6")]
     cluster_name: String,
+    #[prost(bytes = "vec", repeated, tag = "7")]
+    recovered_from: Vec<Vec<u8>>,
 }
 
 /// An open store. It is closed when the last of its parts is dropped.
@@ -161,6 +165,7 @@ impl Store {
             name: identity.name.clone(),
             witness_role: identity.role == Role::Witness,
             cluster_name: identity.cluster_name.clone(),
+            recovered_from: identity.recovered_from.iter().map(|id| id.as_bytes().to_vec()).collect(),
         };
         let key = keys::IDENTITY;
         self.meta.insert(key, codec::seal_message(key.as_bytes(), &record)).map_err(io::Error::other)?;
@@ -229,6 +234,7 @@ fn read_identity(meta: &sled::Tree, path: &Path, witness: &Witness) -> Result<Op
         node: record.node,
         cluster: Uuid::from_slice(&record.cluster).map_err(|error| damaged(error.to_string()))?,
         cluster_name: record.cluster_name,
+        recovered_from: record.recovered_from.iter().filter_map(|id| Uuid::from_slice(id).ok()).collect(),
         name: record.name,
         role: if record.witness_role { Role::Witness } else { Role::Lb },
     }))

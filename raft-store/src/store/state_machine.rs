@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     consensus::{
-        types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
+        types::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
         wire::SnapshotMetaRecord,
     },
     table::{Reply, Table, decode_table, encode_table},
@@ -86,6 +86,25 @@ impl StateMachine {
         self.membership = meta.last_membership.clone();
         self.publish();
         Ok(())
+    }
+
+    /// Applies one entry, and shows it to nobody yet.
+    pub(crate) fn apply_entry(&mut self, entry: &Entry) -> Reply {
+        self.applied = Some(entry.log_id);
+        match &entry.payload {
+            EntryPayload::Blank => Reply::default(),
+            EntryPayload::Normal(command) => self.table.apply(entry.log_id.index(), command),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                self.table.configure(entry.log_id.index(), membership.get_joint_config().clone());
+                Reply::default()
+            }
+        }
+    }
+
+    /// The table as it is now.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
     }
 
     #[cfg(test)]
@@ -184,16 +203,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut answers = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
-            let reply = match &entry.payload {
-                EntryPayload::Blank => Reply::default(),
-                EntryPayload::Normal(command) => self.table.apply(entry.log_id.index(), command),
-                EntryPayload::Membership(membership) => {
-                    self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
-                    self.table.configure(entry.log_id.index(), membership.get_joint_config().clone());
-                    Reply::default()
-                }
-            };
-            self.applied = Some(entry.log_id);
+            let reply = self.apply_entry(&entry);
             answers.extend(responder.map(|responder| (responder, reply)));
         }
         // Whoever gets an answer finds the table that it speaks of.

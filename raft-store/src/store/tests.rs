@@ -133,6 +133,7 @@ fn the_witness_of_another_store_is_refused() {
         cluster_name: "lb".into(),
         name: "lb1".into(),
         role: crate::table::Role::Lb,
+        recovered_from: Vec::new(),
     };
     TypeConfig::run(async { open(dir.path()).unwrap().adopt(&identity).await.unwrap() });
     wait_until_closed(dir.path());

@@ -416,11 +416,19 @@ impl Table {
                 format!("{} owns VIP {}: drain it first", node.name, vip.settings.address),
             ));
         }
-        self.nodes.remove_mut(&id);
         self.end_lease(id);
+        self.forget_node(id);
         let newest = self.heartbeat_keys.last().map(|(index, _)| *index);
         self.heartbeat_keys = self.heartbeat_keys().filter(|(index, _)| Some(*index) == newest).collect();
         self.heartbeat_keys.insert_mut(index, heartbeat_key);
+        // A VIP on whose segment only this node was is a routed one now: others are able to own it.
+        self.place_all(index);
+        Ok(Effect::Changed)
+    }
+
+    /// Takes a node out, wherever it is named.
+    pub(super) fn forget_node(&mut self, id: NodeId) {
+        self.nodes.remove_mut(&id);
         let named: Vec<Vip> = self
             .vips()
             .filter(|vip| [vip.settings.prefer, vip.home, vip.intent].contains(&Some(id)))
@@ -432,9 +440,6 @@ impl Table {
             }
             self.vips.insert_mut(vip.settings.address, vip);
         }
-        // A VIP on whose segment only this node was is a routed one now: others are able to own it.
-        self.place_all(index);
-        Ok(Effect::Changed)
     }
 
     fn publish_node(

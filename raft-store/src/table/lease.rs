@@ -10,12 +10,14 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use super::{
     Table,
     apply::no_node,
     command::{Effect, Evidence, Rejection, Withdrawal},
-    model::{Configuration, Lease},
-    types::{LeaseId, NodeId},
+    model::{Configuration, Lease, Node},
+    types::{LeaseId, Name, NodeId},
 };
 
 type Outcome = Result<Effect, Rejection>;
@@ -151,6 +153,37 @@ impl Table {
             }
             self.forget_old_configurations();
         }
+    }
+
+    /// The table of a new cluster in which `me` is the only node: of all that concerns nodes nothing else is left.
+    /// The new cluster's id and key; the node's address and store. And the names of those that are not part of it.
+    pub(crate) fn recovered(
+        &self,
+        me: NodeId,
+        (cluster, heartbeat_key): (Uuid, u128),
+        (address, store): (&str, Uuid),
+        index: u64,
+    ) -> (Self, Vec<Name>) {
+        let mut table = self.clone();
+        let lost: Vec<NodeId> = self.nodes().map(|node| node.id).filter(|id| *id != me).collect();
+        let names = lost.iter().filter_map(|id| self.node(*id)).map(|node| node.name.clone()).collect();
+        for holder in self.nodes().map(|node| node.id) {
+            table.end_lease(holder);
+            table.disown_all(index, holder, &[]);
+        }
+        for id in &lost {
+            table.forget_node(*id);
+        }
+        if let Some(node) = self.node(me) {
+            let node = Node { address: address.to_owned(), store, draining: false, ..node.clone() };
+            table.nodes.insert_mut(me, node);
+        }
+        table.cluster = cluster;
+        table.heartbeat_keys = [(index, heartbeat_key)].into_iter().collect();
+        table.configurations =
+            [index].into_iter().map(|i| (i, Configuration { index, halves: vec![[me].into()] })).collect();
+        table.revision = index;
+        (table, names)
     }
 
     fn forget_old_configurations(&mut self) {

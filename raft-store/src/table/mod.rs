@@ -13,6 +13,7 @@ mod lease;
 mod model;
 mod ownership;
 mod placement;
+mod saved;
 mod types;
 mod wire;
 
@@ -29,6 +30,7 @@ pub use model::{
     DEFAULT_TABLE_SIZE, Lease, Node, Owner, PortRange, Protocol, QuorumLoss, Role, Service, ServiceSettings,
     TABLE_SIZES, Timing, Unmatched, Vip, VipSettings,
 };
+pub use saved::{decode_saved, encode_saved, restore};
 pub use types::{
     BOOTSTRAP_NODE, Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, ParseError, Revision, Weight, is_host_address,
 };

@@ -1,0 +1,103 @@
+//! A table in a file: VIPs, services, backends and settings, without secrets and without what belongs to running
+//! processes. And the way back: the changes that make another table hold the same.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Table,
+    command::Mutation,
+    model::{Backend, Service, Vip},
+    types::Name,
+    wire::{DecodeError, decode_table, encode_table},
+};
+
+/// The file's bytes.
+pub fn encode_saved(table: &Table) -> Vec<u8> {
+    let fresh = Table::default();
+    let stripped = Table {
+        leases: fresh.leases,
+        configurations: fresh.configurations,
+        retractions: fresh.retractions,
+        heartbeat_keys: fresh.heartbeat_keys,
+        requests: fresh.requests,
+        request_order: fresh.request_order,
+        ..table.clone()
+    };
+    encode_table(&stripped)
+}
+
+/// The inverse of [`encode_saved`].
+pub fn decode_saved(bytes: &[u8]) -> Result<Table, DecodeError> {
+    decode_table(bytes)
+}
+
+/// The changes that give `present` the VIPs, services and backends of `saved`. Nodes that a VIP prefers are found
+/// by their names; one that is not there any more is not preferred.
+pub fn restore(present: &Table, saved: &Table) -> Vec<Mutation> {
+    let mut changes = Vec::new();
+    let keeps = |service: &Service| {
+        let now = &service.settings;
+        saved
+            .service(&now.name)
+            .is_some_and(|then| then.settings.vip == now.vip && then.settings.table_size == now.table_size)
+    };
+    // What cannot be changed is made anew, and so is what hangs on it.
+    let kept: BTreeSet<&Name> = present.services().filter(|s| keeps(s)).map(|s| &s.settings.name).collect();
+    for service in present.services().filter(|service| !kept.contains(&service.settings.name)) {
+        changes.push(Mutation::DeleteService { name: service.settings.name.clone(), cascade: true });
+    }
+    for vip in present.vips().filter(|vip| !vip.deleting && saved.vip(vip.settings.address).is_none()) {
+        changes.push(Mutation::DeleteVip { address: vip.settings.address, cascade: true });
+    }
+    let stays = |backend: &&Backend| saved.backend(&backend.settings.service, backend.settings.address).is_some();
+    let of_kept = present.backends().filter(|backend| kept.contains(&backend.settings.service));
+    for backend in of_kept.filter(|backend| !stays(backend)) {
+        let (service, address) = (backend.settings.service.clone(), backend.settings.address);
+        changes.push(Mutation::DeleteBackend { service, address });
+    }
+    changes.extend(saved.vips().filter(|vip| !vip.deleting).filter_map(|vip| restored_vip(present, saved, vip)));
+    for service in saved.services() {
+        let settings = service.settings.clone();
+        changes.extend(match present.service(&settings.name).filter(|_| kept.contains(&settings.name)) {
+            None => Some(Mutation::CreateService(settings)),
+            Some(now) if now.settings == settings => None,
+            Some(_) => Some(Mutation::UpdateService {
+                name: settings.name,
+                ports: Some(settings.ports),
+                affinity: Some(settings.affinity),
+            }),
+        });
+    }
+    for backend in saved.backends() {
+        let settings = backend.settings.clone();
+        let now = present.backend(&settings.service, settings.address).filter(|b| kept.contains(&b.settings.service));
+        changes.extend(match now {
+            None => Some(Mutation::CreateBackend(settings)),
+            Some(now) if now.settings == settings => None,
+            Some(_) => Some(Mutation::UpdateBackend {
+                service: settings.service,
+                address: settings.address,
+                weight: Some(settings.weight),
+                mac: Some(settings.mac),
+                state: Some(settings.state),
+            }),
+        });
+    }
+    changes
+}
+
+fn restored_vip(present: &Table, saved: &Table, vip: &Vip) -> Option<Mutation> {
+    let mut settings = vip.settings.clone();
+    let preferred = settings.prefer.and_then(|id| saved.node(id));
+    settings.prefer = preferred.and_then(|node| present.node_named(node.name.as_str())).map(|node| node.id);
+    match present.vip(settings.address) {
+        None => Some(Mutation::CreateVip(settings)),
+        Some(now) if now.settings == settings => None,
+        Some(_) => Some(Mutation::UpdateVip {
+            address: settings.address,
+            prefer: Some(settings.prefer),
+            segment: Some(settings.segment),
+            unmatched: Some(settings.unmatched),
+        }),
+    }
+}
