@@ -60,7 +60,10 @@ impl Failure {
         use lb_raft_store::StartError;
         match self {
             Self::Consensus(StartError::Store(
-                StoreError::Damaged { .. } | StoreError::Locked { .. } | StoreError::Io { .. },
+                StoreError::Damaged { .. }
+                | StoreError::TooNew { .. }
+                | StoreError::Locked { .. }
+                | StoreError::Io { .. },
             ))
             | Self::StoreBroke(_)
             | Self::Recover(_) => Exit::Store,

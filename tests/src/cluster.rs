@@ -25,6 +25,8 @@ pub struct LbNode {
     pub address: String,
     /// Its namespace.
     pub ns: Namespace,
+    /// The daemon's program, beside this one.
+    pub program: &'static str,
     /// Environment variables for its processes.
     pub environment: Vec<(String, String)>,
     dir: PathBuf,
@@ -54,6 +56,7 @@ impl LbNode {
             name: host.name.clone(),
             address: format!("{}:7401", config.address),
             ns: host.ns.clone(),
+            program: "lbd",
             environment: Vec::new(),
             dir,
             child: None,
@@ -114,7 +117,7 @@ impl LbNode {
     /// Starts it and does not wait.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
-        let mut command = self.ns.command(binaries::directory()?.join("lbd"))?;
+        let mut command = self.ns.command(binaries::directory()?.join(self.program))?;
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().context("starting lbd")?);

@@ -29,8 +29,8 @@ pub(super) struct Takeover {
     refused: Option<(NodeId, u64)>,
     /// Which leader, of which term, is gone, and since when this is known.
     gone: Option<(NodeId, u64, u64)>,
-    /// When this node last tried to replace the leader.
-    tried_ns: Option<u64>,
+    /// Which leader this node last tried to replace, and when.
+    tried: Option<(NodeId, u64)>,
 }
 
 /// A lease to end.
@@ -163,11 +163,17 @@ impl Takeover {
         // The surviving voter of smallest id first; the next one if no leader has appeared since.
         let smaller = self.heard(timing, now_ns).filter(|node| *node < me && *node != leader);
         let rank = smaller.filter(|node| configuration.voters().contains(node)).count() as u64;
-        let waits = self.tried_ns.is_some_and(|at| now_ns < at + timing.again_ns);
+        // A leader that comes back after an attempt has a log that this node's lacks, maybe: deposed again and again
+        // it could never replicate it, nor end its own lease. Of a dead one nothing is to be waited for.
+        let proven = dead || self.refused == Some((leader, term));
+        let waits = self.tried.is_some_and(|(of, at)| {
+            let pause_ns = if of == leader && !proven { timing.depose_again_ns } else { timing.again_ns };
+            now_ns < at + pause_ns
+        });
         if waits || now_ns < since + rank * timing.rank_ns {
             return false;
         }
-        self.tried_ns = Some(now_ns);
+        self.tried = Some((leader, now_ns));
         self.refused = None;
         true
     }
@@ -186,4 +192,26 @@ impl Takeover {
 
 fn suffices(table: &Table, node: NodeId, lease: LeaseId, evidence: &Evidence) -> bool {
     table.suffices(node, lease, evidence) || super::planted_suffices(table, node, lease, evidence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_that_is_elected_again_is_not_deposed_again_at_once() {
+        const MS: u64 = 1_000_000;
+        let mut table = Table::default();
+        table.configure(0, vec![BTreeSet::from([1, 2, 3])]);
+        let timing = Timing::new(lb_raft_store::table::Timing::DEFAULT, 150);
+        let mut takeover = Takeover::default();
+        let mut elects = |term: u64, now_ns: u64| {
+            takeover.on_claim(3, LeaseId(9), 1, &[], Some(1), now_ns);
+            takeover.elects(&table, 2, (1, term), true, &timing, now_ns)
+        };
+        assert!(elects(5, 100 * MS), "two of three voters desert it");
+        assert!(!elects(7, 300 * MS), "its log is longer than ours, and it leads again");
+        assert!(!elects(7, 1000 * MS));
+        assert!(elects(7, 1200 * MS), "it is not heard, still");
+    }
 }

@@ -25,6 +25,9 @@ pub(super) struct Timing {
     pub(super) rank_ns: u64,
     /// Between two proposals of the same thing.
     pub(super) again_ns: u64,
+    /// Between two attempts to replace the same leader because it is not heard: time for it to bring the others up to
+    /// date, should they have elected it again.
+    pub(super) depose_again_ns: u64,
 }
 
 /// Between two immediate repeats to a peer that called an echo stale.
@@ -48,6 +51,7 @@ impl Timing {
             retract_after_ns: 200 * MS * slower,
             rank_ns: 15 * MS * slower,
             again_ns: 50 * MS * slower,
+            depose_again_ns: 1000 * MS * slower,
         }
     }
 

@@ -185,6 +185,13 @@ impl Consensus {
                 "{name} belongs to another cluster ({theirs}): empty its data_dir first, and start it without bootstrap"
             )));
         }
+        let level = self.view().table.feature_level();
+        if description.feature_level < level {
+            return Err(Failure::refused(format!(
+                "{name} runs an lbd of feature level {}, and the cluster is at {level}: install the version of the others",
+                description.feature_level
+            )));
+        }
         let invalid = |what: &str| Failure::refused(format!("{name} describes itself with a bad {what}"));
         Ok(NewNode {
             name: name.parse().map_err(|error| Failure::refused(format!("name: {error}")))?,

@@ -191,7 +191,8 @@ impl Entries<'_> {
             }
         }
         let record = EntryRecord::decode(&*whole).map_err(|error| damaged(error.to_string()))?;
-        Ok((index, record.into_entry().map_err(|error| damaged(error.to_string()))?))
+        let unreadable = |error| StoreError::unreadable(&self.store.path, format!("log entry {index}"), error);
+        Ok((index, record.into_entry().map_err(unreadable)?))
     }
 }
 

@@ -21,6 +21,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::table::DecodeError;
+
 /// Why a store cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -36,6 +38,20 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+    },
+    /// A newer build has written it, and the cluster has agreed since on what only newer builds know.
+    #[error(
+        "the store at {} needs feature level {needed}, and this lbd knows {known}: install the version that was here, \
+         or a newer one",
+        path.display()
+    )]
+    TooNew {
+        /// The file or directory.
+        path: PathBuf,
+        /// What it needs.
+        needed: u32,
+        /// What this build knows.
+        known: u32,
     },
     /// Another process uses it.
     #[error(
@@ -64,6 +80,14 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn io(step: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { step, path: path.to_owned(), source }
+    }
+
+    /// What is stored there cannot be decoded.
+    pub(crate) fn unreadable(path: &Path, what: impl std::fmt::Display, error: DecodeError) -> Self {
+        match error {
+            DecodeError::TooNew { needed, known } => Self::TooNew { path: path.to_owned(), needed, known },
+            error => Self::damaged(path, format!("{what}: {error}")),
+        }
     }
 
     pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {

@@ -80,8 +80,7 @@ impl StateMachine {
     }
 
     fn adopt(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StoreError> {
-        self.table =
-            decode_table(data).map_err(|error| StoreError::damaged(&self.path, format!("the snapshot: {error}")))?;
+        self.table = decode_table(data).map_err(|error| StoreError::unreadable(&self.path, "the snapshot", error))?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.publish();

@@ -9,7 +9,7 @@ use std::{
 use siphasher::sip::SipHasher13;
 
 use super::{
-    Answered, Command, Table, bounds,
+    Answered, Command, FIRST_FEATURE_LEVEL, Table, bounds,
     command::{Effect, Mutate, Mutation, NewNode, Rejection, Reply, RequestId},
     model::{
         AdminState, Attachment, Backend, BackendSettings, ClusterSettings, Node, PortRange, Service, ServiceSettings,
@@ -401,7 +401,7 @@ impl Table {
             store: new.store,
             attachments: Vec::new(),
             heartbeat: Vec::new(),
-            feature_level: FIRST_LEVEL,
+            feature_level: FIRST_FEATURE_LEVEL,
             draining: false,
         };
         self.nodes.insert_mut(id, node);
@@ -533,9 +533,6 @@ impl Table {
         }
     }
 }
-
-/// The level of a node that has not said anything yet.
-const FIRST_LEVEL: u32 = 1;
 
 fn request_of(command: &Command) -> Option<&RequestId> {
     match command {

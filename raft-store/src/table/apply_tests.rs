@@ -594,17 +594,21 @@ fn rebalancing_moves_no_more_than_it_must_and_leaves_what_is_preferred() {
 #[test]
 fn the_feature_level_rises_only_to_what_every_node_knows() {
     let (mut log, ids) = Log::with_nodes(2);
-    let raise = |level| Command::RaiseFeatureLevel { level };
     let publish = |log: &mut Log, id: NodeId| {
         let attachments = log.table.node(id).unwrap().attachments.clone();
         log.ok(Command::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 2 });
     };
+    // Its wire form is refused above what this build knows, so it is applied as it is.
+    let raise = |log: &Log, level| {
+        let mut table = log.table.clone();
+        let effect = table.apply(log.index + 1, &Command::RaiseFeatureLevel { level }).result.unwrap();
+        (effect, table.feature_level())
+    };
     publish(&mut log, ids[0]);
-    assert_eq!(log.ok(raise(2)), Effect::Unchanged);
+    assert_eq!(raise(&log, 2), (Effect::Unchanged, 1));
     publish(&mut log, ids[1]);
-    assert_eq!(log.ok(raise(3)), Effect::Unchanged);
-    // The table's wire form is refused above what this build knows, so only the effect is looked at.
-    let mut table = log.table.clone();
-    assert_eq!(table.apply(log.index + 1, &raise(2)).result, Ok(Effect::Changed));
-    assert_eq!(table.feature_level(), 2);
+    assert_eq!(raise(&log, 3), (Effect::Unchanged, 1));
+    assert_eq!(raise(&log, 2), (Effect::Changed, 2));
+    let unknown = encode_command(&Command::RaiseFeatureLevel { level: 99 });
+    assert!(matches!(decode_command(&unknown), Err(DecodeError::TooNew { needed: 99, .. })));
 }

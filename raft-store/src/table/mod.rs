@@ -38,7 +38,10 @@ pub use wire::{DecodeError, decode_command, decode_reply, encode_command, encode
 pub(crate) use wire::{decode_table, encode_table};
 
 /// The highest feature level that this build knows. No command above the table's level is proposed.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-feature-level") { 2 } else { 1 };
+
+/// The level of every table before it is raised, whichever build reads it: equal on all nodes.
+const FIRST_FEATURE_LEVEL: u32 = 1;
 
 /// How much a table holds at most.
 pub mod bounds {
@@ -104,7 +107,7 @@ impl Default for Table {
             cluster: Uuid::nil(),
             cluster_name: None,
             hash_seed: 0,
-            feature_level: FEATURE_LEVEL,
+            feature_level: FIRST_FEATURE_LEVEL,
             revision: 0,
             next_backend_id: 1,
             nodes: Map::new_sync(),

@@ -43,7 +43,12 @@ pub enum DecodeError {
 
 /// A command as it stands in the log.
 pub fn encode_command(command: &Command) -> Vec<u8> {
-    CommandRecord { needs_level: 1, kind: Some(command.into()) }.encode_to_vec()
+    let needs_level = match command {
+        // Whoever does not know what it allows must not go past it.
+        Command::RaiseFeatureLevel { level } => *level,
+        _ => 1,
+    };
+    CommandRecord { needs_level, kind: Some(command.into()) }.encode_to_vec()
 }
 
 /// The inverse of [`encode_command`].

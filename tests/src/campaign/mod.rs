@@ -124,11 +124,36 @@ pub fn run(options: &Options, tell: impl Fn(&str)) -> anyhow::Result<Report> {
     while started.elapsed() < options.span && report.rounds < options.rounds {
         report.rounds += 1;
         let number = report.rounds;
-        campaign.round(&mut site, &mut report, &tell).with_context(|| {
-            format!("round {number} of seed {} with {} nodes ({:?})", options.seed, options.nodes, campaign.history)
-        })?;
+        if let Err(error) = campaign.round(&mut site, &mut report, &tell) {
+            let history = campaign.history.join("; ");
+            let what = format!("round {number} of seed {} with {} nodes ({history})", options.seed, options.nodes);
+            return Err(error.context(what).context(Evidence::gather(&site)));
+        }
     }
     campaign.finish(report)
+}
+
+/// What the nodes knew when a promise was broken: without it nobody could tell why.
+#[derive(Debug)]
+struct Evidence(String);
+
+impl Evidence {
+    fn gather(site: &Site) -> Self {
+        const LINES: usize = 60;
+        let of_node = |node: &crate::cluster::LbNode| {
+            let log = node.log();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains("method=\"UpdateBackend\"")).collect();
+            let status = node.lbctl_ok(&["--timeout", "1s", "status"]).unwrap_or_else(|error| format!("{error:.300}"));
+            format!("--- {}\n{status}\n{}\n", node.name, lines[lines.len().saturating_sub(LINES)..].join("\n"))
+        };
+        Self(site.nodes.iter().map(of_node).collect())
+    }
+}
+
+impl std::fmt::Display for Evidence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// The other VIPs, and the registers.
