@@ -1,9 +1,6 @@
 //! The daemon's life: bind, open, serve, follow, and let go in the right order.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::sync::{Arc, atomic::AtomicU64};
 
 use lb_dataplane::{Config as DataplaneConfig, Dataplane, forward::flow::Timeouts};
 use lb_raft_store::{Consensus, Settings};
@@ -16,7 +13,7 @@ use tokio::{
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
     config::Config,
-    control::{Control, Retiring, retire, take_care},
+    control::{Conflicts, Control, Retiring, retire, take_care},
     exit::Failure,
     link,
     ownership::{self, Ownership},
@@ -109,7 +106,7 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         heartbeat: Vec::new(),
         in_force,
         asked: None,
-        told: HashMap::new(),
+        conflicts: Conflicts::default(),
     };
     followers.spawn(control.run());
     followers.spawn(take_care(consensus.clone()));

@@ -99,19 +99,12 @@ pub fn cut(site: &Site, node: usize, cut: Cut) -> anyhow::Result<()> {
 /// What a fault of the owner did to the VIP.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// From the end of the segment: how long no datagram was answered.
-    pub near: UdpReport,
-    /// The same through the router.
-    pub far: UdpReport,
+    /// For how long no datagram was answered, on the worse of the two streams.
+    pub gap: Duration,
+    /// Datagrams without an answer, on the worse of the two.
+    pub lost: usize,
     /// Answers that the old owner still had in hand when it went on after SIGSTOP.
     pub in_hand: usize,
-}
-
-impl Outcome {
-    /// The longer of both gaps.
-    pub fn gap(&self) -> Duration {
-        self.near.longest_gap.max(self.far.longest_gap)
-    }
 }
 
 /// Measuring streams to the VIP and an observer of its owner.
@@ -146,9 +139,31 @@ impl Watch {
         wait::until("the streams go on", PATIENCE + span, || self.last_answer().is_some_and(|at| at > until));
     }
 
-    /// Stops; who answered for the VIP, and what the streams saw.
-    pub fn finish(self) -> (Vec<(Instant, Mac)>, UdpReport, UdpReport) {
-        (self.arps.finish(), self.near.finish(), self.far.finish())
+    /// Stops.
+    pub fn finish(self) -> Seen {
+        Seen { claims: self.arps.finish(), near: self.near.finish(), far: self.far.finish() }
+    }
+}
+
+/// What a [`Watch`] saw.
+pub struct Seen {
+    /// Each answer or announcement for the VIP.
+    pub claims: Vec<(Instant, Mac)>,
+    /// From the end of the segment.
+    pub near: UdpReport,
+    /// Through the router.
+    pub far: UdpReport,
+}
+
+impl Seen {
+    /// The longer of both gaps.
+    pub fn gap(&self) -> Duration {
+        self.near.longest_gap.max(self.far.longest_gap)
+    }
+
+    /// The more lost datagrams of both streams.
+    pub fn lost(&self) -> usize {
+        self.near.lost.max(self.far.lost)
     }
 }
 
@@ -178,7 +193,8 @@ pub fn measure(site: &mut Site, neighbor: &Host, fault: Fault, at_leader: bool) 
     let mended = Instant::now();
     fault.mend(site, owner)?;
     watch.go_on(AFTERWARDS);
-    let (claims, near, far) = watch.finish();
+    let seen = watch.finish();
+    let (gap, lost, claims) = (seen.gap(), seen.lost(), seen.claims);
     let old = site.node_hosts[owner].port("eth0").mac;
     let late =
         |at: &Instant, mac: &Mac| fault == Fault::Stopped && *mac == old && *at >= mended && *at <= mended + IN_HAND;
@@ -192,5 +208,5 @@ pub fn measure(site: &mut Site, neighbor: &Host, fault: Fault, at_leader: bool) 
         site.nodes.iter().all(|node| node.lbctl_json(&["status"]).is_ok_and(|status| status["stale"] == false))
     });
     site.wait_resolved();
-    Ok(Outcome { near, far, in_hand })
+    Ok(Outcome { gap, lost, in_hand })
 }

@@ -3,7 +3,9 @@
 
 mod caretaker;
 mod compile;
+mod conflicts;
 mod reconcile;
 
 pub(crate) use caretaker::take_care;
-pub(crate) use reconcile::{Control, Retiring, claimant, retire};
+pub(crate) use conflicts::{Conflicts, claimant};
+pub(crate) use reconcile::{Control, Retiring, retire};

@@ -2,9 +2,7 @@
 //! missed event heals. Everything runs on one task, so a table is never overtaken by an older one.
 
 use std::{
-    collections::HashMap,
-    fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,14 +11,14 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _};
-use lb_dataplane::{Conflict, Dataplane, forward::table::TableSpec, packet::Mac};
+use lb_dataplane::{Dataplane, forward::table::TableSpec};
 use lb_raft_store::{
     Consensus, View,
-    table::{Attachment, Command, FEATURE_LEVEL, Node, NodeId, Table},
+    table::{Attachment, Command, FEATURE_LEVEL, NodeId},
 };
 use tokio::time::Instant;
 
-use super::compile::compile;
+use super::{compile::compile, conflicts::Conflicts};
 use crate::{
     config::Config,
     link::{self, Link},
@@ -30,8 +28,6 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Whom this node hears on its segments is published as soon as it changes.
 const LOOK_AT_PEERS: Duration = Duration::from_millis(200);
-/// A claimant that goes on is told of again.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// For the worker to take a new table up: a batch takes microseconds.
 const TAKE_UP: Duration = Duration::from_secs(1);
 const PROPOSAL: Duration = Duration::from_secs(1);
@@ -53,37 +49,8 @@ pub(crate) struct Control {
     pub(crate) in_force: Arc<AtomicU64>,
     /// What was proposed to be said of this node last, and when.
     pub(crate) asked: Option<(Command, Instant)>,
-    /// Of which claims to a VIP of ours was told: how many there were, and when.
-    pub(crate) told: HashMap<(Ipv4Addr, Mac), (u64, Option<Instant>)>,
-}
-
-/// Whose hardware address it is.
-pub(crate) enum Claimant {
-    Node(String),
-    Backend(String),
-    Unknown,
-}
-
-impl fmt::Display for Claimant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Node(name) => write!(f, "node {name}"),
-            Self::Backend(address) => write!(f, "backend {address}"),
-            Self::Unknown => Ok(()),
-        }
-    }
-}
-
-/// Looks for a hardware address among the nodes and the backends.
-pub(crate) fn claimant(table: &Table, dataplane: &Dataplane, mac: Mac) -> Claimant {
-    let is_its = |node: &&Node| node.attachments.iter().any(|attachment| attachment.mac.octets() == mac.0);
-    if let Some(node) = table.nodes().find(is_its) {
-        return Claimant::Node(node.name.to_string());
-    }
-    match dataplane.report().backends.into_iter().find(|backend| backend.mac == Some(mac)) {
-        Some(backend) => Claimant::Backend(backend.address.to_string()),
-        None => Claimant::Unknown,
-    }
+    /// Claims of others to VIPs of ours.
+    pub(crate) conflicts: Conflicts,
 }
 
 impl Control {
@@ -113,7 +80,9 @@ impl Control {
                 }
                 _ = look_again.tick() => {
                     link::refresh(&mut self.links).await;
-                    self.tell_of_conflicts();
+                    if let Some(dataplane) = &self.dataplane {
+                        self.conflicts.tell(dataplane, &self.consensus.view().table);
+                    }
                 }
                 _ = look_at_peers.tick() => {}
             }
@@ -221,32 +190,6 @@ impl Control {
                 "cluster.advertise names no address of the family of cluster.listen that other nodes can reach: \
                  this node gets no heartbeats and owns nothing; name its address there"
             );
-        }
-    }
-
-    /// Somebody else claims a VIP of ours: once a claimant, and again when it goes on.
-    fn tell_of_conflicts(&mut self) {
-        let Some(dataplane) = &self.dataplane else { return };
-        let view = self.consensus.view();
-        for Conflict { vip, mac, count } in dataplane.report().conflicts {
-            let told = self.told.entry((vip, mac)).or_insert((0, None));
-            if count == told.0 || told.1.is_some_and(|at| at.elapsed() < TELL_AGAIN) {
-                continue;
-            }
-            *told = (count, Some(Instant::now()));
-            match claimant(&view.table, dataplane, mac) {
-                Claimant::Node(name) => {
-                    tracing::info!(%vip, %mac, node = name, count, "another node claimed this VIP: a late frame, or a fence");
-                }
-                Claimant::Backend(address) => tracing::warn!(
-                    %vip, %mac, backend = address, count,
-                    "this backend answers ARP for the VIP and takes its traffic: set arp_ignore=1 and arp_announce=2 there"
-                ),
-                Claimant::Unknown => tracing::warn!(
-                    %vip, %mac, count,
-                    "somebody else uses the address of this VIP: find that machine by its hardware address, or remove the VIP"
-                ),
-            }
         }
     }
 }

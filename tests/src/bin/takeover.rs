@@ -127,8 +127,8 @@ fn row(site: &mut Site, neighbor: &Host, fault: Fault, name: &str, goal: &str, r
     let (mut gaps, mut lost, mut in_hand) = (Vec::new(), 0, 0);
     for run in 0..runs {
         let outcome = measure(site, neighbor, fault, run % 2 == 0).with_context(|| format!("{name}, run {run}"))?;
-        gaps.push(outcome.gap());
-        lost = lost.max(outcome.near.lost).max(outcome.far.lost);
+        gaps.push(outcome.gap);
+        lost = lost.max(outcome.lost);
         in_hand += outcome.in_hand;
     }
     print_row(name, &mut gaps, &lost.to_string(), goal);
@@ -170,9 +170,9 @@ fn graceful(site: &mut Site, neighbor: &Host, name: &str, runs: usize) -> anyhow
             }
         }
         watch.go_on(Duration::from_millis(1500));
-        let (_, near, far) = watch.finish();
-        lost = lost.max(near.lost).max(far.lost);
-        gaps.push(near.longest_gap.max(far.longest_gap));
+        let seen = watch.finish();
+        lost = lost.max(seen.lost());
+        gaps.push(seen.gap());
     }
     print_row(name, &mut gaps, &lost.to_string(), "0 lost");
     Ok(())
@@ -202,11 +202,11 @@ fn partition(site: &mut Site, neighbor: &Host, runs: usize) -> anyhow::Result<()
         watch.go_on(Duration::from_millis(200));
         site.net.cut(&site.node_hosts[owner], "mgmt", Cut::None)?;
         watch.go_on(Duration::from_millis(1500));
-        let (claims, near, far) = watch.finish();
-        let owners = lb_tests::observe::owners_in_turn(&claims).map_err(anyhow::Error::msg)?;
+        let seen = watch.finish();
+        let owners = lb_tests::observe::owners_in_turn(&seen.claims).map_err(anyhow::Error::msg)?;
         ensure!(owners.len() == 1, "after the partition healed the owners were {owners:?}");
-        lost = lost.max(near.lost).max(far.lost);
-        gaps.push(near.longest_gap.max(far.longest_gap));
+        lost = lost.max(seen.lost());
+        gaps.push(seen.gap());
         cluster::wait_ready(&site.nodes[owner], site.nodes.len());
     }
     print_row(HEALED, &mut gaps, &lost.to_string(), "0 lost");
@@ -338,15 +338,15 @@ fn false_takeovers(site: &Site, neighbor: &Host, span: Duration) -> anyhow::Resu
     for spinner in spinners {
         drop(spinner.join());
     }
-    let (claims, near, far) = watch.finish();
-    let owners: std::collections::BTreeSet<_> = claims.iter().map(|(_, mac)| mac.0).collect();
+    let seen = watch.finish();
+    let owners: std::collections::BTreeSet<_> = seen.claims.iter().map(|(_, mac)| mac.0).collect();
     let moved = u8::from(epoch(&site.nodes[0]) != Some(before));
     println!(
         "{:<46} {:>5} {moved} moves, {} owners seen, longest gap {:.1} ms {:>4}",
         format!("{FALSE_TAKEOVERS}, {} s with both cores busy", span.as_secs()),
         1,
         owners.len(),
-        near.longest_gap.max(far.longest_gap).as_secs_f64() * 1e3,
+        seen.gap().as_secs_f64() * 1e3,
         "0"
     );
     Ok(())
