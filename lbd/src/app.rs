@@ -13,7 +13,7 @@ use tokio::{
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
     config::Config,
-    control::{Conflicts, Control, Retiring, retire, take_care},
+    control::{Conflicts, Control, Leave, Retiring, retire, take_care},
     exit::Failure,
     link,
     ownership::{self, Ownership},
@@ -116,10 +116,19 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
     tracing::info!("stopping");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
-    consensus.hand_over_lead().await;
+    let leave = match &outcome {
+        Ok(()) => Leave::HandingOver,
+        // It has no say any more, and may still get frames.
+        Err(Failure::Removed(_)) => Leave::Forwarding,
+        // What is broken is not to be relied on: the parent's obituary is quicker than a release that may not succeed.
+        Err(_) => Leave::AtOnce,
+    };
+    if leave == Leave::HandingOver {
+        consensus.hand_over_lead().await;
+    }
     // Nothing may publish a table or give a lease back any more; then everything is let go of.
     followers.shutdown().await;
-    let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), links };
+    let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), links, leave };
     tokio::select! {
         () = retire(&retiring) => {}
         // A second signal: at once.

@@ -8,4 +8,4 @@ mod reconcile;
 
 pub(crate) use caretaker::take_care;
 pub(crate) use conflicts::{Conflicts, claimant};
-pub(crate) use reconcile::{Control, Retiring, retire};
+pub(crate) use reconcile::{Control, Leave, Retiring, retire};

@@ -197,7 +197,10 @@ impl Control {
 /// Falls silent for every VIP, hands them over, and goes on forwarding until their clients have found
 /// the new owners.
 pub(crate) async fn retire(retiring: &Retiring) {
-    let lease = retiring.ownership.stop().await;
+    let lease = retiring.ownership.stop().await.filter(|_| retiring.leave == Leave::HandingOver);
+    if retiring.leave == Leave::AtOnce {
+        return;
+    }
     let release = async || {
         if let Some(lease) = lease {
             retiring.ownership.release(lease).await;
@@ -234,8 +237,20 @@ pub(crate) async fn retire(retiring: &Retiring) {
     }
 }
 
-/// What a graceful stop needs.
+/// How a node goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// It gives its lease back, and forwards until no more frames come.
+    HandingOver,
+    /// It forwards until no more frames come.
+    Forwarding,
+    /// It falls silent, and that is all.
+    AtOnce,
+}
+
+/// What a stop needs.
 pub(crate) struct Retiring {
+    pub(crate) leave: Leave,
     pub(crate) consensus: Consensus,
     pub(crate) ownership: Ownership,
     pub(crate) dataplane: Option<Arc<Dataplane>>,
