@@ -97,6 +97,8 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
     followers.spawn(ownership.clone().release_silenced());
+    let (links_as_they_are, links) = watch::channel(links);
+    followers.spawn(link::follow(links_as_they_are));
     let control = Control {
         consensus: consensus.clone(),
         ownership: ownership.clone(),
@@ -128,6 +130,7 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
     }
     // Nothing may publish a table or give a lease back any more; then everything is let go of.
     followers.shutdown().await;
+    let links = links.borrow().clone();
     let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), links, leave };
     tokio::select! {
         () = retire(&retiring) => {}

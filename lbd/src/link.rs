@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use lb_dataplane::{forward::table::PortSpec, io::PortConfig, packet::Mac};
 use lb_raft_store::table::{Attachment, Cidr, MacAddr, NodeId};
 use rtnetlink::{
@@ -12,8 +12,16 @@ use rtnetlink::{
         link::{LinkAttribute, LinkFlags, LinkLayerType},
     },
 };
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
+use crate::ownership::Guard;
+
+/// Between two looks without a change.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// For the kernel to list all interfaces and addresses.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -90,8 +98,38 @@ pub(crate) async fn read(names: &[String]) -> Result<Vec<Link>, LinkError> {
     read_each(names).await?.into_iter().collect()
 }
 
+/// Keeps `links` as they are: at each change, and every second, so that a missed one heals. Runs until it is aborted.
+///
+/// On its own, because the kernel may let a reader wait for seconds (its lock on all links is also taken to tear
+/// namespaces down), and the table must not wait for that.
+pub(crate) async fn follow(links: watch::Sender<Vec<Link>>) {
+    let (_driver, mut changes) = match changes() {
+        Ok((driver, changes)) => (Some(Guard(driver)), changes.left_stream()),
+        Err(error) => {
+            tracing::warn!(%error, "changes of the interfaces are noticed late");
+            (None, futures::stream::pending().right_stream())
+        }
+    };
+    let mut look_again = interval(LOOK_AGAIN);
+    look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            // All that have gathered come to one look.
+            Some(()) = changes.next() => while changes.next().now_or_never().flatten().is_some() {},
+            _ = look_again.tick() => {}
+        }
+        let mut now = links.borrow().clone();
+        refresh(&mut now).await;
+        links.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+    }
+}
+
 /// Reads them again. One that cannot be used now stays as it was, without a carrier.
-pub(crate) async fn refresh(links: &mut [Link]) {
+async fn refresh(links: &mut [Link]) {
     let names: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
     match read_each(&names).await {
         Ok(read) => {
@@ -112,7 +150,7 @@ pub(crate) async fn refresh(links: &mut [Link]) {
 }
 
 /// A message for each change of a link or an address, whichever.
-pub(crate) fn changes() -> Result<(AbortHandle, impl Stream<Item = ()> + Unpin), LinkError> {
+fn changes() -> Result<(AbortHandle, impl Stream<Item = ()> + Unpin), LinkError> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, _, messages) =
         new_multicast_connection(&groups).map_err(|error| LinkError::Netlink(error.to_string()))?;

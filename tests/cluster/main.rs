@@ -32,6 +32,7 @@ fn main() -> std::process::ExitCode {
         ("a_single_survivor_goes_on_alone", recovery::a_survivor_goes_on_alone),
         ("a_snapshot_is_saved_and_restored", recovery::a_snapshot_is_saved_and_restored),
         ("a_rolling_upgrade_loses_nothing_and_has_no_way_back", upgrades::a_rolling_upgrade),
+        ("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),
         ("settings_are_shown_set_and_refused", faults::settings),
         ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
         ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),

@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use anyhow::ensure;
 use lb_dataplane::packet::arp;
 use lb_tests::{
+    campaign::claims::Observer,
     capture::Injector,
     cluster::{SOON, wait_ready},
     faults::place_owner,
@@ -108,5 +109,23 @@ pub(crate) fn an_address_in_use_is_not_taken() -> anyhow::Result<()> {
     });
     ensure!(lb.lbctl_ok(&["stats"])?.contains("is claimed by"));
     wait::until("the log names it too", SOON, || lb.log().contains("set arp_ignore=1 and arp_announce=2 there"));
+    Ok(())
+}
+
+/// A VIP that is removed and added again at once is answered soon, again and again.
+pub(crate) fn a_vip_comes_and_goes() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let passing = Ipv4Addr::new(192, 168, 2, 3);
+    let observer = Observer::start(&site.router, "eth1", Ipv4Addr::new(192, 168, 2, 254), &[passing])?;
+    for round in 0..6 {
+        let by = &site.nodes[round % 3];
+        drop(by.lbctl(&["vip", "remove", "192.168.2.3"])?);
+        by.lbctl_ok(&["vip", "add", "192.168.2.3"])?;
+        let added = std::time::Instant::now();
+        wait::until(&format!("it is answered in round {round}"), SOON, || {
+            observer.last(passing).is_some_and(|at| at > added)
+        });
+    }
     Ok(())
 }

@@ -10,22 +10,23 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _};
 use lb_dataplane::{Dataplane, forward::table::TableSpec};
 use lb_raft_store::{
     Consensus, View,
     table::{Attachment, Command, FEATURE_LEVEL, NodeId},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{compile::compile, conflicts::Conflicts};
 use crate::{
     config::Config,
-    link::{self, Link},
-    ownership::{self, Guard, Held, Ownership},
+    link::Link,
+    ownership::{self, Held, Ownership},
 };
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// For the name that this node advertises to be resolved; it is tried again.
+const LOOK_UP: Duration = Duration::from_millis(500);
 /// Whom this node hears on its segments is published as soon as it changes.
 const LOOK_AT_PEERS: Duration = Duration::from_millis(200);
 /// For the worker to take a new table up: a batch takes microseconds.
@@ -41,7 +42,7 @@ pub(crate) struct Control {
     pub(crate) ownership: Ownership,
     /// Absent on a witness.
     pub(crate) dataplane: Option<Arc<Dataplane>>,
-    pub(crate) links: Vec<Link>,
+    pub(crate) links: watch::Receiver<Vec<Link>>,
     pub(crate) config: Arc<Config>,
     /// Where the other nodes reach this node's heartbeat; empty until that is known.
     pub(crate) heartbeat: Vec<SocketAddr>,
@@ -53,6 +54,9 @@ pub(crate) struct Control {
     pub(crate) conflicts: Conflicts,
 }
 
+/// What a table for the dataplane is compiled from.
+type LookedAt = (Arc<View>, Held, Vec<Link>);
+
 impl Control {
     /// Runs until it is aborted.
     pub(crate) async fn run(mut self) {
@@ -60,26 +64,15 @@ impl Control {
         let mut held = self.ownership.held();
         let mut published = None;
         let mut last = None;
-        let (_driver, mut link_changes) = match link::changes() {
-            Ok((driver, changes)) => (Some(Guard(driver)), changes.left_stream()),
-            Err(error) => {
-                tracing::warn!(%error, "changes of the interfaces are noticed late");
-                (None, futures::stream::pending().right_stream())
-            }
-        };
         let mut look_again = tokio::time::interval(LOOK_AGAIN);
         let mut look_at_peers = tokio::time::interval(LOOK_AT_PEERS);
         loop {
-            // A link that changes and a change of the table come at once; of the rest nothing changes by itself.
+            // What changes comes at once; conflicts and peers are looked for.
             tokio::select! {
                 changed = table.changed() => if changed.is_err() { return },
                 changed = held.changed() => if changed.is_err() { return },
-                Some(()) = link_changes.next() => {
-                    while link_changes.next().now_or_never().flatten().is_some() {}
-                    link::refresh(&mut self.links).await;
-                }
+                changed = self.links.changed() => if changed.is_err() { return },
                 _ = look_again.tick() => {
-                    link::refresh(&mut self.links).await;
                     if let Some(dataplane) = &self.dataplane {
                         self.conflicts.tell(dataplane, &self.consensus.view().table);
                     }
@@ -90,28 +83,30 @@ impl Control {
                 self.find_heartbeat_addresses().await;
                 let view = table.borrow_and_update().clone();
                 let holding = held.borrow_and_update().clone();
-                self.publish_node(me, &view);
-                let looked_at = (view, holding, self.links.clone());
+                let links = self.links.borrow_and_update().clone();
+                self.publish_node(me, &view, &links);
+                let looked_at = (view, holding, links);
                 // Compiling takes time, and of the same nothing else comes.
-                let same = |last: &(Arc<View>, Held, Vec<Link>)| {
+                let same = |last: &LookedAt| {
                     Arc::ptr_eq(&last.0, &looked_at.0) && last.1 == looked_at.1 && last.2 == looked_at.2
                 };
                 if published.is_none() || !last.as_ref().is_some_and(same) {
-                    self.publish_table(me, &looked_at.0, &looked_at.1, &mut published).await;
+                    self.publish_table(me, &looked_at, &mut published).await;
                     last = Some(looked_at);
                 }
             }
         }
     }
 
-    async fn publish_table(&self, me: NodeId, view: &Arc<View>, held: &Held, published: &mut Option<TableSpec>) {
+    async fn publish_table(&self, me: NodeId, looked_at: &LookedAt, published: &mut Option<TableSpec>) {
+        let (view, held, links) = looked_at;
         let Some(dataplane) = self.dataplane.clone() else {
             // A witness owns nothing; what it was given by mistake it gives back at once.
             self.ownership.table_in_force(held.lease);
             self.ownership.silence(&self.ownership.leaving(me, view), view);
             return;
         };
-        let spec = compile(&view.table, me, &self.links, held);
+        let spec = compile(&view.table, me, links, held);
         let leaving = self.ownership.leaving(me, view);
         if published.as_ref() != Some(&spec) {
             let of_worker = spec.clone();
@@ -136,7 +131,7 @@ impl Control {
     }
 
     /// Where this node is attached, and whom it hears there.
-    fn attachments(&self, view: &View) -> Vec<Attachment> {
+    fn attachments(&self, view: &View, links: &[Link]) -> Vec<Attachment> {
         let heard = self.dataplane.as_ref().map(|dataplane| dataplane.heard_peers()).unwrap_or_default();
         let of_link = |(port, link): (usize, &Link)| {
             link.attachments(|segment| {
@@ -147,12 +142,12 @@ impl Control {
                 nodes.map(|node| node.id).collect()
             })
         };
-        self.links.iter().enumerate().flat_map(of_link).collect()
+        links.iter().enumerate().flat_map(of_link).collect()
     }
 
     /// Says in the table where this node is attached, if it says something else.
-    fn publish_node(&mut self, me: NodeId, view: &View) {
-        let attachments = self.attachments(view);
+    fn publish_node(&mut self, me: NodeId, view: &View, links: &[Link]) {
+        let attachments = self.attachments(view, links);
         let Some(node) = view.table.node(me) else { return };
         let heartbeat = &self.heartbeat;
         if node.attachments == attachments && node.heartbeat == *heartbeat && node.feature_level == FEATURE_LEVEL {
@@ -179,9 +174,11 @@ impl Control {
             return;
         }
         let cluster = &self.config.cluster;
-        let advertised = match tokio::net::lookup_host(&cluster.advertise).await {
-            Ok(addresses) => addresses.map(|address| address.ip()).collect(),
-            Err(_) => Vec::new(),
+        // A name server that does not answer must not hold the table up for long.
+        let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(&cluster.advertise)).await;
+        let advertised: Vec<IpAddr> = match found {
+            Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
+            _ => Vec::new(),
         };
         self.heartbeat = ownership::addresses(&cluster.listen, &advertised);
         if self.heartbeat.is_empty() {
