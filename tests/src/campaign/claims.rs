@@ -166,10 +166,10 @@ mod tests {
     #[test]
     fn what_was_in_hand_at_sigcont_is_counted_and_no_more() {
         let start = Instant::now();
-        let late = claims(start, &[(A, 0), (B, 5000), (B, 7000), (A, 7800), (B, 9000)]);
-        let resumed = [(A, start + Duration::from_micros(7000))];
+        let late = claims(start, &[(A, 0), (B, 50_000), (B, 52_000), (A, 52_800), (B, 54_000)]);
+        let resumed = [(A, start + Duration::from_micros(52_000))];
         assert_eq!(judge(&late, &resumed), Verdict { two_owners: None, in_hand: 1 });
-        let too_late = [(A, start + Duration::from_micros(6000))];
+        let too_late = [(A, start + Duration::from_micros(51_000))];
         assert!(judge(&late, &too_late).two_owners.is_some());
     }
 }
