@@ -251,6 +251,11 @@ impl Dataplane {
         heard.map(|peer| (peer.spec.port, peer.spec.address)).collect()
     }
 
+    /// Other stations that claimed a VIP of ours.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.shared.stats.conflicts()
+    }
+
     /// The deadline of this node's answers.
     pub fn lease(&self) -> &Arc<LeaseClock> {
         &self.shared.lease

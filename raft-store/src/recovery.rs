@@ -56,7 +56,7 @@ pub enum RecoverError {
     /// Its node was never part of a cluster.
     #[error("the store at {} belongs to no cluster: there is nothing to recover", .0.display())]
     Empty(PathBuf),
-    /// Two rounds of waiting were not enough.
+    /// A step on the way failed.
     #[error("cannot {0}: {1}")]
     Io(&'static str, io::Error),
 }

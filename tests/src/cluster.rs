@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -309,15 +309,18 @@ pub fn form(nodes: &mut [LbNode]) -> anyhow::Result<()> {
 
 /// Has a node that waits added by another one, again until it is.
 pub fn form_one(by: &LbNode, node: &LbNode) -> anyhow::Result<()> {
+    insist(|| by.lbctl(&["--timeout", "5s", "node", "add", &node.name, &node.address]))
+}
+
+/// Repeats a command until it succeeds: while the cluster finds itself it may be refused or time out.
+pub fn insist(run: impl Fn() -> anyhow::Result<Output>) -> anyhow::Result<()> {
     let begun = std::time::Instant::now();
     loop {
-        let output = by.lbctl(&["--timeout", "5s", "node", "add", &node.name, &node.address])?;
+        let output = run()?;
         if output.status.success() {
             return Ok(());
         }
-        if begun.elapsed() > SOON {
-            bail!("adding {}: {}", node.name, String::from_utf8_lossy(&output.stderr));
-        }
+        ensure!(begun.elapsed() < SOON, "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     }
 }
 

@@ -39,11 +39,9 @@ impl NodeService for Node {
             vip: conflict.vip.to_string(),
             mac: conflict.mac.to_string(),
             packets: conflict.count,
-            claimant: match &self.0.dataplane {
-                Some(dataplane) => claimant(&view.table, dataplane, conflict.mac).to_string(),
-                None => String::new(),
-            },
+            claimant: claimant(&view.table, &report.backends, conflict.mac).to_string(),
         };
+        let conflicts = report.conflicts.iter().copied().map(conflict).collect();
         Ok(Response::new(v1::GetStatsResponse {
             received: report.received,
             forwarded: report.forwarded,
@@ -55,7 +53,7 @@ impl NodeService for Node {
             flows_not_remembered: report.flows_not_remembered,
             vips: report.vips.into_iter().map(vip).collect(),
             backends: report.backends.into_iter().map(backend).collect(),
-            conflicts: report.conflicts.into_iter().map(conflict).collect(),
+            conflicts,
             table_revision: self.0.in_force.load(Ordering::Relaxed),
         }))
     }

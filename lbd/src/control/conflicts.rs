@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, net::Ipv4Addr, time::Duration};
 
-use lb_dataplane::{Conflict, Dataplane, packet::Mac};
+use lb_dataplane::{BackendReport, Conflict, Dataplane, packet::Mac};
 use lb_raft_store::table::{Node, Table};
 use tokio::time::Instant;
 
@@ -18,13 +18,13 @@ pub(crate) struct Conflicts {
 impl Conflicts {
     /// Tells the log of new claims.
     pub(crate) fn tell(&mut self, dataplane: &Dataplane, table: &Table) {
-        for Conflict { vip, mac, count } in dataplane.report().conflicts {
+        for Conflict { vip, mac, count } in dataplane.conflicts() {
             let told = self.told.entry((vip, mac)).or_default();
             if count == told.0 || told.1.is_some_and(|at| at.elapsed() < TELL_AGAIN) {
                 continue;
             }
             *told = (count, Some(Instant::now()));
-            match claimant(table, dataplane, mac) {
+            match claimant(table, &dataplane.report().backends, mac) {
                 Claimant::Node(name) => {
                     tracing::info!(%vip, %mac, node = name, count, "another node claimed this VIP: a late frame, or a fence");
                 }
@@ -59,12 +59,12 @@ impl fmt::Display for Claimant {
 }
 
 /// Looks for a hardware address among the nodes and the backends.
-pub(crate) fn claimant(table: &Table, dataplane: &Dataplane, mac: Mac) -> Claimant {
+pub(crate) fn claimant(table: &Table, backends: &[BackendReport], mac: Mac) -> Claimant {
     let is_its = |node: &&Node| node.attachments.iter().any(|attachment| attachment.mac.octets() == mac.0);
     if let Some(node) = table.nodes().find(is_its) {
         return Claimant::Node(node.name.to_string());
     }
-    match dataplane.report().backends.into_iter().find(|backend| backend.mac == Some(mac)) {
+    match backends.iter().find(|backend| backend.mac == Some(mac)) {
         Some(backend) => Claimant::Backend(backend.address.to_string()),
         None => Claimant::Unknown,
     }

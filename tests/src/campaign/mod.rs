@@ -9,7 +9,6 @@ pub mod trouble;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
-    process::Output,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,7 +23,7 @@ use lb_dataplane::packet::Mac;
 use trouble::Trouble;
 
 use crate::{
-    cluster::SOON,
+    cluster::insist,
     faults::Fault,
     observe::UdpStream,
     site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
@@ -356,18 +355,6 @@ fn all_ready(site: &Site) -> bool {
             && nodes.len() == site.nodes.len()
             && nodes.iter().all(|node| node["ready"] == true && node["voter"] == true)
     })
-}
-
-/// Repeats a command until it succeeds: while the cluster finds itself it may be refused or time out.
-pub fn insist(run: impl Fn() -> anyhow::Result<Output>) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    loop {
-        let output = run()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        ensure!(begun.elapsed() < SOON, "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
 }
 
 /// A request after the other on one TCP connection, by way of the VIP.

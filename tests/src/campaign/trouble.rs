@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::Random;
 use crate::{
-    cluster::{SOON, form_one},
+    cluster::{SOON, form_one, insist},
     faults::Fault,
     site::Site,
     topology::{Cut, Lane},
@@ -86,7 +86,7 @@ impl Trouble {
             Self::Replaced => {
                 // A leader that could not be reached in time, or two at once: the same command goes on.
                 let (name, by) = (site.nodes[node].name.clone(), &site.nodes[other]);
-                super::insist(|| by.lbctl(&["--timeout", "5s", "node", "remove", &name]))?;
+                insist(|| by.lbctl(&["--timeout", "5s", "node", "remove", &name]))?;
                 site.nodes[node].wait_for_end(SOON)?;
                 site.nodes[node].wipe()?;
                 site.nodes[node].start()?;
