@@ -13,7 +13,7 @@ use tokio::{
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
     config::Config,
-    control::{Conflicts, Control, Leave, Retiring, retire, take_care},
+    control::{Answered, Conflicts, Control, Leave, Retiring, retire, take_care},
     exit::Failure,
     link,
     ownership::{self, Ownership},
@@ -109,6 +109,7 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         in_force,
         asked: None,
         conflicts: Conflicts::default(),
+        answered: Answered::default(),
     };
     followers.spawn(control.run());
     followers.spawn(take_care(consensus.clone()));

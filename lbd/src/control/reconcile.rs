@@ -17,7 +17,7 @@ use lb_raft_store::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::{compile::compile, conflicts::Conflicts};
+use super::{answered::Answered, compile::compile, conflicts::Conflicts};
 use crate::{
     config::Config,
     link::Link,
@@ -52,6 +52,8 @@ pub(crate) struct Control {
     pub(crate) asked: Option<(Command, Instant)>,
     /// Claims of others to VIPs of ours.
     pub(crate) conflicts: Conflicts,
+    /// The VIPs for which this node answers.
+    pub(crate) answered: Answered,
 }
 
 /// What a table for the dataplane is compiled from.
@@ -98,7 +100,7 @@ impl Control {
         }
     }
 
-    async fn publish_table(&self, me: NodeId, looked_at: &LookedAt, published: &mut Option<TableSpec>) {
+    async fn publish_table(&mut self, me: NodeId, looked_at: &LookedAt, published: &mut Option<TableSpec>) {
         let (view, held, links) = looked_at;
         let Some(dataplane) = self.dataplane.clone() else {
             // A witness owns nothing; what it was given by mistake it gives back at once.
@@ -118,7 +120,10 @@ impl Control {
                 Ok::<_, lb_dataplane::guard::GuardError>(dataplane.wait_seen(generation, TAKE_UP))
             });
             match seen.await {
-                Ok(Ok(true)) => *published = Some(spec),
+                Ok(Ok(true)) => {
+                    self.answered.tell(&spec);
+                    *published = Some(spec);
+                }
                 Ok(Ok(false)) => return tracing::error!("the dataplane does not take the new table up"),
                 Ok(Err(error)) => return tracing::error!(%error, "the new table is not published"),
                 Err(error) => return tracing::error!(%error, "the new table was not built"),

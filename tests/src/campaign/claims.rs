@@ -26,6 +26,8 @@ const ASK_EVERY: Duration = Duration::from_millis(2);
 const QUICKEST_RETURN: Duration = Duration::from_millis(10);
 /// What a process that was stopped still had in hand may leave within this time.
 const IN_HAND: Duration = Duration::from_millis(1);
+/// Of the claims before and after, so much is told when the rule is broken.
+const AROUND: Duration = Duration::from_millis(30);
 
 /// An answer or an announcement.
 #[derive(Debug, Clone, Copy)]
@@ -131,14 +133,24 @@ pub fn judge(claims: &[Claim], resumed: &[(Mac, Instant)]) -> Verdict {
         if in_hand {
             verdict.in_hand += count;
         } else {
+            let near = claims.iter().filter(|claim| claim.at + AROUND > *left && claim.at < *back + AROUND);
+            let near: Vec<String> = near.map(|claim| format!("{} {}", signed_us(claim.at, *from), claim.mac)).collect();
             verdict.two_owners = Some(format!(
-                "{mac} claimed it {count} times while {before} did: {:?} after that one's last claim and {:?} before its next",
+                "{mac} claimed it {count} times while {before} did: {:?} after that one's last claim and {:?} before its \
+                 next. All claims around, in microseconds from its first: {}",
                 *from - *left,
-                *back - *until
+                *back - *until,
+                near.join(", ")
             ));
         }
     }
     verdict
+}
+
+/// From `zero` to `at`, which may be earlier.
+fn signed_us(at: Instant, zero: Instant) -> i128 {
+    let us = |span: Duration| span.as_micros().cast_signed();
+    us(at.saturating_duration_since(zero)) - us(zero.saturating_duration_since(at))
 }
 
 #[cfg(test)]
