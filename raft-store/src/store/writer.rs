@@ -7,6 +7,7 @@ use std::{
     io,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
+    time::Duration,
 };
 
 use openraft::storage::IOFlushed;
@@ -45,16 +46,29 @@ struct Job {
 #[derive(Clone)]
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Failure,
+    /// The watch ends with the last of these.
+    _watched: mpsc::Sender<()>,
 }
+
+/// Why nothing is durable any more.
+type Failure = Arc<Mutex<Option<String>>>;
+
+/// Between two looks whether sled has failed.
+const LOOK: Duration = Duration::from_millis(500);
+/// Flushes of the watch that wait for a slow disk, at most.
+const MAX_WAITING: usize = 32;
 
 impl Writer {
     pub(crate) fn start(db: sled::Db, disk: Box<dyn Disk>, witness: Witness) -> io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
-        let failure = Arc::new(Mutex::new(None));
+        let failure = Failure::default();
+        let (watched, end) = mpsc::channel();
+        let (watched_db, watched_failure) = (db.clone(), failure.clone());
+        thread::Builder::new().name("store-watch".into()).spawn(move || watch(&watched_db, &watched_failure, &end))?;
         let state = State { db, disk, witness, failure: failure.clone() };
         thread::Builder::new().name("store-writer".into()).spawn(move || state.run(&inbox))?;
-        Ok(Self { jobs, failure })
+        Ok(Self { jobs, failure, _watched: watched })
     }
 
     /// Completes openraft's callback when everything written so far is durable.
@@ -90,11 +104,41 @@ fn gone() -> io::Error {
     io::Error::other("the store's writer thread has ended")
 }
 
+fn fail(failure: &Failure, error: &io::Error) {
+    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| {
+        tracing::error!(%error, "the store cannot be written; this node stops taking part");
+        error.to_string()
+    });
+}
+
+/// Finds out that sled has failed. When a write fails, sled (0.34.7, Log::exit_reservation) notes the error and
+/// does not wake those who wait for that write: they would wait for ever, be it the writer or a task that inserts
+/// an entry. A flush that begins later meets the error, and wakes them all.
+fn watch(db: &sled::Db, failure: &Failure, end: &mpsc::Receiver<()>) {
+    let waiting = Arc::new(());
+    while end.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if Arc::strong_count(&waiting) > MAX_WAITING {
+            continue;
+        }
+        let (db, failure, here) = (db.clone(), failure.clone(), waiting.clone());
+        // On a thread of its own: one that has begun before the error waits like all others.
+        let look = thread::Builder::new().name("store-look".into()).spawn(move || {
+            if let Err(error) = db.flush() {
+                fail(&failure, &io::Error::other(error));
+            }
+            drop(here);
+        });
+        if let Err(error) = look {
+            tracing::warn!(%error, "the store cannot be watched");
+        }
+    }
+}
+
 struct State {
     db: sled::Db,
     disk: Box<dyn Disk>,
     witness: Witness,
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Failure,
 }
 
 impl State {
@@ -104,11 +148,7 @@ impl State {
             group.extend(inbox.try_iter());
             let result = self.commit(&group);
             if let Err(error) = &result {
-                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                failure.get_or_insert_with(|| {
-                    tracing::error!(%error, "the store cannot be written; this node stops taking part");
-                    error.to_string()
-                });
+                fail(&self.failure, error);
             }
             for job in group {
                 let result = result.as_ref().map(|&()| ()).map_err(|e| io::Error::new(e.kind(), e.to_string()));
