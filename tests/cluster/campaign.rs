@@ -39,7 +39,8 @@ pub(crate) fn a_second_owner_is_found() -> anyhow::Result<()> {
     site.start()?;
     let neighbor = site.add_neighbor()?;
     let asking = Ipv4Addr::new(192, 168, 2, 254);
-    let observer = Observer::start(&site.router, "eth1", asking, &[VIP])?;
+    let observer =
+        Observer::start(&site.net, &[&site.node_hosts[0], &neighbor], (&site.router, "eth1", asking), &[VIP])?;
     wait::until("the VIP is claimed", PATIENCE, || observer.last(VIP).is_some());
     let honest = observer.take();
     ensure!(judge(&honest[&VIP], &[]).two_owners.is_none(), "one owner is taken for two");

@@ -11,7 +11,7 @@ use lb_tests::{
     faults::place_owner,
     observe::{ArpObserver, UdpStream, owners_in_turn},
     site::{ECHO, PATIENCE, Plan, Site, VIP, VIP_TEXT},
-    topology::Cut,
+    topology::{Cut, Host},
     traffic::http_who,
     wait,
 };
@@ -117,7 +117,9 @@ pub(crate) fn a_vip_comes_and_goes() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
     site.start()?;
     let passing = Ipv4Addr::new(192, 168, 2, 3);
-    let observer = Observer::start(&site.router, "eth1", Ipv4Addr::new(192, 168, 2, 254), &[passing])?;
+    let stations: Vec<&Host> = site.node_hosts.iter().collect();
+    let asking = Ipv4Addr::new(192, 168, 2, 254);
+    let observer = Observer::start(&site.net, &stations, (&site.router, "eth1", asking), &[passing])?;
     for round in 0..6 {
         let by = &site.nodes[round % 3];
         drop(by.lbctl(&["vip", "remove", "192.168.2.3"])?);

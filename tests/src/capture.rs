@@ -18,7 +18,7 @@ use crate::{netns::Namespace, sys};
 /// A frame as it was seen.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// When.
+    /// When the kernel took it from its device.
     pub at: Instant,
     /// Sent by the namespace of the capture, not received by it.
     pub outgoing: bool,
@@ -77,6 +77,15 @@ impl Capture {
         interface: &str,
         keep: impl Fn(&[u8]) -> bool + Send + 'static,
     ) -> io::Result<Self> {
+        Self::watch(namespace, interface, move |frame, _, _| keep(frame))
+    }
+
+    /// The same; `keep` is also told when the frame was seen, and whether the namespace sent it.
+    pub fn watch(
+        namespace: &Namespace,
+        interface: &str,
+        keep: impl Fn(&[u8], Instant, bool) -> bool + Send + 'static,
+    ) -> io::Result<Self> {
         let ifindex = namespace.ifindex(interface)?;
         let socket = namespace.enter(|| sys::packet_socket(ifindex))?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -93,12 +102,15 @@ impl Capture {
                     stopping = Some(Instant::now());
                 }
                 match sys::receive(&socket, &mut buffer) {
-                    Ok((len, outgoing)) if keep(&buffer[..len]) => {
-                        let frame = buffer[..len].to_vec();
-                        counted.fetch_add(usize::from(!outgoing), Ordering::Relaxed);
-                        into.lock().expect("captures do not panic").push(Seen { at: Instant::now(), outgoing, frame });
+                    Ok((len, outgoing)) => {
+                        // Of what it sends itself the kernel notes no time.
+                        let at = sys::received_at(&socket).unwrap_or_else(|_| Instant::now());
+                        if keep(&buffer[..len], at, outgoing) {
+                            let frame = buffer[..len].to_vec();
+                            counted.fetch_add(usize::from(!outgoing), Ordering::Relaxed);
+                            into.lock().expect("captures do not panic").push(Seen { at, outgoing, frame });
+                        }
                     }
-                    Ok(_) => {}
                     // Only when nothing is left to read.
                     Err(_) if stopped.load(Ordering::Relaxed) => return,
                     Err(_) => {}

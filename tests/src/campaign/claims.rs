@@ -17,7 +17,7 @@ use lb_dataplane::packet::{Mac, Packet, arp, parse};
 
 use crate::{
     capture::{Capture, Injector},
-    topology::Host,
+    topology::{Host, Network},
 };
 
 /// Between two questions for each VIP.
@@ -38,31 +38,41 @@ pub struct Claim {
     pub mac: Mac,
 }
 
-/// Asks for VIPs on a segment and notes every claim.
+/// Asks for VIPs on a segment and notes every claim, where it leaves its station: at the switch's end of each cable, and
+/// by the kernel's time. What travels further may be overtaken.
 pub struct Observer {
     claims: Arc<Mutex<BTreeMap<Ipv4Addr, Vec<Claim>>>>,
     stop: Arc<AtomicBool>,
     asker: Option<thread::JoinHandle<()>>,
-    _capture: Capture,
+    _captures: Vec<Capture>,
 }
 
 impl Observer {
-    /// Asks from an interface of a host, as `address`.
-    pub fn start(host: &Host, interface: &str, address: Ipv4Addr, vips: &[Ipv4Addr]) -> io::Result<Self> {
+    /// Asks from an interface of a host, as `address`. `stations` are on the segment with their `eth0`: what they claim
+    /// is noted.
+    pub fn start(
+        net: &Network,
+        stations: &[&Host],
+        (host, interface, address): (&Host, &str, Ipv4Addr),
+        vips: &[Ipv4Addr],
+    ) -> io::Result<Self> {
         let claims: Arc<Mutex<BTreeMap<Ipv4Addr, Vec<Claim>>>> =
             Arc::new(Mutex::new(vips.iter().map(|vip| (*vip, Vec::new())).collect()));
+        let capture = |station: &&Host| {
+            let noted = claims.clone();
+            // Nothing is kept but the claims: a campaign sees millions of frames.
+            Capture::watch(net.switch(), &station.port("eth0").switch_port, move |frame, at, outgoing| {
+                if !outgoing
+                    && let Packet::Arp(arp) = parse(frame)
+                    && let Some(of_vip) = noted.lock().expect("observers do not panic").get_mut(&arp.sender)
+                {
+                    of_vip.push(Claim { at, mac: arp.sender_mac });
+                }
+                false
+            })
+        };
+        let captures = stations.iter().map(capture).collect::<io::Result<_>>()?;
         let own = host.port(interface).mac;
-        let noted = claims.clone();
-        // Nothing is kept but the claims: a campaign sees millions of frames.
-        let capture = Capture::start(&host.ns, interface, move |frame| {
-            if let Packet::Arp(arp) = parse(frame)
-                && arp.sender_mac != own
-                && let Some(of_vip) = noted.lock().expect("observers do not panic").get_mut(&arp.sender)
-            {
-                of_vip.push(Claim { at: Instant::now(), mac: arp.sender_mac });
-            }
-            false
-        })?;
         let injector = Injector::new(&host.ns, interface)?;
         let questions: Vec<_> = vips.iter().map(|vip| arp::request(own, address, *vip, None)).collect();
         let stop = Arc::new(AtomicBool::new(false));
@@ -75,17 +85,20 @@ impl Observer {
                 thread::sleep(ASK_EVERY);
             }
         })?;
-        Ok(Self { claims, stop, asker: Some(asker), _capture: capture })
+        Ok(Self { claims, stop, asker: Some(asker), _captures: captures })
     }
 
     /// When a VIP was last claimed.
     pub fn last(&self, vip: Ipv4Addr) -> Option<Instant> {
-        self.claims.lock().expect("observers do not panic").get(&vip)?.last().map(|claim| claim.at)
+        self.claims.lock().expect("observers do not panic").get(&vip)?.iter().map(|claim| claim.at).max()
     }
 
     /// The claims since the last call; the last one stays, so that nothing falls between two calls.
     pub fn take(&self) -> BTreeMap<Ipv4Addr, Vec<Claim>> {
         let mut claims = self.claims.lock().expect("observers do not panic");
+        for of_vip in claims.values_mut() {
+            of_vip.sort_unstable_by_key(|claim| claim.at);
+        }
         let taken = claims.clone();
         for of_vip in claims.values_mut() {
             let young = of_vip.last().map(|last| last.at);

@@ -191,10 +191,11 @@ impl Campaign {
         ensure!(!troubles.is_empty(), "no trouble's name contains {:?}", options.only);
         let vips: Vec<Ipv4Addr> = [VIP].into_iter().chain(OTHERS).collect();
         let asking = Ipv4Addr::new(192, 168, 2, 254);
+        let nodes: Vec<&Host> = site.node_hosts.iter().collect();
         Ok(Self {
             random: Random::new(options.seed),
             troubles,
-            observer: Observer::start(&site.router, "eth1", asking, &vips)?,
+            observer: Observer::start(&site.net, &nodes, (&site.router, "eth1", asking), &vips)?,
             udp: UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), PACE)?,
             tcp: Connection::start(&site.client)?,
             load: register::Load::start(site.nodes.iter().map(crate::cluster::LbNode::socket).collect(), options.seed)?,

@@ -11,6 +11,7 @@ use std::{
         unix::process::CommandExt as _,
     },
     process::Command,
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -104,6 +105,8 @@ pub(crate) fn in_namespace(command: &mut Command, namespace: &OwnedFd) -> io::Re
 pub(crate) fn packet_socket(ifindex: u32) -> io::Result<Socket> {
     let socket = Socket::new_raw(Domain::PACKET, Type::RAW, None)?;
     socket.set_recv_buffer_size(32 << 20)?;
+    // The first question has the kernel note the time from now on; there is no frame yet.
+    let _ = received_at(&socket);
     socket.bind(&link_address(ifindex, libc::ETH_P_ALL as u16))?;
     Ok(socket)
 }
@@ -140,6 +143,20 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, 
     let uninit = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [std::mem::MaybeUninit<u8>]) };
     let (len, address) = socket.recv_from(uninit)?;
     Ok((len, is_outgoing(&address)))
+}
+
+/// When the kernel took the frame that was received last from its device, before it waited in any queue.
+pub(crate) fn received_at(socket: &Socket) -> io::Result<Instant> {
+    /// linux/sockios.h: SIOCGSTAMPNS_OLD, with a struct timespec.
+    const SIOCGSTAMPNS: libc::c_ulong = 0x8907;
+    let mut stamp = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec to where the pointer points.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSTAMPNS as _, &raw mut stamp) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let since_epoch = Duration::new(stamp.tv_sec.cast_unsigned(), stamp.tv_nsec as u32);
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since_epoch).unwrap_or_default();
+    Instant::now().checked_sub(age).ok_or_else(|| io::Error::other("a frame from before the machine's start"))
 }
 
 /// Sends a signal to a process.
