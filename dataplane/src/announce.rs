@@ -5,12 +5,12 @@
 //! of an entry within the second after the last one and a frame may be lost; then every minute. Paced,
 //! so that a thousand VIPs do not overrun a switch's CPU in one burst.
 //!
-//! A VIP that nobody has owned before is probed for first (RFC 5227 2.1, with shorter pauses): while another
+//! A VIP that nobody has owned before is probed for first (RFC 5227 2.1, RFC 4862 5.4, with shorter pauses): while another
 //! station has the address, it is neither answered nor announced.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 const MS: u64 = 1_000_000;
@@ -33,10 +33,10 @@ const CONTESTED_NS: u64 = 1000 * MS;
 /// The schedule of all owned VIPs.
 #[derive(Debug, Default)]
 pub struct Announcer {
-    vips: HashMap<Ipv4Addr, Entry>,
+    vips: HashMap<IpAddr, Entry>,
     /// First grants that are past their probes: another interface or hardware address does not start them over.
-    activated: BTreeSet<(Ipv4Addr, u64)>,
-    due: BTreeSet<(u64, Ipv4Addr)>,
+    activated: BTreeSet<(IpAddr, u64)>,
+    due: BTreeSet<(u64, IpAddr)>,
     /// Nothing before this moment: the pace.
     not_before_ns: u64,
 }
@@ -56,9 +56,9 @@ pub struct Claim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
     /// Ask whether anybody has it.
-    Probe(Ipv4Addr),
+    Probe(IpAddr),
     /// Announce it.
-    Announce(Ipv4Addr),
+    Announce(IpAddr),
 }
 
 #[derive(Debug)]
@@ -74,8 +74,8 @@ struct Entry {
 
 impl Announcer {
     /// Takes over what is owned now: new grants are announced at once, lost ones no more.
-    pub fn set_owned(&mut self, owned: impl IntoIterator<Item = (Ipv4Addr, Claim)>, now_ns: u64) {
-        let owned: HashMap<Ipv4Addr, Claim> = owned.into_iter().collect();
+    pub fn set_owned(&mut self, owned: impl IntoIterator<Item = (IpAddr, Claim)>, now_ns: u64) {
+        let owned: HashMap<IpAddr, Claim> = owned.into_iter().collect();
         self.activated.retain(|(vip, epoch)| owned.get(vip).is_some_and(|claim| claim.epoch == *epoch));
         let due = &mut self.due;
         self.vips.retain(|vip, entry| {
@@ -97,13 +97,13 @@ impl Announcer {
     }
 
     /// Whether an owned VIP may be answered: it has been found to be nobody else's.
-    pub fn is_active(&self, vip: Ipv4Addr) -> bool {
+    pub fn is_active(&self, vip: IpAddr) -> bool {
         self.vips.get(&vip).is_some_and(|entry| entry.probes == 0)
     }
 
     /// Another station claims an owned VIP: announce it again, but not in a war of words; wait, if it is not
     /// active yet.
-    pub fn conflict(&mut self, vip: Ipv4Addr, now_ns: u64) {
+    pub fn conflict(&mut self, vip: IpAddr, now_ns: u64) {
         let Some(entry) = self.vips.get_mut(&vip) else { return };
         if entry.probes > 0 {
             self.due.remove(&(entry.due_ns, vip));
@@ -125,7 +125,7 @@ impl Announcer {
         if now_ns < self.not_before_ns {
             return Vec::new();
         }
-        let due: Vec<Ipv4Addr> =
+        let due: Vec<IpAddr> =
             self.due.iter().take_while(|(at, _)| *at <= now_ns).take(PER_MS).map(|(_, vip)| *vip).collect();
         if !due.is_empty() {
             self.not_before_ns = now_ns + PACE_NS;
@@ -134,7 +134,7 @@ impl Announcer {
     }
 
     /// Counts a probe, if one is due rather than an announcement.
-    fn probes(&mut self, vip: Ipv4Addr, now_ns: u64) -> bool {
+    fn probes(&mut self, vip: IpAddr, now_ns: u64) -> bool {
         let Some(entry) = self.vips.get_mut(&vip).filter(|entry| entry.probes > 0) else { return false };
         entry.probes -= 1;
         if entry.probes == 0 {
@@ -149,7 +149,7 @@ impl Announcer {
     }
 
     /// It was sent: when is it due next?
-    pub fn announced(&mut self, vip: Ipv4Addr, now_ns: u64) {
+    pub fn announced(&mut self, vip: IpAddr, now_ns: u64) {
         let Some(entry) = self.vips.get_mut(&vip) else { return };
         self.due.remove(&(entry.due_ns, vip));
         entry.sent += 1;
@@ -168,16 +168,18 @@ impl Announcer {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn claim(epoch: u64) -> Claim {
         Claim { epoch, place: 1, first: false }
     }
 
-    const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
+    const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 2, 1));
 
     /// The moments, in ms, at which a VIP is announced.
-    fn run(announcer: &mut Announcer, until_ms: u64) -> Vec<(u64, Ipv4Addr)> {
+    fn run(announcer: &mut Announcer, until_ms: u64) -> Vec<(u64, IpAddr)> {
         let mut sent = Vec::new();
         while let Some(at) = announcer.next_due_ns().filter(|at| *at <= until_ms * MS) {
             for due in announcer.due(at) {
@@ -216,8 +218,8 @@ mod tests {
     #[test]
     fn a_thousand_vips_are_announced_within_200_ms_and_not_at_once() {
         let mut announcer = Announcer::default();
-        announcer.set_owned((0..1000u32).map(|i| (Ipv4Addr::from(0x0a00_0001 + i), claim(1))), 0);
-        let mut first: HashMap<Ipv4Addr, u64> = HashMap::new();
+        announcer.set_owned((0..1000u32).map(|i| (Ipv4Addr::from(0x0a00_0001 + i).into(), claim(1))), 0);
+        let mut first: HashMap<IpAddr, u64> = HashMap::new();
         for (at, vip) in run(&mut announcer, 1000) {
             first.entry(vip).or_insert(at);
         }

@@ -1,12 +1,12 @@
 //! The guard: the node's own kernel must not answer, accept, forward, redirect or reset anything for a
 //! VIP, whatever `ip_forward` says and even if somebody has put the VIP on the node's loopback. An
 //! nftables table of our own at the ingress of each interface, behind the packet sockets' tap, drops
-//! packets to the VIPs and ARP requests for them. It stays when the process crashes, is replaced at
+//! packets to the VIPs, and ARP requests and neighbour solicitations for them. It stays when the process crashes, is replaced at
 //! the next start, and is removed at a graceful stop.
 //!
 //! Written over netlink in one transaction, so there is no moment with half a table.
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::IpAddr};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::{
@@ -21,11 +21,22 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4};
+use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ndp};
 
 const TABLE: &str = "lbd";
-const SET: &str = "vips4";
-const SET_ID: u32 = 1;
+
+/// The addresses of one family.
+#[derive(Clone, Copy)]
+struct Set {
+    name: &'static str,
+    id: u32,
+    /// enum of data types in nft; only shown by `nft list`.
+    kind: u32,
+    address_len: u32,
+}
+
+const IPV4: Set = Set { name: "vips4", id: 1, kind: 7, address_len: 4 };
+const IPV6: Set = Set { name: "vips6", id: 2, kind: 8, address_len: 16 };
 /// Before anything else at the ingress.
 const PRIORITY: i32 = -500;
 /// Elements of one message; a netlink attribute holds less than 64 KiB.
@@ -35,8 +46,7 @@ const SUBSYS_NFTABLES: u16 = 10;
 /// linux/netfilter/nf_tables.h: NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER.
 const LINK_LAYER: u32 = 0;
 const NETWORK: u32 = 1;
-/// enum of data types in nft; only shown by `nft list`.
-const TYPE_IPV4_ADDRESS: u32 = 7;
+const ICMPV6: u8 = 58;
 const POLICY_ACCEPT: u32 = 1;
 const NF_DROP: u32 = 0;
 /// IEEE 802.1Q: a customer's and a service's tag.
@@ -71,10 +81,18 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 /// Puts the guard in place, or replaces it.
-pub fn install(interfaces: &[String], vips: &[Ipv4Addr]) -> Result<(), GuardError> {
+pub fn install(interfaces: &[String], vips: &[IpAddr]) -> Result<(), GuardError> {
     let mut batch = Batch::default();
     batch.replace_table();
-    batch.add_set(vips);
+    let of = |v6: bool| -> Vec<Vec<u8>> {
+        let octets = vips.iter().filter(|vip| vip.is_ipv6() == v6).map(|vip| match vip {
+            IpAddr::V4(vip) => vip.octets().to_vec(),
+            IpAddr::V6(vip) => vip.octets().to_vec(),
+        });
+        octets.collect()
+    };
+    batch.add_set(IPV4, &of(false));
+    batch.add_set(IPV6, &of(true));
     for (number, interface) in interfaces.iter().enumerate() {
         batch.add_chain(&format!("ingress{number}"), interface);
     }
@@ -138,26 +156,26 @@ impl Batch {
         self.add_table();
     }
 
-    fn add_set(&mut self, vips: &[Ipv4Addr]) {
-        let set = SetMessage {
+    fn add_set(&mut self, set: Set, vips: &[Vec<u8>]) {
+        let message = SetMessage {
             attributes: vec![
                 SetAttribute::Table(TABLE.into()),
-                SetAttribute::Name(SET.into()),
-                SetAttribute::KeyType(TYPE_IPV4_ADDRESS),
-                SetAttribute::KeyLen(4),
-                SetAttribute::Id(SET_ID),
+                SetAttribute::Name(set.name.into()),
+                SetAttribute::KeyType(set.kind),
+                SetAttribute::KeyLen(set.address_len),
+                SetAttribute::Id(set.id),
             ],
         };
-        self.nft(NfTablesMessage::NewSet(set), NLM_F_CREATE);
+        self.nft(NfTablesMessage::NewSet(message), NLM_F_CREATE);
         for vips in vips.chunks(ELEMENTS) {
-            let element = |vip: &Ipv4Addr| {
-                let key = DataAttribute::Value(vip.octets().to_vec());
+            let element = |vip: &Vec<u8>| {
+                let key = DataAttribute::Value(vip.clone());
                 ListAttribute::Element(vec![SetElementAttribute::Key(key)])
             };
             let elements = SetElementMessage {
                 attributes: vec![
                     SetElementList::Table(TABLE.into()),
-                    SetElementList::Set(SET.into()),
+                    SetElementList::Set(set.name.into()),
                     SetElementList::Elements(vips.iter().map(element).collect()),
                 ],
             };
@@ -184,10 +202,16 @@ impl Batch {
         // segments and are let by.
         for tag in [None, Some(ETHERTYPE_VLAN), Some(ETHERTYPE_SERVICE_VLAN)] {
             // IPv4: destination address. ARP: operation 1 (request), target address.
-            self.add_rule(name, ethertype_is(tag, ETHERTYPE_IPV4), in_set(16));
+            self.add_rule(name, ethertype_is(tag, ETHERTYPE_IPV4), in_set(IPV4, 16));
             let mut request = ethertype_is(tag, ETHERTYPE_ARP);
             request.extend(payload_is(NETWORK, 6, &[0, 1]));
-            self.add_rule(name, request, in_set(24));
+            self.add_rule(name, request, in_set(IPV4, 24));
+            // IPv6: destination address. Neighbour solicitation, right behind the IPv6 header: target address.
+            self.add_rule(name, ethertype_is(tag, ETHERTYPE_IPV6), in_set(IPV6, 24));
+            let mut solicitation = ethertype_is(tag, ETHERTYPE_IPV6);
+            solicitation.extend(payload_is(NETWORK, 6, &[ICMPV6]));
+            solicitation.extend(payload_is(NETWORK, 40, &[ndp::SOLICITATION]));
+            self.add_rule(name, solicitation, in_set(IPV6, 48));
         }
     }
 
@@ -295,13 +319,13 @@ fn payload_is(base: u32, offset: u32, bytes: &[u8]) -> [Expressions; 2] {
     [load(base, offset, bytes.len() as u32), equals(bytes)]
 }
 
-fn in_set(offset: u32) -> [Expressions; 2] {
+fn in_set(set: Set, offset: u32) -> [Expressions; 2] {
     let lookup = Expressions::Lookup(vec![
-        Lookup::Set(SET.into()),
+        Lookup::Set(set.name.into()),
         Lookup::SourceRegister(Register::Reg1),
-        Lookup::SetId(SET_ID),
+        Lookup::SetId(set.id),
     ]);
-    [load(NETWORK, offset, 4), lookup]
+    [load(NETWORK, offset, set.address_len), lookup]
 }
 
 fn load(base: u32, offset: u32, len: u32) -> Expressions {

@@ -2,8 +2,8 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd as _, OwnedFd},
+    net::IpAddr,
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,13 +17,15 @@ use arc_swap::ArcSwap;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
+    errand::{Errand, Explanation, Question, Reply},
     forward::{
         DropReason,
-        flow::{FlowTable, Timeouts},
+        flow::{FlowEntry, FlowTable, Timeouts},
         table::{Compiler, Snapshot, TableSpec},
     },
+    groups::Groups,
     guard::{self, GuardError},
-    io::{self as frames, EngineError, EngineKind, PortConfig},
+    io::{self as frames, EngineError, EngineFactory, EngineKind, PortConfig},
     lease::{LeaseClock, boottime_ns},
     packet::Mac,
     stats::WorkerStats,
@@ -39,8 +41,6 @@ pub struct Config {
     pub engine: Option<EngineKind>,
     /// Flows that are remembered at most.
     pub flow_capacity: usize,
-    /// For how long.
-    pub timeouts: Timeouts,
 }
 
 impl Config {
@@ -86,6 +86,9 @@ pub(crate) struct Shared {
     pub(crate) lease: Arc<LeaseClock>,
     pub(crate) stats: WorkerStats,
     pub(crate) stop: AtomicBool,
+    pub(crate) errands: Mutex<Vec<Errand>>,
+    /// Set after an errand was put there, so that the worker need not look.
+    pub(crate) errands_wait: AtomicBool,
 }
 
 /// A running dataplane.
@@ -104,19 +107,22 @@ struct Published {
     compiler: Compiler,
     /// `None` before the first table: what a crash left behind is in force until then.
     guarded: Option<Guarded>,
+    /// Where solicitations for owned VIPs are sent to.
+    groups: Groups,
 }
 
 /// What the guard covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Guarded {
-    interfaces: Vec<String>,
-    vips: Vec<Ipv4Addr>,
+    /// Their names and indexes: a hook goes with its interface, and is not there when that returns.
+    interfaces: Vec<(String, u32)>,
+    vips: Vec<IpAddr>,
 }
 
 /// The counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Frames taken from the rings: forwarded + answered + all drops.
+    /// Frames taken from the rings: forwarded + answered + all drops + held.
     pub received: u64,
     /// Frames sent on to backends.
     pub forwarded: u64,
@@ -124,6 +130,8 @@ pub struct Report {
     pub answered: u64,
     /// Frames not sent, by reason; only reasons that occurred.
     pub drops: Vec<(DropReason, u64)>,
+    /// Fragments that wait for the first of their datagram.
+    pub held: u64,
     /// Frames lost before the ring.
     pub ring_full: u64,
     /// Frames made by the worker itself.
@@ -135,7 +143,7 @@ pub struct Report {
     /// Flows that found no room there.
     pub flows_not_remembered: u64,
     /// Per VIP: address, packets, bytes.
-    pub vips: Vec<(Ipv4Addr, u64, u64)>,
+    pub vips: Vec<(IpAddr, u64, u64)>,
     /// Per backend.
     pub backends: Vec<BackendReport>,
 }
@@ -144,7 +152,7 @@ pub struct Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conflict {
     /// The VIP.
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// The hardware address that claims it.
     pub mac: Mac,
     /// ARP packets that did.
@@ -181,6 +189,8 @@ impl Dataplane {
             lease: Arc::default(),
             stats: WorkerStats::default(),
             stop: AtomicBool::new(false),
+            errands: Mutex::default(),
+            errands_wait: AtomicBool::new(false),
         });
         let resource = |what| move |error| StartError::Resource(what, error);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -198,7 +208,7 @@ impl Dataplane {
             .map_err(resource("starting the worker's thread"))?;
         let ended = || resource("starting the worker")(io::Error::other("it ended at once"));
         let (engine, engine_reason) = started.recv().map_err(|_| ended())??;
-        let compiler = Mutex::new(Published { compiler, guarded: None });
+        let compiler = Mutex::new(Published { compiler, guarded: None, groups: Groups::default() });
         Ok(Self { shared, compiler, interfaces, wake, thread: Mutex::new(Some(thread)), engine, engine_reason })
     }
 
@@ -206,7 +216,7 @@ impl Dataplane {
     /// batch; [`Self::wait_seen`] waits for that.
     pub fn publish(&self, spec: &TableSpec) -> Result<u64, GuardError> {
         let mut published = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
-        let vips: Vec<Ipv4Addr> = spec.vips.iter().map(|vip| vip.address).collect();
+        let vips: Vec<IpAddr> = spec.vips.iter().map(|vip| vip.address).collect();
         // An interface that is gone has no hook to guard, and must not keep the table from the others.
         let interfaces = present(&self.interfaces);
         let wanted = Guarded { interfaces: interfaces.clone(), vips };
@@ -217,6 +227,7 @@ impl Dataplane {
         both.vips.sort_unstable();
         both.vips.dedup();
         published.install(&both)?;
+        published.groups.follow(spec);
         let snapshot = published.compiler.compile(spec);
         let generation = snapshot.generation;
         let before = self.shared.snapshot.swap(Arc::new(snapshot));
@@ -244,7 +255,7 @@ impl Dataplane {
     }
 
     /// The other load balancers that are heard on a segment of ours: the interface, and their address.
-    pub fn heard_peers(&self) -> Vec<(usize, Ipv4Addr)> {
+    pub fn heard_peers(&self) -> Vec<(usize, IpAddr)> {
         let now_ns = boottime_ns();
         let snapshot = self.shared.snapshot.load();
         let heard = snapshot.peers.iter().filter(|peer| peer.is_heard(now_ns));
@@ -293,6 +304,7 @@ impl Dataplane {
             forwarded: stats.forwarded.get(),
             answered: stats.answered.get(),
             drops: stats.drops().filter(|(_, count)| *count > 0).collect(),
+            held: stats.held.get(),
             ring_full: stats.ring_full.get(),
             originated: stats.originated.get(),
             conflicts: stats.conflicts(),
@@ -301,6 +313,34 @@ impl Dataplane {
             vips: snapshot.vips.iter().map(vip).collect(),
             backends: snapshot.backends().map(backend).collect(),
         }
+    }
+
+    /// What would become of a packet. `None` if the worker does not answer.
+    pub fn explain(&self, question: Question) -> Option<Explanation> {
+        let (reply, answer) = Reply::channel();
+        self.send(Errand::Explain(question, reply));
+        answer.wait()
+    }
+
+    /// Looks through the flow table piece by piece, while the worker goes on. `visit` gets the live flows of a piece
+    /// and the table by which they are forwarded; it returns whether to go on. Whether the worker has answered.
+    pub fn flows(&self, mut visit: impl FnMut(&Snapshot, Vec<FlowEntry>) -> bool) -> bool {
+        let mut next = 0;
+        loop {
+            let (reply, answer) = Reply::channel();
+            self.send(Errand::ListFlows(next..next + FLOWS_AT_ONCE, reply));
+            let Some((entries, slots)) = answer.wait() else { return false };
+            next += FLOWS_AT_ONCE;
+            if !visit(&self.shared.snapshot.load(), entries) || next >= slots {
+                return true;
+            }
+        }
+    }
+
+    fn send(&self, errand: Errand) {
+        self.shared.errands.lock().unwrap_or_else(PoisonError::into_inner).push(errand);
+        self.shared.errands_wait.store(true, Ordering::Release);
+        self.wake();
     }
 
     /// Stops answering and forwarding, and takes the guard away.
@@ -341,19 +381,23 @@ impl Drop for Dataplane {
 impl Published {
     fn install(&mut self, guarded: &Guarded) -> Result<(), GuardError> {
         if self.guarded.as_ref() != Some(guarded) {
-            guard::install(&guarded.interfaces, &guarded.vips)?;
+            let names: Vec<String> = guarded.interfaces.iter().map(|(name, _)| name.clone()).collect();
+            guard::install(&names, &guarded.vips)?;
             self.guarded = Some(guarded.clone());
         }
         Ok(())
     }
 }
 
-/// The interfaces that exist.
-fn present(interfaces: &[String]) -> Vec<String> {
+/// Slots of the flow table that are looked through between two batches: half a megabyte, some 50 us.
+const FLOWS_AT_ONCE: usize = 1 << 14;
+
+/// The interfaces that exist, and their indexes.
+fn present(interfaces: &[String]) -> Vec<(String, u32)> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
-    let Ok(socket) = socket else { return interfaces.to_vec() };
-    let exists = |name: &&String| rustix::net::netdevice::name_to_index(&socket, name).is_ok();
-    interfaces.iter().filter(exists).cloned().collect()
+    let Ok(socket) = socket else { return interfaces.iter().map(|name| (name.clone(), 0)).collect() };
+    let index = |name: &String| rustix::net::netdevice::name_to_index(&socket, name).ok();
+    interfaces.iter().filter_map(|name| Some((name.clone(), index(name)?))).collect()
 }
 
 type Started = Result<(EngineKind, Option<String>), StartError>;
@@ -368,30 +412,35 @@ struct Start {
 
 impl Start {
     fn run(self) -> io::Result<()> {
-        let flows = match FlowTable::new(self.config.flow_capacity, self.config.timeouts) {
+        let flows = match FlowTable::new(self.config.flow_capacity, Timeouts::default()) {
             Ok(flows) => flows,
             Err(error) => return self.failed(StartError::Resource("the flow table", error)),
         };
         let filter = frames::filter::program(&[]);
         let start = |kind| {
-            frames::start(kind, &self.config.ports, self.wake.as_fd(), &filter)
-                .map_err(|source| StartError::Engine { kind, source })
+            let wake = self.wake.try_clone();
+            let wake = wake.map_err(|error| StartError::Resource("copying an event descriptor", error))?;
+            let factory = EngineFactory { kind, wake };
+            match factory.start(&self.config.ports, &filter) {
+                Ok(engine) => Ok((engine, factory)),
+                Err(source) => Err(StartError::Engine { kind, source }),
+            }
         };
         let kind = self.config.engine.unwrap_or(EngineKind::Ring);
-        let (engine, kind, reason) = match start(kind) {
-            Ok(engine) => (engine, kind, None),
+        let (started, reason) = match start(kind) {
             // Only where nobody asked for one engine by name, and only for want of io_uring.
             Err(StartError::Engine { source: source @ EngineError::Uring(_), .. }) if self.config.engine.is_none() => {
-                match start(EngineKind::Mmsg) {
-                    Ok(engine) => (engine, EngineKind::Mmsg, Some(source.to_string())),
-                    Err(error) => return self.failed(error),
-                }
+                (start(EngineKind::Mmsg), Some(source.to_string()))
             }
+            started => (started, None),
+        };
+        let (engine, factory) = match started {
+            Ok(started) => started,
             Err(error) => return self.failed(error),
         };
         // Nobody waits any more if the caller is gone; then `stop` is set too.
-        let _ = self.report.send(Ok((kind, reason)));
-        worker::run(Core::new(self.shared, flows), engine)
+        let _ = self.report.send(Ok((factory.kind, reason)));
+        worker::run(Core::new(self.shared, flows), engine, factory, self.config.ports)
     }
 
     fn failed(&self, error: StartError) -> io::Result<()> {
@@ -403,6 +452,7 @@ impl Start {
 fn empty_port(port: &PortConfig) -> crate::forward::table::PortSpec {
     crate::forward::table::PortSpec {
         name: port.name.clone(),
+        ifindex: port.ifindex,
         mac: Mac::ZERO,
         mtu: port.mtu,
         carrier: false,

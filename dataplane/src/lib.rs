@@ -12,17 +12,21 @@
 #![deny(unsafe_code)]
 
 pub mod announce;
+mod errand;
 pub mod forward;
+mod groups;
 pub mod guard;
 mod handle;
 #[allow(unsafe_code, reason = "the kernel's interfaces; each block says why it is sound")]
 pub mod io;
 pub mod lease;
+mod limit;
 pub mod neighbor;
 pub mod packet;
 mod segment;
 pub mod stats;
 pub mod worker;
 
+pub use errand::{Explanation, Kind, Question};
 pub use handle::{BackendReport, Config, Conflict, Dataplane, Report, StartError};
 pub use segment::PeerSpec;

@@ -1,10 +1,10 @@
-//! The backends' hardware addresses, resolved by ARP of our own and kept fresh on every node, owner or
+//! The backends' hardware addresses, resolved by ARP and neighbour discovery of our own and kept fresh on every node, owner or
 //! not: a node that takes a VIP over must know where to send from the first packet on. Pure: the time
 //! and the heard addresses come in, the probes that are due come out.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -27,7 +27,7 @@ const BURST: usize = 64;
 /// Between two bursts.
 const BURST_INTERVAL_NS: u64 = 5_000_000;
 
-type Key = (usize, Ipv4Addr);
+type Key = (usize, IpAddr);
 
 /// All resolved backends.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ pub struct Probe {
     /// The interface.
     pub port: usize,
     /// Who is asked for.
-    pub target: Ipv4Addr,
+    pub target: IpAddr,
     /// Who had it last; `None` asks everybody.
     pub last_known: Option<Mac>,
 }
@@ -63,8 +63,8 @@ impl Neighbors {
         let mut wanted: HashMap<Key, Vec<Arc<BackendRuntime>>> = HashMap::new();
         for backend in snapshot.backends() {
             let resolved = backend.given_mac.is_none();
-            if let (true, Some(port), IpAddr::V4(address)) = (resolved, backend.port, backend.address) {
-                wanted.entry((port, address)).or_default().push(backend.runtime.clone());
+            if let (true, Some(port)) = (resolved, backend.port) {
+                wanted.entry((port, backend.address)).or_default().push(backend.runtime.clone());
             }
         }
         let due = &mut self.due;
@@ -89,8 +89,8 @@ impl Neighbors {
         }
     }
 
-    /// An ARP packet says who has an address.
-    pub fn heard(&mut self, port: usize, address: Ipv4Addr, mac: Mac, now_ns: u64) {
+    /// An ARP packet or a neighbour advertisement says who has an address.
+    pub fn heard(&mut self, port: usize, address: IpAddr, mac: Mac, now_ns: u64) {
         let key = (port, address);
         let Some(entry) = self.entries.get_mut(&key).filter(|_| mac.is_host()) else { return };
         entry.mac = Some(mac);
@@ -143,16 +143,18 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::forward::table::{BackendSpec, BackendState, Compiler, PortSpec, ServiceSpec, TableSpec, VipSpec};
 
-    const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
-    fn spec(addresses: &[Ipv4Addr]) -> TableSpec {
-        let backend = |(address, id): (&Ipv4Addr, u64)| BackendSpec {
+    fn spec(addresses: &[IpAddr]) -> TableSpec {
+        let backend = |(address, id): (&IpAddr, u64)| BackendSpec {
             id,
-            address: IpAddr::V4(*address),
+            address: *address,
             mac: None,
             weight: 1,
             state: BackendState::Active,
@@ -160,16 +162,18 @@ mod tests {
         TableSpec {
             ports: vec![PortSpec {
                 name: "eth0".into(),
+                ifindex: 2,
                 mac: Mac([2, 0, 0, 0, 0, 9]),
                 mtu: 1500,
                 carrier: true,
-                addresses: vec![(Ipv4Addr::new(10, 0, 0, 254), 24)],
+                addresses: vec![(Ipv4Addr::new(10, 0, 0, 254).into(), 24)],
             }],
             vips: vec![VipSpec {
-                address: Ipv4Addr::new(192, 0, 2, 1),
+                address: Ipv4Addr::new(192, 0, 2, 1).into(),
                 owned: None,
                 first_grant: false,
                 answer_on: vec![],
+                rejects: false,
                 services: vec![ServiceSpec {
                     name: "s".into(),
                     ports: vec![],
@@ -226,16 +230,16 @@ mod tests {
         assert_eq!(mac_of(&snapshot), None);
         neighbors.heard(0, A, MAC, 1);
         neighbors.heard(1, A, Mac([2, 0, 0, 0, 0, 2]), 1);
-        neighbors.heard(0, Ipv4Addr::new(10, 0, 0, 7), Mac([2, 0, 0, 0, 0, 3]), 1);
+        neighbors.heard(0, Ipv4Addr::new(10, 0, 0, 7).into(), Mac([2, 0, 0, 0, 0, 3]), 1);
         assert_eq!(mac_of(&snapshot), Some(MAC), "another port or another host changes nothing");
-        let snapshot = compiler.compile(&spec(&[A, Ipv4Addr::new(10, 0, 0, 2)]));
+        let snapshot = compiler.compile(&spec(&[A, Ipv4Addr::new(10, 0, 0, 2).into()]));
         neighbors.set_backends(&snapshot, 2);
         assert_eq!(mac_of(&snapshot), Some(MAC), "a new table forgets nothing");
     }
 
     #[test]
     fn many_backends_are_asked_for_in_bursts() {
-        let addresses: Vec<Ipv4Addr> = (0..200).map(|i| Ipv4Addr::new(10, 0, 0, i)).collect();
+        let addresses: Vec<IpAddr> = (0..200).map(|i| Ipv4Addr::new(10, 0, 0, i).into()).collect();
         let mut neighbors = Neighbors::default();
         neighbors.set_backends(&Compiler::default().compile(&spec(&addresses)), 0);
         let mut asked = 0;

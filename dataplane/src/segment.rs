@@ -1,16 +1,16 @@
-//! Whether the other load balancers are heard on the segments: each is asked for its own address by ARP, five
-//! times a second. A node that hears none of them while they hear each other has lost its segment, though its
+//! Whether the other load balancers are heard on the segments: each is asked for its own address, by ARP or
+//! neighbour discovery, five times a second. A node that hears none of them while they hear each other has lost its segment, though its
 //! carrier may be there. Pure: the time and the answers come in, the questions that are due come out.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use crate::packet::{Mac, arp};
+use crate::packet::Mac;
 
 /// Between two questions.
 const EVERY_NS: u64 = 200_000_000;
@@ -23,7 +23,7 @@ pub struct PeerSpec {
     /// The interface towards it.
     pub port: usize,
     /// Its own address there.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its hardware address there.
     pub mac: Mac,
 }
@@ -71,12 +71,9 @@ impl Prober {
     }
 }
 
-/// An ARP packet came in. Only an answer to us shows that both ways are whole.
-pub(crate) fn heard(peers: &[Peer], port: usize, own: Mac, arp: &arp::Arp, now_ns: u64) {
-    if arp.operation != arp::Operation::Reply || arp.target_mac != own {
-        return;
-    }
-    if let Some(peer) = peers.iter().find(|peer| peer.spec.port == port && peer.spec.address == arp.sender) {
+/// An address was answered for, to us alone: only that shows that both ways are whole.
+pub(crate) fn heard(peers: &[Peer], port: usize, address: IpAddr, now_ns: u64) {
+    if let Some(peer) = peers.iter().find(|peer| peer.spec.port == port && peer.spec.address == address) {
         peer.heard_ns.store(now_ns, Ordering::Relaxed);
     }
 }
@@ -86,19 +83,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_answer_to_us_counts_and_not_for_ever() {
-        let own = Mac([2, 0, 0, 0, 0, 1]);
+    fn an_answer_counts_on_its_segment_and_not_for_ever() {
         let mac = Mac([2, 0, 0, 0, 0, 2]);
-        let (address, target) = (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 1));
+        let address = IpAddr::from([10, 0, 0, 2]);
         let peers = [Peer::new(&PeerSpec { port: 0, address, mac }, &[])];
         assert!(!peers[0].is_heard(1));
-        let reply =
-            arp::Arp { operation: arp::Operation::Reply, sender_mac: mac, sender: address, target_mac: own, target };
-        heard(&peers, 1, own, &reply, 5);
-        heard(&peers, 0, own, &arp::Arp { operation: arp::Operation::Request, ..reply }, 5);
-        heard(&peers, 0, own, &arp::Arp { target_mac: Mac::BROADCAST, ..reply }, 5);
+        heard(&peers, 1, address, 5);
+        heard(&peers, 0, IpAddr::from([10, 0, 0, 3]), 5);
         assert!(!peers[0].is_heard(6));
-        heard(&peers, 0, own, &reply, 5);
+        heard(&peers, 0, address, 5);
         assert!(peers[0].is_heard(6) && !peers[0].is_heard(5 + HEARD_NS));
         let kept = Peer::new(&peers[0].spec, &peers);
         assert!(kept.is_heard(6), "a new table forgets nothing");

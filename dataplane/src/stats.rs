@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -53,26 +53,29 @@ impl Traffic {
 
 const REASONS: usize = DropReason::ALL.len();
 
-/// What a worker did with its frames. Every received frame is in exactly one of the others.
+/// What a worker did with its frames. Every received frame is in exactly one of forwarded, answered, dropped and
+/// held.
 #[derive(Debug)]
 pub struct WorkerStats {
     /// Frames taken from the rings.
     pub received: Counter,
     /// Frames sent on to a backend.
     pub forwarded: Counter,
-    /// Frames answered: ARP and echo.
+    /// Frames answered: ARP, neighbour discovery and echo.
     pub answered: Counter,
     dropped: [Counter; REASONS],
+    /// Fragments that wait for the first of their datagram, at this moment.
+    pub held: Counter,
     /// Frames that the kernel dropped because the ring was full.
     pub ring_full: Counter,
-    /// Frames that the worker made itself: announcements and ARP requests.
+    /// Frames that the worker made itself: announcements, questions for neighbours, ICMP errors, refusals.
     pub originated: Counter,
     /// Flows put into the flow table.
     pub flows_remembered: Counter,
     /// Flows that found no room there.
     pub flows_not_remembered: Counter,
     /// By VIP and hardware address; bounded, because whoever floods claims must not fill the memory.
-    conflicts: Mutex<BTreeMap<(Ipv4Addr, Mac), u64>>,
+    conflicts: Mutex<BTreeMap<(IpAddr, Mac), u64>>,
     /// Announcements that were not sent because the lease had run out.
     pub announcements_withheld: Counter,
 }
@@ -84,6 +87,7 @@ impl Default for WorkerStats {
             forwarded: Counter::default(),
             answered: Counter::default(),
             dropped: std::array::from_fn(|_| Counter::default()),
+            held: Counter::default(),
             ring_full: Counter::default(),
             originated: Counter::default(),
             flows_remembered: Counter::default(),
@@ -101,7 +105,7 @@ impl WorkerStats {
     }
 
     /// Somebody else claims a VIP of ours. On the rare path: it takes a lock.
-    pub(crate) fn conflict(&self, vip: Ipv4Addr, mac: Mac) {
+    pub(crate) fn conflict(&self, vip: IpAddr, mac: Mac) {
         let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
         if conflicts.len() < CONFLICTS || conflicts.contains_key(&(vip, mac)) {
             *conflicts.entry((vip, mac)).or_default() += 1;

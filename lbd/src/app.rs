@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
-use lb_dataplane::{Config as DataplaneConfig, Dataplane, forward::flow::Timeouts};
+use lb_dataplane::{Config as DataplaneConfig, Dataplane};
 use lb_raft_store::{Consensus, Settings};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -64,7 +64,6 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
             ports: links.iter().map(link::Link::port_config).collect(),
             engine: dataplane.engine,
             flow_capacity: DataplaneConfig::DEFAULT_FLOW_CAPACITY,
-            timeouts: Timeouts::default(),
         })?)),
     };
     if let Some(dataplane) = &dataplane {

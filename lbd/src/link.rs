@@ -65,16 +65,13 @@ impl Link {
     }
 
     pub(crate) fn port_spec(&self) -> PortSpec {
-        let v4 = |(address, len): &(IpAddr, u8)| match address {
-            IpAddr::V4(address) => Some((*address, *len)),
-            IpAddr::V6(_) => None,
-        };
         PortSpec {
             name: self.name.clone(),
+            ifindex: self.ifindex,
             mac: self.mac,
             mtu: self.mtu,
             carrier: self.carrier,
-            addresses: self.addresses.iter().filter_map(v4).collect(),
+            addresses: self.addresses.clone(),
         }
     }
 

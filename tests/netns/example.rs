@@ -1,6 +1,6 @@
 //! The worked example exactly: client 192.168.1.10, VIP 192.168.2.1, server 192.168.3.5.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::ensure;
 use lb_tests::{
@@ -91,7 +91,7 @@ fn check_frames(
     ensure!(arrived.iter().all(|seen| seen.destination() == server.mac && seen.source() == out_mac));
     ensure!(arrived.iter().map(|seen| seen.packet()).collect::<Vec<_>>() == in_order);
     // The answers: from the VIP to the client, and none of them by the node.
-    let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == VIP);
+    let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == IpAddr::V4(VIP));
     let answers: Vec<&Seen> = at_server.iter().filter(answer).collect();
     ensure!(!answers.is_empty() && answers.iter().all(|seen| seen.outgoing && seen.destination() != out_mac));
     let by_node = to_node.iter().chain(from_node).filter(answer);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
@@ -54,7 +54,7 @@ pub(crate) fn shares() -> anyhow::Result<()> {
     Ok(())
 }
 
-type Landed = HashMap<(Ipv4Addr, u16), BTreeSet<usize>>;
+type Landed = HashMap<(IpAddr, u16), BTreeSet<usize>>;
 
 /// Sends `packets` datagrams of each flow to the node, and sees on which servers they land.
 fn send_and_see(site: &Site, flows: &[(Ipv4Addr, u16)], packets: usize) -> anyhow::Result<Landed> {

@@ -103,8 +103,9 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
         let router = site.router.port("eth1").mac;
         let mut tagged = frame(router, node_mac)?;
         tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
+        // A last fragment whose first one never comes.
         let mut fragment = frame(router, node_mac)?;
-        fragment[20] = 0x20;
+        fragment[21] = 2;
         let mut lying = frame(router, node_mac)?;
         lying[16] = 0xff;
         let mut hairpin = frame(site.servers[0].mac, node_mac)?;
@@ -113,7 +114,7 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
             ("not_for_us", frame(router, stranger)?),
             ("not_for_us", frame(router, Mac::BROADCAST)?),
             ("vlan_tagged", tagged),
-            ("fragment", fragment),
+            ("fragment_timeout", fragment),
             ("malformed", lying),
             ("hairpin", hairpin),
         ];

@@ -1,13 +1,12 @@
-//! A packet of a VIP: which service, which backend, and where to.
-
-use std::net::Ipv4Addr;
+//! A packet of a VIP: which service, which backend, and why.
 
 use super::{
     DropReason,
-    flow::{FlowTable, Known, Tick},
-    table::{Backend, BackendState, Snapshot, Vip},
+    flow::{FlowKey, FlowTable, Known, Tick},
+    hash::TupleHash,
+    table::{Backend, BackendRef, BackendState, Snapshot, Vip},
 };
-use crate::packet::FlowPacket;
+use crate::packet::{FlowPacket, Tuple};
 
 /// A packet that goes on.
 #[derive(Debug, Clone, Copy)]
@@ -16,44 +15,96 @@ pub struct Decision<'a> {
     pub vip: &'a Vip,
     /// The backend.
     pub backend: &'a Backend,
+    /// Why this one.
+    pub why: Why,
 }
 
-/// Decides on a packet, and remembers the flow if it is new. `None` if it is for no VIP.
+/// What chose a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The flow had it before.
+    Known,
+    /// The flow is new, and this is the entry of the Maglev table where it stands.
+    Maglev {
+        /// The entry.
+        entry: u32,
+    },
+}
+
+/// Decides on a packet, and remembers the flow if it is new.
+#[inline]
 pub fn decide<'a>(
     snapshot: &'a Snapshot,
     flows: &mut FlowTable,
     packet: &FlowPacket,
     now: Tick,
 ) -> Result<Decision<'a>, DropReason> {
-    let tuple = &packet.tuple;
-    let vip = snapshot.vip(tuple.destination).ok_or(DropReason::NotVip)?;
-    let service = vip.service(tuple.protocol, tuple.destination_port).ok_or(DropReason::NoService)?;
-    let hash = snapshot.hash_key.tuple(tuple);
-    // The backend that the flow had, while it serves this service and has not been taken down.
-    let had = |reference| {
-        let backend = snapshot.backend(reference)?;
-        (backend.service == service && backend.state != BackendState::Down).then_some(backend)
-    };
-    match flows.touch(hash, packet, now) {
-        Known::Flow(reference) => {
-            if let Some(backend) = had(reference)
-                && !(packet.opens && backend.state != BackendState::Active)
-            {
-                return Ok(Decision { vip, backend });
-            }
-        }
-        Known::Reused(_) | Known::No => {}
+    let (place, known) = look_up(snapshot, &packet.tuple, |hash, key| flows.touch(hash, key, packet, now))?;
+    let decision = choose(snapshot, &place, known, packet)?;
+    if let Why::Maglev { .. } = decision.why {
+        flows.insert(place.hash, &place.key, packet, decision.backend.reference, now);
     }
-    let entry = &snapshot.services[service as usize];
-    let maglev = entry.maglev.as_ref().ok_or(DropReason::NoBackend)?;
-    let at =
-        if entry.by_source { by_source(snapshot, tuple.source, maglev.size()) } else { hash.spread(maglev.size()) };
-    let slot = entry.members[maglev.lookup(at)];
-    let backend = snapshot.member(slot).ok_or(DropReason::NoBackend)?;
-    flows.insert(hash, packet, backend.reference, now);
-    Ok(Decision { vip, backend })
+    Ok(decision)
 }
 
-fn by_source(snapshot: &Snapshot, source: Ipv4Addr, size: u32) -> u32 {
-    (snapshot.hash_key.source(source) % u64::from(size)) as u32
+/// What [`decide`] would do now with a packet; nothing is remembered.
+pub fn foresee<'a>(
+    snapshot: &'a Snapshot,
+    flows: &FlowTable,
+    packet: &FlowPacket,
+    now: Tick,
+) -> Result<Decision<'a>, DropReason> {
+    let (place, known) = look_up(snapshot, &packet.tuple, |hash, key| flows.peek(hash, key, packet.opens, now))?;
+    choose(snapshot, &place, known, packet)
+}
+
+/// Where a packet belongs.
+struct Place<'a> {
+    vip: &'a Vip,
+    service: u32,
+    hash: TupleHash,
+    key: FlowKey,
+}
+
+#[inline]
+fn look_up<'a>(
+    snapshot: &'a Snapshot,
+    tuple: &Tuple,
+    known: impl FnOnce(TupleHash, &FlowKey) -> Known,
+) -> Result<(Place<'a>, Known), DropReason> {
+    let vip = snapshot.vip(tuple.destination).ok_or(DropReason::NotVip)?;
+    let service = vip.service(tuple.protocol, tuple.destination_port).ok_or(DropReason::NoService)?;
+    let (hash, key) = (snapshot.hash_key.tuple(tuple), FlowKey::new(tuple, vip.id));
+    let known = known(hash, &key);
+    Ok((Place { vip, service, hash, key }, known))
+}
+
+#[inline]
+fn choose<'a>(
+    snapshot: &'a Snapshot,
+    place: &Place<'a>,
+    known: Known,
+    packet: &FlowPacket,
+) -> Result<Decision<'a>, DropReason> {
+    let vip = place.vip;
+    // The backend that the flow had, while it serves this service and has not been taken down.
+    let had = |reference: BackendRef| {
+        let backend = snapshot.backend(reference)?;
+        (backend.service == place.service && backend.state != BackendState::Down).then_some(backend)
+    };
+    if let Known::Flow(reference) = known
+        && let Some(backend) = had(reference)
+        && !(packet.opens && backend.state != BackendState::Active)
+    {
+        return Ok(Decision { vip, backend, why: Why::Known });
+    }
+    let service = &snapshot.services[place.service as usize];
+    let maglev = service.maglev.as_ref().ok_or(DropReason::NoBackend)?;
+    let size = maglev.size();
+    let entry = match service.by_source {
+        true => (snapshot.hash_key.source(packet.tuple.source) % u64::from(size)) as u32,
+        false => place.hash.spread(size),
+    };
+    let backend = snapshot.member(service.members[maglev.lookup(entry)]).ok_or(DropReason::NoBackend)?;
+    Ok(Decision { vip, backend, why: Why::Maglev { entry } })
 }

@@ -6,7 +6,12 @@
 //! stays. Only one direction is seen, so the state of a TCP connection is a guess from what the client
 //! sends.
 
-use super::{hash::TupleHash, table::BackendRef};
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::{
+    hash::{TupleHash, octets},
+    table::{BackendRef, VipId},
+};
 use crate::{
     io::memory::{HugeSlice, Zeroed},
     packet::{FlowPacket, Protocol, Tuple},
@@ -61,25 +66,56 @@ const HALF_OPEN_S: u64 = 60;
 /// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
 const PORT_REUSE: u32 = Tick::from_secs(3);
 
+/// The state of a flow, guessed from what the client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-enum State {
+pub enum FlowState {
+    /// TCP: one segment, nothing else yet.
     HalfOpen = 0,
+    /// TCP: more than one segment.
     Open = 1,
+    /// TCP: a FIN or RST was seen.
     Closing = 2,
+    /// UDP.
     Udp = 3,
+}
+
+use FlowState as State;
+
+/// What tells flows apart: the tuple, with the VIP's number in place of its address, so that it takes 24 bytes
+/// and a bit for either family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowKey {
+    /// An IPv4 address is mapped into IPv6.
+    source: [u32; 4],
+    /// Source port, destination port.
+    ports: u32,
+    vip: u32,
+    is_udp: bool,
+}
+
+impl FlowKey {
+    /// Of a tuple whose destination is that VIP.
+    #[inline]
+    pub fn new(tuple: &Tuple, vip: VipId) -> Self {
+        let octets = octets(tuple.source);
+        let word = |at: usize| u32::from_be_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
+        Self {
+            source: [word(0), word(4), word(8), word(12)],
+            ports: u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port),
+            vip: vip.0,
+            is_udp: tuple.protocol == Protocol::Udp,
+        }
+    }
 }
 
 /// One flow. All zero is a free slot, because a [`BackendRef`] is never zero.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Slot {
-    source: u32,
-    destination: u32,
-    /// Source port, destination port.
+    source: [u32; 4],
     ports: u32,
-    /// IPv6 will need the room of three more words.
-    reserved: [u32; 3],
+    vip: u32,
     backend: u32,
     /// The tick of its last packet, then two bits of state and one for the protocol.
     stamp: u32,
@@ -90,31 +126,30 @@ const _: () = assert!(GROUP * size_of::<Slot>() == 256);
 
 // Checked by `a_free_slot_is_all_zero`.
 impl Zeroed for Slot {
-    const ZERO: Self = Self { source: 0, destination: 0, ports: 0, reserved: [0; 3], backend: 0, stamp: 0 };
+    const ZERO: Self = Self { source: [0; 4], ports: 0, vip: 0, backend: 0, stamp: 0 };
 }
 
 impl Slot {
-    fn new(tuple: &Tuple, backend: BackendRef, state: State, now: Tick) -> Self {
-        Self {
-            source: tuple.source.into(),
-            destination: tuple.destination.into(),
-            ports: ports(tuple),
-            reserved: [0; 3],
-            backend: backend.get(),
-            stamp: stamp(now, state, tuple.protocol),
-        }
+    fn new(key: &FlowKey, backend: BackendRef, state: State, now: Tick) -> Self {
+        let FlowKey { source, ports, vip, is_udp } = *key;
+        Self { source, ports, vip, backend: backend.get(), stamp: stamp(now, state, is_udp) }
     }
 
     fn is_free(&self) -> bool {
         self.backend == 0
     }
 
-    fn is(&self, tuple: &Tuple) -> bool {
-        self.source == u32::from(tuple.source)
-            && self.ports == ports(tuple)
-            && self.destination == u32::from(tuple.destination)
-            && self.stamp & 1 == u32::from(tuple.protocol == Protocol::Udp)
+    fn is(&self, key: &FlowKey) -> bool {
+        // What differs most often first.
+        self.ports == key.ports
+            && self.source == key.source
+            && self.vip == key.vip
+            && self.is_udp() == key.is_udp
             && !self.is_free()
+    }
+
+    fn is_udp(&self) -> bool {
+        self.stamp & 1 != 0
     }
 
     fn last_seen(&self) -> Tick {
@@ -131,15 +166,32 @@ impl Slot {
     }
 }
 
-fn ports(tuple: &Tuple) -> u32 {
-    u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port)
+fn stamp(now: Tick, state: State, is_udp: bool) -> u32 {
+    now.0 << 3 | (state as u32) << 1 | u32::from(is_udp)
 }
 
-fn stamp(now: Tick, state: State, protocol: Protocol) -> u32 {
-    now.0 << 3 | (state as u32) << 1 | u32::from(protocol == Protocol::Udp)
+/// A flow as it stands in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowEntry {
+    /// The client.
+    pub source: IpAddr,
+    /// The client's port.
+    pub source_port: u16,
+    /// The VIP's number.
+    pub vip: VipId,
+    /// The service's port.
+    pub destination_port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// As far as one direction shows.
+    pub state: FlowState,
+    /// Its backend.
+    pub backend: BackendRef,
+    /// Since its last packet.
+    pub idle_ms: u64,
 }
 
-/// What the table knows of a packet's flow.
+/// What a table lookup knows of a packet's flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// It has this backend.
@@ -161,45 +213,47 @@ pub struct FlowTable {
 impl FlowTable {
     /// For at most `capacity` flows, rounded up to a power of two.
     pub fn new(capacity: usize, timeouts: Timeouts) -> std::io::Result<Self> {
+        let slots = HugeSlice::new(capacity.next_power_of_two().max(GROUP))?;
+        let mut table = Self { slots, timeouts: [0; 4], remembered: 0, not_remembered: 0 };
+        table.set_timeouts(timeouts);
+        Ok(table)
+    }
+
+    /// From now on flows are remembered for so long.
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
         let ticks = |secs: u32| Tick::from_secs(secs.into());
-        Ok(Self {
-            slots: HugeSlice::new(capacity.next_power_of_two().max(GROUP))?,
-            timeouts: [
-                Tick::from_secs(HALF_OPEN_S),
-                ticks(timeouts.tcp_s),
-                ticks(timeouts.fin_s),
-                ticks(timeouts.udp_s),
-            ],
-            remembered: 0,
-            not_remembered: 0,
-        })
+        self.timeouts =
+            [Tick::from_secs(HALF_OPEN_S), ticks(timeouts.tcp_s), ticks(timeouts.fin_s), ticks(timeouts.udp_s)];
     }
 
     /// Looks a packet's flow up and, if it is known, notes that it lives.
-    pub fn touch(&mut self, hash: TupleHash, packet: &FlowPacket, now: Tick) -> Known {
+    #[inline]
+    pub fn touch(&mut self, hash: TupleHash, key: &FlowKey, packet: &FlowPacket, now: Tick) -> Known {
         let timeouts = self.timeouts;
-        let Some(slot) = self.group(hash).find(|slot| slot.is(&packet.tuple)) else { return Known::No };
-        let backend = BackendRef::from_raw(slot.backend);
-        let age = now.since(slot.last_seen());
-        if age > timeouts[slot.state() as usize] {
-            return Known::No;
+        let Some(slot) = self.group(hash).find(|slot| slot.is(key)) else { return Known::No };
+        let known = known(slot, &timeouts, packet.opens, now);
+        if let Known::Flow(_) = known {
+            let state = match slot.state() {
+                // A SYN on a closing connection opens it again.
+                State::HalfOpen | State::Closing if packet.opens => State::HalfOpen,
+                State::HalfOpen | State::Open if packet.ends => State::Closing,
+                State::HalfOpen => State::Open,
+                state => state,
+            };
+            slot.stamp = stamp(now, state, key.is_udp);
         }
-        if packet.opens && age > PORT_REUSE {
-            return Known::Reused(backend);
-        }
-        let state = match slot.state() {
-            // A SYN on a closing connection opens it again.
-            State::HalfOpen | State::Closing if packet.opens => State::HalfOpen,
-            State::HalfOpen | State::Open if packet.ends => State::Closing,
-            State::HalfOpen => State::Open,
-            state => state,
-        };
-        slot.stamp = stamp(now, state, packet.tuple.protocol);
-        Known::Flow(backend)
+        known
+    }
+
+    /// Looks a flow up and leaves it as it is. `opens`: as if by a packet that opens a connection.
+    pub fn peek(&self, hash: TupleHash, key: &FlowKey, opens: bool, now: Tick) -> Known {
+        let start = self.group_start(hash);
+        let slot = self.slots[start..start + GROUP].iter().find(|slot| slot.is(key));
+        slot.map_or(Known::No, |slot| known(slot, &self.timeouts, opens, now))
     }
 
     /// Remembers a flow's backend, if its group has room.
-    pub fn insert(&mut self, hash: TupleHash, packet: &FlowPacket, backend: BackendRef, now: Tick) {
+    pub fn insert(&mut self, hash: TupleHash, key: &FlowKey, packet: &FlowPacket, backend: BackendRef, now: Tick) {
         let state = match packet.tuple.protocol {
             Protocol::Udp => State::Udp,
             Protocol::Tcp if packet.ends => State::Closing,
@@ -208,22 +262,46 @@ impl FlowTable {
             Protocol::Tcp => State::HalfOpen,
         };
         let timeouts = self.timeouts;
-        let expired = |slot: &Slot| now.since(slot.last_seen()) > timeouts[slot.state() as usize];
         // The flow's own slot, else a free or expired one, else the half-open one that has been silent
         // for longest: under a flood of SYNs the established flows stay.
         let rank = |slot: &Slot| match () {
-            () if slot.is(&packet.tuple) => (0, 0),
-            () if slot.is_free() || expired(slot) => (1, 0),
+            () if slot.is(key) => (0, 0),
+            () if slot.is_free() || is_expired(slot, &timeouts, now) => (1, 0),
             () if slot.state() == State::HalfOpen => (2, TICK_MASK - now.since(slot.last_seen())),
             () => (3, 0),
         };
         match self.group(hash).min_by_key(|slot| rank(slot)) {
             Some(slot) if rank(slot).0 < 3 => {
-                *slot = Slot::new(&packet.tuple, backend, state, now);
+                *slot = Slot::new(key, backend, state, now);
                 self.remembered += 1;
             }
             _ => self.not_remembered += 1,
         }
+    }
+
+    /// How many slots there are, free or not.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The live flows in a range of slots.
+    pub fn entries(&self, slots: std::ops::Range<usize>, now: Tick) -> impl Iterator<Item = FlowEntry> {
+        let end = slots.end.min(self.slots.len());
+        let live = move |slot: &&Slot| !slot.is_free() && !is_expired(slot, &self.timeouts, now);
+        self.slots[slots.start.min(end)..end].iter().filter(live).map(move |slot| {
+            let [a, b, c, d] = slot.source;
+            let source = u128::from(a) << 96 | u128::from(b) << 64 | u128::from(c) << 32 | u128::from(d);
+            FlowEntry {
+                source: IpAddr::V6(Ipv6Addr::from(source)).to_canonical(),
+                source_port: (slot.ports >> 16) as u16,
+                vip: VipId(slot.vip),
+                destination_port: slot.ports as u16,
+                protocol: if slot.is_udp() { Protocol::Udp } else { Protocol::Tcp },
+                state: slot.state(),
+                backend: BackendRef::from_raw(slot.backend),
+                idle_ms: (u64::from(now.since(slot.last_seen())) << TICK_SHIFT) / 1_000_000,
+            }
+        })
     }
 
     /// Flows that were put into the table, and flows that found no room, since the start.
@@ -232,13 +310,30 @@ impl FlowTable {
     }
 
     /// The slots in which a flow can stand, the likeliest first.
+    #[inline]
     fn group(&mut self, hash: TupleHash) -> impl Iterator<Item = &mut Slot> {
-        let mixed = hash.mixed() as usize;
-        let mask = self.slots.len() - 1;
-        let start = mixed & mask & !(GROUP - 1);
+        let start = self.group_start(hash);
         // Each flow prefers its own slot of the group, so that a hit mostly touches one cache line.
-        let (low, high) = self.slots[start..start + GROUP].split_at_mut(mixed & (GROUP - 1));
+        let preferred = hash.mixed() as usize & (GROUP - 1);
+        let (low, high) = self.slots[start..start + GROUP].split_at_mut(preferred);
         high.iter_mut().chain(low)
+    }
+
+    fn group_start(&self, hash: TupleHash) -> usize {
+        hash.mixed() as usize & (self.slots.len() - 1) & !(GROUP - 1)
+    }
+}
+
+fn is_expired(slot: &Slot, timeouts: &[u32; 4], now: Tick) -> bool {
+    now.since(slot.last_seen()) > timeouts[slot.state() as usize]
+}
+
+fn known(slot: &Slot, timeouts: &[u32; 4], opens: bool, now: Tick) -> Known {
+    let backend = BackendRef::from_raw(slot.backend);
+    match () {
+        () if is_expired(slot, timeouts, now) => Known::No,
+        () if opens && now.since(slot.last_seen()) > PORT_REUSE => Known::Reused(backend),
+        () => Known::Flow(backend),
     }
 }
 
@@ -251,13 +346,13 @@ mod tests {
 
     fn packet(source_port: u16, protocol: Protocol) -> FlowPacket {
         let tuple = Tuple {
-            source: [192, 0, 2, 1].into(),
-            destination: [198, 51, 100, 1].into(),
+            source: IpAddr::from([192, 0, 2, 1]),
+            destination: IpAddr::from([198, 51, 100, 1]),
             source_port,
             destination_port: 80,
             protocol,
         };
-        FlowPacket { tuple, opens: false, ends: false, headers_len: 54 }
+        FlowPacket { tuple, opens: false, ends: false, transport_at: 34, headers_len: 54 }
     }
 
     fn at(secs: u64) -> Tick {
@@ -269,6 +364,10 @@ mod tests {
         BackendRef::from_raw(number)
     }
 
+    fn key(packet: &FlowPacket) -> FlowKey {
+        FlowKey::new(&packet.tuple, VipId(3))
+    }
+
     struct Table(FlowTable);
 
     impl Table {
@@ -276,10 +375,10 @@ mod tests {
             Self(FlowTable::new(capacity, Timeouts::default()).unwrap())
         }
         fn put(&mut self, packet: &FlowPacket, to: u32, secs: u64) {
-            self.0.insert(KEY.tuple(&packet.tuple), packet, backend(to), at(secs));
+            self.0.insert(KEY.tuple(&packet.tuple), &key(packet), packet, backend(to), at(secs));
         }
         fn touch(&mut self, packet: &FlowPacket, secs: u64) -> Known {
-            self.0.touch(KEY.tuple(&packet.tuple), packet, at(secs))
+            self.0.touch(KEY.tuple(&packet.tuple), &key(packet), packet, at(secs))
         }
     }
 
@@ -365,7 +464,34 @@ mod tests {
         let mut table = Table::new(8);
         let flow = packet(1, Protocol::Tcp);
         let hash = KEY.tuple(&flow.tuple);
-        table.0.insert(hash, &flow, backend(5), Tick(TICK_MASK));
-        assert_eq!(table.0.touch(hash, &flow, Tick(3)), Known::Flow(backend(5)));
+        table.0.insert(hash, &key(&flow), &flow, backend(5), Tick(TICK_MASK));
+        assert_eq!(table.0.touch(hash, &key(&flow), &flow, Tick(3)), Known::Flow(backend(5)));
+    }
+
+    #[test]
+    fn flows_are_listed_and_looked_at_without_being_touched() {
+        let mut table = Table::new(64);
+        let mut flow = packet(7, Protocol::Udp);
+        flow.tuple.source = "2001:db8::9".parse().unwrap();
+        table.put(&flow, 5, 0);
+        table.put(&packet(8, Protocol::Tcp), 6, 10);
+        let listed =
+            |table: &Table, secs| -> Vec<FlowEntry> { table.0.entries(0..table.0.slots(), at(secs)).collect() };
+        let entries = listed(&table, 20);
+        let entry = entries.iter().find(|entry| entry.source_port == 7).unwrap();
+        assert_eq!((entry.source, entry.vip, entry.destination_port), (flow.tuple.source, VipId(3), 80));
+        assert_eq!((entry.state, entry.backend), (FlowState::Udp, backend(5)));
+        assert!((19_900..20_100).contains(&entry.idle_ms), "{}", entry.idle_ms);
+        let hash = KEY.tuple(&flow.tuple);
+        assert_eq!(table.0.peek(hash, &key(&flow), false, at(20)), Known::Flow(backend(5)));
+        assert_eq!(listed(&table, 40).len(), 1, "a look does not keep a flow alive");
+    }
+
+    #[test]
+    fn new_timeouts_hold_for_known_flows_too() {
+        let mut table = Table::new(64);
+        table.put(&packet(1, Protocol::Udp), 5, 0);
+        table.0.set_timeouts(Timeouts { udp_s: 300, ..Timeouts::default() });
+        assert_eq!(table.touch(&packet(1, Protocol::Udp), 200), Known::Flow(backend(5)));
     }
 }

@@ -1,7 +1,7 @@
 //! The one hash of a packet. Keyed, so that nobody outside can choose ports that collide, and equal on
 //! every node, so that a flow keeps its backend when its VIP moves.
 
-use std::{hash::Hasher as _, net::Ipv4Addr};
+use std::{hash::Hasher as _, net::IpAddr};
 
 use siphasher::sip::SipHasher13;
 
@@ -33,32 +33,54 @@ impl HashKey {
             Protocol::Tcp => 6,
             Protocol::Udp => 17,
         };
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&tuple.source.octets());
-        bytes[4..8].copy_from_slice(&tuple.destination.octets());
-        bytes[8..10].copy_from_slice(&tuple.destination_port.to_be_bytes());
-        bytes[10] = protocol;
         // In one go: half the cost of feeding it piece by piece.
-        let base = self.hasher().hash(&bytes);
+        let [high, low] = tuple.destination_port.to_be_bytes();
+        let base = match (tuple.source, tuple.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let mut bytes = [0; 16];
+                bytes[..4].copy_from_slice(&source.octets());
+                bytes[4..8].copy_from_slice(&destination.octets());
+                bytes[8..11].copy_from_slice(&[high, low, protocol]);
+                self.hasher().hash(&bytes)
+            }
+            (source, destination) => {
+                let mut bytes = [0; 40];
+                bytes[..16].copy_from_slice(&octets(source));
+                bytes[16..32].copy_from_slice(&octets(destination));
+                bytes[32..35].copy_from_slice(&[high, low, protocol]);
+                self.hasher().hash(&bytes)
+            }
+        };
         TupleHash { base, source_port: tuple.source_port }
     }
 
     /// Hashes a client for affinity by source.
-    pub fn source(self, source: Ipv4Addr) -> u64 {
+    pub fn source(self, source: IpAddr) -> u64 {
         let mut hasher = self.hasher();
-        hasher.write_u32(source.into());
+        match source {
+            IpAddr::V4(source) => hasher.write_u32(source.into()),
+            IpAddr::V6(source) => hasher.write(&source.octets()),
+        }
         hasher.finish()
     }
 
     /// Hashes one of several values of a backend's address, for its permutation.
-    pub fn backend(self, address: std::net::IpAddr, which: u8) -> u64 {
+    pub fn backend(self, address: IpAddr, which: u8) -> u64 {
         let mut hasher = self.hasher();
         match address {
-            std::net::IpAddr::V4(a) => hasher.write(&a.octets()),
-            std::net::IpAddr::V6(a) => hasher.write(&a.octets()),
+            IpAddr::V4(a) => hasher.write(&a.octets()),
+            IpAddr::V6(a) => hasher.write(&a.octets()),
         }
         hasher.write_u8(which);
         hasher.finish()
+    }
+}
+
+/// As an IPv6 address; an IPv4 one is mapped into it (RFC 4291 2.5.5.2).
+pub(super) fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 
@@ -114,8 +136,8 @@ mod tests {
     #[test]
     fn neighbouring_ports_stand_apart_irregularly() {
         let tuple = |source_port| Tuple {
-            source: [192, 0, 2, 1].into(),
-            destination: [198, 51, 100, 1].into(),
+            source: IpAddr::from([192, 0, 2, 1]),
+            destination: IpAddr::from([198, 51, 100, 1]),
             source_port,
             destination_port: 80,
             protocol: Protocol::Tcp,

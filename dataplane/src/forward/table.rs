@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
-    net::Ipv4Addr,
+    net::IpAddr,
     num::NonZeroU32,
     sync::{
         Arc,
@@ -17,6 +17,7 @@ use std::{
 };
 
 use super::{
+    flow::Timeouts,
     hash::HashKey,
     maglev::{Maglev, Member},
 };
@@ -40,6 +41,8 @@ pub struct TableSpec {
     pub peer_macs: Vec<Mac>,
     /// Their addresses on segments of ours.
     pub peers: Vec<PeerSpec>,
+    /// For how long flows are remembered.
+    pub timeouts: Timeouts,
 }
 
 /// An interface as it is now.
@@ -47,6 +50,8 @@ pub struct TableSpec {
 pub struct PortSpec {
     /// Its name.
     pub name: String,
+    /// Its index in the kernel: another one after it was gone.
+    pub ifindex: u32,
     /// Its hardware address.
     pub mac: Mac,
     /// The largest IP packet that it sends.
@@ -54,16 +59,32 @@ pub struct PortSpec {
     /// Whether there is a carrier.
     pub carrier: bool,
     /// The node's own addresses on it, with the lengths of their prefixes.
-    pub addresses: Vec<(Ipv4Addr, u8)>,
+    pub addresses: Vec<(IpAddr, u8)>,
 }
 
 impl PortSpec {
     /// The node's own address on the segment that `address` is in.
-    pub fn address_towards(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
-        let network =
-            |address: Ipv4Addr, len: u8| u32::from(address) & u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
-        let on_segment = |&&(own, len): &&(Ipv4Addr, u8)| network(own, len) == network(address, len);
-        self.addresses.iter().find(on_segment).map(|(own, _)| *own)
+    pub fn address_towards(&self, address: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().find(|(own, len)| network(*own, *len) == network(address, *len)).map(|(own, _)| *own)
+    }
+
+    /// An address of the node's own, of the same family as another one.
+    pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
+        let mut own = self.addresses.iter().map(|(own, _)| *own);
+        own.find(|own| own.is_ipv4() == other.is_ipv4())
+    }
+}
+
+/// The network of an address, and of which family it is.
+fn network(address: IpAddr, len: u8) -> (bool, u128) {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(len.min(32))).unwrap_or(0);
+            (true, (u32::from(address) & mask).into())
+        }
+        IpAddr::V6(address) => {
+            (false, u128::from(address) & u128::MAX.checked_shl(128 - u32::from(len.min(128))).unwrap_or(0))
+        }
     }
 }
 
@@ -71,13 +92,15 @@ impl PortSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VipSpec {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The grant under which this node owns it; `None` if it does not.
     pub owned: Option<u64>,
     /// Nobody has owned it before: whoever else may have the address is asked first (RFC 5227 2.1).
     pub first_grant: bool,
     /// The interfaces on which it is answered and announced.
     pub answer_on: Vec<usize>,
+    /// Whoever asks for a port that no service takes is told so, while this node owns the VIP.
+    pub rejects: bool,
     /// What is balanced on it.
     pub services: Vec<ServiceSpec>,
 }
@@ -114,7 +137,7 @@ pub struct BackendSpec {
     /// Unique for ever: a backend that was removed and added again has another one.
     pub id: u64,
     /// Its own address.
-    pub address: std::net::IpAddr,
+    pub address: IpAddr,
     /// Its MAC, if it shall not be resolved.
     pub mac: Option<Mac>,
     /// Its share of new flows.
@@ -193,7 +216,7 @@ pub struct Backend {
     /// What flow entries call it.
     pub reference: BackendRef,
     /// Its own address.
-    pub address: std::net::IpAddr,
+    pub address: IpAddr,
     /// The service that it serves.
     pub service: u32,
     /// The interface on whose segment it is; `None` if on none of this node's.
@@ -226,17 +249,25 @@ pub struct Service {
     pub members: Box<[u32]>,
 }
 
+/// Names a VIP in a flow entry. A VIP that was removed and added again has another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VipId(pub u32);
+
 /// A VIP as workers see it.
 #[derive(Debug)]
 pub struct Vip {
+    /// What flow entries call it.
+    pub id: VipId,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The grant under which this node owns it.
     pub owned: Option<u64>,
     /// Nobody has owned it before.
     pub first_grant: bool,
     /// A bit for each interface on which it is answered.
     pub answer_on: u64,
+    /// Whoever asks for a port that no service takes is told so.
+    pub rejects: bool,
     /// Which service takes which ports, sorted by protocol and first port.
     rules: Box<[(PortRangeSpec, u32)]>,
     /// The services that take any other port.
@@ -274,7 +305,8 @@ pub struct Snapshot {
     pub hash_key: HashKey,
     /// The interfaces.
     pub ports: Vec<PortSpec>,
-    vip_index: HashMap<u32, u32, BuildHasherDefault<AddressHasher>>,
+    vips_v4: HashMap<u32, u32, BuildHasherDefault<AddressHasher>>,
+    vips_v6: HashMap<u128, u32, BuildHasherDefault<AddressHasher>>,
     /// The VIPs, sorted by address.
     pub vips: Vec<Vip>,
     /// The services.
@@ -286,12 +318,24 @@ pub struct Snapshot {
     pub(crate) peers: Vec<Peer>,
     /// What the sockets let by.
     pub(crate) filter: Vec<Instruction>,
+    /// For how long flows are remembered.
+    pub timeouts: Timeouts,
 }
 
 impl Snapshot {
     /// The VIP with that address.
-    pub fn vip(&self, address: Ipv4Addr) -> Option<&Vip> {
-        self.vip_index.get(&u32::from(address)).map(|&at| &self.vips[at as usize])
+    #[inline]
+    pub fn vip(&self, address: IpAddr) -> Option<&Vip> {
+        let at = match address {
+            IpAddr::V4(address) => self.vips_v4.get(&address.into()),
+            IpAddr::V6(address) => self.vips_v6.get(&address.into()),
+        };
+        at.map(|&at| &self.vips[at as usize])
+    }
+
+    /// The VIP that a flow entry names.
+    pub fn vip_of(&self, id: VipId) -> Option<&Vip> {
+        self.vips.iter().find(|vip| vip.id == id)
     }
 
     /// The backend of a flow entry, if it is still the same one.
@@ -331,7 +375,16 @@ impl Hasher for AddressHasher {
     }
 
     fn write_u32(&mut self, value: u32) {
-        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+        self.write_u64(value.into());
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+
+    fn write_u128(&mut self, value: u128) {
+        self.write_u64((value >> 64) as u64);
+        self.write_u64(value as u64);
     }
 }
 
@@ -344,7 +397,8 @@ pub struct Compiler {
     slot_count: usize,
     generations: Vec<u32>,
     free: VecDeque<usize>,
-    vips: BTreeMap<Ipv4Addr, Arc<Traffic>>,
+    vips: BTreeMap<IpAddr, (VipId, Arc<Traffic>)>,
+    vip_count: u32,
     maglevs: HashMap<String, (Vec<Member>, u32, Arc<Maglev>)>,
     peers: Vec<Peer>,
 }
@@ -382,19 +436,32 @@ impl Compiler {
                 services.push(compiled);
             }
             rules.sort_unstable();
+            let vip_count = &mut self.vip_count;
+            let (id, traffic) = self.vips.entry(vip.address).or_insert_with(|| {
+                *vip_count += 1;
+                (VipId(*vip_count), Arc::default())
+            });
             vips.push(Vip {
+                id: *id,
                 address: vip.address,
                 owned: vip.owned,
                 first_grant: vip.first_grant,
                 answer_on: vip.answer_on.iter().filter(|&&port| port < MAX_PORTS).fold(0, |set, port| set | 1 << port),
                 rules: rules.into(),
                 any,
-                traffic: self.vips.entry(vip.address).or_default().clone(),
+                rejects: vip.rejects,
+                traffic: traffic.clone(),
             });
         }
         vips.sort_unstable_by_key(|vip| vip.address);
-        let vip_index = vips.iter().zip(0..).map(|(vip, at)| (u32::from(vip.address), at)).collect();
-        let addresses: Vec<Ipv4Addr> = vips.iter().map(|vip| vip.address).collect();
+        let (mut vips_v4, mut vips_v6) = (HashMap::default(), HashMap::default());
+        for (vip, at) in vips.iter().zip(0..) {
+            match vip.address {
+                IpAddr::V4(address) => vips_v4.insert(u32::from(address), at),
+                IpAddr::V6(address) => vips_v6.insert(u128::from(address), at),
+            };
+        }
+        let addresses: Vec<IpAddr> = vips.iter().map(|vip| vip.address).collect();
         let mut peer_macs = spec.peer_macs.clone();
         peer_macs.sort_unstable();
         self.peers = spec.peers.iter().map(|peer| Peer::new(peer, &self.peers)).collect();
@@ -402,13 +469,15 @@ impl Compiler {
             generation: self.generation,
             hash_key,
             ports: spec.ports.clone(),
-            vip_index,
+            vips_v4,
+            vips_v6,
             vips,
             services,
             backends,
             peer_macs,
             peers: self.peers.clone(),
             filter: filter::program(&addresses),
+            timeouts: spec.timeouts,
         }
     }
 
@@ -485,7 +554,7 @@ impl Compiler {
             }
             stays
         });
-        let vips: std::collections::HashSet<Ipv4Addr> = spec.vips.iter().map(|vip| vip.address).collect();
+        let vips: std::collections::HashSet<IpAddr> = spec.vips.iter().map(|vip| vip.address).collect();
         self.vips.retain(|address, _| vips.contains(address));
         let names: std::collections::HashSet<&str> = services().map(|service| service.name.as_str()).collect();
         self.maglevs.retain(|name, _| names.contains(name.as_str()));
@@ -494,10 +563,7 @@ impl Compiler {
 
 /// The interface on whose segment a backend is; one whose MAC was given may be behind the first.
 fn port_towards(spec: &TableSpec, backend: &BackendSpec) -> Option<usize> {
-    let on_segment = match backend.address {
-        std::net::IpAddr::V4(address) => spec.ports.iter().position(|port| port.address_towards(address).is_some()),
-        std::net::IpAddr::V6(_) => None,
-    };
+    let on_segment = spec.ports.iter().position(|port| port.address_towards(backend.address).is_some());
     on_segment.or_else(|| (backend.mac.is_some() && !spec.ports.is_empty()).then_some(0))
 }
 

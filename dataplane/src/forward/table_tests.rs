@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
     super::{
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::packet::{FlowPacket, Tuple};
 
-const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 2, 1));
 
 fn backend(id: u64, weight: u16) -> BackendSpec {
     BackendSpec { id, address: IpAddr::from([10, 0, 0, id as u8]), mac: None, weight, state: BackendState::Active }
@@ -22,16 +22,18 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
         hash_key: 0x1234_5678_9abc,
         ports: vec![PortSpec {
             name: "eth0".into(),
+            ifindex: 2,
             mac: Mac([2, 0, 0, 0, 0, 9]),
             mtu: 1500,
             carrier: true,
-            addresses: vec![(Ipv4Addr::new(10, 0, 0, 254), 24)],
+            addresses: vec![(IpAddr::from([10, 0, 0, 254]), 24), ("2001:db8::ff".parse().unwrap(), 64)],
         }],
         vips: vec![VipSpec {
             address: VIP,
             first_grant: false,
             owned: Some(1),
             answer_on: vec![0],
+            rejects: false,
             services: vec![ServiceSpec {
                 name: "web".into(),
                 ports: vec![range(Protocol::Udp, 53, 53), range(Protocol::Tcp, 80, 89), range(Protocol::Tcp, 0, 0)],
@@ -42,18 +44,19 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
         }],
         peers: vec![],
         peer_macs: vec![],
+        timeouts: Timeouts::default(),
     }
 }
 
 fn packet(source_port: u16, protocol: Protocol, port: u16) -> FlowPacket {
     let tuple = Tuple {
-        source: Ipv4Addr::new(192, 168, 1, 10),
+        source: IpAddr::from([192, 168, 1, 10]),
         destination: VIP,
         source_port,
         destination_port: port,
         protocol,
     };
-    FlowPacket { tuple, opens: false, ends: false, headers_len: 42 }
+    FlowPacket { tuple, opens: false, ends: false, transport_at: 34, headers_len: 42 }
 }
 
 fn flows() -> FlowTable {
@@ -76,7 +79,7 @@ fn ports_ranges_and_any_find_their_service() {
     for port in [1, 79, 80, 85, 89, 90, 65535] {
         assert_eq!(vip.service(Protocol::Tcp, port), Some(0), "{port}");
     }
-    assert!(snapshot.vip(Ipv4Addr::new(192, 168, 2, 2)).is_none());
+    assert!(snapshot.vip(IpAddr::from([192, 168, 2, 2])).is_none());
 }
 
 #[test]
@@ -110,7 +113,7 @@ fn few_flows_of_many_clients_spread_as_chance_has_it() {
         let (mut flows, mut counts) = (flows(), BTreeMap::<IpAddr, f64>::new());
         for i in 0..10_000u32 {
             let mut packet = packet(1024 + (i % 10) as u16 * 7, Protocol::Udp, 53);
-            packet.tuple.source = Ipv4Addr::from(0x0a01_0000 + i / 10);
+            packet.tuple.source = Ipv4Addr::from(0x0a01_0000 + i / 10).into();
             *counts.entry(address_of(&snapshot, &mut flows, &packet).unwrap()).or_default() += 1.0;
         }
         for (weight, (address, count)) in weights.iter().zip(counts) {
@@ -199,4 +202,33 @@ fn affinity_by_source_ignores_ports() {
     for port in 2..500 {
         assert_eq!(address_of(&snapshot, &mut flows, &packet(port, Protocol::Tcp, 80)), first);
     }
+}
+
+#[test]
+fn a_vip_of_either_family_may_have_backends_of_the_other() {
+    let mut both = spec(vec![]);
+    let v6: IpAddr = "2001:db8::1".parse().unwrap();
+    let backend_v6 = BackendSpec { address: "2001:db8::5".parse().unwrap(), ..backend(7, 1) };
+    let services =
+        vec![ServiceSpec { name: "v6".into(), backends: vec![backend(8, 1)], ..both.vips[0].services[0].clone() }];
+    both.vips.push(VipSpec { address: v6, services, ..both.vips[0].clone() });
+    both.vips[0].services[0].backends = vec![backend_v6];
+    let snapshot = Compiler::default().compile(&both);
+    let mut flows = flows();
+    let for_v4 = packet(1, Protocol::Tcp, 80);
+    let mut for_v6 = for_v4;
+    (for_v6.tuple.source, for_v6.tuple.destination) = ("2001:db8:1::9".parse().unwrap(), v6);
+    assert_eq!(address_of(&snapshot, &mut flows, &for_v4), Ok("2001:db8::5".parse().unwrap()));
+    assert_eq!(address_of(&snapshot, &mut flows, &for_v6), Ok(IpAddr::from([10, 0, 0, 8])));
+    assert!(snapshot.backends().all(|backend| backend.port == Some(0)), "both are on the segment");
+}
+
+#[test]
+fn a_vip_added_again_has_no_flows_of_its_former_life() {
+    let mut compiler = Compiler::default();
+    let spec = spec(vec![backend(1, 1)]);
+    let first = compiler.compile(&spec).vip(VIP).unwrap().id;
+    assert_eq!(compiler.compile(&spec).vip(VIP).unwrap().id, first);
+    compiler.compile(&TableSpec { vips: vec![], ..spec.clone() });
+    assert_ne!(compiler.compile(&spec).vip(VIP).unwrap().id, first);
 }

@@ -10,6 +10,8 @@ pub enum Verdict {
     },
     /// Turned in place into an answer, to be sent where it came from.
     Answer,
+    /// Kept until the first fragment of its datagram says where it goes.
+    Hold,
     /// Not sent.
     Drop(DropReason),
 }
@@ -41,14 +43,22 @@ reasons! {
     VlanTagged = "vlan_tagged",
     /// Headers that lie about their lengths or do not fit.
     Malformed = "malformed",
-    /// Neither IPv4 nor ARP.
+    /// Neither IP nor ARP.
     NotIp = "not_ip",
-    /// A fragment of a datagram.
-    Fragment = "fragment",
-    /// For a VIP, but neither TCP nor UDP nor an echo request.
+    /// A fragment that overlaps another one of its datagram, or repeats it (RFC 5722).
+    FragmentOverlap = "fragment_overlap",
+    /// A fragment whose first one did not come in time.
+    FragmentTimeout = "fragment_timeout",
+    /// A fragment that came before its first one, and found no room to wait.
+    FragmentNoRoom = "fragment_no_room",
+    /// An ICMP error that quotes no packet of a flow of the VIP.
+    IcmpUnrelated = "icmp_unrelated",
+    /// For a VIP, but nothing that is balanced or answered.
     ProtocolUnsupported = "protocol_unsupported",
     /// No service takes the port.
     NoService = "no_service",
+    /// No service takes the port, and the sender was told so.
+    Rejected = "rejected",
     /// The service has no backend that takes flows.
     NoBackend = "no_backend",
     /// The backend's hardware address is not known (yet).
@@ -65,6 +75,10 @@ reasons! {
     ArpNotOurs = "arp_not_ours",
     /// Another station claims a VIP that we own.
     ArpConflict = "arp_conflict",
+    /// Neighbour discovery that needs no answer of ours, or that we may not give.
+    NdpNotOurs = "ndp_not_ours",
+    /// Another station claims, by neighbour discovery, a VIP that we own.
+    NdpConflict = "ndp_conflict",
     /// An echo request to a VIP that another node owns.
     EchoNotOurs = "echo_not_ours",
     /// The ring's slot was too small and the copy did not arrive.

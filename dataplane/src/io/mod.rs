@@ -11,7 +11,11 @@ mod packet_ring;
 mod ring;
 mod socket;
 
-use std::{fmt, io, os::fd::BorrowedFd, time::Duration};
+use std::{
+    fmt, io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 pub use socket::SocketError;
 
@@ -91,17 +95,27 @@ pub(crate) trait Engine {
     fn lost(&mut self) -> u64;
 }
 
-/// Opens the sockets and starts an engine on the calling thread, which must be the one that uses it.
-pub(crate) fn start(
-    kind: EngineKind,
-    ports: &[PortConfig],
-    wake: BorrowedFd<'_>,
-    filter: &[filter::Instruction],
-) -> Result<Box<dyn Engine>, EngineError> {
-    Ok(match kind {
-        EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, filter)?),
-        EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, filter)?),
-    })
+/// Makes engines of one kind.
+pub(crate) struct EngineFactory {
+    /// Which.
+    pub(crate) kind: EngineKind,
+    /// Ends their waiting.
+    pub(crate) wake: OwnedFd,
+}
+
+impl EngineFactory {
+    /// Opens the sockets and starts an engine on the calling thread, which must be the one that uses it.
+    pub(crate) fn start(
+        &self,
+        ports: &[PortConfig],
+        filter: &[filter::Instruction],
+    ) -> Result<Box<dyn Engine>, EngineError> {
+        let wake = self.wake.as_fd();
+        Ok(match self.kind {
+            EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, filter)?),
+            EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, filter)?),
+        })
+    }
 }
 
 /// Why an engine does not run.
@@ -129,7 +143,7 @@ fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
     match verdict {
         Verdict::Forward { port } => Some(port),
         Verdict::Answer => Some(came_by),
-        Verdict::Drop(_) => None,
+        Verdict::Hold | Verdict::Drop(_) => None,
     }
 }
 

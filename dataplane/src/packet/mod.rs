@@ -5,17 +5,21 @@
 
 pub mod arp;
 pub mod checksum;
+pub mod icmp;
+pub mod ndp;
 pub mod parse;
 pub mod rewrite;
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
-pub use parse::{Echo, FlowPacket, Packet, Protocol, Tuple, parse};
+pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, parse};
 
 /// Destination, source, ethertype (IEEE 802.3 3.2).
 pub const ETHERNET_HEADER_LEN: usize = 14;
 /// IPv4 (RFC 894).
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// IPv6 (RFC 2464).
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// ARP (RFC 826).
 pub const ETHERTYPE_ARP: u16 = 0x0806;
 
@@ -31,7 +35,12 @@ impl Mac {
 
     /// Whether a host can have it: neither zero nor a group address.
     pub fn is_host(self) -> bool {
-        self != Self::ZERO && self.0[0] & 1 == 0
+        self != Self::ZERO && !self.is_group()
+    }
+
+    /// Whether it stands for several stations.
+    pub fn is_group(self) -> bool {
+        self.0[0] & 1 != 0
     }
 }
 
@@ -61,6 +70,32 @@ pub fn source(frame: &[u8]) -> Option<Mac> {
 /// Two bytes in network order.
 pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// Asks for the hardware address of `target`, in the way of its family: everybody, or the host that had it last.
+/// `None` where the two addresses are of different families.
+pub fn question(own: Mac, sender: IpAddr, target: IpAddr, last_known: Option<Mac>) -> Option<Vec<u8>> {
+    match (sender, target) {
+        (IpAddr::V4(sender), IpAddr::V4(target)) => Some(arp::request(own, sender, target, last_known).to_vec()),
+        (IpAddr::V6(sender), IpAddr::V6(target)) => Some(ndp::solicitation(own, sender, target, last_known).to_vec()),
+        _ => None,
+    }
+}
+
+/// Asks whether anybody has an address.
+pub fn probe(own: Mac, address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => arp::probe(own, address).to_vec(),
+        IpAddr::V6(address) => ndp::probe(own, address).to_vec(),
+    }
+}
+
+/// Announces that `own` has `vip`.
+pub fn announcements(own: Mac, vip: IpAddr) -> Vec<Vec<u8>> {
+    match vip {
+        IpAddr::V4(vip) => arp::announcements(own, vip).map(|frame| frame.to_vec()).into(),
+        IpAddr::V6(vip) => vec![ndp::announcement(own, vip).to_vec()],
+    }
 }
 
 #[cfg(test)]

@@ -1,30 +1,51 @@
 //! What a frame is: one pass, bounds-checked, without a copy.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, arp, be16};
+use super::{ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, arp, be16, ndp};
 use crate::forward::DropReason;
 
 const IPV4_MIN_HEADER_LEN: usize = 20;
+const IPV6_HEADER_LEN: usize = 40;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
+/// The longest datagram that can be put together again.
+const MAX_DATAGRAM_LEN: usize = 65_535;
+
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+/// IPv6 extension headers (RFC 8200 4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+/// More of them have no use in a packet to a service.
+const MAX_EXTENSION_HEADERS: usize = 8;
+
 /// RFC 792
 const ECHO_REQUEST: u8 = 8;
+/// RFC 4443 4.1
+const ECHO_REQUEST_V6: u8 = 128;
 
 /// A frame as far as the load balancer looks into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packet {
     /// A TCP segment or UDP datagram.
     Flow(FlowPacket),
+    /// A part of one.
+    Fragment(Fragment),
+    /// An ICMP or ICMPv6 error about a packet that was sent from the destination.
+    Error(IcmpError),
+    /// An echo request.
+    Echo(Echo),
     /// ARP.
     Arp(arp::Arp),
-    /// An ICMP echo request.
-    Echo(Echo),
+    /// A neighbour solicitation or advertisement.
+    Neighbor(ndp::Message),
     /// Nothing that can be forwarded, and why. The destination is known if the IP header is sound.
-    Other(DropReason, Option<Ipv4Addr>),
+    Other(DropReason, Option<IpAddr>),
 }
 
 /// The transport protocol of a flow.
@@ -40,9 +61,9 @@ pub enum Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {
     /// The client.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// The VIP.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// The client's port.
     pub source_port: u16,
     /// The service's port.
@@ -60,35 +81,104 @@ pub struct FlowPacket {
     pub opens: bool,
     /// TCP: it ends one (FIN or RST).
     pub ends: bool,
-    /// Bytes from the start of the frame to the payload of TCP or UDP.
+    /// Bytes from the start of the frame to the header of TCP or UDP.
+    pub transport_at: usize,
+    /// Bytes from the start of the frame to its payload.
     pub headers_len: usize,
 }
 
-/// An ICMP echo request.
+/// What the fragments of a datagram have in common (RFC 791 3.2, RFC 8200 4.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DatagramId {
+    /// The sender.
+    pub source: IpAddr,
+    /// The VIP.
+    pub destination: IpAddr,
+    /// IPv4: the protocol. IPv6 does not tell datagrams apart by it.
+    pub protocol: u8,
+    /// The identification field.
+    pub id: u32,
+}
+
+/// A part of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// Which datagram.
+    pub datagram: DatagramId,
+    /// Where its bytes stand in the datagram's payload.
+    pub offset: u32,
+    /// How many there are.
+    pub len: u32,
+    /// Whether others stand behind them.
+    pub more: bool,
+    /// The flow, which only the first fragment names.
+    pub flow: Option<FlowPacket>,
+}
+
+/// An error that quotes a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IcmpError {
+    /// To whom it is sent: the sender of the quoted packet.
+    pub destination: IpAddr,
+    /// The flow that the quoted packet answers: its addresses and ports the other way round.
+    pub tuple: Tuple,
+}
+
+/// An echo request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Echo {
     /// Who is asked.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Where the ICMP header starts in the frame.
     pub icmp_at: usize,
 }
 
 /// Looks at a frame.
+#[inline]
 pub fn parse(frame: &[u8]) -> Packet {
-    match be16(frame, 12) {
-        Some(ETHERTYPE_IPV4) => ipv4(frame).unwrap_or_else(|reason| Packet::Other(reason, None)),
-        Some(ETHERTYPE_ARP) => match arp::parse(&frame[ETHERNET_HEADER_LEN..]) {
-            Some(arp) => Packet::Arp(arp),
-            None => Packet::Other(DropReason::Malformed, None),
-        },
-        Some(_) => Packet::Other(DropReason::NotIp, None),
-        None => Packet::Other(DropReason::Malformed, None),
+    let ip = match be16(frame, 12) {
+        Some(ETHERTYPE_IPV4) => ipv4(&frame[ETHERNET_HEADER_LEN..]),
+        Some(ETHERTYPE_IPV6) => ipv6(&frame[ETHERNET_HEADER_LEN..]),
+        Some(ETHERTYPE_ARP) => {
+            return match arp::parse(&frame[ETHERNET_HEADER_LEN..]) {
+                Some(arp) => Packet::Arp(arp),
+                None => Packet::Other(DropReason::Malformed, None),
+            };
+        }
+        Some(_) => return Packet::Other(DropReason::NotIp, None),
+        None => return Packet::Other(DropReason::Malformed, None),
+    };
+    match ip {
+        Ok(ip) => transport(frame, &ip),
+        Err((reason, destination)) => Packet::Other(reason, destination),
     }
 }
 
-fn ipv4(frame: &[u8]) -> Result<Packet, DropReason> {
-    let packet = &frame[ETHERNET_HEADER_LEN..];
-    let header: &[u8; IPV4_MIN_HEADER_LEN] = packet.first_chunk().ok_or(DropReason::Malformed)?;
+/// An IP packet, its headers read. Positions count from the start of the frame.
+struct Ip {
+    source: IpAddr,
+    destination: IpAddr,
+    /// What follows the headers.
+    protocol: u8,
+    payload_at: usize,
+    end: usize,
+    fragment: Option<Part>,
+}
+
+/// Of the IPv4 header or the IPv6 fragment header.
+#[derive(Clone, Copy)]
+struct Part {
+    id: u32,
+    offset: u32,
+    more: bool,
+}
+
+type Unsound = (DropReason, Option<IpAddr>);
+
+#[inline]
+fn ipv4(packet: &[u8]) -> Result<Ip, Unsound> {
+    let malformed = (DropReason::Malformed, None);
+    let header: &[u8; IPV4_MIN_HEADER_LEN] = packet.first_chunk().ok_or(malformed)?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
     let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let sound = header[0] >> 4 == 4
@@ -97,56 +187,255 @@ fn ipv4(frame: &[u8]) -> Result<Packet, DropReason> {
         // Short frames are padded, so a frame may be longer than its packet, never shorter.
         && packet.len() >= total_len;
     if !sound {
-        return Err(DropReason::Malformed);
+        return Err(malformed);
     }
-    let source = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
-    let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
-    let other = |reason| Ok(Packet::Other(reason, Some(destination)));
-    if u16::from_be_bytes([header[6], header[7]]) & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
-        return other(DropReason::Fragment);
-    }
-    let payload = &packet[header_len..total_len];
-    let l4_at = ETHERNET_HEADER_LEN + header_len;
-    let tuple = |protocol| {
-        Some(Tuple {
-            source,
-            destination,
-            source_port: be16(payload, 0)?,
-            destination_port: be16(payload, 2)?,
-            protocol,
-        })
-    };
-    let flow = match header[9] {
-        TCP => tcp(payload, l4_at, tuple(Protocol::Tcp)),
-        UDP => tuple(Protocol::Udp).filter(|_| payload.len() >= 8).map(|tuple| FlowPacket {
-            tuple,
-            opens: false,
-            ends: false,
-            headers_len: l4_at + 8,
-        }),
-        ICMP if payload.first() == Some(&ECHO_REQUEST) && payload.len() >= 8 => {
-            return Ok(Packet::Echo(Echo { destination, icmp_at: l4_at }));
-        }
-        _ => return other(DropReason::ProtocolUnsupported),
-    };
-    flow.map_or_else(|| other(DropReason::Malformed), |flow| Ok(Packet::Flow(flow)))
+    let part = u16::from_be_bytes([header[6], header[7]]);
+    let fragment = (part & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0).then(|| Part {
+        id: u16::from_be_bytes([header[4], header[5]]).into(),
+        offset: u32::from(part & FRAGMENT_OFFSET) * 8,
+        more: part & MORE_FRAGMENTS != 0,
+    });
+    Ok(Ip {
+        source: Ipv4Addr::new(header[12], header[13], header[14], header[15]).into(),
+        destination: Ipv4Addr::new(header[16], header[17], header[18], header[19]).into(),
+        protocol: header[9],
+        payload_at: ETHERNET_HEADER_LEN + header_len,
+        end: ETHERNET_HEADER_LEN + total_len,
+        fragment,
+    })
 }
 
-fn tcp(segment: &[u8], at: usize, tuple: Option<Tuple>) -> Option<FlowPacket> {
+#[inline]
+fn ipv6(packet: &[u8]) -> Result<Ip, Unsound> {
+    let malformed = (DropReason::Malformed, None);
+    let header: &[u8; IPV6_HEADER_LEN] = packet.first_chunk().ok_or(malformed)?;
+    let end = IPV6_HEADER_LEN + usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if header[0] >> 4 != 6 || packet.len() < end {
+        return Err(malformed);
+    }
+    let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).map(Ipv6Addr::from).map_err(|_| malformed);
+    let (source, destination) = (IpAddr::V6(address(8)?), IpAddr::V6(address(24)?));
+    let mut ip = Ip { source, destination, protocol: header[6], payload_at: IPV6_HEADER_LEN, end, fragment: None };
+    if matches!(ip.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
+        extensions(packet, &mut ip).map_err(|reason| (reason, Some(destination)))?;
+    }
+    ip.payload_at += ETHERNET_HEADER_LEN;
+    ip.end += ETHERNET_HEADER_LEN;
+    Ok(ip)
+}
+
+/// Walks the extension headers (RFC 8200 4) of an IPv6 packet, as far as they can be read: what follows the
+/// header of a later fragment is not a header.
+fn extensions(packet: &[u8], ip: &mut Ip) -> Result<(), DropReason> {
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        let rest = packet.get(ip.payload_at..ip.end).ok_or(DropReason::Malformed)?;
+        let header: &[u8; 8] = match ip.protocol {
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS => rest.first_chunk().ok_or(DropReason::Malformed)?,
+            _ => return Ok(()),
+        };
+        let mut len = (usize::from(header[1]) + 1) * 8;
+        match ip.protocol {
+            // Only directly after the IPv6 header (RFC 8200 4.1).
+            HOP_BY_HOP if ip.payload_at != IPV6_HEADER_LEN => return Err(DropReason::Malformed),
+            // On its way through other stations: the VIP is not where it ends.
+            ROUTING if header[3] != 0 => return Err(DropReason::ProtocolUnsupported),
+            FRAGMENT => {
+                len = 8;
+                let part = u16::from_be_bytes([header[2], header[3]]);
+                let part = Part {
+                    id: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+                    offset: u32::from(part & !7),
+                    more: part & 1 != 0,
+                };
+                if ip.fragment.is_some() {
+                    return Err(DropReason::Malformed);
+                }
+                // One that is a whole datagram is treated as such (RFC 6946).
+                if part.offset != 0 || part.more {
+                    ip.fragment = Some(part);
+                }
+            }
+            _ => {}
+        }
+        if len > rest.len() {
+            return Err(DropReason::Malformed);
+        }
+        ip.protocol = header[0];
+        ip.payload_at += len;
+        if ip.fragment.is_some_and(|part| part.offset != 0) {
+            return Ok(());
+        }
+    }
+    Err(DropReason::Malformed)
+}
+
+#[inline]
+fn transport(frame: &[u8], ip: &Ip) -> Packet {
+    let other = |reason| Packet::Other(reason, Some(ip.destination));
+    let Some(payload) = frame.get(ip.payload_at..ip.end) else { return other(DropReason::Malformed) };
+    if let Some(part) = ip.fragment {
+        return fragment(payload, ip, part).map_or_else(other, Packet::Fragment);
+    }
+    match (ip.protocol, ip.destination) {
+        (TCP | UDP, _) => flow(payload, ip).map_or_else(|| other(DropReason::Malformed), Packet::Flow),
+        (ICMP, IpAddr::V4(_)) => match payload {
+            [ECHO_REQUEST, _, _, _, _, _, _, _, ..] => echo(ip),
+            // Destination unreachable, time exceeded, parameter problem (RFC 792).
+            [3 | 11 | 12, _, _, _, _, _, _, _, quote @ ..] => quoted(ip, quoted_ipv4(quote)),
+            _ => other(DropReason::ProtocolUnsupported),
+        },
+        (ICMPV6, IpAddr::V6(_)) => match payload {
+            [ECHO_REQUEST_V6, _, _, _, _, _, _, _, ..] => echo(ip),
+            // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443 3).
+            [1..=4, _, _, _, _, _, _, _, quote @ ..] => quoted(ip, quoted_ipv6(quote)),
+            [ndp::SOLICITATION | ndp::ADVERTISEMENT, ..] => match ndp::parse(frame, ip.payload_at, ip.end) {
+                Some(message) => Packet::Neighbor(message),
+                None => other(DropReason::Malformed),
+            },
+            _ => other(DropReason::ProtocolUnsupported),
+        },
+        _ => other(DropReason::ProtocolUnsupported),
+    }
+}
+
+fn echo(ip: &Ip) -> Packet {
+    Packet::Echo(Echo { destination: ip.destination, icmp_at: ip.payload_at })
+}
+
+/// A TCP segment or UDP datagram, of which at least the whole header is there.
+#[inline]
+fn flow(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
     const ACK: u8 = 0x10;
-    let header: &[u8; 20] = segment.first_chunk()?;
+    let ports: &[u8; 8] = payload.first_chunk()?;
+    let tuple = |protocol| Tuple {
+        source: ip.source,
+        destination: ip.destination,
+        source_port: u16::from_be_bytes([ports[0], ports[1]]),
+        destination_port: u16::from_be_bytes([ports[2], ports[3]]),
+        protocol,
+    };
+    if ip.protocol == UDP {
+        return Some(FlowPacket {
+            tuple: tuple(Protocol::Udp),
+            opens: false,
+            ends: false,
+            transport_at: ip.payload_at,
+            headers_len: ip.payload_at + 8,
+        });
+    }
+    let header: &[u8; 20] = payload.first_chunk()?;
     let header_len = usize::from(header[12] >> 4) * 4;
-    if header_len < 20 || header_len > segment.len() {
+    if header_len < 20 || header_len > payload.len() {
         return None;
     }
     let flags = header[13];
     Some(FlowPacket {
-        tuple: tuple?,
+        tuple: tuple(Protocol::Tcp),
         opens: flags & (SYN | ACK) == SYN,
         ends: flags & (FIN | RST) != 0,
-        headers_len: at + header_len,
+        transport_at: ip.payload_at,
+        headers_len: ip.payload_at + header_len,
     })
+}
+
+/// The first one must hold the whole transport header (RFC 1858, RFC 7112): without it nobody could tell the
+/// flow, and who sends such fragments wants to get around a filter.
+fn fragment(payload: &[u8], ip: &Ip, part: Part) -> Result<Fragment, DropReason> {
+    let len = payload.len();
+    // Only the last may be no multiple of eight bytes, and none is empty.
+    let sound = len > 0 && (!part.more || len.is_multiple_of(8)) && part.offset as usize + len <= MAX_DATAGRAM_LEN;
+    if !sound {
+        return Err(DropReason::Malformed);
+    }
+    let (is_flow, protocol) = match ip.destination {
+        IpAddr::V4(_) => (matches!(ip.protocol, TCP | UDP), ip.protocol),
+        // A later fragment may be of any protocol: it names only that of the first header behind its own.
+        IpAddr::V6(_) => (part.offset != 0 || matches!(ip.protocol, TCP | UDP), 0),
+    };
+    if !is_flow {
+        return Err(DropReason::ProtocolUnsupported);
+    }
+    let flow = match part.offset {
+        0 => Some(flow(payload, ip).ok_or(DropReason::Malformed)?),
+        _ => None,
+    };
+    Ok(Fragment {
+        datagram: DatagramId { source: ip.source, destination: ip.destination, protocol, id: part.id },
+        offset: part.offset,
+        len: len as u32,
+        more: part.more,
+        flow,
+    })
+}
+
+/// The quoted packet went from the VIP to the client; its flow is the one from the client to the VIP.
+fn quoted(ip: &Ip, quote: Option<Quote>) -> Packet {
+    match quote {
+        Some(quote) if quote.from == ip.destination => Packet::Error(IcmpError {
+            destination: ip.destination,
+            tuple: Tuple {
+                source: quote.to,
+                destination: quote.from,
+                source_port: quote.to_port,
+                destination_port: quote.from_port,
+                protocol: quote.protocol,
+            },
+        }),
+        _ => Packet::Other(DropReason::IcmpUnrelated, Some(ip.destination)),
+    }
+}
+
+/// A packet in an ICMP error. Its end is missing, and its lengths tell of the whole.
+struct Quote {
+    from: IpAddr,
+    to: IpAddr,
+    protocol: Protocol,
+    from_port: u16,
+    to_port: u16,
+}
+
+/// RFC 792: the IP header and at least eight bytes.
+fn quoted_ipv4(packet: &[u8]) -> Option<Quote> {
+    let header: &[u8; IPV4_MIN_HEADER_LEN] = packet.first_chunk()?;
+    let header_len = usize::from(header[0] & 0x0f) * 4;
+    let is_first = u16::from_be_bytes([header[6], header[7]]) & FRAGMENT_OFFSET == 0;
+    if header[0] >> 4 != 4 || header_len < IPV4_MIN_HEADER_LEN || !is_first {
+        return None;
+    }
+    let from = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
+    let to = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
+    quoted_ports(packet.get(header_len..)?, header[9], from.into(), to.into())
+}
+
+/// RFC 4443: as much of the packet as fits into 1280 bytes.
+fn quoted_ipv6(packet: &[u8]) -> Option<Quote> {
+    // Cut as it is: only what is there is read.
+    let header: &[u8; IPV6_HEADER_LEN] = packet.first_chunk()?;
+    let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).map(Ipv6Addr::from).ok();
+    let (from, to) = (IpAddr::V6(address(8)?), IpAddr::V6(address(24)?));
+    let mut ip = Ip {
+        source: from,
+        destination: to,
+        protocol: header[6],
+        payload_at: IPV6_HEADER_LEN,
+        end: packet.len(),
+        fragment: None,
+    };
+    extensions(packet, &mut ip).ok()?;
+    if header[0] >> 4 != 6 || ip.fragment.is_some_and(|part| part.offset != 0) {
+        return None;
+    }
+    quoted_ports(packet.get(ip.payload_at..)?, ip.protocol, from, to)
+}
+
+fn quoted_ports(transport: &[u8], protocol: u8, from: IpAddr, to: IpAddr) -> Option<Quote> {
+    let protocol = match protocol {
+        TCP => Protocol::Tcp,
+        UDP => Protocol::Udp,
+        _ => return None,
+    };
+    Some(Quote { from, to, protocol, from_port: be16(transport, 0)?, to_port: be16(transport, 2)? })
 }

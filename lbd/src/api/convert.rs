@@ -25,7 +25,7 @@ pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, Status> {
 }
 
 /// A text that may be empty.
-fn optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
+pub(super) fn optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
     if text.is_empty() { Ok(None) } else { parsed(field, text).map(Some) }
 }
 
@@ -51,7 +51,7 @@ fn node_name(node: Option<NodeId>, table: &Table) -> String {
 fn unmatched(value: i32) -> Result<Unmatched, Status> {
     match v1::Unmatched::try_from(value) {
         Ok(v1::Unmatched::Unspecified | v1::Unmatched::Drop) => Ok(Unmatched::Drop),
-        Ok(v1::Unmatched::Reject) => Err(not_built("unmatched = reject")),
+        Ok(v1::Unmatched::Reject) => Ok(Unmatched::Reject),
         Err(_) => Err(invalid("unmatched", format!("{value} is not known"))),
     }
 }
@@ -110,18 +110,10 @@ fn port(range: &v1::PortRange) -> Result<PortRange, Status> {
     }
 }
 
-/// A VIP's address; IPv6 is in the data model and not yet in the dataplane.
-fn vip_address(text: &str) -> Result<IpAddr, Status> {
-    match address("address", text)? {
-        IpAddr::V6(_) => Err(not_built("a VIP with an IPv6 address")),
-        v4 => Ok(v4),
-    }
-}
-
 pub(super) fn create_vip(vip: Option<&v1::Vip>, table: &Table) -> Result<Mutation, Status> {
     let vip = vip.ok_or_else(|| invalid("vip", "it is required"))?;
     Ok(Mutation::CreateVip(VipSettings {
-        address: vip_address(&vip.address)?,
+        address: address("address", &vip.address)?,
         prefer: node_id("prefer", &vip.prefer, table)?,
         segment: optional::<Cidr>("segment", &vip.segment)?,
         unmatched: unmatched(vip.unmatched)?,
@@ -171,18 +163,11 @@ pub(super) fn create_backend(backend: Option<&v1::Backend>) -> Result<Mutation, 
     let backend = backend.ok_or_else(|| invalid("backend", "it is required"))?;
     Ok(Mutation::CreateBackend(BackendSettings {
         service: parsed("service", &backend.service)?,
-        address: backend_address(&backend.address)?,
+        address: address("address", &backend.address)?,
         weight: weight(backend.weight)?,
         mac: optional::<MacAddr>("mac", &backend.mac)?,
         state: state(backend.state)?,
     }))
-}
-
-fn backend_address(text: &str) -> Result<IpAddr, Status> {
-    match address("address", text)? {
-        IpAddr::V6(_) => Err(not_built("a backend with an IPv6 address")),
-        v4 => Ok(v4),
-    }
 }
 
 pub(super) fn update_backend(request: &v1::UpdateBackendRequest) -> Result<Mutation, Status> {

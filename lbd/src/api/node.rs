@@ -1,12 +1,28 @@
 //! `lb.v1.NodeService`: this node's own.
 
-use std::{pin::Pin, sync::atomic::Ordering};
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use futures::Stream;
+use lb_dataplane::{
+    Dataplane, Explanation, Kind, Question,
+    forward::{
+        decide::Why,
+        flow::{FlowEntry, FlowState},
+        table::Snapshot,
+    },
+    packet::{Protocol, Tuple},
+};
 use lb_proto::v1::{self, node_service_server::NodeService};
+use lb_raft_store::table::Table;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Context, status};
+use super::{Context, convert, status};
 use crate::control::claimant;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -22,7 +38,7 @@ impl NodeService for Node {
             reason: reason.label().into(),
             packets,
         };
-        let vip = |(address, packets, bytes): (std::net::Ipv4Addr, u64, u64)| v1::VipCount {
+        let vip = |(address, packets, bytes): (IpAddr, u64, u64)| v1::VipCount {
             address: address.to_string(),
             packets,
             bytes,
@@ -47,6 +63,7 @@ impl NodeService for Node {
             forwarded: report.forwarded,
             answered: report.answered,
             drops: report.drops.into_iter().map(drop).collect(),
+            held: report.held,
             ring_full: report.ring_full,
             originated: report.originated,
             flows_remembered: report.flows_remembered,
@@ -60,12 +77,36 @@ impl NodeService for Node {
 
     type ListFlowsStream = Events<v1::ListFlowsResponse>;
 
-    async fn list_flows(&self, _: Request<v1::ListFlowsRequest>) -> Result<Response<Self::ListFlowsStream>, Status> {
-        Err(status::not_built("ListFlows"))
+    async fn list_flows(
+        &self,
+        request: Request<v1::ListFlowsRequest>,
+    ) -> Result<Response<Self::ListFlowsStream>, Status> {
+        let v1::ListFlowsRequest { vip, backend } = request.into_inner();
+        let (vip, backend) = (convert::optional("vip", &vip)?, convert::optional("backend", &backend)?);
+        let dataplane = self.dataplane()?;
+        // A client that reads slowly slows the search down, and nothing else.
+        let (pieces, answers) = mpsc::channel(2);
+        tokio::task::spawn_blocking(move || {
+            let found = dataplane.flows(|snapshot, entries| {
+                let flows: Vec<v1::Flow> =
+                    entries.iter().filter_map(|entry| flow(snapshot, entry, vip, backend)).collect();
+                flows.is_empty() || pieces.blocking_send(Ok(v1::ListFlowsResponse { flows })).is_ok()
+            });
+            if !found {
+                // Nobody may listen any more.
+                let _ = pieces.blocking_send(Err(worker_is_silent()));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
-    async fn explain(&self, _: Request<v1::ExplainRequest>) -> Answer<v1::ExplainResponse> {
-        Err(status::not_built("Explain"))
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Answer<v1::ExplainResponse> {
+        let question = question(request.into_inner())?;
+        let dataplane = self.dataplane()?;
+        let explanation = tokio::task::spawn_blocking(move || dataplane.explain(question)).await;
+        let explanation = explanation.ok().flatten().ok_or_else(worker_is_silent)?;
+        let view = self.0.consensus.view();
+        Ok(Response::new(explained(&explanation, &view.table, &self.0.config.name.to_string())))
     }
 
     type WatchEventsStream = Events<v1::WatchEventsResponse>;
@@ -79,5 +120,119 @@ impl NodeService for Node {
 
     async fn diagnose(&self, _: Request<v1::DiagnoseRequest>) -> Answer<v1::DiagnoseResponse> {
         Err(status::not_built("Diagnose"))
+    }
+}
+
+impl Node {
+    fn dataplane(&self) -> Result<Arc<Dataplane>, Status> {
+        let none = || status::precondition("node", "this node is a witness: ask one that forwards");
+        self.0.dataplane.clone().ok_or_else(none)
+    }
+}
+
+fn worker_is_silent() -> Status {
+    Status::unavailable("the dataplane's worker does not answer; its log says why")
+}
+
+/// A flow of the table, if the filters let it by.
+fn flow(snapshot: &Snapshot, entry: &FlowEntry, vip: Option<IpAddr>, backend: Option<IpAddr>) -> Option<v1::Flow> {
+    let of_vip = snapshot.vip_of(entry.vip).filter(|of| vip.is_none_or(|vip| of.address == vip))?;
+    let known = snapshot.backend(entry.backend);
+    let address = known.map(|known| known.address);
+    if backend.is_some() && address != backend {
+        return None;
+    }
+    let state = match entry.state {
+        FlowState::HalfOpen => v1::FlowState::HalfOpen,
+        FlowState::Open => v1::FlowState::Open,
+        FlowState::Closing => v1::FlowState::Closing,
+        FlowState::Udp => v1::FlowState::Udp,
+    };
+    Some(v1::Flow {
+        source: SocketAddr::new(entry.source, entry.source_port).to_string(),
+        destination: SocketAddr::new(of_vip.address, entry.destination_port).to_string(),
+        protocol: protocol(entry.protocol).into(),
+        service: known.map(|known| snapshot.services[known.service as usize].name.clone()).unwrap_or_default(),
+        backend: address.map(|address| address.to_string()).unwrap_or_default(),
+        state: state.into(),
+        idle_ms: entry.idle_ms,
+    })
+}
+
+fn protocol(protocol: Protocol) -> v1::Protocol {
+    match protocol {
+        Protocol::Tcp => v1::Protocol::Tcp,
+        Protocol::Udp => v1::Protocol::Udp,
+    }
+}
+
+fn question(request: v1::ExplainRequest) -> Result<Question, Status> {
+    if !request.frame.is_empty() {
+        return Ok(Question::Frame(request.frame));
+    }
+    let end = |field: &str, text: &str| -> Result<SocketAddr, Status> {
+        text.parse().map_err(|_| {
+            status::invalid(field, format!("{text:?} is no IP:PORT, such as 192.0.2.1:80 or [2001:db8::1]:80"))
+        })
+    };
+    let (source, destination) = (end("source", &request.source)?, end("destination", &request.destination)?);
+    if source.is_ipv4() != destination.is_ipv4() {
+        return Err(status::invalid("source", "it is of another IP version than the destination".to_owned()));
+    }
+    let protocol = match request.protocol() {
+        v1::Protocol::Tcp => Protocol::Tcp,
+        v1::Protocol::Udp => Protocol::Udp,
+        v1::Protocol::Unspecified => return Err(status::invalid("protocol", "it is tcp or udp".to_owned())),
+    };
+    Ok(Question::Flow(Tuple {
+        source: source.ip(),
+        destination: destination.ip(),
+        source_port: source.port(),
+        destination_port: destination.port(),
+        protocol,
+    }))
+}
+
+fn explained(explanation: &Explanation, table: &Table, node: &str) -> v1::ExplainResponse {
+    let (kind, fate) = match explanation.kind {
+        Kind::Flow => ("flow", "forward"),
+        Kind::Fragment if explanation.tuple.is_none() => ("fragment", "with_first_fragment"),
+        Kind::Fragment => ("fragment", "forward"),
+        Kind::IcmpError => ("icmp_error", "forward"),
+        Kind::Echo => ("echo", "answer"),
+        Kind::Arp => ("arp", "answer"),
+        Kind::Neighbor => ("neighbor", "answer"),
+        Kind::Other => ("other", "drop"),
+    };
+    let of_vip = explanation.destination.filter(|_| explanation.is_vip);
+    let owner = of_vip.and_then(|vip| table.vip(vip)?.owner).and_then(|owner| table.node(owner.node));
+    let tuple = explanation.tuple.as_ref();
+    let end = |address: IpAddr, port: u16| SocketAddr::new(address, port).to_string();
+    let (chosen_by, table_entry) = match explanation.why {
+        Some(Why::Known) => ("flow", 0),
+        Some(Why::Maglev { entry }) => ("maglev", entry),
+        None => ("", 0),
+    };
+    let text = |value: Option<String>| value.unwrap_or_default();
+    v1::ExplainResponse {
+        verdict: explanation.dropped.map_or(fate, |reason| reason.label()).to_owned(),
+        kind: kind.to_owned(),
+        source: text(tuple.map(|tuple| end(tuple.source, tuple.source_port))),
+        destination: match tuple {
+            Some(tuple) => end(tuple.destination, tuple.destination_port),
+            None => text(explanation.destination.map(|address| address.to_string())),
+        },
+        protocol: tuple.map_or(v1::Protocol::Unspecified, |tuple| protocol(tuple.protocol)).into(),
+        vip: text(of_vip.map(|vip| vip.to_string())),
+        owner: text(owner.map(|owner| owner.name.to_string())),
+        answers: explanation.answers,
+        service: explanation.service.clone().unwrap_or_default(),
+        backend: text(explanation.backend.map(|backend| backend.to_string())),
+        mac: text(explanation.mac.map(|mac| mac.to_string())),
+        interface: explanation.interface.clone().unwrap_or_default(),
+        chosen_by: chosen_by.to_owned(),
+        table_entry,
+        table_size: explanation.table_size.unwrap_or_default(),
+        node: node.to_owned(),
     }
 }

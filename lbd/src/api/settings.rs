@@ -7,7 +7,17 @@ use tonic::Status;
 
 use super::status;
 
-const NAMES: [&str; 6] = ["timing", "heartbeat_ms", "lease_ms", "withdraw_ms", "on_quorum_loss", "failback"];
+const NAMES: [&str; 9] = [
+    "timing",
+    "heartbeat_ms",
+    "lease_ms",
+    "withdraw_ms",
+    "on_quorum_loss",
+    "failback",
+    "flow_tcp_s",
+    "flow_fin_s",
+    "flow_udp_s",
+];
 
 /// All settings as they are.
 pub(super) fn shown(settings: &ClusterSettings) -> HashMap<String, String> {
@@ -25,6 +35,9 @@ pub(super) fn shown(settings: &ClusterSettings) -> HashMap<String, String> {
             0 => "never".to_owned(),
             seconds => humantime::format_duration(Duration::from_secs(seconds.into())).to_string(),
         },
+        settings.flow_timeouts.tcp_s.to_string(),
+        settings.flow_timeouts.fin_s.to_string(),
+        settings.flow_timeouts.udp_s.to_string(),
     ];
     NAMES.into_iter().map(ToOwned::to_owned).zip(values).collect()
 }
@@ -48,11 +61,14 @@ pub(super) fn merged(
         }
     }
     for (name, text) in changes {
-        let timing = &mut settings.timing;
+        let (timing, flows) = (&mut settings.timing, &mut settings.flow_timeouts);
         match name.as_str() {
-            "heartbeat_ms" => timing.heartbeat_ms = milliseconds(name, text)?,
-            "lease_ms" => timing.lease_ms = milliseconds(name, text)?,
-            "withdraw_ms" => timing.withdraw_ms = milliseconds(name, text)?,
+            "heartbeat_ms" => timing.heartbeat_ms = number(name, text, "milliseconds")?,
+            "lease_ms" => timing.lease_ms = number(name, text, "milliseconds")?,
+            "withdraw_ms" => timing.withdraw_ms = number(name, text, "milliseconds")?,
+            "flow_tcp_s" => flows.tcp_s = number(name, text, "seconds")?,
+            "flow_fin_s" => flows.fin_s = number(name, text, "seconds")?,
+            "flow_udp_s" => flows.udp_s = number(name, text, "seconds")?,
             "on_quorum_loss" => {
                 settings.on_quorum_loss = match text.as_str() {
                     "release" => QuorumLoss::Release,
@@ -67,8 +83,8 @@ pub(super) fn merged(
     Ok(settings)
 }
 
-fn milliseconds(name: &str, text: &str) -> Result<u32, Status> {
-    text.parse().or_else(|_| invalid(name, &format!("{text:?} is no number of milliseconds")))
+fn number(name: &str, text: &str, unit: &str) -> Result<u32, Status> {
+    text.parse().or_else(|_| invalid(name, &format!("{text:?} is no number of {unit}")))
 }
 
 fn failback_s(text: &str) -> Result<u32, Status> {
@@ -88,11 +104,18 @@ fn invalid<T>(name: &str, problem: &str) -> Result<T, Status> {
 
 #[cfg(test)]
 mod tests {
+    use lb_raft_store::table::FlowTimeouts;
+
     use super::*;
 
     #[test]
     fn what_is_shown_can_be_set_and_every_fault_names_its_setting() {
-        let relaxed = ClusterSettings { timing: Timing::RELAXED, on_quorum_loss: QuorumLoss::Hold, failback_s: 600 };
+        let relaxed = ClusterSettings {
+            timing: Timing::RELAXED,
+            on_quorum_loss: QuorumLoss::Hold,
+            failback_s: 600,
+            flow_timeouts: FlowTimeouts { tcp_s: 60, fin_s: 2, udp_s: 5 },
+        };
         let all = shown(&relaxed);
         assert_eq!((all["timing"].as_str(), all["failback"].as_str()), ("relaxed", "10m"));
         assert_eq!(merged(ClusterSettings::default(), &all).unwrap(), relaxed);
@@ -102,6 +125,7 @@ mod tests {
         let wrong = [
             ("timing", "custom"),
             ("lease_ms", "soon"),
+            ("flow_udp_s", "-1"),
             ("colour", "blue"),
             ("on_quorum_loss", "pray"),
             ("failback", "0s"),

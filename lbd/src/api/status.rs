@@ -59,6 +59,11 @@ pub(super) fn membership(error: &MembershipError) -> Status {
     with_info(code, reason, &error.to_string(), &[])
 }
 
+/// It cannot be done as things are.
+pub(super) fn precondition(subject: &str, message: &str) -> Status {
+    rejected(&Rejection::precondition(subject, message.to_owned()))
+}
+
 /// What was asked for did not come about in time.
 pub(super) fn timed_out(message: &str) -> Status {
     with_info(Code::DeadlineExceeded, "TIMED_OUT", message, &[])

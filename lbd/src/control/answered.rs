@@ -16,7 +16,7 @@ pub(crate) struct Answered {
 impl Answered {
     /// The dataplane works by this table now.
     pub(crate) fn tell(&mut self, spec: &TableSpec) {
-        let owned = spec.vips.iter().filter_map(|vip| Some((IpAddr::from(vip.address), vip.owned?)));
+        let owned = spec.vips.iter().filter_map(|vip| Some((vip.address, vip.owned?)));
         let now: BTreeMap<IpAddr, u64> = owned.collect();
         let before = std::mem::replace(&mut self.vips, now);
         let given_up = named(&before, &self.vips);

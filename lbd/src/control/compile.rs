@@ -4,10 +4,13 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_dataplane::{
     PeerSpec,
+    forward::flow::Timeouts,
     forward::table::{BackendSpec, BackendState, PortRangeSpec, ServiceSpec, TableSpec, VipSpec},
     packet::{self, Mac},
 };
-use lb_raft_store::table::{AdminState, Affinity, Backend, Cidr, NodeId, PortRange, Protocol, Service, Table, Vip};
+use lb_raft_store::table::{
+    AdminState, Affinity, Backend, Cidr, FlowTimeouts, NodeId, PortRange, Protocol, Service, Table, Unmatched, Vip,
+};
 
 use crate::{link::Link, ownership::Held};
 
@@ -28,26 +31,31 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link], held: &Held) ->
     TableSpec {
         hash_key: table.hash_seed(),
         ports: links.iter().map(Link::port_spec).collect(),
-        vips: table.vips().filter_map(vip).collect(),
+        vips: table.vips().map(vip).collect(),
         peer_macs,
         peers: peers_on_segments(table, me, links),
+        timeouts: compile_timeouts(table.settings().flow_timeouts),
     }
 }
 
-fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, me: NodeId, links: &[Link], held: &Held) -> Option<VipSpec> {
-    let IpAddr::V4(address) = vip.settings.address else { return None };
+fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, me: NodeId, links: &[Link], held: &Held) -> VipSpec {
     let owned = vip.owner.filter(|owner| {
         let ours = owner.node == me && Some(owner.lease) == held.lease;
         let leaves = vip.intent.is_some() || vip.deleting;
         ours && !leaves && !held.silenced.contains(&(vip.settings.address, owner.epoch))
     });
-    Some(VipSpec {
-        address,
+    VipSpec {
+        address: vip.settings.address,
         owned: owned.map(|owner| owner.epoch.0),
         first_grant: vip.grants == 1,
         answer_on: answer_on(vip, links),
+        rejects: vip.settings.unmatched == Unmatched::Reject,
         services,
-    })
+    }
+}
+
+fn compile_timeouts(FlowTimeouts { tcp_s, fin_s, udp_s }: FlowTimeouts) -> Timeouts {
+    Timeouts { tcp_s, fin_s, udp_s }
 }
 
 /// The other nodes' addresses on segments of ours.
@@ -57,9 +65,7 @@ fn peers_on_segments(table: &Table, me: NodeId, links: &[Link]) -> Vec<PeerSpec>
     for (port, link) in links.iter().enumerate() {
         for own in link.addresses.iter().filter_map(|(address, len)| Cidr::containing(*address, *len)) {
             for attachment in others().filter(|attachment| attachment.segment() == Some(own)) {
-                if let IpAddr::V4(address) = attachment.address {
-                    peers.push(PeerSpec { port, address, mac: Mac(attachment.mac.octets()) });
-                }
+                peers.push(PeerSpec { port, address: attachment.address, mac: Mac(attachment.mac.octets()) });
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Other stations that claim a VIP of ours: the dataplane counts them, here they get a name.
 
-use std::{collections::HashMap, fmt, net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, fmt, net::IpAddr, time::Duration};
 
 use lb_dataplane::{BackendReport, Conflict, Dataplane, packet::Mac};
 use lb_raft_store::table::{Node, Table};
@@ -12,7 +12,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// Of which claims was told: how many there were, and when.
 #[derive(Default)]
 pub(crate) struct Conflicts {
-    told: HashMap<(Ipv4Addr, Mac), (u64, Option<Instant>)>,
+    told: HashMap<(IpAddr, Mac), (u64, Option<Instant>)>,
 }
 
 impl Conflicts {

@@ -141,7 +141,7 @@ impl Control {
         let of_link = |(port, link): (usize, &Link)| {
             link.attachments(|segment| {
                 let is_heard = |a: &Attachment| {
-                    a.segment() == Some(segment) && heard.iter().any(|h| h.0 == port && IpAddr::V4(h.1) == a.address)
+                    a.segment() == Some(segment) && heard.iter().any(|h| h.0 == port && h.1 == a.address)
                 };
                 let nodes = view.table.nodes().filter(|node| node.attachments.iter().any(is_heard));
                 nodes.map(|node| node.id).collect()

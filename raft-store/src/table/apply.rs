@@ -466,6 +466,9 @@ impl Table {
         if let Some(problem) = settings.timing.problem() {
             return Err(Rejection::invalid("timing", problem));
         }
+        if let Some((name, problem)) = settings.flow_timeouts.problem() {
+            return Err(Rejection::invalid(name, problem));
+        }
         if self.settings == settings {
             return Ok(Effect::Unchanged);
         }

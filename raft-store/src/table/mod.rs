@@ -27,8 +27,8 @@ pub use command::{
 };
 pub use model::{
     AdminState, Affinity, Attachment, Backend, BackendSettings, CLOCK_DRIFT_PPM, ClusterSettings, Configuration,
-    DEFAULT_TABLE_SIZE, Lease, Node, Owner, PortRange, Protocol, QuorumLoss, Role, Service, ServiceSettings,
-    TABLE_SIZES, Timing, Unmatched, Vip, VipSettings,
+    DEFAULT_TABLE_SIZE, FlowTimeouts, Lease, Node, Owner, PortRange, Protocol, QuorumLoss, Role, Service,
+    ServiceSettings, TABLE_SIZES, Timing, Unmatched, Vip, VipSettings,
 };
 pub use saved::{decode_saved, encode_saved, restore};
 pub use types::{

@@ -336,11 +336,47 @@ pub struct ClusterSettings {
     pub on_quorum_loss: QuorumLoss,
     /// A VIP goes back to the node that it prefers when that has been able for so long; 0 for never.
     pub failback_s: u32,
+    /// For how long flows are remembered.
+    pub flow_timeouts: FlowTimeouts,
 }
 
 impl Default for ClusterSettings {
     fn default() -> Self {
-        Self { timing: Timing::DEFAULT, on_quorum_loss: QuorumLoss::Release, failback_s: 0 }
+        Self {
+            timing: Timing::DEFAULT,
+            on_quorum_loss: QuorumLoss::Release,
+            failback_s: 0,
+            flow_timeouts: FlowTimeouts::default(),
+        }
+    }
+}
+
+/// For how long a flow is remembered after its last packet. In seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowTimeouts {
+    /// An open TCP connection.
+    pub tcp_s: u32,
+    /// A TCP connection of which a FIN or RST was seen.
+    pub fin_s: u32,
+    /// UDP.
+    pub udp_s: u32,
+}
+
+impl Default for FlowTimeouts {
+    fn default() -> Self {
+        Self { tcp_s: 7200, fin_s: 10, udp_s: 30 }
+    }
+}
+
+impl FlowTimeouts {
+    /// A week; a flow that is silent for longer is not one.
+    pub const MAX_S: u32 = 7 * 86_400;
+
+    /// Why they cannot be used, if so: the setting, and what is wrong with it.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        let all = [("flow_tcp_s", self.tcp_s), ("flow_fin_s", self.fin_s), ("flow_udp_s", self.udp_s)];
+        let (name, value) = all.into_iter().find(|(_, value)| !(1..=Self::MAX_S).contains(value))?;
+        Some((name, format!("{value} is not between 1 and {} seconds", Self::MAX_S)))
     }
 }
 

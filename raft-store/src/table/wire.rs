@@ -16,8 +16,9 @@ use super::{
         Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId, Withdrawal,
     },
     model::{
-        AdminState, Affinity, Attachment, Backend, BackendSettings, ClusterSettings, Configuration, Lease, Node, Owner,
-        PortRange, Protocol, QuorumLoss, Role, Service, ServiceSettings, Timing, Unmatched, Vip, VipSettings,
+        AdminState, Affinity, Attachment, Backend, BackendSettings, ClusterSettings, Configuration, FlowTimeouts,
+        Lease, Node, Owner, PortRange, Protocol, QuorumLoss, Role, Service, ServiceSettings, Timing, Unmatched, Vip,
+        VipSettings,
     },
     types::{Cidr, Epoch, LeaseId, MacAddr, Name, Weight},
 };
@@ -268,6 +269,30 @@ struct SettingsRecord {
     hold_on_quorum_loss: bool,
     #[prost(uint32, tag = "3")]
     failback_s: u32,
+    #[prost(message, optional, tag = "4")]
+    flow_timeouts: Option<FlowTimeoutsRecord>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct FlowTimeoutsRecord {
+    #[prost(uint32, tag = "1")]
+    tcp_s: u32,
+    #[prost(uint32, tag = "2")]
+    fin_s: u32,
+    #[prost(uint32, tag = "3")]
+    udp_s: u32,
+}
+
+impl From<FlowTimeouts> for FlowTimeoutsRecord {
+    fn from(FlowTimeouts { tcp_s, fin_s, udp_s }: FlowTimeouts) -> Self {
+        Self { tcp_s, fin_s, udp_s }
+    }
+}
+
+impl From<FlowTimeoutsRecord> for FlowTimeouts {
+    fn from(FlowTimeoutsRecord { tcp_s, fin_s, udp_s }: FlowTimeoutsRecord) -> Self {
+        Self { tcp_s, fin_s, udp_s }
+    }
 }
 
 impl From<ClusterSettings> for SettingsRecord {
@@ -276,6 +301,7 @@ impl From<ClusterSettings> for SettingsRecord {
             timing: Some(settings.timing.into()),
             hold_on_quorum_loss: settings.on_quorum_loss == QuorumLoss::Hold,
             failback_s: settings.failback_s,
+            flow_timeouts: Some(settings.flow_timeouts.into()),
         }
     }
 }
@@ -288,6 +314,7 @@ impl TryFrom<SettingsRecord> for ClusterSettings {
             timing: record.timing.ok_or(DecodeError::Field("timing"))?.into(),
             on_quorum_loss: if record.hold_on_quorum_loss { QuorumLoss::Hold } else { QuorumLoss::Release },
             failback_s: record.failback_s,
+            flow_timeouts: record.flow_timeouts.map(Into::into).unwrap_or_default(),
         })
     }
 }

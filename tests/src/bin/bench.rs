@@ -149,16 +149,18 @@ fn table_spec() -> TableSpec {
         hash_key: 0x1234_5678,
         ports: vec![PortSpec {
             name: "l0".into(),
+            ifindex: 0,
             mac: LB_MAC,
             mtu: 1500,
             carrier: true,
-            addresses: vec![(Ipv4Addr::new(10, 0, 0, 2), 24)],
+            addresses: vec![(Ipv4Addr::new(10, 0, 0, 2).into(), 24)],
         }],
         vips: vec![VipSpec {
-            address: VIP,
+            address: VIP.into(),
             first_grant: false,
             owned: None,
             answer_on: vec![0],
+            rejects: false,
             services: vec![ServiceSpec {
                 name: "dns".into(),
                 ports: vec![PortRangeSpec { protocol: Protocol::Udp, first: 53, last: 53 }],
@@ -168,6 +170,7 @@ fn table_spec() -> TableSpec {
             }],
         }],
         peer_macs: Vec::new(),
+        timeouts: Timeouts::default(),
     }
 }
 
@@ -308,12 +311,7 @@ fn with_engine(chain: &Chain, kind: EngineKind, size: usize) -> anyhow::Result<f
     let dataplane = chain.lb.enter(|| {
         pin(LB_CPU);
         let port = PortConfig { name: "l0".into(), ifindex: chain.lb_ifindex, mtu: 1500 };
-        let dataplane = Dataplane::start(&Config {
-            ports: vec![port],
-            engine: Some(kind),
-            flow_capacity: 1 << 20,
-            timeouts: Timeouts::default(),
-        })?;
+        let dataplane = Dataplane::start(&Config { ports: vec![port], engine: Some(kind), flow_capacity: 1 << 20 })?;
         dataplane.publish(&table_spec())?;
         anyhow::Ok(dataplane)
     })?;
@@ -325,7 +323,7 @@ fn with_engine(chain: &Chain, kind: EngineKind, size: usize) -> anyhow::Result<f
 fn with_reference(chain: &Chain, size: usize) -> anyhow::Result<f64> {
     let stop = Arc::new(AtomicBool::new(false));
     // The same guard as ours: without it the kernel would also handle every packet.
-    chain.lb.enter(|| guard::install(&["l0".into()], &[VIP]))?;
+    chain.lb.enter(|| guard::install(&["l0".into()], &[VIP.into()]))?;
     let rate = thread::scope(|scope| {
         let (stopped, namespace, ifindex) = (stop.clone(), chain.lb.clone(), chain.lb_ifindex);
         let forwarder = scope.spawn(move || {

@@ -1,0 +1,335 @@
+//! Which backend the fragments of a datagram go to: that of its first one, which alone names the ports. Fragments
+//! that overtake it wait for it. Pure: the time comes in, what is to be sent or dropped comes out.
+//!
+//! Bounded in memory (datagrams, waiting frames and their bytes) and in time. A fragment that overlaps another one
+//! is dropped (RFC 5722): two receivers could put such a datagram together differently.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    mem,
+};
+
+use super::{DropReason, table::BackendRef};
+use crate::packet::{DatagramId, Fragment};
+
+/// Datagrams that are followed at the same time; a new one takes the place of the oldest.
+const MAX_DATAGRAMS: usize = 4096;
+/// Frames that wait at the same time, and their bytes.
+const MAX_WAITING: usize = 512;
+const MAX_WAITING_BYTES: usize = 1 << 20;
+/// Parts of a datagram with something missing between them.
+const MAX_PARTS: usize = 16;
+/// From its first fragment on (RFC 791 3.2 recommends 15 s, RFC 8200 4.5 sets 60 s for a receiver; Linux has 30 s).
+const LIFETIME_NS: u64 = 30_000_000_000;
+/// For the first fragment to come after one that overtook it.
+const WAIT_NS: u64 = 500_000_000;
+
+/// What to do with a fragment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It is the first: decide by its flow, and tell [`Fragments::decided`].
+    Decide,
+    /// Its datagram goes to this backend.
+    Follow(BackendRef),
+    /// Keep it with [`Fragments::hold`].
+    Wait,
+    /// Drop it.
+    Drop(DropReason),
+}
+
+/// The datagrams of which fragments have come.
+#[derive(Debug, Default)]
+pub struct Fragments {
+    datagrams: HashMap<DatagramId, Datagram>,
+    /// Their ends of life and the serial numbers that they had, in this order.
+    ends: VecDeque<(u64, u64, DatagramId)>,
+    /// When those that wait have waited long enough.
+    waits: VecDeque<(u64, u64, DatagramId)>,
+    serial: u64,
+    waiting: usize,
+    waiting_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Datagram {
+    /// Tells it from another one of the same name at another time.
+    serial: u64,
+    fate: Fate,
+    /// What has come: from where to where.
+    parts: BTreeMap<u32, u32>,
+    /// Where it ends, once the last fragment has come.
+    end: Option<u32>,
+}
+
+#[derive(Debug)]
+enum Fate {
+    /// The first fragment has not come yet.
+    Unknown(Vec<Waiting>),
+    Backend(BackendRef),
+    Dropped(DropReason),
+}
+
+/// A frame that waits, and the interface that it came by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The interface.
+    pub port: usize,
+    /// The frame.
+    pub frame: Vec<u8>,
+}
+
+impl Fragments {
+    /// A fragment has come.
+    pub fn arrive(&mut self, fragment: &Fragment, now_ns: u64) -> Step {
+        let serial = &mut self.serial;
+        let ends = &mut self.ends;
+        let datagram = self.datagrams.entry(fragment.datagram).or_insert_with(|| {
+            *serial += 1;
+            ends.push_back((now_ns + LIFETIME_NS, *serial, fragment.datagram));
+            Datagram { serial: *serial, fate: Fate::Unknown(Vec::new()), parts: BTreeMap::new(), end: None }
+        });
+        if let Err(reason) = datagram.add(fragment) {
+            return Step::Drop(reason);
+        }
+        let step = match &datagram.fate {
+            Fate::Unknown(_) if fragment.flow.is_some() => Step::Decide,
+            Fate::Unknown(_) => Step::Wait,
+            Fate::Backend(backend) => Step::Follow(*backend),
+            Fate::Dropped(reason) => Step::Drop(*reason),
+        };
+        // Whole: nothing more can come. The one whose first fragment is being decided on is needed once more.
+        if datagram.is_whole() && matches!(step, Step::Follow(_) | Step::Drop(_)) {
+            self.datagrams.remove(&fragment.datagram);
+        }
+        step
+    }
+
+    /// The first fragment's outcome; those that have waited for it share it.
+    pub fn decided(&mut self, id: DatagramId, outcome: Result<BackendRef, DropReason>) -> Vec<Waiting> {
+        let Some(datagram) = self.datagrams.get_mut(&id) else { return Vec::new() };
+        let fate = outcome.map_or_else(Fate::Dropped, Fate::Backend);
+        let Fate::Unknown(released) = mem::replace(&mut datagram.fate, fate) else { return Vec::new() };
+        self.waiting -= released.len();
+        self.waiting_bytes -= released.iter().map(|waiting| waiting.frame.len()).sum::<usize>();
+        if datagram.is_whole() {
+            self.datagrams.remove(&id);
+        }
+        released
+    }
+
+    /// Keeps a frame until then, if there is room.
+    pub fn hold(&mut self, id: DatagramId, port: usize, frame: &[u8], now_ns: u64) -> bool {
+        let room = self.waiting < MAX_WAITING && self.waiting_bytes + frame.len() <= MAX_WAITING_BYTES;
+        let Some(datagram) = self.datagrams.get_mut(&id).filter(|_| room) else { return false };
+        let Fate::Unknown(waiting) = &mut datagram.fate else { return false };
+        if waiting.is_empty() {
+            self.waits.push_back((now_ns + WAIT_NS, datagram.serial, id));
+        }
+        waiting.push(Waiting { port, frame: frame.to_vec() });
+        self.waiting += 1;
+        self.waiting_bytes += frame.len();
+        true
+    }
+
+    /// Forgets what is too old, and the oldest while there are too many. How many waiting frames that drops.
+    pub fn expire(&mut self, now_ns: u64) -> usize {
+        let before = self.waiting;
+        while let Some((at, serial, id)) = self.waits.front().copied().filter(|(at, ..)| *at <= now_ns) {
+            self.waits.pop_front();
+            let datagram = self.datagrams.get_mut(&id).filter(|datagram| datagram.serial == serial);
+            debug_assert!(at <= now_ns);
+            if let Some(Datagram { fate: fate @ Fate::Unknown(_), .. }) = datagram {
+                let given_up = mem::replace(fate, Fate::Dropped(DropReason::FragmentTimeout));
+                self.drop_waiting(given_up);
+            }
+        }
+        while let Some((at, serial, id)) = self.ends.front().copied() {
+            if at > now_ns && self.datagrams.len() <= MAX_DATAGRAMS {
+                break;
+            }
+            self.ends.pop_front();
+            if self.datagrams.get(&id).is_some_and(|datagram| datagram.serial == serial)
+                && let Some(datagram) = self.datagrams.remove(&id)
+            {
+                self.drop_waiting(datagram.fate);
+            }
+        }
+        before - self.waiting
+    }
+
+    /// When to call [`Self::expire`] again for those that wait.
+    pub fn next_due_ns(&self) -> Option<u64> {
+        self.waits.front().map(|(at, ..)| *at)
+    }
+
+    /// Frames that wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    fn drop_waiting(&mut self, fate: Fate) {
+        if let Fate::Unknown(waiting) = fate {
+            self.waiting -= waiting.len();
+            self.waiting_bytes -= waiting.iter().map(|waiting| waiting.frame.len()).sum::<usize>();
+        }
+    }
+}
+
+impl Datagram {
+    /// Notes what came, if it fits to what came before.
+    fn add(&mut self, fragment: &Fragment) -> Result<(), DropReason> {
+        let (from, to) = (fragment.offset, fragment.offset + fragment.len);
+        let last_end = self.parts.values().next_back().copied().unwrap_or(0);
+        let after_the_end = match self.end {
+            Some(end) => to > end || !fragment.more,
+            None => !fragment.more && to < last_end,
+        };
+        let before = self.parts.range(..=from).next_back().map(|(start, end)| (*start, *end));
+        let after = self.parts.range(from..).next().map(|(start, end)| (*start, *end));
+        let overlaps = before.is_some_and(|(_, end)| end > from) || after.is_some_and(|(start, _)| start < to);
+        if after_the_end || overlaps {
+            return Err(DropReason::FragmentOverlap);
+        }
+        let joins_before = before.filter(|(_, end)| *end == from);
+        let joins_after = after.filter(|(start, _)| *start == to);
+        if joins_before.is_none() && joins_after.is_none() && self.parts.len() == MAX_PARTS {
+            return Err(DropReason::FragmentNoRoom);
+        }
+        if let Some((start, _)) = joins_after {
+            self.parts.remove(&start);
+        }
+        let (start, end) = (joins_before.map_or(from, |part| part.0), joins_after.map_or(to, |part| part.1));
+        self.parts.insert(start, end);
+        if !fragment.more {
+            self.end = Some(to);
+        }
+        Ok(())
+    }
+
+    fn is_whole(&self) -> bool {
+        self.parts.len() == 1 && self.parts.get(&0).copied() == self.end && self.end.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::{FlowPacket, Protocol, Tuple};
+
+    const BACKEND: u32 = 7;
+
+    fn backend() -> BackendRef {
+        BackendRef::from_raw(BACKEND)
+    }
+
+    fn id(id: u32) -> DatagramId {
+        DatagramId { source: [192, 0, 2, 1].into(), destination: [192, 0, 2, 9].into(), protocol: 17, id }
+    }
+
+    fn fragment(of: u32, offset: u32, len: u32, more: bool) -> Fragment {
+        let flow = (offset == 0).then(|| FlowPacket {
+            tuple: Tuple {
+                source: id(of).source,
+                destination: id(of).destination,
+                source_port: 1,
+                destination_port: 53,
+                protocol: Protocol::Udp,
+            },
+            opens: false,
+            ends: false,
+            transport_at: 34,
+            headers_len: 42,
+        });
+        Fragment { datagram: id(of), offset, len, more, flow }
+    }
+
+    #[test]
+    fn fragments_in_order_follow_the_first() {
+        let mut fragments = Fragments::default();
+        assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), 0), Step::Decide);
+        assert_eq!(fragments.decided(id(1), Ok(backend())), []);
+        assert_eq!(fragments.arrive(&fragment(1, 800, 800, true), 0), Step::Follow(backend()));
+        assert_eq!(fragments.arrive(&fragment(1, 1600, 8, false), 0), Step::Follow(backend()));
+        assert!(fragments.datagrams.is_empty(), "a whole datagram is forgotten");
+    }
+
+    #[test]
+    fn fragments_that_overtake_the_first_wait_for_it_and_share_its_fate() {
+        for outcome in [Ok(backend()), Err(DropReason::NoService)] {
+            let mut fragments = Fragments::default();
+            for (offset, more) in [(1600, false), (800, true)] {
+                assert_eq!(fragments.arrive(&fragment(1, offset, 800, more), 0), Step::Wait);
+                assert!(fragments.hold(id(1), 0, &[1, 2, 3], 0));
+            }
+            assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), 0), Step::Decide);
+            assert_eq!(fragments.decided(id(1), outcome).len(), 2);
+            assert_eq!((fragments.waiting(), fragments.datagrams.len()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn overlapping_repeated_and_endless_fragments_are_dropped() {
+        let mut fragments = Fragments::default();
+        assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), 0), Step::Decide);
+        fragments.decided(id(1), Ok(backend()));
+        let overlap = Step::Drop(DropReason::FragmentOverlap);
+        assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), 0), overlap, "the same again");
+        assert_eq!(fragments.arrive(&fragment(1, 792, 800, true), 0), overlap);
+        assert_eq!(fragments.arrive(&fragment(1, 1600, 800, false), 0), Step::Follow(backend()));
+        assert_eq!(fragments.arrive(&fragment(1, 2400, 800, true), 0), overlap, "behind the end");
+        assert_eq!(fragments.arrive(&fragment(1, 3200, 800, false), 0), overlap, "another end");
+        // Every second one of a datagram that never ends.
+        let steps: Vec<Step> = (1..60).map(|n| fragments.arrive(&fragment(2, n * 16, 8, true), 0)).collect();
+        assert_eq!(steps[MAX_PARTS..], vec![Step::Drop(DropReason::FragmentNoRoom); 59 - MAX_PARTS]);
+    }
+
+    #[test]
+    fn waiting_ends_and_memory_is_bounded() {
+        let mut fragments = Fragments::default();
+        let mut held = 0;
+        for of in 0..2 * MAX_DATAGRAMS as u32 {
+            assert_eq!(fragments.arrive(&fragment(of, 800, 800, true), 0), Step::Wait);
+            held += usize::from(fragments.hold(id(of), 0, &[0; 1500], 0));
+            fragments.expire(0);
+        }
+        assert!(held >= MAX_WAITING && fragments.datagrams.len() <= MAX_DATAGRAMS);
+        let waiting = fragments.waiting();
+        assert!(waiting > 0 && waiting <= MAX_WAITING);
+        let (.., last) = *fragments.waits.back().unwrap();
+        let due = fragments.next_due_ns().unwrap();
+        assert_eq!(fragments.expire(due - 1), 0);
+        assert_eq!(fragments.expire(due), waiting);
+        assert_eq!((fragments.waiting, fragments.waiting_bytes), (0, 0));
+        let late = fragments.arrive(&fragment(last.id, 0, 800, true), due);
+        assert_eq!(late, Step::Drop(DropReason::FragmentTimeout), "the rest of what was given up");
+        fragments.expire(LIFETIME_NS + due);
+        assert!(fragments.datagrams.is_empty() && fragments.ends.is_empty());
+    }
+
+    proptest! {
+        /// In whatever order they come, all fragments of a datagram get the backend of its first.
+        #[test]
+        fn every_order_leads_to_one_backend(order in Just((0..12u32).collect::<Vec<_>>()).prop_shuffle()) {
+            let mut fragments = Fragments::default();
+            let (mut sent, mut decided) = (0, 0);
+            for n in order {
+                let fragment = fragment(1, n * 8, 8, n < 11);
+                match fragments.arrive(&fragment, 0) {
+                    Step::Decide => {
+                        decided += 1;
+                        sent += 1 + fragments.decided(id(1), Ok(backend())).len();
+                    }
+                    Step::Follow(to) => {
+                        prop_assert_eq!(to, backend());
+                        sent += 1;
+                    }
+                    Step::Wait => prop_assert!(fragments.hold(id(1), 0, &[0; 60], 0)),
+                    Step::Drop(reason) => prop_assert!(false, "{:?}", reason),
+                }
+            }
+            prop_assert_eq!((sent, decided, fragments.waiting(), fragments.datagrams.len()), (12, 1, 0, 0));
+        }
+    }
+}
