@@ -1,6 +1,11 @@
 //! The command line.
 
-use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use lb_proto::v1;
@@ -78,6 +83,17 @@ pub(crate) enum Command {
     Backend(BackendCommand),
     /// The counters of the node that answers: frames, drops by reason, VIPs, backends.
     Stats,
+    /// Which VIP, owner, service and backend a packet gets, and why: as the node that is asked decides.
+    Explain(Explain),
+    /// The flows in the flow table of the node that is asked.
+    Flows {
+        /// Only flows to this VIP.
+        #[arg(long, value_name = "IP")]
+        vip: Option<IpAddr>,
+        /// Only flows that go to this backend.
+        #[arg(long, value_name = "IP")]
+        backend: Option<IpAddr>,
+    },
     /// Save the VIPs, services, backends and settings in a file, or make the cluster hold what a file says.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -91,6 +107,39 @@ pub(crate) enum Command {
         /// The directory; made if missing.
         dir: PathBuf,
     },
+}
+
+/// A packet, or many.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The client: IP:PORT, or [IP]:PORT for IPv6.
+    #[arg(value_name = "SRC:PORT", required_unless_present = "pcap", requires = "destination")]
+    pub(crate) source: Option<SocketAddr>,
+    /// The service: IP:PORT/tcp, IP:PORT/udp, or [IP]:PORT/tcp for IPv6.
+    #[arg(value_name = "DST:PORT/PROTO")]
+    pub(crate) destination: Option<Destination>,
+    /// The frames of a capture (pcap, of Ethernet): the node judges them, nothing is sent.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "destination"])]
+    pub(crate) pcap: Option<PathBuf>,
+}
+
+/// `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Destination(pub(crate) SocketAddr, pub(crate) v1::Protocol);
+
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not like 192.0.2.1:80/tcp or [2001:db8::1]:53/udp");
+        let (address, protocol) = text.rsplit_once('/').ok_or_else(wrong)?;
+        let protocol = match protocol {
+            "tcp" => v1::Protocol::Tcp,
+            "udp" => v1::Protocol::Udp,
+            _ => return Err(wrong()),
+        };
+        Ok(Self(address.parse().map_err(|_| wrong())?, protocol))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -396,6 +445,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn destinations_are_read() {
+        let parsed = |text: &str| text.parse::<Destination>();
+        let tcp = Destination("192.0.2.1:80".parse().unwrap(), v1::Protocol::Tcp);
+        assert_eq!(parsed("192.0.2.1:80/tcp"), Ok(tcp));
+        assert_eq!(parsed("[2001:db8::1]:53/udp").map(|to| to.1), Ok(v1::Protocol::Udp));
+        for text in ["192.0.2.1:80", "192.0.2.1/tcp", "2001:db8::1:53/udp", "192.0.2.1:80/sctp"] {
+            assert!(parsed(text).is_err(), "{text}");
+        }
     }
 
     #[test]

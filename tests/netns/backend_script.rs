@@ -31,6 +31,7 @@ pub(crate) fn add_and_undo() -> anyhow::Result<()> {
     let host = site.net.host("web2")?;
     site.net.attach(&host, "eth0", "lan", &["192.168.3.6/24"])?;
     host.default_route(Ipv4Addr::new(192, 168, 3, 1))?;
+    host.enable_ipv6()?;
     host.ns.sysctl("ipv4.conf.eth0.rp_filter", "1", false)?;
     host.ns.sysctl("ipv4.conf.all.arp_ignore", "2", false)?;
     let before = state(&host);
@@ -39,13 +40,20 @@ pub(crate) fn add_and_undo() -> anyhow::Result<()> {
     fs::write(&stub, "#!/bin/sh\n")?;
     fs::set_permissions(&stub, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
 
-    let refused = run(&host, etc.path(), &["add", "999.1.1.1"])?;
-    ensure!(!refused.status.success() && state(&host) == before, "a bad address changed something");
-    let added = run(&host, etc.path(), &["add", VIP_TEXT])?;
+    for wrong in ["999.1.1.1", "2001:db8::zz", "1:2:3", "2001:db8::1/64"] {
+        let refused = run(&host, etc.path(), &["add", VIP_TEXT, wrong])?;
+        ensure!(!refused.status.success() && state(&host) == before, "{wrong} changed something");
+    }
+    let added = run(&host, etc.path(), &["add", VIP_TEXT, "2001:db8:2::1"])?;
     ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
     ensure!(
         etc.path().join("bin/lb-backend").exists() && etc.path().join("systemd/system/lb-backend.service").exists()
     );
+    let addresses = || -> anyhow::Result<String> {
+        let output = host.ns.command("ip")?.args(["-br", "addr", "show", "dev", "lo"]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    ensure!(addresses()?.contains("2001:db8:2::1/128"), "{}", addresses()?);
     let _serves = Backend::serve(&host.ns, "web2", VIP, HTTP, ECHO)?;
     let (lb, first) = (&site.nodes[0], site.servers[0].address.to_string());
     lb.lbctl_ok(&["backend", "add", "web", "192.168.3.6"])?;
@@ -56,6 +64,7 @@ pub(crate) fn add_and_undo() -> anyhow::Result<()> {
     let undone = run(&host, etc.path(), &["undo"])?;
     ensure!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
     ensure!(state(&host) == before, "undo left {} instead of {before}", state(&host));
+    ensure!(!addresses()?.contains("2001:db8:2::1"), "undo left {}", addresses()?);
     let left: Vec<_> = fs::read_dir(etc.path())?.flatten().filter(|entry| entry.path().is_file()).collect();
     ensure!(left.len() == 1, "undo left files: {left:?}");
     Ok(())

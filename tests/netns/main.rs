@@ -1,9 +1,12 @@
 //! One node, real frames: the worked example, shares, flows, and what must never leave a node.
 
+mod answers;
 mod backend_script;
 mod errors;
 mod example;
 mod flows;
+mod ipv6;
+mod large;
 mod silence;
 
 fn main() -> std::process::ExitCode {
@@ -17,6 +20,16 @@ fn main() -> std::process::ExitCode {
         ("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),
         ("foreign_tagged_and_looping_frames_are_counted_and_dropped", silence::foreign_frames),
         ("a_routed_vip_is_served", flows::routed_vip),
+        ("an_ipv6_vip_is_served_by_backends_of_either_family", ipv6::served),
+        ("neighbours_of_an_ipv6_vip_are_answered", ipv6::neighbors),
+        ("the_kernel_is_silent_for_an_ipv6_vip", ipv6::kernel_is_silent),
+        ("an_ipv6_vip_is_taken_over", ipv6::taken_over),
+        ("a_smaller_mtu_behind_the_client_is_found", large::path_mtu_behind_the_client),
+        ("a_smaller_mtu_towards_the_backends_is_told", large::path_mtu_at_the_node),
+        ("fragments_reach_one_backend_in_any_order", large::fragments),
+        ("ports_that_nobody_serves_are_refused", answers::refusals),
+        ("a_node_explains_and_lists_its_flows", answers::explained),
+        ("an_interface_goes_and_returns", answers::an_interface_returns),
         ("each_startup_fault_has_its_own_message", errors::startup_faults),
         ("a_missing_capability_is_named", errors::missing_capability),
         ("the_backend_script_prepares_and_undoes", backend_script::add_and_undo),

@@ -9,7 +9,7 @@
 //! With one interface a node has both subnets on the same segment; with two, one on each.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     time::Duration,
 };
 
@@ -24,6 +24,8 @@ use crate::{
 
 /// The VIP.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
+/// A VIP of IPv6.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 /// The VIP as lbctl is told.
 pub const VIP_TEXT: &str = "192.168.2.1";
 /// The HTTP service's port.
@@ -159,6 +161,34 @@ impl Site {
         }
         self.wait_resolved();
         Ok(())
+    }
+
+    /// Gives every machine an IPv6 address in each of its subnets, and the servers [`VIP6`]; for sites of one
+    /// interface a node. The backend that serves it is dropped with what is returned.
+    pub fn add_ipv6(&self) -> anyhow::Result<Vec<Backend>> {
+        self.router.enable_ipv6()?;
+        for (interface, address) in [("eth0", "2001:db8:1::1"), ("eth1", "2001:db8:2::fe"), ("eth1", "2001:db8:3::1")] {
+            self.router.add_address(interface, &format!("{address}/64"))?;
+        }
+        self.client.enable_ipv6()?;
+        self.client.add_address("eth0", "2001:db8:1::10/64")?;
+        self.client.default_route("2001:db8:1::1".parse::<IpAddr>()?)?;
+        for (number, host) in (11..).zip(&self.node_hosts) {
+            host.enable_ipv6()?;
+            for subnet in 2..=3 {
+                host.add_address("eth0", &format!("2001:db8:{subnet}::{number}/64"))?;
+            }
+        }
+        let mut backends = Vec::new();
+        for (number, server) in (5..).zip(&self.servers) {
+            server.host.enable_ipv6()?;
+            server.host.add_address("eth0", &format!("2001:db8:3::{number}/64"))?;
+            server.host.default_route("2001:db8:3::1".parse::<IpAddr>()?)?;
+            server.host.make_backend(VIP6.into())?;
+            let name = format!("web{}", number - 4);
+            backends.push(Backend::serve(&server.host.ns, &name, VIP6, HTTP, ECHO)?);
+        }
+        Ok(backends)
     }
 
     /// Waits until every running node knows every server's hardware address for both services.

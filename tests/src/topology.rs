@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use futures::TryStreamExt as _;
@@ -212,10 +212,35 @@ impl Host {
     }
 
     /// Sends everything else to a router.
-    pub fn default_route(&self, via: Ipv4Addr) -> io::Result<()> {
+    pub fn default_route(&self, via: impl Into<IpAddr>) -> io::Result<()> {
+        let route = match via.into() {
+            IpAddr::V4(via) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(via).build(),
+            IpAddr::V6(via) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(via).build(),
+        };
+        self.ns.netlink(async |handle| handle.route().add(route).execute().await)
+    }
+
+    /// Switches IPv6 on, without waiting for anybody to claim an address.
+    pub fn enable_ipv6(&self) -> io::Result<()> {
+        let interfaces: Vec<String> = self.ports.borrow().keys().cloned().collect();
+        for interface in ["all", "default", "lo"].into_iter().chain(interfaces.iter().map(String::as_str)) {
+            self.ns.sysctl(&format!("ipv6.conf.{interface}.accept_dad"), "0", false)?;
+            self.ns.sysctl(&format!("ipv6.conf.{interface}.disable_ipv6"), "0", false)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the largest IP packet of an interface.
+    pub fn set_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
         self.ns.netlink(async |handle| {
-            handle.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(via).build()).execute().await
+            let link = LinkUnspec::new_with_index(index_of(&handle, interface).await?).mtu(mtu);
+            handle.link().set(link.build()).execute().await
         })
+    }
+
+    /// Takes an interface out of the machine, its cable with it.
+    pub fn remove(&self, interface: &str) -> io::Result<()> {
+        self.ns.netlink(async |handle| handle.link().del(index_of(&handle, interface).await?).execute().await)
     }
 
     /// Sends the packets for one address to a gateway.
@@ -227,13 +252,17 @@ impl Host {
     }
 
     /// The hardware address that this host's kernel has for a neighbour.
-    pub fn neighbor(&self, interface: &str, address: Ipv4Addr) -> io::Result<Option<Mac>> {
+    pub fn neighbor(&self, interface: &str, address: impl Into<IpAddr>) -> io::Result<Option<Mac>> {
+        let address = match address.into() {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        };
         self.ns.netlink(async |handle| {
             let index = index_of(&handle, interface).await?;
             let mut neighbors = handle.neighbours().get().execute();
             while let Some(entry) = neighbors.try_next().await? {
                 let about = |attribute: &NeighbourAttribute| {
-                    matches!(attribute, NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) if *a == address)
+                    matches!(attribute, NeighbourAttribute::Destination(a) if *a == address)
                 };
                 if entry.header.ifindex == index && entry.attributes.iter().any(about) {
                     return Ok(entry.attributes.iter().find_map(|attribute| match attribute {
@@ -249,6 +278,7 @@ impl Host {
     /// Forwards between its interfaces, and sends no redirects.
     pub fn make_router(&self) -> io::Result<()> {
         self.ns.sysctl("ipv4.ip_forward", "1", false)?;
+        self.ns.sysctl("ipv6.conf.all.forwarding", "1", true)?;
         self.ns.sysctl("ipv4.conf.all.send_redirects", "0", false)?;
         self.ns.sysctl("ipv4.conf.default.send_redirects", "0", false)
     }
@@ -257,7 +287,8 @@ impl Host {
     pub fn make_backend(&self, vip: IpAddr) -> io::Result<()> {
         self.ns.sysctl("ipv4.conf.all.arp_ignore", "1", false)?;
         self.ns.sysctl("ipv4.conf.all.arp_announce", "2", false)?;
-        self.add_address("lo", &format!("{vip}/32"))
+        let len = if vip.is_ipv4() { 32 } else { 128 };
+        self.add_address("lo", &format!("{vip}/{len}"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,7 +26,14 @@ pub struct Backend {
 
 impl Backend {
     /// Serves on a VIP, in a namespace, until it is dropped.
-    pub fn serve(namespace: &Namespace, name: &str, vip: Ipv4Addr, tcp_port: u16, udp_port: u16) -> io::Result<Self> {
+    pub fn serve(
+        namespace: &Namespace,
+        name: &str,
+        vip: impl Into<IpAddr>,
+        tcp_port: u16,
+        udp_port: u16,
+    ) -> io::Result<Self> {
+        let vip = vip.into();
         // UDP on the VIP itself: a socket on any address would answer from the backend's own.
         let (tcp, udp) = namespace
             .enter(|| Ok::<_, io::Error>((TcpListener::bind((vip, tcp_port))?, UdpSocket::bind((vip, udp_port))?)))?;
@@ -60,7 +67,7 @@ impl Backend {
         socket2::SockRef::from(&socket).set_recv_buffer_size(8 << 20)?;
         let (stop, datagrams) = (self.stop.clone(), self.datagrams.clone());
         thread::Builder::new().name("echo".into()).spawn(move || {
-            let mut buffer = [0; 2048];
+            let mut buffer = vec![0; 1 << 16];
             while !stop.load(Ordering::Relaxed) {
                 if let Ok((len, from)) = socket.recv_from(&mut buffer) {
                     datagrams.fetch_add(1, Ordering::Relaxed);
@@ -133,11 +140,17 @@ pub struct HttpClient {
 
 impl HttpClient {
     /// Connects from a namespace.
-    pub fn connect(namespace: &Namespace, to: SocketAddrV4, timeout: Duration) -> io::Result<Self> {
-        let stream = namespace.enter(|| TcpStream::connect_timeout(&to.into(), timeout))?;
+    pub fn connect(namespace: &Namespace, to: impl Into<SocketAddr>, timeout: Duration) -> io::Result<Self> {
+        let to = to.into();
+        let stream = namespace.enter(|| TcpStream::connect_timeout(&to, timeout))?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_nodelay(true)?;
         Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// The client's port.
+    pub fn local_port(&self) -> io::Result<u16> {
+        Ok(self.reader.get_ref().local_addr()?.port())
     }
 
     /// A GET; its body.
@@ -178,6 +191,6 @@ impl HttpClient {
 }
 
 /// One GET on a connection of its own: which backend answered.
-pub fn http_who(namespace: &Namespace, to: SocketAddrV4, timeout: Duration) -> io::Result<String> {
+pub fn http_who(namespace: &Namespace, to: impl Into<SocketAddr>, timeout: Duration) -> io::Result<String> {
     HttpClient::connect(namespace, to, timeout)?.who()
 }

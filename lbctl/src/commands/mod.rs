@@ -2,6 +2,7 @@
 
 mod backend;
 mod cluster;
+mod explain;
 mod node;
 mod service;
 mod snapshot;
@@ -47,6 +48,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Status => status::status(&session).await,
         Command::Stats => status::stats(&session).await,
+        Command::Explain(what) => explain::explain(&session, what).await,
+        Command::Flows { vip, backend } => explain::flows(&session, vip, backend).await,
         Command::Node(command) => node::run(&session, command).await,
         Command::Cluster(command) => cluster::run(&session, command).await,
         Command::Snapshot(command) => snapshot::run(&session, command).await,

@@ -376,6 +376,7 @@ pub(crate) struct Stats {
     forwarded: u64,
     answered: u64,
     drops: Vec<DropCount>,
+    held: u64,
     ring_full: u64,
     originated: u64,
     flows_remembered: u64,
@@ -432,6 +433,7 @@ impl From<v1::GetStatsResponse> for Stats {
             forwarded: stats.forwarded,
             answered: stats.answered,
             drops: stats.drops.into_iter().map(drop).collect(),
+            held: stats.held,
             ring_full: stats.ring_full,
             originated: stats.originated,
             flows_remembered: stats.flows_remembered,
@@ -458,7 +460,7 @@ impl Stats {
         for drop in &self.drops {
             text += &format!("dropped    {} {}\n", drop.packets, drop.reason);
         }
-        text += &format!("ring full  {}\noriginated {}\n", self.ring_full, self.originated);
+        text += &format!("held       {}\nring full  {}\noriginated {}\n", self.held, self.ring_full, self.originated);
         for vip in &self.vips {
             text += &format!("vip        {} {} packets {} bytes\n", vip.address, vip.packets, vip.bytes);
         }
@@ -471,5 +473,150 @@ impl Stats {
             text += &format!("CONFLICT   {} is claimed by {} ({claimant}), {} packets\n", c.vip, c.mac, c.packets);
         }
         text
+    }
+}
+
+/// What a node would do with a packet, and why.
+#[derive(Debug, Serialize)]
+pub(crate) struct Explanation {
+    verdict: String,
+    kind: String,
+    source: String,
+    destination: String,
+    protocol: String,
+    vip: String,
+    owner: String,
+    answers: bool,
+    service: String,
+    backend: String,
+    mac: String,
+    interface: String,
+    chosen_by: String,
+    table_entry: u32,
+    table_size: u32,
+    node: String,
+}
+
+impl From<v1::ExplainResponse> for Explanation {
+    fn from(e: v1::ExplainResponse) -> Self {
+        Self {
+            protocol: lower(e.protocol, v1::Protocol::as_str_name, "PROTOCOL_"),
+            verdict: e.verdict,
+            kind: e.kind,
+            source: e.source,
+            destination: e.destination,
+            vip: e.vip,
+            owner: e.owner,
+            answers: e.answers,
+            service: e.service,
+            backend: e.backend,
+            mac: e.mac,
+            interface: e.interface,
+            chosen_by: e.chosen_by,
+            table_entry: e.table_entry,
+            table_size: e.table_size,
+            node: e.node,
+        }
+    }
+}
+
+impl Explanation {
+    /// For people.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = format!("verdict    {}\nnode       {}\n", self.verdict, self.node);
+        let mut line = |name: &str, value: String| {
+            if !value.is_empty() {
+                text += &format!("{name:10} {value}\n");
+            }
+        };
+        line("flow", format!("{} -> {} {}", self.source, self.destination, self.protocol));
+        match self.vip.as_str() {
+            "" => line("vip", "none: the destination is no VIP".to_owned()),
+            vip => {
+                let owner = if self.owner.is_empty() { "nobody" } else { &self.owner };
+                let here = if self.answers { ", which answers for it now" } else { "" };
+                line("vip", format!("{vip}, owned by {owner}{here}"));
+            }
+        }
+        line("service", self.service.clone());
+        line("backend", self.backend.clone());
+        match self.chosen_by.as_str() {
+            "flow" => line("because", "the flow table knows the flow".to_owned()),
+            "maglev" => line(
+                "because",
+                format!("new flow: entry {} of {} of the Maglev table", self.table_entry, self.table_size),
+            ),
+            _ => {}
+        }
+        line(
+            "sent to",
+            match (self.mac.as_str(), self.interface.as_str()) {
+                ("", _) => String::new(),
+                (mac, "") => mac.to_owned(),
+                (mac, interface) => format!("{mac} by {interface}"),
+            },
+        );
+        text
+    }
+}
+
+impl Row for Explanation {
+    const COLUMNS: &'static [&'static str] =
+        &["verdict", "kind", "source", "destination", "proto", "service", "backend", "chosen by"];
+
+    fn cells(&self) -> Vec<String> {
+        let of = [
+            &self.verdict,
+            &self.kind,
+            &self.source,
+            &self.destination,
+            &self.protocol,
+            &self.service,
+            &self.backend,
+            &self.chosen_by,
+        ];
+        of.map(|text| or_dash(text)).into()
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Flow {
+    source: String,
+    destination: String,
+    protocol: String,
+    service: String,
+    backend: String,
+    state: String,
+    idle_ms: u64,
+}
+
+impl From<v1::Flow> for Flow {
+    fn from(flow: v1::Flow) -> Self {
+        Self {
+            protocol: lower(flow.protocol, v1::Protocol::as_str_name, "PROTOCOL_"),
+            state: lower(flow.state, v1::FlowState::as_str_name, "FLOW_STATE_"),
+            source: flow.source,
+            destination: flow.destination,
+            service: flow.service,
+            backend: flow.backend,
+            idle_ms: flow.idle_ms,
+        }
+    }
+}
+
+impl Row for Flow {
+    const COLUMNS: &'static [&'static str] = &["source", "destination", "proto", "service", "backend", "state", "idle"];
+
+    fn cells(&self) -> Vec<String> {
+        let idle = humantime::format_duration(std::time::Duration::from_secs(self.idle_ms / 1000)).to_string();
+        vec![
+            self.source.clone(),
+            self.destination.clone(),
+            self.protocol.clone(),
+            or_dash(&self.service),
+            or_dash(&self.backend),
+            self.state.clone(),
+            idle,
+        ]
     }
 }

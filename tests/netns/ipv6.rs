@@ -1,0 +1,193 @@
+//! The example in IPv6: a VIP, its neighbours, its backends of either family, and a takeover.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use etherparse::PacketBuilder;
+use lb_dataplane::packet::{Packet, ndp, parse};
+use lb_tests::{
+    capture::{Capture, Injector},
+    cluster::wait_ready,
+    site::{ECHO, HTTP, PATIENCE, Plan, Site, VIP6},
+    traffic::http_who,
+    wait,
+};
+
+const HTTP6: SocketAddr = SocketAddr::new(IpAddr::V6(VIP6), HTTP);
+const VIP6_TEXT: &str = "2001:db8:2::1";
+
+/// A site with the IPv6 VIP, served by one backend that is known by its IPv4 address and one by its IPv6 one.
+fn start(nodes: u8, engine: &'static str) -> anyhow::Result<(Site, Vec<lb_tests::traffic::Backend>)> {
+    let mut site = Site::build(Plan { nodes, servers: 2, two_interfaces: false, engine })?;
+    let backends = site.add_ipv6()?;
+    site.start()?;
+    let lb = &site.nodes[0];
+    lb.lbctl_ok(&["vip", "add", VIP6_TEXT])?;
+    for (service, port) in [("web6", "80/tcp"), ("echo6", "7/udp")] {
+        lb.lbctl_ok(&["service", "add", service, "--vip", VIP6_TEXT, "--port", port])?;
+        for backend in ["192.168.3.5", "2001:db8:3::6"] {
+            lb.lbctl_ok(&["backend", "add", service, backend])?;
+        }
+    }
+    for node in &site.nodes {
+        node.wait_resolved(8);
+    }
+    Ok((site, backends))
+}
+
+/// Clients reach both backends; the packet arrives as it was sent, and from the VIP come the answers.
+pub(crate) fn served() -> anyhow::Result<()> {
+    for engine in ["ring", "mmsg"] {
+        let (site, _backends) = start(1, engine)?;
+        let (node, router) = (&site.node_hosts[0], &site.router);
+        let is_v6_tcp = |frame: &[u8]| frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.get(20) == Some(&6);
+        let sent = Capture::start(site.net.switch(), &node.port("eth0").switch_port, is_v6_tcp)?;
+        let arrived: Vec<Capture> = site
+            .servers
+            .iter()
+            .map(|server| Capture::start(&server.host.ns, "eth0", is_v6_tcp))
+            .collect::<Result<_, _>>()?;
+        let mut who = std::collections::BTreeSet::new();
+        wait::until("both backends answer", PATIENCE, || {
+            who.extend(http_who(&site.client.ns, HTTP6, PATIENCE));
+            who.len() == 2
+        });
+        let sent: Vec<Vec<u8>> =
+            sent.finish().into_iter().filter(|seen| seen.outgoing).map(|seen| seen.packet().to_vec()).collect();
+        let arrived: Vec<_> = arrived.into_iter().flat_map(Capture::finish).filter(|seen| !seen.outgoing).collect();
+        ensure!(!arrived.is_empty());
+        for seen in arrived {
+            ensure!(sent.iter().any(|packet| packet == seen.packet()), "{engine}: a packet was changed");
+            ensure!(seen.source() == node.port("eth0").mac);
+        }
+        ensure!(router.neighbor("eth1", VIP6)? == Some(node.port("eth0").mac), "the router has another neighbour");
+        // The owner hears what is sent to the group of its VIP, and switches that snoop know it (MLD).
+        let groups = node.ns.enter(|| fs::read_to_string("/proc/thread-self/net/igmp6"))?;
+        ensure!(groups.contains("ff0200000000000000000001ff000001"), "{groups}");
+    }
+    Ok(())
+}
+
+/// Neighbour discovery for the VIP, by the letter; and an echo.
+pub(crate) fn neighbors() -> anyhow::Result<()> {
+    let (site, _backends) = start(1, "ring")?;
+    let (node_mac, router_mac) = (site.node_hosts[0].port("eth0").mac, site.router.port("eth1").mac);
+    let router: std::net::Ipv6Addr = "2001:db8:2::fe".parse()?;
+    // Its first owner answers for it only after it has asked whether anybody else does.
+    http_who(&site.client.ns, HTTP6, PATIENCE)?;
+    let capture = Capture::start(&site.router.ns, "eth1", |_| true)?;
+    let injector = Injector::new(&site.router.ns, "eth1")?;
+    let advertised = |solicited: bool| {
+        capture.so_far().iter().any(|seen| {
+            let flags = if solicited { 0x60 } else { 0x20 };
+            !seen.outgoing
+                && seen.frame.get(58) == Some(&flags)
+                && matches!(parse(&seen.frame), Packet::Neighbor(told) if told.target == VIP6 && told.mac == Some(node_mac))
+        })
+    };
+    for last_known in [None, Some(node_mac)] {
+        injector.send(&ndp::solicitation(router_mac, router, VIP6, last_known))?;
+    }
+    wait::until("a solicitation is answered with R=0 S=1 O=1", PATIENCE, || advertised(true));
+    // Another station tests whether it may have the address.
+    let before = site.nodes[0].drops("ndp_conflict")?;
+    injector.send(&ndp::probe(router_mac, VIP6))?;
+    wait::until("it is told that it may not", PATIENCE, || {
+        site.nodes[0].drops("ndp_conflict").is_ok_and(|now| now > before) && advertised(false)
+    });
+    let mut echo = Vec::new();
+    PacketBuilder::ethernet2(router_mac.0, node_mac.0)
+        .ipv6(router.octets(), VIP6.octets(), 64)
+        .icmpv6_echo_request(1, 1)
+        .write(&mut echo, b"are you there")?;
+    injector.send(&echo)?;
+    wait::until("the echo is answered", PATIENCE, || {
+        capture.so_far().iter().any(|seen| !seen.outgoing && seen.frame.get(54) == Some(&129))
+    });
+    // Neither the router's address nor one nobody has is answered for.
+    injector.send(&ndp::solicitation(router_mac, router, "2001:db8:2::99".parse()?, None))?;
+    let before = site.nodes[0].drops("ndp_not_ours")?;
+    injector.send(&ndp::solicitation(router_mac, router, "2001:db8:2::98".parse()?, None))?;
+    wait::until("a foreign solicitation is counted", PATIENCE, || {
+        site.nodes[0].drops("ndp_not_ours").is_ok_and(|now| now > before)
+    });
+    let foreign = |seen: &lb_tests::capture::Seen| {
+        matches!(parse(&seen.frame), Packet::Neighbor(told)
+            if matches!(told.kind, ndp::Kind::Advertisement { .. }) && told.target != VIP6 && told.mac == Some(node_mac)
+                && ![0x11u8, 0x12, 0x13].contains(&told.target.octets()[15]))
+    };
+    ensure!(!capture.finish().iter().any(|seen| !seen.outgoing && foreign(seen)), "a foreign address was claimed");
+    Ok(())
+}
+
+/// The node's kernel has nothing to say about the VIP, even if somebody has put it on its loopback.
+pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
+    let (site, _backends) = start(1, "ring")?;
+    let node = &site.node_hosts[0];
+    node.ns.sysctl("ipv6.conf.all.forwarding", "1", false)?;
+    node.add_address("lo", &format!("{VIP6}/128"))?;
+    http_who(&site.client.ns, HTTP6, PATIENCE)?;
+    let (node_mac, router_mac) = (node.port("eth0").mac, site.router.port("eth1").mac);
+    let (client, router) = ("2001:db8:1::10".parse::<std::net::Ipv6Addr>()?, "2001:db8:2::fe".parse()?);
+    let capture = Capture::start(site.net.switch(), &node.port("eth0").switch_port, |_| true)?;
+    let injector = Injector::new(&site.router.ns, "eth1")?;
+    let packet = || PacketBuilder::ethernet2(router_mac.0, node_mac.0).ipv6(client.octets(), VIP6.octets(), 64);
+    let (mut syn, mut udp, mut echo) = (Vec::new(), Vec::new(), Vec::new());
+    packet().tcp(41000, 81, 1, 1000).syn().write(&mut syn, b"")?;
+    packet().udp(1, 9).write(&mut udp, b"x")?;
+    packet().icmpv6_echo_request(1, 1).write(&mut echo, b"are you there")?;
+    let solicitations = [None, Some(node_mac)].map(|known| ndp::solicitation(router_mac, router, VIP6, known).to_vec());
+    // The echo comes last: when it is answered, everything before has been handled.
+    for frame in [syn, udp].into_iter().chain(solicitations).chain([echo]) {
+        injector.send(&frame)?;
+    }
+    let is_reply = |seen: &lb_tests::capture::Seen| seen.frame.get(20) == Some(&58) && seen.frame.get(54) == Some(&129);
+    wait::until("the echo is answered", PATIENCE, || {
+        capture.so_far().iter().any(|seen| !seen.outgoing && is_reply(seen))
+    });
+    let sent: Vec<_> = capture.finish().into_iter().filter(|seen| !seen.outgoing).collect();
+    let tells = |seen: &lb_tests::capture::Seen, solicits: bool| {
+        matches!(parse(&seen.frame), Packet::Neighbor(told)
+            if told.target == VIP6 && (told.kind == ndp::Kind::Solicitation) == solicits)
+    };
+    let answers = sent.iter().filter(|seen| tells(seen, false) && seen.frame.get(58) == Some(&0x60)).count();
+    ensure!(answers == 2, "{answers} answers to 2 solicitations");
+    ensure!(sent.iter().filter(|seen| is_reply(seen)).count() == 1, "one echo, one reply");
+    let from_vip = |seen: &&lb_tests::capture::Seen| seen.frame.get(22..38) == Some(&VIP6.octets()[..]);
+    let others: Vec<_> = sent.iter().filter(from_vip).filter(|seen| !is_reply(seen) && !tells(seen, false)).collect();
+    ensure!(others.is_empty(), "the node also sent {others:02x?}");
+    let forwarded = |seen: &&lb_tests::capture::Seen| seen.frame.get(38..54) == Some(&VIP6.octets()[..]);
+    ensure!(sent.iter().find(forwarded).is_none(), "the node's kernel forwarded a packet to the VIP");
+    Ok(())
+}
+
+/// The owner dies: the router learns the new one from its unsolicited advertisements.
+pub(crate) fn taken_over() -> anyhow::Result<()> {
+    let (mut site, _backends) = start(3, "ring")?;
+    for node in &site.nodes {
+        wait_ready(node, 3);
+    }
+    ensure!(http_who(&site.client.ns, HTTP6, PATIENCE)?.starts_with("web"));
+    let owner = site.nodes[0].owner_of(VIP6_TEXT)?;
+    let owner = site.nodes.iter().position(|node| node.name == owner).expect("the VIP is owned");
+    let before = site.router.neighbor("eth1", VIP6)?;
+    ensure!(before == Some(site.node_hosts[owner].port("eth0").mac));
+    site.nodes[owner].kill()?;
+    wait::until("the router has another neighbour for the VIP", PATIENCE, || {
+        site.router.neighbor("eth1", VIP6).is_ok_and(|now| now.is_some() && now != before)
+    });
+    wait::until("the VIP is served again", PATIENCE, || {
+        http_who(&site.client.ns, HTTP6, Duration::from_secs(1)).is_ok()
+    });
+    let udp = site.client.ns.enter(|| std::net::UdpSocket::bind("[::]:0"))?;
+    udp.set_read_timeout(Some(Duration::from_millis(500)))?;
+    wait::until("datagrams are answered", PATIENCE, || {
+        drop(udp.send_to(b"who", (VIP6, ECHO)));
+        udp.recv_from(&mut [0; 64]).is_ok_and(|(_, from)| from.ip() == VIP6)
+    });
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! What does not fit into one frame: path MTU discovery on both sides of the node, fragments in any order.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
+use lb_tests::{
+    capture::{Capture, Injector},
+    site::{ECHO, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP6},
+    traffic::HttpClient,
+    wait,
+};
+
+const HTTP6: SocketAddr = SocketAddr::new(IpAddr::V6(VIP6), HTTP);
+
+/// A hop of smaller MTU behind the client's router: the errors that it sends to the VIP reach the backend.
+pub(crate) fn path_mtu_behind_the_client() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine: "ring" })?;
+    let _backends = site.add_ipv6()?;
+    site.start()?;
+    add_ipv6_service(&site)?;
+    site.router.set_mtu("eth0", 1400)?;
+    for address in [SocketAddr::from(HTTP_ADDRESS), HTTP6] {
+        let is_error = |frame: &[u8]| match frame.get(12..14) {
+            Some([0x08, 0]) => frame.get(23) == Some(&1) && frame.get(34..36) == Some(&[3, 4]),
+            Some([0x86, 0xdd]) => frame.get(20) == Some(&58) && frame.get(54) == Some(&2),
+            _ => false,
+        };
+        let at_servers: Vec<Capture> = site
+            .servers
+            .iter()
+            .map(|server| Capture::start(&server.host.ns, "eth0", is_error))
+            .collect::<Result<_, _>>()?;
+        let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
+        ensure!(http.get("/bytes/1000000")?.len() == 1_000_000, "{address}");
+        let errors: usize = at_servers.iter().map(Capture::received).sum();
+        ensure!(errors > 0, "{address}: no error reached the backend, so this test shows nothing");
+    }
+    Ok(())
+}
+
+fn add_ipv6_service(site: &Site) -> anyhow::Result<()> {
+    let lb = &site.nodes[0];
+    let vip = VIP6.to_string();
+    lb.lbctl_ok(&["vip", "add", &vip])?;
+    for (service, port) in [("web6", "80/tcp"), ("echo6", "7/udp")] {
+        lb.lbctl_ok(&["service", "add", service, "--vip", &vip, "--port", port])?;
+        for server in &site.servers {
+            lb.lbctl_ok(&["backend", "add", service, &server.address.to_string()])?;
+        }
+    }
+    lb.wait_resolved(4 * site.servers.len());
+    Ok(())
+}
+
+/// The node's own way to the backends takes less than what clients send: it says so itself. The MTU changes while
+/// it runs, and back.
+pub(crate) fn path_mtu_at_the_node() -> anyhow::Result<()> {
+    for engine in ["ring", "mmsg"] {
+        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
+        site.start()?;
+        let upload = || -> anyhow::Result<()> {
+            let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
+            let said = http.upload(1_000_000)?;
+            ensure!(said == "web1 1000000", "{engine}: {said}");
+            Ok(())
+        };
+        upload()?;
+        ensure!(site.nodes[0].drops("too_big")? == 0);
+        site.node_hosts[0].set_mtu("eth1", 1300)?;
+        wait::until("the node works with the new MTU", PATIENCE, || {
+            upload().is_ok() && site.nodes[0].drops("too_big").is_ok_and(|dropped| dropped > 0)
+        });
+        let errors = site.nodes[0].lbctl_json(&["stats"])?["originated"].as_u64();
+        ensure!(errors > Some(0));
+        site.node_hosts[0].set_mtu("eth1", 1500)?;
+        // A datagram without DF is nobody's to complain about.
+        upload()?;
+    }
+    Ok(())
+}
+
+/// Large datagrams, which the client's kernel fragments, are echoed whole; in both families.
+pub(crate) fn fragments() -> anyhow::Result<()> {
+    for engine in ["ring", "mmsg"] {
+        let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine })?;
+        let _backends = site.add_ipv6()?;
+        site.start()?;
+        add_ipv6_service(&site)?;
+        for vip in [IpAddr::from(VIP), IpAddr::from(VIP6)] {
+            let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            for flow in 0..10u8 {
+                let socket = site.client.ns.enter(|| UdpSocket::bind(any))?;
+                socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+                let datagram: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8 ^ flow).collect();
+                let mut answer = vec![0; 1 << 16];
+                wait::until(&format!("{engine}: a datagram to {vip} is echoed whole"), PATIENCE, || {
+                    drop(socket.send_to(&datagram, (vip, ECHO)));
+                    socket.recv(&mut answer).is_ok_and(|len| answer[..len].starts_with(&datagram))
+                });
+            }
+        }
+        out_of_order(&site)?;
+        let stats = site.nodes[0].lbctl_json(&["stats"])?;
+        let count = |name: &str| stats[name].as_u64().unwrap_or_default();
+        let dropped: u64 = stats["drops"].as_array().into_iter().flatten().filter_map(|d| d["packets"].as_u64()).sum();
+        ensure!(
+            count("received") == count("forwarded") + count("answered") + dropped + count("held"),
+            "{engine}: not every frame is accounted for: {stats}"
+        );
+    }
+    Ok(())
+}
+
+/// Every order of three fragments; then an overlap, which is dropped.
+fn out_of_order(site: &Site) -> anyhow::Result<()> {
+    let injector = Injector::new(&site.router.ns, "eth1")?;
+    let (router, node) = (site.router.port("eth1").mac, site.node_hosts[0].port("eth0").mac);
+    let fragment = |id: u16, number: u16| {
+        let mut payload = vec![number as u8; if number == 2 { 96 } else { 800 }];
+        if number == 0 {
+            // Ports 4000 to 7, a length, no checksum.
+            payload[..8].copy_from_slice(&[0x0f, 0xa0, 0, 7, 0x06, 0xa8, 0, 0]);
+        }
+        let mut ip = Ipv4Header::new(payload.len() as u16, 64, IpNumber::UDP, [192, 168, 1, 10], VIP.octets())?;
+        ip.identification = id;
+        ip.dont_fragment = false;
+        ip.more_fragments = number < 2;
+        ip.fragment_offset = IpFragOffset::try_new(number * 100)?;
+        ip.header_checksum = ip.calc_header_checksum();
+        let mut frame = [node.0, router.0].concat();
+        frame.extend([0x08, 0x00]);
+        ip.write(&mut frame)?;
+        frame.extend(payload);
+        anyhow::Ok(frame)
+    };
+    let orders: [[u16; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (order, id) in orders.into_iter().zip(1000u16..) {
+        let is_ours =
+            move |frame: &[u8]| frame.get(12..14) == Some(&[8, 0]) && frame.get(18..20) == Some(&id.to_be_bytes());
+        let captures: Vec<Capture> = site
+            .servers
+            .iter()
+            .map(|server| Capture::start(&server.host.ns, "eth0", is_ours))
+            .collect::<Result<_, _>>()?;
+        for number in order {
+            injector.send(&fragment(id, number)?)?;
+        }
+        wait::until(&format!("all fragments of the order {order:?} arrive"), PATIENCE, || {
+            captures.iter().map(Capture::received).sum::<usize>() == 3
+        });
+        let at: Vec<usize> = captures.into_iter().map(|capture| capture.finish().len()).collect();
+        ensure!(at.contains(&3), "{order:?}: they are spread over the servers: {at:?}");
+    }
+    let before = site.nodes[0].drops("fragment_overlap")?;
+    for number in [0, 1, 1] {
+        injector.send(&fragment(2000, number)?)?;
+    }
+    wait::until("a repeated fragment is counted", PATIENCE, || {
+        site.nodes[0].drops("fragment_overlap").is_ok_and(|now| now == before + 1)
+    });
+    Ok(())
+}
