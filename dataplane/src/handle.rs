@@ -91,6 +91,21 @@ pub(crate) struct Shared {
     pub(crate) errands_wait: AtomicBool,
 }
 
+impl Shared {
+    /// With a first table.
+    pub(crate) fn new(snapshot: Snapshot) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            seen_generation: AtomicU64::new(0),
+            lease: Arc::default(),
+            stats: WorkerStats::default(),
+            stop: AtomicBool::new(false),
+            errands: Mutex::default(),
+            errands_wait: AtomicBool::new(false),
+        }
+    }
+}
+
 /// A running dataplane.
 pub struct Dataplane {
     shared: Arc<Shared>,
@@ -183,15 +198,7 @@ impl Dataplane {
         // Known interfaces, no VIPs: frames that come before the first table are dropped.
         let ports = config.ports.iter().map(empty_port).collect();
         let snapshot = compiler.compile(&TableSpec { ports, ..TableSpec::default() });
-        let shared = Arc::new(Shared {
-            snapshot: ArcSwap::from_pointee(snapshot),
-            seen_generation: AtomicU64::new(0),
-            lease: Arc::default(),
-            stats: WorkerStats::default(),
-            stop: AtomicBool::new(false),
-            errands: Mutex::default(),
-            errands_wait: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(snapshot));
         let resource = |what| move |error| StartError::Resource(what, error);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| StartError::Resource("making an event descriptor", error.into()))?;

@@ -172,6 +172,9 @@ impl Core {
         };
         let own = self.snapshot.ports[port].mac;
         let for_us = destination == own;
+        if source == own || !source.is_host() {
+            return Verdict::Drop(if for_us { DropReason::BadSource } else { DropReason::NotForUs });
+        }
         let forwarded = |sent: Result<usize, DropReason>| match sent {
             Ok(port) => Verdict::Forward { port },
             Err(reason) => Verdict::Drop(reason),
@@ -753,3 +756,7 @@ pub(crate) fn run(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

@@ -165,6 +165,68 @@ pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Extension headers that lie, fragments of fragments, and neighbour discovery that breaks a rule.
+pub(crate) fn hostile_frames() -> anyhow::Result<()> {
+    for engine in ["ring", "mmsg"] {
+        let (site, _backends) = start(1, engine)?;
+        http_who(&site.client.ns, HTTP6, PATIENCE)?;
+        let (node, router) = (site.node_hosts[0].port("eth0").mac, site.router.port("eth1").mac);
+        let client: std::net::Ipv6Addr = "2001:db8:1::10".parse()?;
+        let mut plain = Vec::new();
+        PacketBuilder::ethernet2(router.0, node.0)
+            .ipv6(client.octets(), VIP6.octets(), 64)
+            .udp(5, ECHO)
+            .write(&mut plain, b"x")?;
+        // The first kind, and headers of eight bytes, each naming the next.
+        let with = |kind: u8, headers: &[[u8; 8]]| {
+            let mut frame = plain.clone();
+            frame.splice(54..54, headers.concat());
+            (frame[19], frame[20]) = (9 + 8 * headers.len() as u8, kind);
+            frame
+        };
+        let mut longer = plain.clone();
+        longer[18] = 1;
+        let mut distant = ndp::solicitation(router, client, VIP6, Some(node));
+        distant[21] = 64;
+        let mut forged = ndp::solicitation(router, client, VIP6, Some(node));
+        forged[57] ^= 1;
+        let mut endless_option = ndp::solicitation(router, client, VIP6, Some(node));
+        endless_option[79] = 0;
+        let cases = [
+            ("malformed", longer),
+            ("malformed", plain[..56].to_vec()),
+            ("malformed", with(60, &[[17, 9, 0, 0, 0, 0, 0, 0]])),
+            ("malformed", with(60, &[[0, 0, 1, 4, 0, 0, 0, 0], [17, 0, 1, 4, 0, 0, 0, 0]])),
+            ("malformed", with(44, &[[44, 0, 0, 1, 0, 0, 0, 1], [17, 0, 0, 1, 0, 0, 0, 1]])),
+            ("malformed", with(60, &[[60, 0, 1, 4, 0, 0, 0, 0]; 12])),
+            ("protocol_unsupported", with(43, &[[17, 0, 0, 1, 0, 0, 0, 0]])),
+            ("fragment_timeout", with(44, &[[17, 0, 0, 8, 0, 0, 0, 9]])),
+            ("malformed", distant.to_vec()),
+            ("malformed", forged.to_vec()),
+            ("malformed", endless_option.to_vec()),
+        ];
+        let at_servers: Vec<Capture> = site
+            .servers
+            .iter()
+            .map(|server| Capture::start(&server.host.ns, "eth0", |frame| frame.get(12..14) == Some(&[0x86, 0xdd])))
+            .collect::<Result<_, _>>()?;
+        let injector = Injector::new(&site.router.ns, "eth1")?;
+        for (number, (reason, frame)) in cases.iter().enumerate() {
+            let before = site.nodes[0].drops(reason)?;
+            injector.send(frame)?;
+            wait::until(&format!("{engine}: {reason} of case {number} is counted"), PATIENCE, || {
+                site.nodes[0].drops(reason).is_ok_and(|now| now > before)
+            });
+        }
+        let to_vip = |seen: &lb_tests::capture::Seen| {
+            !seen.outgoing && matches!(parse(&seen.frame), Packet::Flow(flow) if flow.tuple.destination == VIP6)
+        };
+        let arrived = at_servers.into_iter().flat_map(Capture::finish).filter(to_vip).count();
+        ensure!(arrived == 0, "{engine}: {arrived} hostile frames reached a server");
+    }
+    Ok(())
+}
+
 /// The owner dies: the router learns the new one from its unsolicited advertisements.
 pub(crate) fn taken_over() -> anyhow::Result<()> {
     let (mut site, _backends) = start(3, "ring")?;

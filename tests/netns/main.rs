@@ -23,6 +23,7 @@ fn main() -> std::process::ExitCode {
         ("an_ipv6_vip_is_served_by_backends_of_either_family", ipv6::served),
         ("neighbours_of_an_ipv6_vip_are_answered", ipv6::neighbors),
         ("the_kernel_is_silent_for_an_ipv6_vip", ipv6::kernel_is_silent),
+        ("hostile_ipv6_frames_are_counted_and_dropped", ipv6::hostile_frames),
         ("an_ipv6_vip_is_taken_over", ipv6::taken_over),
         ("a_smaller_mtu_behind_the_client_is_found", large::path_mtu_behind_the_client),
         ("a_smaller_mtu_towards_the_backends_is_told", large::path_mtu_at_the_node),

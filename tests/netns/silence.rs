@@ -110,7 +110,29 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
         lying[16] = 0xff;
         let mut hairpin = frame(site.servers[0].mac, node_mac)?;
         hairpin[35] = 9;
+        let mut nested = frame(router, node_mac)?;
+        nested.splice(12..12, [0x88, 0xa8, 0x00, 0x05, 0x81, 0x00, 0x00, 0x06]);
+        let mut cut = frame(router, node_mac)?;
+        (cut[16], cut[17], cut[23]) = (0, 29, 6);
+        let mut options = frame(router, node_mac)?;
+        options[14] = 0x4f;
+        let mut tunnel = frame(router, node_mac)?;
+        tunnel[23] = 4;
+        let mut odd_arp = arp::request(router, [192, 168, 2, 254].into(), VIP, Some(node_mac)).to_vec();
+        odd_arp[15] = 6;
+        let mut quote = frame(router, node_mac)?;
+        quote.truncate(34);
+        quote.extend([3, 4, 0, 0, 0, 0, 5, 0, 0x45]);
+        (quote[17], quote[23]) = (29, 1);
         let cases = [
+            ("malformed", cut),
+            ("malformed", options),
+            ("protocol_unsupported", tunnel),
+            ("malformed", odd_arp),
+            ("icmp_unrelated", quote),
+            ("bad_source", frame(node_mac, node_mac)?),
+            ("bad_source", frame(Mac::ZERO, node_mac)?),
+            ("bad_source", frame(Mac([0x33, 0x33, 0, 0, 0, 1]), node_mac)?),
             ("not_for_us", frame(router, stranger)?),
             ("not_for_us", frame(router, Mac::BROADCAST)?),
             ("vlan_tagged", tagged),
@@ -121,6 +143,8 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
         let at_server = Capture::start(&site.servers[0].host.ns, "eth0", |frame| frame.get(23) == Some(&17))?;
         // From inside the switch's cable to the node, as a switch that floods would send them.
         let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
+        // The inner tag is all that the socket's filter sees of it: it does not get as far as to be counted.
+        injector.send(&nested)?;
         for (reason, frame) in &cases {
             let before = node.drops(reason)?;
             injector.send(frame)?;

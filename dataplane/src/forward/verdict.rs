@@ -41,6 +41,8 @@ reasons! {
     NotVip = "not_vip",
     /// It carries a VLAN tag and so belongs to another segment.
     VlanTagged = "vlan_tagged",
+    /// From no station: a group's or no hardware address, or our own, which came back.
+    BadSource = "bad_source",
     /// Headers that lie about their lengths or do not fit.
     Malformed = "malformed",
     /// Neither IP nor ARP.

@@ -1,0 +1,255 @@
+//! The whole way of a frame, without a socket: what hostile frames do to a worker, and that each is accounted for.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4::DestUnreachableHeader};
+
+use super::*;
+use crate::{
+    forward::{
+        flow::Timeouts,
+        table::{BackendSpec, Compiler, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+    },
+    packet::Protocol,
+};
+
+const OWN: Mac = Mac([2, 0, 0, 0, 0, 9]);
+const ROUTER: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const BACKEND: Mac = Mac([2, 0, 0, 0, 0, 5]);
+const CLIENT: [u8; 4] = [192, 168, 1, 10];
+const VIP: [u8; 4] = [192, 168, 2, 1];
+const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10);
+const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+
+/// Frames that are run in `cargo test`. `LB_FUZZ_FRAMES=10000000` runs more.
+const FRAMES: u64 = 300_000;
+
+/// Takes everything.
+struct Sink(u64);
+
+impl Engine for Sink {
+    fn turn(&mut self, _: Duration, _: &mut Core) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, _: usize, _: &[u8]) -> io::Result<()> {
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn set_filter(&mut self, _: &[crate::io::filter::Instruction]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lost(&mut self) -> u64 {
+        0
+    }
+}
+
+/// One interface, a VIP of each family that this node owns, TCP on all ports and UDP on one.
+fn core() -> Core {
+    let range = |protocol, first, last| PortRangeSpec { protocol, first, last };
+    let vip = |address: IpAddr, id: u64| VipSpec {
+        address,
+        owned: Some(1),
+        first_grant: false,
+        answer_on: vec![0],
+        rejects: true,
+        services: vec![ServiceSpec {
+            name: format!("s{id}"),
+            ports: vec![range(Protocol::Tcp, 80, 89), range(Protocol::Udp, 53, 53)],
+            by_source: false,
+            table_size: 4093,
+            backends: vec![BackendSpec {
+                id,
+                address: [192, 168, 2, 5].into(),
+                mac: Some(BACKEND),
+                weight: 1,
+                state: BackendState::Active,
+            }],
+        }],
+    };
+    let spec = TableSpec {
+        hash_key: 7,
+        ports: vec![PortSpec {
+            name: "eth0".into(),
+            ifindex: 2,
+            mac: OWN,
+            mtu: 1500,
+            carrier: true,
+            addresses: vec![([192, 168, 2, 11].into(), 24), ("2001:db8:2::11".parse().unwrap(), 64)],
+        }],
+        vips: vec![vip(VIP.into(), 1), vip(VIP6.into(), 2)],
+        ..TableSpec::default()
+    };
+    let shared = Arc::new(Shared::new(Compiler::default().compile(&spec)));
+    shared.lease.set(u64::MAX);
+    Core::new(shared, FlowTable::new(1 << 12, Timeouts::default()).unwrap())
+}
+
+/// One sound frame of each kind that a worker looks into.
+fn sound() -> Vec<Vec<u8>> {
+    let v4 = || PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv4(CLIENT, VIP, 64);
+    let v6 = || PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv6(CLIENT6.octets(), VIP6.octets(), 64);
+    let mut frames: Vec<Vec<u8>> = Vec::new();
+    let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
+        let mut frame = Vec::new();
+        write(&mut frame);
+        frames.push(frame);
+    };
+    add(&|f| v4().tcp(40000, 80, 1, 9).syn().write(f, b"").unwrap());
+    add(&|f| v4().tcp(40000, 81, 1, 9).ack(2).write(f, b"some data").unwrap());
+    add(&|f| v4().tcp(40000, 99, 1, 9).syn().write(f, b"").unwrap());
+    add(&|f| v4().udp(4000, 53).write(f, &[7; 64]).unwrap());
+    add(&|f| v4().udp(4000, 9).write(f, &[7; 3000]).unwrap());
+    add(&|f| v4().icmpv4_echo_request(1, 2).write(f, b"ping").unwrap());
+    add(&|f| v6().tcp(40000, 80, 1, 9).syn().write(f, b"").unwrap());
+    add(&|f| v6().udp(4000, 53).write(f, &[7; 64]).unwrap());
+    add(&|f| v6().udp(4000, 9).write(f, &[7; 2000]).unwrap());
+    add(&|f| v6().icmpv6_echo_request(1, 2).write(f, b"ping").unwrap());
+    let (mut answer, mut answer6) = (Vec::new(), Vec::new());
+    PacketBuilder::ethernet2([2; 6], [2; 6])
+        .ipv4(VIP, CLIENT, 64)
+        .tcp(80, 40000, 1, 9)
+        .write(&mut answer, b"")
+        .unwrap();
+    let from_vip = PacketBuilder::ethernet2([2; 6], [2; 6]).ipv6(VIP6.octets(), CLIENT6.octets(), 64);
+    from_vip.udp(53, 4000).write(&mut answer6, &[0; 40]).unwrap();
+    let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1400 };
+    add(&|f| v4().icmpv4(Icmpv4Type::DestinationUnreachable(needed.clone())).write(f, &answer[14..]).unwrap());
+    add(&|f| v6().icmpv6(Icmpv6Type::PacketTooBig { mtu: 1400 }).write(f, &answer6[14..]).unwrap());
+    for frame in 0..2 {
+        // The first fragment and a later one, of either family.
+        let mut v4 = frames[3].clone();
+        (v4[18], v4[20], v4[21]) = (frame, if frame == 0 { 0x20 } else { 0 }, 9 * frame);
+        let mut v6 = frames[7].clone();
+        v6.splice(54..54, [17, 0, 0, if frame == 0 { 1 } else { 72 }, 0, 0, 0, 5]);
+        (v6[20], v6[19]) = (44, v6[19] + 8);
+        frames.extend([v4, v6]);
+    }
+    let station = [192, 168, 2, 254].into();
+    frames.push(arp::request(ROUTER, station, VIP.into(), None).to_vec());
+    frames.push(arp::probe(ROUTER, VIP.into()).to_vec());
+    frames.extend(arp::announcements(ROUTER, VIP.into()).map(|frame| frame.to_vec()));
+    frames.push(ndp::solicitation(ROUTER, CLIENT6, VIP6, None).to_vec());
+    frames.push(ndp::solicitation(ROUTER, CLIENT6, VIP6, Some(OWN)).to_vec());
+    frames.push(ndp::probe(ROUTER, VIP6).to_vec());
+    frames.push(ndp::announcement(ROUTER, VIP6).to_vec());
+    frames
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+    }
+
+    /// A few bytes changed, mostly in the headers; or cut, stretched, or stuttered.
+    fn mutate(&mut self, frame: &mut Vec<u8>) {
+        for _ in 0..1 + self.below(6) {
+            let len = frame.len().max(1);
+            let reach = if self.below(4) == 0 { len } else { 80 };
+            let at = self.below(len.min(reach));
+            match self.below(12) {
+                0 => frame.truncate(at),
+                1 => frame.extend_from_within(..frame.len().min(at)),
+                2 => drop(frame.splice(at.min(frame.len()).., vec![0xff; at])),
+                3 => frame.insert(at.min(frame.len()), 0),
+                4 if at < frame.len() => drop(frame.remove(at)),
+                5..8 if at < frame.len() => frame[at] ^= 1 << self.below(8),
+                _ if at < frame.len() => frame[at] = self.below(256) as u8,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn counted(core: &Core) -> (u64, u64) {
+    let stats = &core.shared.stats;
+    let ended = stats.forwarded.get() + stats.answered.get() + stats.drops().map(|(_, count)| count).sum::<u64>();
+    (stats.received.get(), ended + stats.held.get())
+}
+
+#[test]
+fn sound_frames_go_where_they_belong() {
+    let mut core = core();
+    core.announcer.due(core.now_ns);
+    let verdicts: Vec<Verdict> =
+        sound().iter().map(|frame| core.judge(0, FrameMeta::default(), &mut frame.clone())).collect();
+    let forward = Verdict::Forward { port: 0 };
+    let drop = Verdict::Drop;
+    use DropReason::{ArpConflict, NdpConflict, Rejected};
+    let expected = [
+        forward,
+        forward,
+        drop(Rejected),
+        forward,
+        drop(Rejected),
+        Verdict::Answer,
+        forward,
+        forward,
+        drop(Rejected),
+        Verdict::Answer,
+        forward,
+        forward,
+        forward,
+        forward,
+        Verdict::Hold,
+        forward,
+        Verdict::Answer,
+        Verdict::Answer,
+        drop(ArpConflict),
+        drop(ArpConflict),
+        Verdict::Answer,
+        Verdict::Answer,
+        drop(NdpConflict),
+        drop(NdpConflict),
+    ];
+    assert_eq!(verdicts, expected);
+    let (received, ended) = counted(&core);
+    assert_eq!(received, ended);
+}
+
+#[test]
+fn mutated_frames_are_all_accounted_for_and_only_addresses_change() {
+    let frames = std::env::var("LB_FUZZ_FRAMES").ok().and_then(|count| count.parse().ok()).unwrap_or(FRAMES);
+    let seed = std::env::var("LB_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let (sound, mut random, mut core, mut sink) = (sound(), Random(seed), core(), Sink(0));
+    let mut forwarded = 0;
+    for number in 0..frames {
+        let mut frame = sound[random.below(sound.len())].clone();
+        random.mutate(&mut frame);
+        let before = frame.clone();
+        let gso_size = (random.below(20) == 0).then_some(1400);
+        let meta = FrameMeta { vlan_tagged: random.below(50) == 0, gso_size };
+        let verdict = core.judge(0, meta, &mut frame);
+        match verdict {
+            Verdict::Forward { .. } => {
+                forwarded += 1;
+                assert_eq!((&frame[..6], &frame[6..12]), (&BACKEND.0[..], &OWN.0[..]), "frame {number} of seed {seed}");
+                assert_eq!(frame[12..], before[12..], "frame {number} of seed {seed}: {before:02x?}");
+            }
+            Verdict::Answer => assert_eq!(frame.len(), before.len()),
+            Verdict::Hold | Verdict::Drop(_) => assert_eq!(frame, before, "frame {number} of seed {seed}"),
+        }
+        core.now_ns += 20_000;
+        if number % 64 == 0 {
+            core.tick();
+            core.send_outbox(&mut sink);
+        }
+    }
+    // What waits is given up in the end.
+    core.now_ns += 60_000_000_000;
+    core.tick();
+    core.send_outbox(&mut sink);
+    assert_eq!(core.shared.stats.held.get(), 0);
+    let (received, ended) = counted(&core);
+    assert_eq!((received, ended), (frames, frames));
+    assert!(forwarded > frames / 100, "only {forwarded} of {frames} were forwarded: this shows nothing");
+    assert!(sink.0 > 0);
+}
