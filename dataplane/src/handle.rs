@@ -76,6 +76,14 @@ impl StartError {
             _ => false,
         }
     }
+
+    /// Whether an interface is gone or down.
+    fn is_absent(&self) -> bool {
+        match self {
+            Self::Engine { source: EngineError::Socket(error), .. } => error.is_absent(),
+            _ => false,
+        }
+    }
 }
 
 /// What the control plane and the worker share.
@@ -433,14 +441,21 @@ impl Start {
                 Err(source) => Err(StartError::Engine { kind, source }),
             }
         };
-        let kind = self.config.engine.unwrap_or(EngineKind::Ring);
-        let (started, reason) = match start(kind) {
-            // Only where nobody asked for one engine by name, and only for want of io_uring.
-            Err(StartError::Engine { source: source @ EngineError::Uring(_), .. }) if self.config.engine.is_none() => {
-                (start(EngineKind::Mmsg), Some(source.to_string()))
-            }
-            started => (started, None),
+        let choices: &[EngineKind] = match &self.config.engine {
+            Some(kind) => std::slice::from_ref(kind),
+            None => &[EngineKind::Ring, EngineKind::Multishot, EngineKind::Mmsg],
         };
+        let mut reason = None;
+        let mut started = start(choices[0]);
+        for next in &choices[1..] {
+            // Without the right to a socket, or without the interface, no other engine runs either.
+            let Err(error) = &started else { break };
+            if error.is_permission() || error.is_absent() {
+                break;
+            }
+            reason.get_or_insert_with(|| error.to_string());
+            started = start(*next);
+        }
         let (engine, factory) = match started {
             Ok(started) => started,
             Err(error) => return self.failed(error),

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::ensure;
 use lb_tests::{
-    site::{HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6},
+    site::{ENGINES, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6},
     traffic::{HttpClient, http_who},
     wait,
 };
@@ -123,7 +123,7 @@ fn captured(site: &Site) -> anyhow::Result<()> {
 
 /// An interface vanishes and comes back as another one: it is served again, without a restart.
 pub(crate) fn an_interface_returns() -> anyhow::Result<()> {
-    for engine in ["ring", "mmsg"] {
+    for engine in ENGINES {
         let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
         site.start()?;
         ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web1");

@@ -27,6 +27,14 @@ pub(crate) fn two_interfaces_mmsg() -> anyhow::Result<()> {
     example(true, "mmsg")
 }
 
+pub(crate) fn one_interface_multishot() -> anyhow::Result<()> {
+    example(false, "multishot")
+}
+
+pub(crate) fn two_interfaces_multishot() -> anyhow::Result<()> {
+    example(true, "multishot")
+}
+
 fn example(two_interfaces: bool, engine: &'static str) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces, engine })?;
     site.start()?;

@@ -12,7 +12,7 @@ use lb_dataplane::packet::{Packet, ndp, parse};
 use lb_tests::{
     capture::{Capture, Injector},
     cluster::wait_ready,
-    site::{ECHO, HTTP, PATIENCE, Plan, Site, VIP6},
+    site::{ECHO, ENGINES, HTTP, PATIENCE, Plan, Site, VIP6},
     traffic::http_who,
     wait,
 };
@@ -41,7 +41,7 @@ fn start(nodes: u8, engine: &'static str) -> anyhow::Result<(Site, Vec<lb_tests:
 
 /// Clients reach both backends; the packet arrives as it was sent, and from the VIP come the answers.
 pub(crate) fn served() -> anyhow::Result<()> {
-    for engine in ["ring", "mmsg"] {
+    for engine in ENGINES {
         let (site, _backends) = start(1, engine)?;
         let (node, router) = (&site.node_hosts[0], &site.router);
         let is_v6_tcp = |frame: &[u8]| frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.get(20) == Some(&6);
@@ -167,7 +167,7 @@ pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
 
 /// Extension headers that lie, fragments of fragments, and neighbour discovery that breaks a rule.
 pub(crate) fn hostile_frames() -> anyhow::Result<()> {
-    for engine in ["ring", "mmsg"] {
+    for engine in ENGINES {
         let (site, _backends) = start(1, engine)?;
         http_who(&site.client.ns, HTTP6, PATIENCE)?;
         let (node, router) = (site.node_hosts[0].port("eth0").mac, site.router.port("eth1").mac);

@@ -9,7 +9,7 @@ use anyhow::ensure;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
 use lb_tests::{
     capture::{Capture, Injector},
-    site::{ECHO, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP6},
+    site::{ECHO, ENGINES, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP6},
     traffic::HttpClient,
     wait,
 };
@@ -59,7 +59,7 @@ fn add_ipv6_service(site: &Site) -> anyhow::Result<()> {
 /// The node's own way to the backends takes less than what clients send: it says so itself. The MTU changes while
 /// it runs, and back.
 pub(crate) fn path_mtu_at_the_node() -> anyhow::Result<()> {
-    for engine in ["ring", "mmsg"] {
+    for engine in ENGINES {
         let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
         site.start()?;
         let upload = || -> anyhow::Result<()> {
@@ -85,7 +85,7 @@ pub(crate) fn path_mtu_at_the_node() -> anyhow::Result<()> {
 
 /// Large datagrams, which the client's kernel fragments, are echoed whole; in both families.
 pub(crate) fn fragments() -> anyhow::Result<()> {
-    for engine in ["ring", "mmsg"] {
+    for engine in ENGINES {
         let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine })?;
         let _backends = site.add_ipv6()?;
         site.start()?;

@@ -15,6 +15,8 @@ fn main() -> std::process::ExitCode {
         ("example_on_two_interfaces_with_the_ring_engine", example::two_interfaces_ring),
         ("example_on_one_interface_with_the_mmsg_engine", example::one_interface_mmsg),
         ("example_on_two_interfaces_with_the_mmsg_engine", example::two_interfaces_mmsg),
+        ("example_on_one_interface_with_the_multishot_engine", example::one_interface_multishot),
+        ("example_on_two_interfaces_with_the_multishot_engine", example::two_interfaces_multishot),
         ("udp_flows_land_by_weight_each_on_one_backend", flows::shares),
         ("backends_come_and_go_under_open_connections", flows::backends_come_and_go),
         ("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),

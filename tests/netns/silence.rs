@@ -5,7 +5,7 @@ use etherparse::PacketBuilder;
 use lb_dataplane::packet::{Mac, arp};
 use lb_tests::{
     capture::{Capture, Injector},
-    site::{HTTP_ADDRESS, PATIENCE, Plan, Site, VIP},
+    site::{ENGINES, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP},
     traffic::http_who,
     wait,
 };
@@ -86,7 +86,7 @@ pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
 
 /// Frames for other stations, with VLAN tags, from the backend itself, with broken headers.
 pub(crate) fn foreign_frames() -> anyhow::Result<()> {
-    for engine in ["ring", "mmsg"] {
+    for engine in ENGINES {
         let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
         site.start()?;
         let node = &site.nodes[0];

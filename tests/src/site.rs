@@ -34,6 +34,8 @@ pub const HTTP: u16 = 80;
 pub const ECHO: u16 = 7;
 /// Where the client connects to.
 pub const HTTP_ADDRESS: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP);
+/// Every engine that a node can run.
+pub const ENGINES: [&str; 3] = ["ring", "multishot", "mmsg"];
 /// For a connection that must come about.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 

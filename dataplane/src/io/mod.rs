@@ -2,11 +2,13 @@
 //! io_uring, and the engines that move frames between them and the worker.
 //!
 //! An [`Engine`] takes frames, has each judged by [`crate::worker::Core`], and sends what the verdict
-//! says, in the order of arrival. The ring engine is the default; `mmsg` needs no io_uring.
+//! says, in the order of arrival. The ring engine is the default; `multishot` needs no mapped ring, `mmsg` no
+//! io_uring.
 
 pub(crate) mod filter;
 pub mod memory;
 mod mmsg;
+mod multishot;
 mod packet_ring;
 mod ring;
 mod socket;
@@ -37,6 +39,8 @@ pub(crate) const MAX_FRAME_LEN: usize = 65_536 + 256;
 pub enum EngineKind {
     /// io_uring sends straight out of a TPACKET_V2 receive ring.
     Ring,
+    /// io_uring receives into provided buffers and sends from there.
+    Multishot,
     /// recvmmsg and sendmmsg.
     Mmsg,
 }
@@ -45,6 +49,7 @@ impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ring => "ring",
+            Self::Multishot => "multishot",
             Self::Mmsg => "mmsg",
         })
     }
@@ -113,6 +118,7 @@ impl EngineFactory {
         let wake = self.wake.as_fd();
         Ok(match self.kind {
             EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, filter)?),
+            EngineKind::Multishot => Box::new(multishot::MultishotEngine::start(ports, wake, filter)?),
             EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, filter)?),
         })
     }

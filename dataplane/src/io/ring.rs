@@ -39,13 +39,13 @@ const SQ_ENTRIES: u32 = 256;
 const COPY_BUFFERS: usize = 16;
 
 /// Of a submit that the kernel cannot take at the moment.
-const MAX_ATTEMPTS: u32 = 1000;
+pub(super) const MAX_ATTEMPTS: u32 = 1000;
 
 /// What a completion belongs to.
-const FORWARDED: u64 = 1;
-const ANSWERED: u64 = 2;
-const WOKEN: u64 = 3;
-const READABLE: u64 = 16;
+pub(super) const FORWARDED: u64 = 1;
+pub(super) const ANSWERED: u64 = 2;
+pub(super) const WOKEN: u64 = 3;
+pub(super) const READABLE: u64 = 16;
 
 pub(super) struct RingEngine {
     /// Before the sockets: it holds their descriptors.
@@ -266,13 +266,13 @@ impl Engine for RingEngine {
 }
 
 /// Whether the same call may succeed a moment later.
-fn is_passing(error: &io::Error) -> bool {
+pub(super) fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
 /// One thread submits and reaps, completions run when it asks for them, and a failed entry does not
 /// hold up those behind it. NO_SQARRAY needs Linux 6.6; without it the ring only is a little slower.
-fn build_uring() -> io::Result<IoUring> {
+pub(super) fn build_uring() -> io::Result<IoUring> {
     let builder = |no_sqarray: bool| {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all();

@@ -26,6 +26,11 @@ impl SocketError {
     pub fn is_permission(&self) -> bool {
         self.source.raw_os_error() == Some(libc::EPERM)
     }
+
+    /// Whether the interface is gone or down.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self.source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::ENETDOWN))
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {

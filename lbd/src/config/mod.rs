@@ -231,7 +231,7 @@ fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {
         "auto" => Ok(None),
         "ring" => Ok(Some(EngineKind::Ring)),
         "mmsg" => Ok(Some(EngineKind::Mmsg)),
-        "multishot" => Err("the engine \"multishot\" is not built yet: use \"auto\", \"ring\" or \"mmsg\"".into()),
+        "multishot" => Ok(Some(EngineKind::Multishot)),
         _ => Err(format!("{text:?} is none of \"auto\", \"ring\", \"multishot\", \"mmsg\"")),
     }
 }

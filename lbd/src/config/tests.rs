@@ -45,7 +45,7 @@ fn every_fault_is_reported_with_its_key() {
         listen = "nowhere"
         [dataplane]
         interfaces = [1]
-        engine = "multishot"
+        engine = "turbo"
         workers = 0
         [metrics]
         listen = "127.0.0.1:9400"
