@@ -21,7 +21,7 @@ use crate::{
         decide::{decide, foresee},
         flow::{FlowTable, Tick},
         fragment::{Fragments, Step, Waiting},
-        table::{Backend, BackendRef, BackendState, Snapshot, Vip},
+        table::{Backend, BackendRef, BackendState, PortSpec, Snapshot, Vip},
     },
     handle::Shared,
     io::{Engine, EngineFactory, FrameMeta, PortConfig},
@@ -694,8 +694,9 @@ impl Following {
     /// another size. Frames that come meanwhile are lost.
     fn follow(&mut self, snapshot: &Snapshot, now_ns: u64) {
         let wanted = || self.ports.iter().zip(&snapshot.ports);
-        let same = |(open, port): (&PortConfig, &crate::forward::table::PortSpec)| {
-            (open.ifindex, open.mtu) == (port.ifindex, port.mtu)
+        // Nobody has the index 0: it would stand for all interfaces.
+        let same = |(open, port): (&PortConfig, &PortSpec)| {
+            port.ifindex == 0 || (open.ifindex, open.mtu) == (port.ifindex, port.mtu)
         };
         if now_ns < self.retry_at_ns || wanted().all(same) {
             return;

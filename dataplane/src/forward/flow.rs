@@ -9,7 +9,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{
-    hash::{TupleHash, octets},
+    hash::TupleHash,
     table::{BackendRef, VipId},
 };
 use crate::{
@@ -94,14 +94,22 @@ pub struct FlowKey {
     is_udp: bool,
 }
 
+/// Before an IPv4 address that is mapped into IPv6 (RFC 4291 2.5.5.2).
+const MAPPED: u32 = 0xffff;
+
 impl FlowKey {
     /// Of a tuple whose destination is that VIP.
     #[inline]
     pub fn new(tuple: &Tuple, vip: VipId) -> Self {
-        let octets = octets(tuple.source);
-        let word = |at: usize| u32::from_be_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
+        let source = match tuple.source {
+            IpAddr::V4(source) => [0, 0, MAPPED, source.into()],
+            IpAddr::V6(source) => {
+                let bits = u128::from(source);
+                [(bits >> 96) as u32, (bits >> 64) as u32, (bits >> 32) as u32, bits as u32]
+            }
+        };
         Self {
-            source: [word(0), word(4), word(8), word(12)],
+            source,
             ports: u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port),
             vip: vip.0,
             is_udp: tuple.protocol == Protocol::Udp,

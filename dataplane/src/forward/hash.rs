@@ -77,7 +77,7 @@ impl HashKey {
 }
 
 /// As an IPv6 address; an IPv4 one is mapped into it (RFC 4291 2.5.5.2).
-pub(super) fn octets(address: IpAddr) -> [u8; 16] {
+fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),

@@ -277,7 +277,7 @@ fn forwarding() -> anyhow::Result<()> {
     let _ = fs::write("/proc/self/autogroup", FORWARD_NICE.to_string());
     let chain = Chain::build()?;
     let reference_rate = row(&chain, "recvmmsg/sendmmsg", None, with_reference)?;
-    for kind in [EngineKind::Mmsg, EngineKind::Ring] {
+    for kind in [EngineKind::Mmsg, EngineKind::Multishot, EngineKind::Ring] {
         row(&chain, &format!("lbd, engine {kind}"), Some(reference_rate), |chain, size| {
             with_engine(chain, kind, size)
         })?;
@@ -312,7 +312,9 @@ fn with_engine(chain: &Chain, kind: EngineKind, size: usize) -> anyhow::Result<f
         pin(LB_CPU);
         let port = PortConfig { name: "l0".into(), ifindex: chain.lb_ifindex, mtu: 1500 };
         let dataplane = Dataplane::start(&Config { ports: vec![port], engine: Some(kind), flow_capacity: 1 << 20 })?;
-        dataplane.publish(&table_spec())?;
+        let mut spec = table_spec();
+        spec.ports[0].ifindex = chain.lb_ifindex;
+        dataplane.publish(&spec)?;
         anyhow::Ok(dataplane)
     })?;
     let rate = chain.measure(size);
