@@ -112,10 +112,10 @@ pub(crate) enum Command {
 /// A packet, or many.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// The client: IP:PORT, or [IP]:PORT for IPv6.
+    /// The client, such as 192.0.2.9:40000 or `[2001:db8::9]:40000`.
     #[arg(value_name = "SRC:PORT", required_unless_present = "pcap", requires = "destination")]
     pub(crate) source: Option<SocketAddr>,
-    /// The service: IP:PORT/tcp, IP:PORT/udp, or [IP]:PORT/tcp for IPv6.
+    /// The service, such as 192.0.2.1:80/tcp or `[2001:db8::1]:53/udp`.
     #[arg(value_name = "DST:PORT/PROTO")]
     pub(crate) destination: Option<Destination>,
     /// The frames of a capture (pcap, of Ethernet): the node judges them, nothing is sent.
