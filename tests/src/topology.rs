@@ -13,6 +13,7 @@ use rtnetlink::{
     LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         IpProtocol,
+        address::{AddressAttribute, AddressFlags},
         link::BridgeStpState,
         neighbour::{NeighbourAddress, NeighbourAttribute},
         rule::{RuleAction, RuleAttribute, RulePortRange},
@@ -184,7 +185,13 @@ impl Host {
         let (address, len) = parse_cidr(address)?;
         self.ns.netlink(async |handle| {
             let index = index_of(&handle, interface).await?;
-            handle.address().add(index, address, len).execute().await
+            let mut request = handle.address().add(index, address, len);
+            if address.is_ipv6() {
+                // Without duplicate detection it can be bound to at once; with it only some time later, even where
+                // nobody is asked.
+                request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            }
+            request.execute().await
         })
     }
 
