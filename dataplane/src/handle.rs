@@ -178,7 +178,7 @@ pub struct Conflict {
     pub vip: IpAddr,
     /// The hardware address that claims it.
     pub mac: Mac,
-    /// ARP packets that did.
+    /// ARP packets and neighbour advertisements that did.
     pub count: u64,
 }
 

@@ -2,6 +2,9 @@
 //! the whole way of a frame, top to bottom; it is free of system calls but for the clock before an
 //! answer.
 
+mod explain;
+mod following;
+
 use std::{
     collections::HashSet,
     hash::Hasher as _,
@@ -11,17 +14,18 @@ use std::{
     time::Duration,
 };
 
+use following::Following;
 use siphasher::sip::SipHasher13;
 
 use crate::{
     announce::{Announcer, Claim, Due},
-    errand::{Errand, Explanation, Kind, Question},
+    errand::Errand,
     forward::{
         DropReason, Verdict,
         decide::{decide, foresee},
         flow::{FlowTable, Tick},
         fragment::{Fragments, Step, Waiting},
-        table::{Backend, BackendRef, BackendState, PortSpec, Snapshot, Vip},
+        table::{Backend, BackendRef, BackendState, Snapshot, Vip},
     },
     handle::Shared,
     io::{Engine, EngineFactory, FrameMeta, PortConfig},
@@ -40,8 +44,6 @@ use crate::{
 const MAX_WAIT_NS: u64 = 100_000_000;
 /// Before an announcement that the lease did not allow is tried again.
 const LEASE_RETRY_NS: u64 = 5_000_000;
-/// Before an interface that could not be opened is tried again.
-const REOPEN_NS: u64 = 1_000_000_000;
 /// ICMP errors and refusals of our own, a second (Linux has the same in icmp_msgs_per_sec).
 const REPLIES_PER_S: u64 = 1000;
 
@@ -180,12 +182,12 @@ impl Core {
             Err(reason) => Verdict::Drop(reason),
         };
         match packet::parse(frame) {
-            Packet::Flow(flow) if for_us => forwarded(self.flow(port, source, meta, frame, &flow)),
             Packet::Arp(arp) if for_us || destination == Mac::BROADCAST => self.arp(port, own, frame, &arp),
             Packet::Neighbor(message) if for_us || destination.is_group() => {
                 self.neighbor(port, own, source, frame, &message)
             }
             _ if !for_us => Verdict::Drop(DropReason::NotForUs),
+            Packet::Flow(flow) => forwarded(self.flow(port, source, meta, frame, &flow)),
             Packet::Fragment(fragment) => self.fragment(port, source, frame, &fragment),
             Packet::Error(error) => forwarded(self.icmp_error(source, frame, &error)),
             Packet::Echo(echo) => self.echo(own, frame, &echo),
@@ -193,7 +195,7 @@ impl Core {
                 let for_vip = destination.is_none_or(|address| self.snapshot.vip(address).is_some());
                 Verdict::Drop(if for_vip { reason } else { DropReason::NotVip })
             }
-            Packet::Flow(_) | Packet::Arp(_) | Packet::Neighbor(_) => Verdict::Drop(DropReason::NotForUs),
+            Packet::Arp(_) | Packet::Neighbor(_) => Verdict::Drop(DropReason::NotForUs),
         }
     }
 
@@ -323,8 +325,7 @@ impl Core {
         if self.snapshot.is_peer(source) {
             return Err(DropReason::BalancedTwice);
         }
-        let packet = FlowPacket { tuple: error.tuple, opens: false, ends: false, transport_at: 0, headers_len: 0 };
-        let now = Tick::from_ns(self.now_ns);
+        let (packet, now) = (FlowPacket::of(error.tuple), Tick::from_ns(self.now_ns));
         let to = foresee(&self.snapshot, &self.flows, &packet, now).map_err(|reason| match reason {
             DropReason::NoService => DropReason::IcmpUnrelated,
             reason => reason,
@@ -520,26 +521,25 @@ impl Core {
 
     /// Sends what has gathered beside the frames of the engine.
     fn send_outbox(&mut self, engine: &mut dyn Engine) {
-        let stats = &self.shared.stats;
-        for Outgoing { port, frame, kind } in self.outbox.drain(..) {
+        let mut outbox = std::mem::take(&mut self.outbox);
+        for Outgoing { port, frame, kind } in outbox.drain(..) {
             // Right before each announcement, as before each answer.
             if kind == Origin::Claim && !self.shared.lease.is_valid() {
-                stats.announcements_withheld.add(1);
+                self.shared.stats.announcements_withheld.add(1);
                 continue;
             }
             match (engine.send(port, &frame), kind) {
                 (Ok(()), Origin::Received) => {}
-                (Ok(()), Origin::Own | Origin::Claim) => stats.originated.add(1),
-                (Err(_), Origin::Received) => {
-                    stats.forwarded.add(u64::MAX);
-                    stats.dropped(DropReason::SendFailed).add(1);
-                }
+                (Ok(()), Origin::Own | Origin::Claim) => self.shared.stats.originated.add(1),
+                (Err(_), Origin::Received) => self.send_failed(Sent::Forwarded),
                 // Announcements and questions are repeated anyway.
                 (Err(error), Origin::Own | Origin::Claim) => {
                     tracing::debug!(%error, "a frame of our own was not sent");
                 }
             }
         }
+        // Its room is used again.
+        self.outbox = outbox;
     }
 
     /// Answers what the control plane has asked for.
@@ -557,80 +557,6 @@ impl Core {
                     reply.give((entries, self.flows.slots()));
                 }
             }
-        }
-    }
-
-    /// What would become of a packet now.
-    fn explain(&self, question: &Question) -> Explanation {
-        let plain = |tuple| FlowPacket { tuple, opens: false, ends: false, transport_at: 0, headers_len: 0 };
-        let answered = |kind, address: IpAddr, silent| Explanation {
-            dropped: Some(silent).filter(|_| !self.answers(address)),
-            ..self.explain_address(kind, Some(address))
-        };
-        let frame = match question {
-            Question::Flow(tuple) => return self.explain_flow(Kind::Flow, &plain(*tuple)),
-            Question::Frame(frame) => frame,
-        };
-        match packet::parse(frame) {
-            Packet::Flow(packet) => self.explain_flow(Kind::Flow, &packet),
-            Packet::Fragment(Fragment { flow: Some(packet), .. }) => self.explain_flow(Kind::Fragment, &packet),
-            Packet::Fragment(fragment) => self.explain_address(Kind::Fragment, Some(fragment.datagram.destination)),
-            Packet::Error(error) => self.explain_flow(Kind::IcmpError, &plain(error.tuple)),
-            Packet::Echo(echo) => answered(Kind::Echo, echo.destination, DropReason::EchoNotOurs),
-            Packet::Arp(arp) => answered(Kind::Arp, arp.target.into(), DropReason::ArpNotOurs),
-            Packet::Neighbor(message) => answered(Kind::Neighbor, message.target.into(), DropReason::NdpNotOurs),
-            Packet::Other(reason, destination) => {
-                Explanation { dropped: Some(reason), ..self.explain_address(Kind::Other, destination) }
-            }
-        }
-    }
-
-    /// Whether this node may answer for an address at this moment.
-    fn answers(&self, address: IpAddr) -> bool {
-        let owned = self.snapshot.vip(address).is_some_and(|vip| vip.owned.is_some());
-        owned && self.announcer.is_active(address) && self.shared.lease.is_valid()
-    }
-
-    fn explain_address(&self, kind: Kind, destination: Option<IpAddr>) -> Explanation {
-        let is_vip = destination.is_some_and(|address| self.snapshot.vip(address).is_some());
-        Explanation {
-            kind,
-            tuple: None,
-            destination,
-            is_vip,
-            answers: destination.is_some_and(|address| self.answers(address)),
-            service: None,
-            backend: None,
-            why: None,
-            table_size: None,
-            mac: None,
-            interface: None,
-            dropped: (destination.is_some() && !is_vip).then_some(DropReason::NotVip),
-        }
-    }
-
-    /// By the functions that decide on frames.
-    fn explain_flow(&self, kind: Kind, packet: &FlowPacket) -> Explanation {
-        let snapshot = &*self.snapshot;
-        let tuple = &packet.tuple;
-        let at = self.explain_address(kind, Some(tuple.destination));
-        let vip = snapshot.vip(tuple.destination);
-        let service = vip.and_then(|vip| vip.service(tuple.protocol, tuple.destination_port));
-        let service = service.map(|at| &snapshot.services[at as usize]);
-        let explained = Explanation { tuple: Some(*tuple), service: service.map(|s| s.name.clone()), ..at };
-        let to = match foresee(snapshot, &self.flows, packet, Tick::from_ns(self.now_ns)) {
-            Ok(to) => to,
-            Err(reason) => return Explanation { dropped: Some(reason), ..explained },
-        };
-        let way = way(snapshot, Mac::ZERO, packet.headers_len, to.backend);
-        Explanation {
-            backend: Some(to.backend.address),
-            why: Some(to.why),
-            table_size: service.and_then(|service| service.maglev.as_ref()).map(|maglev| maglev.size()),
-            mac: to.backend.mac(),
-            interface: way.as_ref().ok().map(|(port, _)| snapshot.ports[*port].name.clone()),
-            dropped: way.err().map(NotSent::reason),
-            ..explained
         }
     }
 
@@ -679,41 +605,6 @@ fn way(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backend) -> 
     Ok((out, mac))
 }
 
-/// The engine of a worker, which follows its interfaces.
-struct Following {
-    engine: Box<dyn Engine>,
-    /// Makes another one.
-    factory: EngineFactory,
-    /// What this one was made for.
-    ports: Vec<PortConfig>,
-    retry_at_ns: u64,
-}
-
-impl Following {
-    /// Opens the sockets anew where an interface is another one than before: it was gone, or its frames have
-    /// another size. Frames that come meanwhile are lost.
-    fn follow(&mut self, snapshot: &Snapshot, now_ns: u64) {
-        let wanted = || self.ports.iter().zip(&snapshot.ports);
-        // Nobody has the index 0: it would stand for all interfaces.
-        let same = |(open, port): (&PortConfig, &PortSpec)| {
-            port.ifindex == 0 || (open.ifindex, open.mtu) == (port.ifindex, port.mtu)
-        };
-        if now_ns < self.retry_at_ns || wanted().all(same) {
-            return;
-        }
-        self.retry_at_ns = now_ns + REOPEN_NS;
-        let ports: Vec<PortConfig> =
-            wanted().map(|(open, port)| PortConfig { ifindex: port.ifindex, mtu: port.mtu, ..open.clone() }).collect();
-        match self.factory.start(&ports, &snapshot.filter) {
-            Ok(engine) => {
-                tracing::info!("the interfaces have changed: their sockets are open again");
-                (self.engine, self.ports) = (engine, ports);
-            }
-            Err(error) => tracing::warn!(%error, "an interface has changed and cannot be opened: tried again"),
-        }
-    }
-}
-
 /// Runs until it is told to stop.
 pub(crate) fn run(
     mut core: Core,
@@ -722,7 +613,7 @@ pub(crate) fn run(
     ports: Vec<PortConfig>,
 ) -> io::Result<()> {
     let shared = core.shared.clone();
-    let mut following = Following { engine, factory, ports, retry_at_ns: 0 };
+    let mut following = Following::new(engine, factory, ports);
     following.engine.set_filter(&core.snapshot.filter)?;
     while !shared.stop.load(Ordering::Acquire) {
         let published = shared.snapshot.load();
@@ -759,5 +650,4 @@ pub(crate) fn run(
 }
 
 #[cfg(test)]
-#[path = "worker_tests.rs"]
 mod tests;

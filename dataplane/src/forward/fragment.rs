@@ -109,11 +109,10 @@ impl Fragments {
         let Some(datagram) = self.datagrams.get_mut(&id) else { return Vec::new() };
         let fate = outcome.map_or_else(Fate::Dropped, Fate::Backend);
         let Fate::Unknown(released) = mem::replace(&mut datagram.fate, fate) else { return Vec::new() };
-        self.waiting -= released.len();
-        self.waiting_bytes -= released.iter().map(|waiting| waiting.frame.len()).sum::<usize>();
         if datagram.is_whole() {
             self.datagrams.remove(&id);
         }
+        self.forget_waiting(&released);
         released
     }
 
@@ -134,10 +133,9 @@ impl Fragments {
     /// Forgets what is too old, and the oldest while there are too many. How many waiting frames that drops.
     pub fn expire(&mut self, now_ns: u64) -> usize {
         let before = self.waiting;
-        while let Some((at, serial, id)) = self.waits.front().copied().filter(|(at, ..)| *at <= now_ns) {
+        while let Some((_, serial, id)) = self.waits.front().copied().filter(|(at, ..)| *at <= now_ns) {
             self.waits.pop_front();
             let datagram = self.datagrams.get_mut(&id).filter(|datagram| datagram.serial == serial);
-            debug_assert!(at <= now_ns);
             if let Some(Datagram { fate: fate @ Fate::Unknown(_), .. }) = datagram {
                 let given_up = mem::replace(fate, Fate::Dropped(DropReason::FragmentTimeout));
                 self.drop_waiting(given_up);
@@ -169,9 +167,13 @@ impl Fragments {
 
     fn drop_waiting(&mut self, fate: Fate) {
         if let Fate::Unknown(waiting) = fate {
-            self.waiting -= waiting.len();
-            self.waiting_bytes -= waiting.iter().map(|waiting| waiting.frame.len()).sum::<usize>();
+            self.forget_waiting(&waiting);
         }
+    }
+
+    fn forget_waiting(&mut self, frames: &[Waiting]) {
+        self.waiting -= frames.len();
+        self.waiting_bytes -= frames.iter().map(|waiting| waiting.frame.len()).sum::<usize>();
     }
 }
 

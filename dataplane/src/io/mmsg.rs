@@ -10,8 +10,8 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
-    BATCH, Engine, EngineError, FrameMeta, MAX_FRAME_LEN, PortConfig, TRUNCATED, VNET_HEADER_LEN, filter::Instruction,
-    memory::HugeSlice, out_port, socket::PacketSocket,
+    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, MAX_FRAME_LEN, PortConfig, TRUNCATED, VNET_HEADER_LEN,
+    filter::Instruction, is_vlan_tagged, memory::HugeSlice, out_port, socket::PacketSocket,
 };
 use crate::{
     forward::Verdict,
@@ -19,8 +19,6 @@ use crate::{
 };
 
 const BUFFER_LEN: usize = (VNET_HEADER_LEN + MAX_FRAME_LEN).next_multiple_of(4096);
-/// Room for one control message with struct tpacket_auxdata (20 bytes).
-const CONTROL_LEN: usize = 64;
 
 pub(super) struct MmsgEngine {
     ports: Vec<Port>,
@@ -56,10 +54,15 @@ struct Outgoing {
 /// Buffers and the headers that point into them. Boxed, so that the pointers stay good.
 struct Batch {
     buffers: HugeSlice<u8>,
-    controls: [[u64; CONTROL_LEN / 8]; BATCH],
+    controls: [Control; BATCH],
     vectors: [libc::iovec; BATCH],
     headers: [libc::mmsghdr; BATCH],
 }
+
+/// Aligned as struct cmsghdr.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_LEN]);
 
 impl super::memory::Zeroed for u8 {
     const ZERO: Self = 0;
@@ -85,7 +88,7 @@ impl MmsgEngine {
         let buffers = HugeSlice::new(BATCH * BUFFER_LEN).map_err(EngineError::Uring)?;
         // SAFETY: iovec and mmsghdr are plain data for which zero (null pointers, no lengths) is a value.
         let (vectors, headers) = unsafe { (mem::zeroed(), mem::zeroed()) };
-        let batch = Box::new(Batch { buffers, controls: [[0; CONTROL_LEN / 8]; BATCH], vectors, headers });
+        let batch = Box::new(Batch { buffers, controls: [Control([0; CONTROL_LEN]); BATCH], vectors, headers });
         let wake = wake.try_clone_to_owned().map_err(EngineError::Uring)?;
         Ok(Self { ports, wake, batch })
     }
@@ -123,7 +126,7 @@ impl Batch {
         for index in 0..BATCH {
             self.point(index, index, BUFFER_LEN);
             let header = &mut self.headers[index].msg_hdr;
-            header.msg_control = self.controls[index].as_mut_ptr().cast();
+            header.msg_control = self.controls[index].0.as_mut_ptr().cast();
             header.msg_controllen = CONTROL_LEN;
         }
         // SAFETY: each header points at one vector, each vector at a buffer of its own of BUFFER_LEN bytes,
@@ -143,20 +146,10 @@ impl Batch {
 
     /// The length of a received message, and whether its frame carries a VLAN tag.
     fn received(&self, index: usize) -> (usize, bool) {
-        const PACKET_AUXDATA: libc::c_int = 8;
-        const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
         let header = &self.headers[index];
-        // SAFETY: the kernel has written well-formed control messages into the control buffer and its length
-        // into msg_controllen; CMSG_FIRSTHDR checks the latter. A packet socket sends one message at most,
-        // and struct tpacket_auxdata starts with the 32-bit status.
-        let status = unsafe {
-            let control = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
-            let is_auxdata = !control.is_null()
-                && (*control).cmsg_level == libc::SOL_PACKET
-                && (*control).cmsg_type == PACKET_AUXDATA;
-            if is_auxdata { libc::CMSG_DATA(control).cast::<u32>().read_unaligned() } else { 0 }
-        };
-        (header.msg_len as usize, status & TP_STATUS_VLAN_VALID != 0)
+        // The kernel has said how much of it it wrote.
+        let control = &self.controls[index].0[..header.msg_hdr.msg_controllen.min(CONTROL_LEN)];
+        (header.msg_len as usize, is_vlan_tagged(control))
     }
 
     fn buffer(&mut self, index: usize, len: usize) -> &mut [u8] {

@@ -12,6 +12,7 @@ mod multishot;
 mod packet_ring;
 mod ring;
 mod socket;
+mod uring;
 
 use std::{
     fmt, io,
@@ -151,6 +152,19 @@ fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
         Verdict::Answer => Some(came_by),
         Verdict::Hold | Verdict::Drop(_) => None,
     }
+}
+
+/// Room for one control message with struct tpacket_auxdata (20 bytes).
+const CONTROL_LEN: usize = 64;
+
+/// Whether a frame carries a VLAN tag, by the control message that came with it: struct cmsghdr (length, level,
+/// type), and behind it struct tpacket_auxdata, which starts with a status. A packet socket sends one at most.
+fn is_vlan_tagged(control: &[u8]) -> bool {
+    let word = |at: usize| control.get(at..at + 4)?.first_chunk().copied();
+    let level = word(8).map(i32::from_ne_bytes);
+    let kind = word(12).map(i32::from_ne_bytes);
+    let is_auxdata = level == Some(libc::SOL_PACKET) && kind == Some(socket::PACKET_AUXDATA);
+    is_auxdata && word(16).is_some_and(|status| u32::from_ne_bytes(status) & packet_ring::TP_STATUS_VLAN_VALID != 0)
 }
 
 /// A frame of which the ring's slot holds only a part.

@@ -31,7 +31,7 @@ const HEADROOM: u32 = 128;
 const TP_STATUS_KERNEL: u32 = 0;
 const TP_STATUS_USER: u32 = 1;
 const TP_STATUS_COPY: u32 = 1 << 1;
-const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
+pub(super) const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
 
 /// struct tpacket2_hdr
 #[repr(C)]

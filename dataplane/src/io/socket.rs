@@ -45,7 +45,7 @@ fn hint(error: &io::Error) -> &'static str {
 
 /// linux/if_packet.h; libc has most of them, but not all.
 const PACKET_COPY_THRESH: libc::c_int = 7;
-const PACKET_AUXDATA: libc::c_int = 8;
+pub(super) const PACKET_AUXDATA: libc::c_int = 8;
 const PACKET_VERSION: libc::c_int = 10;
 const PACKET_VNET_HDR: libc::c_int = 15;
 const PACKET_QDISC_BYPASS: libc::c_int = 20;

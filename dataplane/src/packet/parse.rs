@@ -87,6 +87,13 @@ pub struct FlowPacket {
     pub headers_len: usize,
 }
 
+impl FlowPacket {
+    /// Some packet of a flow of which no bytes are at hand.
+    pub fn of(tuple: Tuple) -> Self {
+        Self { tuple, opens: false, ends: false, transport_at: 0, headers_len: 0 }
+    }
+}
+
 /// What the fragments of a datagram have in common (RFC 791 3.2, RFC 8200 4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DatagramId {
