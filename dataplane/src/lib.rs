@@ -3,7 +3,7 @@
 //! up nothing changes, and the backend answers the client directly.
 //!
 //! Usable by itself: no tokio, no gRPC, no Raft. [`Dataplane::start`] opens the sockets and starts the
-//! worker; [`Dataplane::publish`] hands it tables.
+//! workers; [`Dataplane::publish`] hands them tables.
 //!
 //! A frame's way, in the order of the files: `io` takes it from the ring, [`worker`] judges it
 //! ([`packet::parse()`], then [`forward::decide`] with [`forward::table`], [`forward::flow`] and
@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 pub mod announce;
+mod crew;
 mod errand;
 pub mod forward;
 mod groups;
@@ -21,12 +22,15 @@ mod handle;
 pub mod io;
 pub mod lease;
 mod limit;
+mod mailbox;
 pub mod neighbor;
 pub mod packet;
+mod report;
 mod segment;
 pub mod stats;
 pub mod worker;
 
 pub use errand::{Explanation, Kind, Question};
-pub use handle::{BackendReport, Config, Conflict, Dataplane, Report, StartError};
+pub use handle::{Config, Dataplane, StartError};
+pub use report::{BackendReport, Conflict, Report, WorkerReport};
 pub use segment::PeerSpec;

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use crate::{forward::DropReason, handle::Conflict, packet::Mac};
+use crate::{forward::DropReason, packet::Mac, report::Conflict};
 
 /// Pairs of a VIP and a hardware address that are remembered.
 const CONFLICTS: usize = 1024;
@@ -51,10 +51,60 @@ impl Traffic {
     }
 }
 
+/// The traffic of one thing, by worker: each counts in a cache line of its own.
+#[derive(Debug)]
+pub struct TrafficByWorker {
+    /// Without a detour: most dataplanes have one worker.
+    first: Traffic,
+    others: Box<[Apart]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Apart(Traffic);
+
+impl TrafficByWorker {
+    /// Nothing yet, by so many workers.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { first: Traffic::default(), others: (1..workers).map(|_| Apart::default()).collect() }
+    }
+
+    /// For another number of workers, and with all that was counted.
+    pub(crate) fn divided_anew(&self, workers: usize) -> Self {
+        let renewed = Self::new(workers);
+        renewed.first.packets.set(self.packets());
+        renewed.first.bytes.set(self.bytes());
+        renewed
+    }
+
+    /// What a worker counts in.
+    #[inline]
+    pub(crate) fn of(&self, worker: usize) -> &Traffic {
+        match worker.checked_sub(1) {
+            None => &self.first,
+            Some(other) => &self.others[other].0,
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Traffic> {
+        std::iter::once(&self.first).chain(self.others.iter().map(|Apart(traffic)| traffic))
+    }
+
+    /// Frames.
+    pub fn packets(&self) -> u64 {
+        self.all().map(|traffic| traffic.packets.get()).sum()
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> u64 {
+        self.all().map(|traffic| traffic.bytes.get()).sum()
+    }
+}
+
 const REASONS: usize = DropReason::ALL.len();
 
-/// What a worker did with its frames. Every received frame is in exactly one of forwarded, answered, dropped and
-/// held.
+/// What a worker did with its frames. Every frame that was received or taken over is in exactly one of forwarded,
+/// answered, dropped, handed over and held.
 #[derive(Debug)]
 pub struct WorkerStats {
     /// Frames taken from the rings.
@@ -64,6 +114,10 @@ pub struct WorkerStats {
     /// Frames answered: ARP, neighbour discovery and echo.
     pub answered: Counter,
     dropped: [Counter; REASONS],
+    /// Frames handed over to the workers that have their flows.
+    pub handed_over: Counter,
+    /// Frames that other workers handed over.
+    pub taken_over: Counter,
     /// Fragments that wait for the first of their datagram, at this moment.
     pub held: Counter,
     /// Frames that the kernel dropped because the ring was full.
@@ -87,6 +141,8 @@ impl Default for WorkerStats {
             forwarded: Counter::default(),
             answered: Counter::default(),
             dropped: std::array::from_fn(|_| Counter::default()),
+            handed_over: Counter::default(),
+            taken_over: Counter::default(),
             held: Counter::default(),
             ring_full: Counter::default(),
             originated: Counter::default(),
@@ -116,10 +172,5 @@ impl WorkerStats {
     pub fn conflicts(&self) -> Vec<Conflict> {
         let conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
         conflicts.iter().map(|((vip, mac), count)| Conflict { vip: *vip, mac: *mac, count: *count }).collect()
-    }
-
-    /// All reasons with their counts.
-    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
-        DropReason::ALL.iter().map(|&reason| (reason, self.dropped(reason).get()))
     }
 }

@@ -1,16 +1,20 @@
-//! The worker: a thread with an engine, a flow table, and its part of the counters. [`Core::judge`] is
-//! the whole way of a frame, top to bottom; it is free of system calls but for the clock before an
-//! answer.
+//! The worker: a thread with an engine, a flow table, and its part of the counters. [`Core::look`] and [`Core::judge`]
+//! are the whole way of a frame, top to bottom; they are free of system calls but for the clock before an answer.
+//! Rarer frames go on in [`answers`], [`fragments`] and [`handover`].
 
+mod answers;
+mod chores;
 mod explain;
 mod following;
+mod fragments;
+mod handover;
 
 use std::{
     collections::HashSet,
     hash::Hasher as _,
     io,
     net::IpAddr,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -18,26 +22,28 @@ use following::Following;
 use siphasher::sip::SipHasher13;
 
 use crate::{
-    announce::{Announcer, Claim, Due},
+    announce::{Announcer, Claim},
+    crew::{Crew, Member, Shared},
     errand::Errand,
     forward::{
         DropReason, Verdict,
         decide::{decide, foresee},
         flow::{FlowTable, Tick},
-        fragment::{Fragments, Step, Waiting},
-        table::{Backend, BackendRef, BackendState, Snapshot, Vip},
+        fragment::Fragments,
+        hash::TupleHash,
+        table::{Backend, Snapshot, Vip},
     },
-    handle::Shared,
     io::{Engine, EngineFactory, FrameMeta, PortConfig},
     lease::boottime_ns,
     limit::Limiter,
+    mailbox::Inbox,
     neighbor::Neighbors,
     packet::{
-        self, ETHERNET_HEADER_LEN, Echo, FlowPacket, Fragment, IcmpError, Mac, Packet, arp,
+        self, ETHERNET_HEADER_LEN, FlowPacket, IcmpError, Mac, Packet, VnetHeader,
         icmp::{self, Reply},
-        ndp, rewrite,
+        rewrite,
     },
-    segment::{self, PeerSpec, Prober},
+    segment::Prober,
 };
 
 /// The longest sleep: counters are brought up to date at least this often.
@@ -57,19 +63,48 @@ pub(crate) enum Sent {
 /// A frame that the worker sends beside those that the engine has in hand.
 struct Outgoing {
     port: usize,
+    vnet: VnetHeader,
     frame: Vec<u8>,
     kind: Origin,
+}
+
+impl Outgoing {
+    fn own(port: usize, frame: Vec<u8>) -> Self {
+        Self { port, vnet: VnetHeader::default(), frame, kind: Origin::Own }
+    }
+
+    fn claim(port: usize, frame: Vec<u8>) -> Self {
+        Self { kind: Origin::Claim, ..Self::own(port, frame) }
+    }
 }
 
 /// Whose frame it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// It came, waited, and goes on.
+    /// It came, waited or was handed over, and goes on.
     Received,
+    /// One that was handed over has become an answer.
+    Answer,
     /// Our own.
     Own,
     /// Our own, and it says that this node has a VIP.
     Claim,
+}
+
+/// What a first look at a frame has found.
+#[derive(Clone, Copy)]
+pub(crate) struct Sight {
+    packet: Packet,
+    /// Of the flow's tuple.
+    hash: Option<TupleHash>,
+}
+
+/// From where a frame came to this worker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Came {
+    FromWire,
+    /// Another worker handed it over, because its flow is here.
+    FromWorker,
 }
 
 /// Why a frame does not go to the backend that was chosen for it.
@@ -93,20 +128,29 @@ impl From<DropReason> for NotSent {
     }
 }
 
+/// What speaks for the node, by one worker: announcements, questions, answers.
+#[derive(Default)]
+pub(crate) struct Speaker {
+    announcer: Announcer,
+    neighbors: Neighbors,
+    prober: Prober,
+    /// VIPs that others have claimed since the lease ran out: not answered, even where it is held.
+    yielded: HashSet<IpAddr>,
+}
+
 /// What a worker knows and decides; the engine moves its frames.
 pub struct Core {
     snapshot: Arc<Snapshot>,
     flows: FlowTable,
     fragments: Fragments,
-    announcer: Announcer,
-    neighbors: Neighbors,
-    prober: Prober,
+    speaker: Speaker,
     replies: Limiter,
     /// Sent at the end of the turn.
     outbox: Vec<Outgoing>,
-    /// VIPs that others have claimed since the lease ran out: not answered, even where it is held.
-    yielded: HashSet<IpAddr>,
     shared: Arc<Shared>,
+    crew: Arc<Crew>,
+    /// This worker, as the others see it.
+    own: Arc<Member>,
     /// Of the last look at the clock, once a turn.
     now_ns: u64,
     /// When to bring the counters up to date that are not counted frame by frame.
@@ -114,18 +158,25 @@ pub struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(shared: Arc<Shared>, flows: FlowTable) -> Self {
+    /// A worker of a crew, and what the one that spoke for the node before it knew.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        crew: Arc<Crew>,
+        own: Arc<Member>,
+        flows: FlowTable,
+        speaker: Option<Speaker>,
+    ) -> Self {
+        let workers = crew.members.len() as u64;
         let mut core = Self {
             snapshot: shared.snapshot.load_full(),
             flows,
             fragments: Fragments::default(),
-            announcer: Announcer::default(),
-            neighbors: Neighbors::default(),
-            prober: Prober::default(),
-            replies: Limiter::new(REPLIES_PER_S),
+            speaker: speaker.unwrap_or_default(),
+            replies: Limiter::new(REPLIES_PER_S / workers),
             outbox: Vec::new(),
-            yielded: HashSet::new(),
             shared,
+            crew,
+            own,
             now_ns: boottime_ns(),
             count_at_ns: 0,
         };
@@ -133,31 +184,50 @@ impl Core {
         core
     }
 
-    /// The whole way of a frame. Rewritten in place if it goes anywhere.
-    pub(crate) fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
-        let verdict = self.consider(port, meta, frame);
-        let stats = &self.shared.stats;
-        stats.received.add(1);
+    /// The first look at a frame. Engines look at several before they have the first of them judged, so that what is
+    /// fetched from memory meanwhile is there when it is needed.
+    #[inline]
+    pub(crate) fn look(&self, frame: &[u8]) -> Sight {
+        let packet = packet::parse(frame);
+        let hash = match &packet {
+            Packet::Flow(flow) => {
+                let hash = self.snapshot.hash_key.tuple(&flow.tuple);
+                self.flows.prefetch(hash);
+                Some(hash)
+            }
+            _ => None,
+        };
+        Sight { packet, hash }
+    }
+
+    /// The whole way of a frame that was looked at. Rewritten in place if it goes anywhere.
+    pub(crate) fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], sight: &Sight) -> Verdict {
+        self.own.stats.received.add(1);
+        let verdict = self.consider(port, meta, frame, sight, Came::FromWire);
+        self.count(verdict);
+        verdict
+    }
+
+    fn count(&self, verdict: Verdict) {
+        let stats = &self.own.stats;
         match verdict {
             Verdict::Forward { .. } => stats.forwarded.add(1),
             Verdict::Answer => stats.answered.add(1),
             Verdict::Hold => {}
+            Verdict::HandOver => stats.handed_over.add(1),
             Verdict::Drop(reason) => stats.dropped(reason).add(1),
         }
-        verdict
     }
 
     /// Counts a frame that never was whole.
     pub(crate) fn count_unseen(&mut self, verdict: Verdict) {
-        self.shared.stats.received.add(1);
-        if let Verdict::Drop(reason) = verdict {
-            self.shared.stats.dropped(reason).add(1);
-        }
+        self.own.stats.received.add(1);
+        self.count(verdict);
     }
 
     /// The outgoing queue did not take a frame that was counted as sent.
     pub(crate) fn send_failed(&mut self, sent: Sent) {
-        let stats = &self.shared.stats;
+        let stats = &self.own.stats;
         match sent {
             Sent::Forwarded => stats.forwarded.add(u64::MAX),
             Sent::Answered => stats.answered.add(u64::MAX),
@@ -165,7 +235,7 @@ impl Core {
         stats.dropped(DropReason::SendFailed).add(1);
     }
 
-    fn consider(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
+    fn consider(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], sight: &Sight, came: Came) -> Verdict {
         if meta.vlan_tagged {
             return Verdict::Drop(DropReason::VlanTagged);
         }
@@ -181,19 +251,22 @@ impl Core {
             Ok(port) => Verdict::Forward { port },
             Err(reason) => Verdict::Drop(reason),
         };
-        match packet::parse(frame) {
-            Packet::Arp(arp) if for_us || destination == Mac::BROADCAST => self.arp(port, own, frame, &arp),
+        if let Some(home) = self.other_home(&sight.packet, came) {
+            return self.hand_over(home, port, meta, frame);
+        }
+        match &sight.packet {
+            Packet::Arp(arp) if for_us || destination == Mac::BROADCAST => self.arp(port, own, frame, arp),
             Packet::Neighbor(message) if for_us || destination.is_group() => {
-                self.neighbor(port, own, source, frame, &message)
+                self.neighbor(port, own, source, frame, message)
             }
             _ if !for_us => Verdict::Drop(DropReason::NotForUs),
-            Packet::Flow(flow) => forwarded(self.flow(port, source, meta, frame, &flow)),
-            Packet::Fragment(fragment) => self.fragment(port, source, frame, &fragment),
-            Packet::Error(error) => forwarded(self.icmp_error(source, frame, &error)),
-            Packet::Echo(echo) => self.echo(own, frame, &echo),
+            Packet::Flow(flow) => forwarded(self.flow(port, source, meta, frame, flow, sight.hash)),
+            Packet::Fragment(fragment) => self.fragment(port, meta, frame, fragment),
+            Packet::Error(error) => forwarded(self.icmp_error(source, frame, error)),
+            Packet::Echo(echo) => self.echo(own, frame, echo),
             Packet::Other(reason, destination) => {
                 let for_vip = destination.is_none_or(|address| self.snapshot.vip(address).is_some());
-                Verdict::Drop(if for_vip { reason } else { DropReason::NotVip })
+                Verdict::Drop(if for_vip { *reason } else { DropReason::NotVip })
             }
             Packet::Arp(_) | Packet::Neighbor(_) => Verdict::Drop(DropReason::NotForUs),
         }
@@ -207,19 +280,21 @@ impl Core {
         meta: FrameMeta,
         frame: &mut [u8],
         flow: &FlowPacket,
+        hash: Option<TupleHash>,
     ) -> Result<usize, DropReason> {
         if self.snapshot.is_peer(source) {
             return Err(DropReason::BalancedTwice);
         }
         // A super-frame leaves as segments of this size.
-        let wire_len = match meta.gso_size {
+        let wire_len = match meta.vnet.gso_size() {
             Some(size) => flow.headers_len + usize::from(size),
             None => frame.len(),
         };
         let now = Tick::from_ns(self.now_ns);
-        let sent = decide(&self.snapshot, &mut self.flows, flow, now)
+        let hash = hash.unwrap_or_else(|| self.snapshot.hash_key.tuple(&flow.tuple));
+        let sent = decide(&self.snapshot, &mut self.flows, flow, hash, now)
             .map_err(NotSent::For)
-            .and_then(|to| dispatch(&self.snapshot, source, wire_len, frame, (to.vip, to.backend)));
+            .and_then(|to| dispatch(&self.snapshot, self.own.index, source, wire_len, frame, (to.vip, to.backend)));
         match sent {
             Ok(out) => Ok(out),
             Err(NotSent::TooBig { mtu }) => {
@@ -242,7 +317,7 @@ impl Core {
         let own = near.or_else(|| ports.iter().find_map(|port| port.address_like(flow.tuple.source)));
         let reply = Reply { to: frame, packet: flow, mac: ports[port].mac };
         if let Some(frame) = own.and_then(|own| reply.too_big(own, mtu)) {
-            self.outbox.push(Outgoing { port, frame, kind: Origin::Own });
+            self.outbox.push(Outgoing::own(port, frame));
         }
     }
 
@@ -256,68 +331,11 @@ impl Core {
         let reply = Reply { to: frame, packet: flow, mac: self.snapshot.ports[port].mac };
         match reply.refusal() {
             Some(frame) => {
-                self.outbox.push(Outgoing { port, frame, kind: Origin::Own });
+                self.outbox.push(Outgoing::own(port, frame));
                 DropReason::Rejected
             }
             None => DropReason::NoService,
         }
-    }
-
-    /// Every fragment of a datagram goes to the backend of the first.
-    fn fragment(&mut self, port: usize, source: Mac, frame: &mut [u8], fragment: &Fragment) -> Verdict {
-        let id = fragment.datagram;
-        if self.snapshot.vip(id.destination).is_none() {
-            return Verdict::Drop(DropReason::NotVip);
-        }
-        if self.snapshot.is_peer(source) {
-            return Verdict::Drop(DropReason::BalancedTwice);
-        }
-        let followed = match (self.fragments.arrive(fragment, self.now_ns), &fragment.flow) {
-            (Step::Follow(backend), _) => self.follow(source, frame, id.destination, backend),
-            (Step::Decide, Some(flow)) => {
-                let now = Tick::from_ns(self.now_ns);
-                let outcome = decide(&self.snapshot, &mut self.flows, flow, now).map(|to| to.backend.reference);
-                // The first goes first.
-                let followed = outcome.and_then(|backend| self.follow(source, frame, id.destination, backend));
-                for waiting in self.fragments.decided(id, outcome) {
-                    self.let_go(waiting, id.destination, outcome);
-                }
-                followed
-            }
-            (Step::Wait | Step::Decide, _) => {
-                let held = self.fragments.hold(id, port, frame, self.now_ns);
-                self.count_held();
-                return if held { Verdict::Hold } else { Verdict::Drop(DropReason::FragmentNoRoom) };
-            }
-            (Step::Drop(reason), _) => Err(reason),
-        };
-        followed.map_or_else(Verdict::Drop, |port| Verdict::Forward { port })
-    }
-
-    fn follow(&self, source: Mac, frame: &mut [u8], vip: IpAddr, backend: BackendRef) -> Result<usize, DropReason> {
-        let vip = self.snapshot.vip(vip).ok_or(DropReason::NotVip)?;
-        let backend = self.snapshot.backend(backend).filter(|backend| backend.state != BackendState::Down);
-        let backend = backend.ok_or(DropReason::NoBackend)?;
-        let sent = dispatch(&self.snapshot, source, frame.len(), frame, (vip, backend));
-        sent.map_err(NotSent::reason)
-    }
-
-    /// A fragment has waited for the first one, and this is what became of it.
-    fn let_go(&mut self, waiting: Waiting, vip: IpAddr, outcome: Result<BackendRef, DropReason>) {
-        let mut frame = waiting.frame;
-        let source = packet::source(&frame).unwrap_or_default();
-        match outcome.and_then(|backend| self.follow(source, &mut frame, vip, backend)) {
-            Ok(port) => {
-                self.shared.stats.forwarded.add(1);
-                self.outbox.push(Outgoing { port, frame, kind: Origin::Received });
-            }
-            Err(reason) => self.shared.stats.dropped(reason).add(1),
-        }
-        self.count_held();
-    }
-
-    fn count_held(&self) {
-        self.shared.stats.held.set(self.fragments.waiting() as u64);
     }
 
     /// An error about a packet that a backend sent from the VIP is for that backend.
@@ -330,125 +348,8 @@ impl Core {
             DropReason::NoService => DropReason::IcmpUnrelated,
             reason => reason,
         })?;
-        let sent = dispatch(&self.snapshot, source, frame.len(), frame, (to.vip, to.backend));
+        let sent = dispatch(&self.snapshot, self.own.index, source, frame.len(), frame, (to.vip, to.backend));
         sent.map_err(NotSent::reason)
-    }
-
-    /// An echo request to a VIP is answered by its owner.
-    fn echo(&mut self, own: Mac, frame: &mut [u8], echo: &Echo) -> Verdict {
-        let Some(vip) = self.snapshot.vip(echo.destination) else {
-            return Verdict::Drop(DropReason::NotVip);
-        };
-        if vip.owned.is_none() || !self.announcer.is_active(vip.address) || !self.may_answer(vip.address) {
-            return Verdict::Drop(DropReason::EchoNotOurs);
-        }
-        rewrite::echo_reply(frame, echo, own);
-        Verdict::Answer
-    }
-
-    /// The lease is valid at this moment. Past its end only where the operator wants it, for what nobody else claims.
-    fn may_answer(&mut self, vip: IpAddr) -> bool {
-        if self.shared.lease.is_valid() {
-            self.yielded.clear();
-            return true;
-        }
-        self.shared.lease.is_held() && !self.yielded.contains(&vip)
-    }
-
-    /// A VIP that this node owns and answers on an interface.
-    fn is_owned(&self, port: usize, address: IpAddr) -> bool {
-        self.snapshot.vip(address).is_some_and(|vip| vip.owned.is_some() && vip.answers_on(port))
-    }
-
-    /// Another station says that it has an owned VIP.
-    fn conflict(&mut self, vip: IpAddr, mac: Mac) {
-        self.announcer.conflict(vip, self.now_ns);
-        if !self.shared.lease.is_valid() {
-            self.yielded.insert(vip);
-        }
-        self.shared.stats.conflict(vip, mac);
-    }
-
-    fn is_ours(&self, mac: Mac) -> bool {
-        self.snapshot.ports.iter().any(|port| port.mac == mac)
-    }
-
-    fn arp(&mut self, port: usize, own: Mac, frame: &mut [u8], arp: &arp::Arp) -> Verdict {
-        let (sender, target) = (IpAddr::V4(arp.sender), IpAddr::V4(arp.target));
-        self.neighbors.heard(port, sender, arp.sender_mac, self.now_ns);
-        if arp.operation == arp::Operation::Reply && arp.target_mac == own {
-            segment::heard(&self.snapshot.peers, port, sender, self.now_ns);
-        }
-        if self.is_owned(port, sender) && !self.is_ours(arp.sender_mac) {
-            self.conflict(sender, arp.sender_mac);
-            return Verdict::Drop(DropReason::ArpConflict);
-        }
-        // The clock is read last, right before the answer.
-        let answer = arp.operation == arp::Operation::Request
-            && frame.len() >= arp::FRAME_LEN
-            && self.is_owned(port, target)
-            && self.announcer.is_active(target)
-            && self.may_answer(target);
-        if !answer {
-            return Verdict::Drop(DropReason::ArpNotOurs);
-        }
-        arp::answer_in_place(frame, arp, own);
-        Verdict::Answer
-    }
-
-    fn neighbor(&mut self, port: usize, own: Mac, source: Mac, frame: &mut [u8], message: &ndp::Message) -> Verdict {
-        let target = IpAddr::V6(message.target);
-        let ndp::Kind::Advertisement { solicited } = message.kind else {
-            return self.solicitation(port, own, source, frame, message);
-        };
-        let Some(mac) = message.mac else { return Verdict::Drop(DropReason::NdpNotOurs) };
-        self.neighbors.heard(port, target, mac, self.now_ns);
-        if solicited && packet::destination(frame) == Some(own) {
-            segment::heard(&self.snapshot.peers, port, target, self.now_ns);
-        }
-        if self.is_owned(port, target) && !self.is_ours(mac) {
-            self.conflict(target, mac);
-            return Verdict::Drop(DropReason::NdpConflict);
-        }
-        Verdict::Drop(DropReason::NdpNotOurs)
-    }
-
-    fn solicitation(
-        &mut self,
-        port: usize,
-        own: Mac,
-        source: Mac,
-        frame: &mut [u8],
-        message: &ndp::Message,
-    ) -> Verdict {
-        if let Some(mac) = message.mac {
-            self.neighbors.heard(port, message.source.into(), mac, self.now_ns);
-        }
-        let vip = IpAddr::V6(message.target);
-        if !self.is_owned(port, vip) || self.is_ours(source) {
-            return Verdict::Drop(DropReason::NdpNotOurs);
-        }
-        // Another station wants the address for itself (RFC 4862 5.4.3).
-        let contested = message.source.is_unspecified();
-        if contested {
-            self.shared.stats.conflict(vip, source);
-        }
-        if !self.announcer.is_active(vip) || !self.may_answer(vip) {
-            return Verdict::Drop(DropReason::NdpNotOurs);
-        }
-        let answer = ndp::advertisement(own, message.mac.unwrap_or(source), message);
-        match frame.first_chunk_mut() {
-            // What an option more leaves behind the advertisement is padding.
-            Some(place) if !contested => {
-                *place = answer;
-                Verdict::Answer
-            }
-            // A question without an option is shorter than the answer.
-            _ => {
-                self.outbox.push(Outgoing { port, frame: answer.to_vec(), kind: Origin::Claim });
-                Verdict::Drop(if contested { DropReason::NdpConflict } else { DropReason::NdpNotOurs })
-            }
-        }
     }
 
     /// Works with a new table from the next frame on.
@@ -462,76 +363,28 @@ impl Core {
             }
             Some((vip.address, Claim { epoch: vip.owned?, place: place.finish(), first: vip.first_grant }))
         };
-        self.announcer.set_owned(snapshot.vips.iter().filter_map(claim), self.now_ns);
         self.flows.set_timeouts(snapshot.timeouts);
-        self.neighbors.set_backends(&snapshot, self.now_ns);
+        if self.is_speaker() {
+            self.speaker.announcer.set_owned(snapshot.vips.iter().filter_map(claim), self.now_ns);
+            self.speaker.neighbors.set_backends(&snapshot, self.now_ns);
+        }
         self.snapshot = snapshot;
-    }
-
-    /// What is due: announcements, questions for neighbours, and the end of what has waited too long.
-    fn tick(&mut self) {
-        let given_up = self.fragments.expire(self.now_ns);
-        if given_up > 0 {
-            self.shared.stats.dropped(DropReason::FragmentTimeout).add(given_up as u64);
-            self.count_held();
-        }
-        for due in self.announcer.due(self.now_ns) {
-            match due {
-                Due::Announce(vip) => self.announce(vip),
-                Due::Probe(vip) => self.probe(vip),
-            }
-        }
-        let mut questions = Vec::new();
-        if self.prober.is_due(self.now_ns) {
-            let peers = self.snapshot.peers.iter().map(|peer| &peer.spec);
-            questions.extend(peers.map(|PeerSpec { port, address, mac }| (*port, *address, Some(*mac))));
-        }
-        let probes = self.neighbors.due(self.now_ns);
-        questions.extend(probes.into_iter().map(|probe| (probe.port, probe.target, probe.last_known)));
-        for (at, target, last_known) in questions {
-            let port = &self.snapshot.ports[at];
-            let sender = port.address_towards(target);
-            if let Some(frame) = sender.and_then(|own| packet::question(port.mac, own, target, last_known)) {
-                self.outbox.push(Outgoing { port: at, frame, kind: Origin::Own });
-            }
-        }
-    }
-
-    fn announce(&mut self, address: IpAddr) {
-        let Some(vip) = self.snapshot.vip(address) else { return };
-        if !self.shared.lease.is_valid() {
-            self.shared.stats.announcements_withheld.add(1);
-            return;
-        }
-        for (at, port) in self.snapshot.ports.iter().enumerate().filter(|(at, _)| vip.answers_on(*at)) {
-            for frame in packet::announcements(port.mac, address) {
-                self.outbox.push(Outgoing { port: at, frame, kind: Origin::Claim });
-            }
-        }
-        self.announcer.announced(address, self.now_ns);
-    }
-
-    /// Asks whether anybody has a VIP that this node is the first to own.
-    fn probe(&mut self, address: IpAddr) {
-        let Some(vip) = self.snapshot.vip(address) else { return };
-        for (at, port) in self.snapshot.ports.iter().enumerate().filter(|(at, _)| vip.answers_on(*at)) {
-            self.outbox.push(Outgoing { port: at, frame: packet::probe(port.mac, address), kind: Origin::Own });
-        }
     }
 
     /// Sends what has gathered beside the frames of the engine.
     fn send_outbox(&mut self, engine: &mut dyn Engine) {
         let mut outbox = std::mem::take(&mut self.outbox);
-        for Outgoing { port, frame, kind } in outbox.drain(..) {
+        for Outgoing { port, vnet, frame, kind } in outbox.drain(..) {
             // Right before each announcement, as before each answer.
             if kind == Origin::Claim && !self.shared.lease.is_valid() {
-                self.shared.stats.announcements_withheld.add(1);
+                self.own.stats.announcements_withheld.add(1);
                 continue;
             }
-            match (engine.send(port, &frame), kind) {
-                (Ok(()), Origin::Received) => {}
-                (Ok(()), Origin::Own | Origin::Claim) => self.shared.stats.originated.add(1),
+            match (engine.send(port, &vnet, &frame), kind) {
+                (Ok(()), Origin::Received | Origin::Answer) => {}
+                (Ok(()), Origin::Own | Origin::Claim) => self.own.stats.originated.add(1),
                 (Err(_), Origin::Received) => self.send_failed(Sent::Forwarded),
+                (Err(_), Origin::Answer) => self.send_failed(Sent::Answered),
                 // Announcements and questions are repeated anyway.
                 (Err(error), Origin::Own | Origin::Claim) => {
                     tracing::debug!(%error, "a frame of our own was not sent");
@@ -542,32 +395,36 @@ impl Core {
         self.outbox = outbox;
     }
 
-    /// Answers what the control plane has asked for.
-    fn run_errands(&mut self) {
-        if !self.shared.errands_wait.swap(false, Ordering::AcqRel) {
-            return;
+    /// Takes what others have put into the mailbox.
+    fn open_mail(&mut self, inbox: &Inbox) {
+        let own = self.own.clone();
+        if let Some((frames, errands)) = own.mailbox.take(inbox) {
+            frames.for_each(|handed| self.take_over(handed));
+            errands.into_iter().for_each(|errand| self.run_errand(errand));
         }
-        let errands = std::mem::take(&mut *self.shared.errands.lock().unwrap_or_else(PoisonError::into_inner));
-        for errand in errands {
-            match errand {
-                Errand::Explain(question, reply) => reply.give(self.explain(&question)),
-                Errand::ListFlows(slots, reply) => {
-                    let now = Tick::from_ns(self.now_ns);
-                    let entries = self.flows.entries(slots, now).collect();
-                    reply.give((entries, self.flows.slots()));
-                }
+    }
+
+    /// Answers what the control plane has asked for.
+    fn run_errand(&self, errand: Errand) {
+        match errand {
+            Errand::Explain(question, reply) => reply.give(self.explain(&question)),
+            Errand::ListFlows(slots, reply) => {
+                let now = Tick::from_ns(self.now_ns);
+                let entries = self.flows.entries(slots, now).collect();
+                reply.give((entries, self.flows.slots()));
             }
         }
     }
 
     /// How long there is nothing to do but frames.
     fn idle(&self) -> Duration {
-        let announcements = self.announcer.next_due_ns().map(|at| {
+        let announcements = self.speaker.announcer.next_due_ns().map(|at| {
             let withheld = at <= self.now_ns && !self.shared.lease.is_valid();
             if withheld { self.now_ns + LEASE_RETRY_NS } else { at }
         });
-        let probes = (!self.snapshot.peers.is_empty()).then(|| self.prober.next_due_ns());
-        let due = [announcements, self.neighbors.next_due_ns(), probes, self.fragments.next_due_ns()];
+        let has_peers = self.is_speaker() && !self.snapshot.peers.is_empty();
+        let probes = has_peers.then(|| self.speaker.prober.next_due_ns());
+        let due = [announcements, self.speaker.neighbors.next_due_ns(), probes, self.fragments.next_due_ns()];
         let next = due.into_iter().flatten().min();
         let wait = next.map_or(MAX_WAIT_NS, |at| at.saturating_sub(self.now_ns)).min(MAX_WAIT_NS);
         Duration::from_nanos(wait.max(1000))
@@ -578,14 +435,15 @@ impl Core {
 #[inline]
 fn dispatch(
     snapshot: &Snapshot,
+    worker: usize,
     source: Mac,
     wire_len: usize,
     frame: &mut [u8],
     (vip, backend): (&Vip, &Backend),
 ) -> Result<usize, NotSent> {
     let (out, mac) = way(snapshot, source, wire_len, backend)?;
-    vip.traffic.count(frame.len());
-    backend.runtime.traffic.count(frame.len());
+    vip.traffic.of(worker).count(frame.len());
+    backend.runtime.traffic.of(worker).count(frame.len());
     rewrite::to_backend(frame, mac, snapshot.ports[out].mac);
     Ok(out)
 }
@@ -607,7 +465,8 @@ fn way(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backend) -> 
 
 /// Runs until it is told to stop.
 pub(crate) fn run(
-    mut core: Core,
+    core: &mut Core,
+    inbox: &Inbox,
     engine: Box<dyn Engine>,
     factory: EngineFactory,
     ports: Vec<PortConfig>,
@@ -629,21 +488,21 @@ pub(crate) fn run(
             }
         }
         // Whatever was judged before this line was judged by an older table.
-        shared.seen_generation.store(core.snapshot.generation, Ordering::Release);
+        core.own.seen_generation.store(core.snapshot.generation, Ordering::Release);
         core.now_ns = boottime_ns();
         following.follow(&core.snapshot, core.now_ns);
         core.tick();
-        core.run_errands();
+        core.open_mail(inbox);
         core.send_outbox(&mut *following.engine);
-        let idle = core.idle();
-        following.engine.turn(idle, &mut core)?;
+        let idle = core.idle().min(following.patience());
+        following.engine.turn(idle, core)?;
         core.send_outbox(&mut *following.engine);
         if core.now_ns >= core.count_at_ns {
             core.count_at_ns = core.now_ns + MAX_WAIT_NS;
-            core.shared.stats.ring_full.add(following.engine.lost());
+            core.own.stats.ring_full.add(following.engine.lost());
             let (remembered, not_remembered) = core.flows.inserted();
-            core.shared.stats.flows_remembered.set(remembered);
-            core.shared.stats.flows_not_remembered.set(not_remembered);
+            core.own.stats.flows_remembered.set(remembered);
+            core.own.stats.flows_not_remembered.set(not_remembered);
         }
     }
     Ok(())

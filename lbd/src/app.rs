@@ -1,6 +1,9 @@
 //! The daemon's life: bind, open, serve, follow, and let go in the right order.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use lb_dataplane::{Config as DataplaneConfig, Dataplane};
 use lb_raft_store::{Consensus, Settings};
@@ -13,7 +16,7 @@ use tokio::{
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
     config::Config,
-    control::{Answered, Conflicts, Control, Leave, Retiring, retire, take_care},
+    control::{Answered, Conflicts, Control, Leave, Retiring, reload, retire, take_care},
     exit::Failure,
     link,
     ownership::{self, Ownership},
@@ -22,17 +25,19 @@ use crate::{
 };
 
 /// Runs until SIGTERM or SIGINT, or until it must not go on.
-pub(crate) fn run(config: Config, parent: Parent) -> Result<(), Failure> {
+pub(crate) fn run(config: Config, file: PathBuf, parent: Parent) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::System("starting the runtime", error))?;
-    runtime.block_on(serve(Arc::new(config), parent))
+    runtime.block_on(serve(Arc::new(config), file, parent))
 }
 
-async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
-    let mut signals = Signals::new().map_err(|error| Failure::System("waiting for signals", error))?;
+async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(), Failure> {
+    let waiting = |error| Failure::System("waiting for signals", error);
+    let mut signals = Signals::new().map_err(waiting)?;
+    let hangup = signal(SignalKind::hangup()).map_err(waiting)?;
     if config.insecure {
         tracing::warn!("tls.insecure = true: whoever reaches the TCP listeners controls this cluster");
     }
@@ -63,6 +68,7 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
         Some(dataplane) => Some(Arc::new(Dataplane::start(&DataplaneConfig {
             ports: links.iter().map(link::Link::port_config).collect(),
             engine: dataplane.engine,
+            workers: dataplane.workers,
             flow_capacity: DataplaneConfig::DEFAULT_FLOW_CAPACITY,
         })?)),
     };
@@ -112,6 +118,7 @@ async fn serve(config: Arc<Config>, parent: Parent) -> Result<(), Failure> {
     };
     followers.spawn(control.run());
     followers.spawn(take_care(consensus.clone()));
+    followers.spawn(reload(hangup, file, config.clone(), dataplane.clone()));
 
     announce_readiness(&config, &consensus);
     let outcome = wait_for_the_end(&mut signals, &consensus, dataplane.as_deref(), &mut followers).await;

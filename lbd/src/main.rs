@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         return Exit::Software.into();
     };
     parent.lock_memory();
-    match app::run(config, parent) {
+    match app::run(config, cli.config, parent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{failure}");

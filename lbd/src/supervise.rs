@@ -40,6 +40,7 @@ pub(crate) fn run() -> io::Result<ExitCode> {
 async fn supervise() -> io::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     // By its path, so that its name is not "exe"; by the kernel's link, if the file is gone since.
     let program = std::env::current_exe().ok().filter(|path| path.exists());
     let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
@@ -63,6 +64,7 @@ async fn supervise() -> io::Result<ExitCode> {
             },
             _ = terminate.recv() => forward(pid, Signal::TERM),
             _ = interrupt.recv() => forward(pid, Signal::INT),
+            _ = hangup.recv() => forward(pid, Signal::HUP),
         }
     };
     // What it had written last.

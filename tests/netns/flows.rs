@@ -102,6 +102,39 @@ fn shares_of(site: &Site, landed: &Landed) -> Vec<(usize, f64)> {
     (0..site.servers.len()).map(|at| (at, counts.get(&at).unwrap_or(&0.0) / landed.len() as f64)).collect()
 }
 
+/// 300 open connections, also those that only the flow table can know: another number of workers breaks none, and each
+/// gets its frames from the kernel.
+pub(crate) fn workers_come_and_go() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 3, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let mut connections = Vec::new();
+    for _ in 0..300 {
+        let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
+        connections.push((http.who()?, http));
+    }
+    // By Maglev they would go elsewhere.
+    site.nodes[0].change(&["backend", "drain", "web", &site.servers[1].address.to_string()])?;
+    ensure!(connections.iter().any(|(who, _)| who == "web2"));
+    let packets = |site: &Site| -> anyhow::Result<u64> {
+        let stats = site.nodes[0].stats()?;
+        Ok(stats["backends"].as_array().into_iter().flatten().filter_map(|row| row["packets"].as_u64()).sum())
+    };
+    for workers in [3, 2, 1] {
+        let before = packets(&site)?;
+        site.nodes[0].set_workers(workers)?;
+        for (who, http) in &mut connections {
+            ensure!(http.who()? == *who, "a connection broke when there were {workers} workers");
+        }
+        let stats = site.nodes[0].stats()?;
+        for worker in stats["workers"].as_array().into_iter().flatten() {
+            // What the kernel gives a worker is what that worker thinks it has.
+            ensure!(worker["received"].as_u64() > Some(50) && worker["handed_over"] == 0, "{stats}");
+        }
+        ensure!(packets(&site)? >= before + 300, "counters were lost: {before} before, {stats}");
+    }
+    Ok(())
+}
+
 /// 500 open connections: a new backend breaks none, a removed one only its own.
 pub(crate) fn backends_come_and_go() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 4, two_interfaces: false, engine: "ring" })?;

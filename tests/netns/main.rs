@@ -19,6 +19,7 @@ fn main() -> std::process::ExitCode {
         ("example_on_two_interfaces_with_the_multishot_engine", example::two_interfaces_multishot),
         ("udp_flows_land_by_weight_each_on_one_backend", flows::shares),
         ("backends_come_and_go_under_open_connections", flows::backends_come_and_go),
+        ("workers_come_and_go_under_open_connections", flows::workers_come_and_go),
         ("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),
         ("foreign_tagged_and_looping_frames_are_counted_and_dropped", silence::foreign_frames),
         ("a_routed_vip_is_served", flows::routed_vip),

@@ -41,7 +41,7 @@ pub struct NodeConfig<'a> {
     pub address: &'a str,
     /// Its `[dataplane]` interfaces; none for a witness.
     pub interfaces: &'a [&'a str],
-    /// The engine.
+    /// The engine, and behind a slash the number of workers.
     pub engine: &'a str,
     /// Whether it creates the cluster.
     pub bootstrap: bool,
@@ -64,7 +64,10 @@ impl LbNode {
         };
         let (role, dataplane) = match config.interfaces {
             [] => ("witness", String::new()),
-            names => ("lb", format!("[dataplane]\ninterfaces = {names:?}\nengine = {:?}\n", config.engine)),
+            names => {
+                let (engine, workers) = config.engine.split_once('/').unwrap_or((config.engine, "1"));
+                ("lb", format!("[dataplane]\ninterfaces = {names:?}\nengine = {engine:?}\nworkers = {workers}\n"))
+            }
         };
         let text = format!(
             "[node]\nname = {:?}\nrole = {role:?}\ndata_dir = {:?}\n\
@@ -121,6 +124,19 @@ impl LbNode {
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().context("starting lbd")?);
+        Ok(())
+    }
+
+    /// Has it take up another number of workers, as `systemctl reload` does.
+    pub fn set_workers(&self, workers: usize) -> anyhow::Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        let (before, _) = text.rsplit_once("workers = ").context("a configuration without workers")?;
+        fs::write(self.config(), format!("{before}workers = {workers}\n"))?;
+        self.signal(Signal::HUP)?;
+        wait::until(&format!("{workers} workers run"), SOON, || {
+            let stats = self.stats().unwrap_or_default();
+            stats["workers"].as_array().is_some_and(|running| running.len() == workers)
+        });
         Ok(())
     }
 

@@ -34,8 +34,8 @@ pub const HTTP: u16 = 80;
 pub const ECHO: u16 = 7;
 /// Where the client connects to.
 pub const HTTP_ADDRESS: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP);
-/// Every engine that a node can run.
-pub const ENGINES: [&str; 3] = ["ring", "multishot", "mmsg"];
+/// Every engine that a node can run, and the first one with three workers.
+pub const ENGINES: [&str; 4] = ["ring", "ring/3", "multishot", "mmsg"];
 /// For a connection that must come about.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,7 +48,7 @@ pub struct Plan {
     pub servers: u8,
     /// A node has an interface for each subnet, not one for both.
     pub two_interfaces: bool,
-    /// The dataplane's engine.
+    /// The dataplane's engine, and behind a slash the number of its workers if it is not one.
     pub engine: &'static str,
 }
 

@@ -31,18 +31,20 @@ pub enum Why {
     },
 }
 
-/// Decides on a packet, and remembers the flow if it is new.
+/// Decides on a packet, and remembers the flow if it is new. `hash` is that of its tuple.
 #[inline]
 pub fn decide<'a>(
     snapshot: &'a Snapshot,
     flows: &mut FlowTable,
     packet: &FlowPacket,
+    hash: TupleHash,
     now: Tick,
 ) -> Result<Decision<'a>, DropReason> {
-    let (place, known) = look_up(snapshot, &packet.tuple, |hash, key| flows.touch(hash, key, packet, now))?;
+    let place = look_up(snapshot, &packet.tuple, hash)?;
+    let known = flows.touch(hash, &place.key, packet, now);
     let decision = choose(snapshot, &place, known, packet)?;
     if let Why::Maglev { .. } = decision.why {
-        flows.insert(place.hash, &place.key, packet, decision.backend.reference, now);
+        flows.insert(hash, &place.key, packet, decision.backend.reference, now);
     }
     Ok(decision)
 }
@@ -54,7 +56,8 @@ pub fn foresee<'a>(
     packet: &FlowPacket,
     now: Tick,
 ) -> Result<Decision<'a>, DropReason> {
-    let (place, known) = look_up(snapshot, &packet.tuple, |hash, key| flows.peek(hash, key, packet.opens, now))?;
+    let place = look_up(snapshot, &packet.tuple, snapshot.hash_key.tuple(&packet.tuple))?;
+    let known = flows.peek(place.hash, &place.key, packet.opens, now);
     choose(snapshot, &place, known, packet)
 }
 
@@ -67,16 +70,10 @@ struct Place<'a> {
 }
 
 #[inline]
-fn look_up<'a>(
-    snapshot: &'a Snapshot,
-    tuple: &Tuple,
-    known: impl FnOnce(TupleHash, &FlowKey) -> Known,
-) -> Result<(Place<'a>, Known), DropReason> {
+fn look_up<'a>(snapshot: &'a Snapshot, tuple: &Tuple, hash: TupleHash) -> Result<Place<'a>, DropReason> {
     let vip = snapshot.vip(tuple.destination).ok_or(DropReason::NotVip)?;
     let service = vip.service(tuple.protocol, tuple.destination_port).ok_or(DropReason::NoService)?;
-    let (hash, key) = (snapshot.hash_key.tuple(tuple), FlowKey::new(tuple, vip.id));
-    let known = known(hash, &key);
-    Ok((Place { vip, service, hash, key }, known))
+    Ok(Place { vip, service, hash, key: FlowKey::new(tuple, vip.id) })
 }
 
 #[inline]

@@ -199,6 +199,14 @@ pub struct FlowEntry {
     pub idle_ms: u64,
 }
 
+impl FlowEntry {
+    /// The flow, given its VIP's address.
+    pub fn tuple(&self, destination: IpAddr) -> Tuple {
+        let Self { source, source_port, destination_port, protocol, .. } = *self;
+        Tuple { source, destination, source_port, destination_port, protocol }
+    }
+}
+
 /// What a table lookup knows of a packet's flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
@@ -232,6 +240,13 @@ impl FlowTable {
         let ticks = |secs: u32| Tick::from_secs(secs.into());
         self.timeouts =
             [Tick::from_secs(HALF_OPEN_S), ticks(timeouts.tcp_s), ticks(timeouts.fin_s), ticks(timeouts.udp_s)];
+    }
+
+    /// Has the processor fetch a flow's slot: the table is larger than its caches, and without it more than half of
+    /// the cost of a packet is waiting for this.
+    #[inline]
+    pub fn prefetch(&self, hash: TupleHash) {
+        self.slots.prefetch(self.group_start(hash) + preferred(hash));
     }
 
     /// Looks a packet's flow up and, if it is known, notes that it lives.
@@ -269,6 +284,18 @@ impl FlowTable {
             // flood of forged ones does not fill the table for hours.
             Protocol::Tcp => State::HalfOpen,
         };
+        self.place(hash, key, Slot::new(key, backend, state, now), now);
+    }
+
+    /// Puts in what stood in another table.
+    pub(crate) fn restore(&mut self, hash: TupleHash, entry: &FlowEntry, now: Tick) {
+        let key = FlowKey::new(&entry.tuple(entry.source), entry.vip);
+        let idle = ((entry.idle_ms * 1_000_000) >> TICK_SHIFT) as u32;
+        let seen = Tick(now.0.wrapping_sub(idle) & TICK_MASK);
+        self.place(hash, &key, Slot::new(&key, entry.backend, entry.state, seen), now);
+    }
+
+    fn place(&mut self, hash: TupleHash, key: &FlowKey, flow: Slot, now: Tick) {
         let timeouts = self.timeouts;
         // The flow's own slot, else a free or expired one, else the half-open one that has been silent
         // for longest: under a flood of SYNs the established flows stay.
@@ -280,7 +307,7 @@ impl FlowTable {
         };
         match self.group(hash).min_by_key(|slot| rank(slot)) {
             Some(slot) if rank(slot).0 < 3 => {
-                *slot = Slot::new(key, backend, state, now);
+                *slot = flow;
                 self.remembered += 1;
             }
             _ => self.not_remembered += 1,
@@ -321,15 +348,18 @@ impl FlowTable {
     #[inline]
     fn group(&mut self, hash: TupleHash) -> impl Iterator<Item = &mut Slot> {
         let start = self.group_start(hash);
-        // Each flow prefers its own slot of the group, so that a hit mostly touches one cache line.
-        let preferred = hash.mixed() as usize & (GROUP - 1);
-        let (low, high) = self.slots[start..start + GROUP].split_at_mut(preferred);
+        let (low, high) = self.slots[start..start + GROUP].split_at_mut(preferred(hash));
         high.iter_mut().chain(low)
     }
 
     fn group_start(&self, hash: TupleHash) -> usize {
         hash.mixed() as usize & (self.slots.len() - 1) & !(GROUP - 1)
     }
+}
+
+/// Each flow prefers its own slot of the group, so that a hit mostly touches one cache line.
+fn preferred(hash: TupleHash) -> usize {
+    hash.mixed() as usize & (GROUP - 1)
 }
 
 fn is_expired(slot: &Slot, timeouts: &[u32; 4], now: Tick) -> bool {

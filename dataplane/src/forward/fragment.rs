@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{DropReason, table::BackendRef};
-use crate::packet::{DatagramId, Fragment};
+use crate::packet::{DatagramId, Fragment, VnetHeader};
 
 /// Datagrams that are followed at the same time; a new one takes the place of the oldest.
 const MAX_DATAGRAMS: usize = 4096;
@@ -29,12 +29,21 @@ const WAIT_NS: u64 = 500_000_000;
 pub enum Step {
     /// It is the first: decide by its flow, and tell [`Fragments::decided`].
     Decide,
-    /// Its datagram goes to this backend.
-    Follow(BackendRef),
+    /// Its datagram goes there.
+    Follow(Course),
     /// Keep it with [`Fragments::hold`].
     Wait,
     /// Drop it.
     Drop(DropReason),
+}
+
+/// Where a datagram goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// To a backend.
+    Backend(BackendRef),
+    /// To the worker that has its flow, which decides.
+    Worker(usize),
 }
 
 /// The datagrams of which fragments have come.
@@ -65,7 +74,7 @@ struct Datagram {
 enum Fate {
     /// The first fragment has not come yet.
     Unknown(Vec<Waiting>),
-    Backend(BackendRef),
+    Known(Course),
     Dropped(DropReason),
 }
 
@@ -74,6 +83,8 @@ enum Fate {
 pub struct Waiting {
     /// The interface.
     pub port: usize,
+    /// What stands before it.
+    pub vnet: VnetHeader,
     /// The frame.
     pub frame: Vec<u8>,
 }
@@ -94,7 +105,7 @@ impl Fragments {
         let step = match &datagram.fate {
             Fate::Unknown(_) if fragment.flow.is_some() => Step::Decide,
             Fate::Unknown(_) => Step::Wait,
-            Fate::Backend(backend) => Step::Follow(*backend),
+            Fate::Known(course) => Step::Follow(*course),
             Fate::Dropped(reason) => Step::Drop(*reason),
         };
         // Whole: nothing more can come. The one whose first fragment is being decided on is needed once more.
@@ -105,9 +116,9 @@ impl Fragments {
     }
 
     /// The first fragment's outcome; those that have waited for it share it.
-    pub fn decided(&mut self, id: DatagramId, outcome: Result<BackendRef, DropReason>) -> Vec<Waiting> {
+    pub fn decided(&mut self, id: DatagramId, outcome: Result<Course, DropReason>) -> Vec<Waiting> {
         let Some(datagram) = self.datagrams.get_mut(&id) else { return Vec::new() };
-        let fate = outcome.map_or_else(Fate::Dropped, Fate::Backend);
+        let fate = outcome.map_or_else(Fate::Dropped, Fate::Known);
         let Fate::Unknown(released) = mem::replace(&mut datagram.fate, fate) else { return Vec::new() };
         if datagram.is_whole() {
             self.datagrams.remove(&id);
@@ -117,16 +128,17 @@ impl Fragments {
     }
 
     /// Keeps a frame until then, if there is room.
-    pub fn hold(&mut self, id: DatagramId, port: usize, frame: &[u8], now_ns: u64) -> bool {
-        let room = self.waiting < MAX_WAITING && self.waiting_bytes + frame.len() <= MAX_WAITING_BYTES;
+    pub fn hold(&mut self, id: DatagramId, waits: Waiting, now_ns: u64) -> bool {
+        let len = waits.frame.len();
+        let room = self.waiting < MAX_WAITING && self.waiting_bytes + len <= MAX_WAITING_BYTES;
         let Some(datagram) = self.datagrams.get_mut(&id).filter(|_| room) else { return false };
         let Fate::Unknown(waiting) = &mut datagram.fate else { return false };
         if waiting.is_empty() {
             self.waits.push_back((now_ns + WAIT_NS, datagram.serial, id));
         }
-        waiting.push(Waiting { port, frame: frame.to_vec() });
+        waiting.push(waits);
         self.waiting += 1;
-        self.waiting_bytes += frame.len();
+        self.waiting_bytes += len;
         true
     }
 
@@ -222,8 +234,12 @@ mod tests {
 
     const BACKEND: u32 = 7;
 
-    fn backend() -> BackendRef {
-        BackendRef::from_raw(BACKEND)
+    fn backend() -> Course {
+        Course::Backend(BackendRef::from_raw(BACKEND))
+    }
+
+    fn waiting(len: usize) -> Waiting {
+        Waiting { port: 0, vnet: VnetHeader::default(), frame: vec![0; len] }
     }
 
     fn id(id: u32) -> DatagramId {
@@ -263,7 +279,7 @@ mod tests {
             let mut fragments = Fragments::default();
             for (offset, more) in [(1600, false), (800, true)] {
                 assert_eq!(fragments.arrive(&fragment(1, offset, 800, more), 0), Step::Wait);
-                assert!(fragments.hold(id(1), 0, &[1, 2, 3], 0));
+                assert!(fragments.hold(id(1), waiting(3), 0));
             }
             assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), 0), Step::Decide);
             assert_eq!(fragments.decided(id(1), outcome).len(), 2);
@@ -293,7 +309,7 @@ mod tests {
         let mut held = 0;
         for of in 0..2 * MAX_DATAGRAMS as u32 {
             assert_eq!(fragments.arrive(&fragment(of, 800, 800, true), 0), Step::Wait);
-            held += usize::from(fragments.hold(id(of), 0, &[0; 1500], 0));
+            held += usize::from(fragments.hold(id(of), waiting(1500), 0));
             fragments.expire(0);
         }
         assert!(held >= MAX_WAITING && fragments.datagrams.len() <= MAX_DATAGRAMS);
@@ -327,7 +343,7 @@ mod tests {
                         prop_assert_eq!(to, backend());
                         sent += 1;
                     }
-                    Step::Wait => prop_assert!(fragments.hold(id(1), 0, &[0; 60], 0)),
+                    Step::Wait => prop_assert!(fragments.hold(id(1), waiting(60), 0)),
                     Step::Drop(reason) => prop_assert!(false, "{:?}", reason),
                 }
             }

@@ -22,10 +22,10 @@ use super::{
     maglev::{Maglev, Member},
 };
 use crate::{
-    io::filter::{self, Instruction},
+    io::{Instruction, filter},
     packet::{Mac, Protocol},
     segment::{Peer, PeerSpec},
-    stats::Traffic,
+    stats::TrafficByWorker,
 };
 
 /// What the control plane wants forwarded.
@@ -186,10 +186,10 @@ impl BackendRef {
 }
 
 /// What stays with a backend across snapshots: its counters and its resolved MAC.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BackendRuntime {
     /// Packets and bytes that were forwarded to it.
-    pub traffic: Traffic,
+    pub traffic: TrafficByWorker,
     /// The MAC in the low 48 bits, and a bit that says that there is one.
     mac: AtomicU64,
 }
@@ -197,6 +197,10 @@ pub struct BackendRuntime {
 const MAC_KNOWN: u64 = 1 << 48;
 
 impl BackendRuntime {
+    fn new(traffic: TrafficByWorker) -> Self {
+        Self { traffic, mac: AtomicU64::new(0) }
+    }
+
     /// Its hardware address, if known.
     pub fn mac(&self) -> Option<Mac> {
         let raw = self.mac.load(Ordering::Relaxed);
@@ -273,7 +277,7 @@ pub struct Vip {
     /// The services that take any other port.
     any: [Option<u32>; 2],
     /// Packets and bytes of all its services.
-    pub traffic: Arc<Traffic>,
+    pub traffic: Arc<TrafficByWorker>,
 }
 
 impl Vip {
@@ -392,12 +396,14 @@ impl Hasher for AddressHasher {
 /// Maglev tables that have not changed.
 #[derive(Debug, Default)]
 pub struct Compiler {
+    /// That count packets; at least one in any case.
+    workers: usize,
     generation: u64,
     slots: BTreeMap<u64, Kept>,
     slot_count: usize,
     generations: Vec<u32>,
     free: VecDeque<usize>,
-    vips: BTreeMap<IpAddr, (VipId, Arc<Traffic>)>,
+    vips: BTreeMap<IpAddr, (VipId, Arc<TrafficByWorker>)>,
     vip_count: u32,
     maglevs: HashMap<String, (Vec<Member>, u32, Arc<Maglev>)>,
     peers: Vec<Peer>,
@@ -413,6 +419,19 @@ struct Kept {
 }
 
 impl Compiler {
+    /// From the next snapshot on there are so many. The workers so far count nothing any more.
+    pub(crate) fn set_workers(&mut self, workers: usize) {
+        self.workers = workers;
+        for (_, traffic) in self.vips.values_mut() {
+            *traffic = Arc::new(traffic.divided_anew(workers));
+        }
+        for Kept { runtime, .. } in self.slots.values_mut() {
+            let renewed = BackendRuntime::new(runtime.traffic.divided_anew(workers));
+            renewed.set_mac(runtime.mac());
+            *runtime = Arc::new(renewed);
+        }
+    }
+
     /// The snapshot of a table.
     pub fn compile(&mut self, spec: &TableSpec) -> Snapshot {
         self.forget_what_is_gone(spec);
@@ -436,10 +455,10 @@ impl Compiler {
                 services.push(compiled);
             }
             rules.sort_unstable();
-            let vip_count = &mut self.vip_count;
+            let (vip_count, workers) = (&mut self.vip_count, self.workers);
             let (id, traffic) = self.vips.entry(vip.address).or_insert_with(|| {
                 *vip_count += 1;
-                (VipId(*vip_count), Arc::default())
+                (VipId(*vip_count), Arc::new(TrafficByWorker::new(workers)))
             });
             vips.push(Vip {
                 id: *id,
@@ -538,7 +557,7 @@ impl Compiler {
                 self.generations[slot] = (self.generations[slot] % ((1 << (32 - SLOT_BITS)) - 1)) + 1;
                 slot
             };
-            Kept { slot, runtime: Arc::default() }
+            Kept { slot, runtime: Arc::new(BackendRuntime::new(TrafficByWorker::new(self.workers))) }
         })
     }
 

@@ -66,7 +66,8 @@ fn flows() -> FlowTable {
 const NOW: u64 = 1 << 40;
 
 fn address_of(snapshot: &Snapshot, flows: &mut FlowTable, packet: &FlowPacket) -> Result<IpAddr, DropReason> {
-    decide(snapshot, flows, packet, Tick::from_ns(NOW)).map(|decision| decision.backend.address)
+    decide(snapshot, flows, packet, snapshot.hash_key.tuple(&packet.tuple), Tick::from_ns(NOW))
+        .map(|decision| decision.backend.address)
 }
 
 #[test]
@@ -183,12 +184,12 @@ fn counters_and_macs_survive_a_new_table() {
     let mut compiler = Compiler::default();
     let snapshot = compiler.compile(&spec(vec![backend(1, 1)]));
     let runtime = snapshot.backends().next().unwrap().runtime.clone();
-    runtime.traffic.count(60);
+    runtime.traffic.of(0).count(60);
     let mac = Mac([2, 0, 0, 0, 5, 5]);
     runtime.set_mac(Some(mac));
     let snapshot = compiler.compile(&spec(vec![backend(1, 9), backend(2, 1)]));
     let kept = snapshot.backends().find(|b| b.address == IpAddr::from([10, 0, 0, 1])).unwrap();
-    assert_eq!((kept.runtime.mac(), kept.runtime.traffic.packets.get()), (Some(mac), 1));
+    assert_eq!((kept.runtime.mac(), kept.runtime.traffic.packets()), (Some(mac), 1));
     assert_eq!(kept.port, Some(0));
 }
 

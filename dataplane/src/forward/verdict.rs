@@ -12,6 +12,8 @@ pub enum Verdict {
     Answer,
     /// Kept until the first fragment of its datagram says where it goes.
     Hold,
+    /// A copy went to the worker that has its flow.
+    HandOver,
     /// Not sent.
     Drop(DropReason),
 }
@@ -85,6 +87,8 @@ reasons! {
     EchoNotOurs = "echo_not_ours",
     /// The ring's slot was too small and the copy did not arrive.
     RingTruncated = "ring_truncated",
+    /// The worker that has its flow had too many frames of others to look at.
+    HandoverFull = "handover_full",
     /// The outgoing queue was full.
     SendFailed = "send_failed",
 }

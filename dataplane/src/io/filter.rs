@@ -4,26 +4,12 @@
 
 use std::net::IpAddr;
 
+use super::bpf::{AND, Instruction, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD, RETURN, instruction, only_if};
 use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ndp};
-
-/// One instruction, as the kernel wants it (struct sock_filter).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Instruction {
-    pub(crate) code: u16,
-    pub(crate) jump_true: u8,
-    pub(crate) jump_false: u8,
-    pub(crate) operand: u32,
-}
 
 /// Compared one after the other; more VIPs than this are covered by shorter prefixes.
 const MAX_PREFIXES: usize = 16;
 
-const LOAD_BYTE: u16 = 0x30;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_WORD: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP_EQUAL: u16 = 0x15;
-const RETURN: u16 = 0x06;
 const WHOLE_FRAME: u32 = 0x40000;
 const ETHERTYPE_AT: u32 = 12;
 const IPV4_DESTINATION_AT: u32 = 30;
@@ -34,11 +20,7 @@ const ICMPV6_TYPE_AT: u32 = 54;
 const ICMPV6: u32 = 58;
 
 const ACCEPT: Instruction = instruction(RETURN, WHOLE_FRAME);
-const REJECT: Instruction = instruction(RETURN, 0);
-
-const fn instruction(code: u16, operand: u32) -> Instruction {
-    Instruction { code, jump_true: 0, jump_false: 0, operand }
-}
+pub(super) const REJECT: Instruction = instruction(RETURN, 0);
 
 /// The filter for a set of VIPs.
 pub(crate) fn program(vips: &[IpAddr]) -> Vec<Instruction> {
@@ -52,8 +34,8 @@ pub(crate) fn program(vips: &[IpAddr]) -> Vec<Instruction> {
         IpAddr::V6(vip) => Some(u128::from(*vip) as u32),
     });
     let mut program = vec![instruction(LOAD_HALF, ETHERTYPE_AT)];
-    program.extend(only_if(ETHERTYPE_ARP, vec![ACCEPT]));
-    program.extend(only_if(ETHERTYPE_IPV4, destinations(IPV4_DESTINATION_AT, words_v4.collect())));
+    program.extend(only_if(ETHERTYPE_ARP.into(), vec![ACCEPT]));
+    program.extend(only_if(ETHERTYPE_IPV4.into(), destinations(IPV4_DESTINATION_AT, words_v4.collect())));
     let mut ipv6 = vec![
         instruction(LOAD_BYTE, NEXT_HEADER_AT),
         Instruction { jump_false: 4, ..instruction(JUMP_EQUAL, ICMPV6) },
@@ -63,16 +45,9 @@ pub(crate) fn program(vips: &[IpAddr]) -> Vec<Instruction> {
         ACCEPT,
     ];
     ipv6.extend(destinations(IPV6_DESTINATION_AT, words_v6.collect()));
-    program.extend(only_if(ETHERTYPE_IPV6, ipv6));
+    program.extend(only_if(ETHERTYPE_IPV6.into(), ipv6));
     program.push(REJECT);
     program
-}
-
-/// The loaded ethertype decides whether a part that always returns is run.
-fn only_if(ethertype: u16, part: Vec<Instruction>) -> Vec<Instruction> {
-    // A part has a few dozen instructions.
-    let over = Instruction { jump_false: part.len() as u8, ..instruction(JUMP_EQUAL, ethertype.into()) };
-    [vec![over], part].concat()
 }
 
 /// Accepts frames whose word at `at` is in one of the networks that cover `words`, and rejects others.
@@ -108,23 +83,8 @@ mod tests {
 
     use super::*;
 
-    /// Runs a program on a frame as the kernel would.
     fn accepts(program: &[Instruction], frame: &[u8]) -> bool {
-        let (mut at, mut a) = (0, 0u32);
-        loop {
-            let i = program[at];
-            at += 1;
-            let k = i.operand as usize;
-            match i.code {
-                LOAD_BYTE => a = frame[k].into(),
-                LOAD_HALF => a = u16::from_be_bytes(frame[k..k + 2].try_into().unwrap()).into(),
-                LOAD_WORD => a = u32::from_be_bytes(frame[k..k + 4].try_into().unwrap()),
-                AND => a &= i.operand,
-                JUMP_EQUAL => at += usize::from(if a == i.operand { i.jump_true } else { i.jump_false }),
-                RETURN => return i.operand != 0,
-                code => panic!("code {code:#x}"),
-            }
-        }
+        super::super::bpf::run(program, frame, 0) != 0
     }
 
     fn frame(ethertype: u16, destination: IpAddr) -> Vec<u8> {

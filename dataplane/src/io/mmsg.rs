@@ -10,15 +10,16 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
-    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, MAX_FRAME_LEN, PortConfig, TRUNCATED, VNET_HEADER_LEN,
-    filter::Instruction, is_vlan_tagged, memory::HugeSlice, out_port, socket::PacketSocket,
+    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, TRUNCATED,
+    fanout::Opening, is_vlan_tagged, memory::HugeSlice, out_port, socket::PacketSocket,
 };
 use crate::{
     forward::Verdict,
+    packet::VnetHeader,
     worker::{Core, Sent},
 };
 
-const BUFFER_LEN: usize = (VNET_HEADER_LEN + MAX_FRAME_LEN).next_multiple_of(4096);
+const BUFFER_LEN: usize = (VnetHeader::LEN + MAX_FRAME_LEN).next_multiple_of(4096);
 
 pub(super) struct MmsgEngine {
     ports: Vec<Port>,
@@ -72,16 +73,16 @@ impl MmsgEngine {
     pub(super) fn start(
         ports: &[PortConfig],
         wake: BorrowedFd<'_>,
-        filter: &[Instruction],
+        opening: &mut Opening<'_>,
     ) -> Result<Self, EngineError> {
         let ports = ports
             .iter()
             .map(|port| {
                 let sender = Exit::new(PacketSocket::sender(port)?);
                 let segmenter = Exit::new(PacketSocket::segmenter(port)?);
-                let receiver = PacketSocket::receiver(port, filter)?;
+                let receiver = opening.receiver(port)?;
                 receiver.request_auxdata()?;
-                receiver.bind_all(port.ifindex)?;
+                opening.bind(&receiver, port)?;
                 Ok(Port { receiver, sender, segmenter })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
@@ -96,19 +97,24 @@ impl MmsgEngine {
     /// Judges and sends what one interface has. Whether there was anything.
     fn drain_port(&mut self, port: usize, core: &mut Core) -> bool {
         let received = self.batch.receive(&self.ports[port].receiver);
-        for index in 0..received {
+        let mut sights = [None; BATCH];
+        for (index, sight) in sights.iter_mut().enumerate().take(received) {
+            let (len, _) = self.batch.received(index);
+            *sight = self.batch.buffer(index, len).get(VnetHeader::LEN..).map(|frame| core.look(frame));
+        }
+        for (index, sight) in sights.iter().enumerate().take(received) {
             let (len, vlan_tagged) = self.batch.received(index);
             let bytes = self.batch.buffer(index, len);
-            let Some((vnet, frame)) = bytes.split_at_mut_checked(VNET_HEADER_LEN) else {
+            let (Some((vnet, frame)), Some(sight)) = (bytes.split_first_chunk_mut(), sight) else {
                 core.count_unseen(TRUNCATED);
                 continue;
             };
-            let meta = FrameMeta::new(vlan_tagged, vnet);
-            let verdict = core.judge(port, meta, frame);
+            let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
+            let verdict = core.judge(port, meta, frame, sight);
             if let Some(out) = out_port(verdict, port) {
                 let sent = if verdict == Verdict::Answer { Sent::Answered } else { Sent::Forwarded };
                 let out = &mut self.ports[out];
-                let exit = if meta.gso_size.is_some() { &mut out.segmenter } else { &mut out.sender };
+                let exit = if meta.vnet.is_super() { &mut out.segmenter } else { &mut out.sender };
                 exit.outgoing.push(Outgoing { buffer: index, len, sent });
             }
         }
@@ -215,8 +221,10 @@ impl Engine for MmsgEngine {
         Ok(())
     }
 
-    fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()> {
-        self.ports[port].sender.socket.send(frame)
+    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
+        let port = &self.ports[port];
+        let exit = if vnet.is_super() { &port.segmenter } else { &port.sender };
+        exit.socket.send(vnet, frame)
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {

@@ -5,6 +5,8 @@
 //! says, in the order of arrival. The ring engine is the default; `multishot` needs no mapped ring, `mmsg` no
 //! io_uring.
 
+mod bpf;
+mod fanout;
 pub(crate) mod filter;
 pub mod memory;
 mod mmsg;
@@ -20,16 +22,16 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use bpf::Instruction;
+pub(crate) use fanout::{Fanout, Share};
 pub use socket::SocketError;
 
 use crate::{
     forward::{DropReason, Verdict},
+    packet::VnetHeader,
     worker::Core,
 };
 
-/// The header that PACKET_VNET_HDR puts before each frame (struct virtio_net_hdr): without it, a frame
-/// with a partial checksum would be sent on broken, and a super-frame could not be sent at all.
-pub(crate) const VNET_HEADER_LEN: usize = 10;
 /// Frames judged before the next look at the table and the clock.
 pub(crate) const BATCH: usize = 64;
 /// The longest frame: a super-frame of 64 KiB with its headers.
@@ -61,20 +63,8 @@ impl fmt::Display for EngineKind {
 pub struct FrameMeta {
     /// It carries a VLAN tag, which the kernel has taken out of the frame.
     pub vlan_tagged: bool,
-    /// The size of the segments that a super-frame stands for.
-    pub gso_size: Option<u16>,
-}
-
-impl FrameMeta {
-    /// From the vnet header. Its numbers are in the machine's byte order.
-    fn new(vlan_tagged: bool, vnet: &[u8]) -> Self {
-        const GSO_NONE: u8 = 0;
-        let gso_size = match vnet {
-            [_, gso_type, _, _, low, high, ..] if *gso_type != GSO_NONE => Some(u16::from_ne_bytes([*low, *high])),
-            _ => None,
-        };
-        Self { vlan_tagged, gso_size }
-    }
+    /// What stands before it.
+    pub vnet: VnetHeader,
 }
 
 /// An interface to receive from and to send to.
@@ -93,35 +83,36 @@ pub(crate) trait Engine {
     /// Judges and sends a batch of every interface that has frames; waits for at most `wait` if none
     /// has.
     fn turn(&mut self, wait: Duration, core: &mut Core) -> io::Result<()>;
-    /// Sends a frame that the worker made.
-    fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()>;
+    /// Sends a frame that is not of the present batch.
+    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()>;
     /// Replaces the filter in front of the sockets.
-    fn set_filter(&mut self, program: &[filter::Instruction]) -> io::Result<()>;
+    fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()>;
     /// Frames that the kernel dropped for want of room, since the last call.
     fn lost(&mut self) -> u64;
 }
 
-/// Makes engines of one kind.
+/// Makes engines of one kind for one worker.
 pub(crate) struct EngineFactory {
     /// Which.
     pub(crate) kind: EngineKind,
+    /// Whose.
+    pub(crate) share: Share,
     /// Ends their waiting.
     pub(crate) wake: OwnedFd,
 }
 
 impl EngineFactory {
     /// Opens the sockets and starts an engine on the calling thread, which must be the one that uses it.
-    pub(crate) fn start(
-        &self,
-        ports: &[PortConfig],
-        filter: &[filter::Instruction],
-    ) -> Result<Box<dyn Engine>, EngineError> {
+    pub(crate) fn start(&self, ports: &[PortConfig], filter: &[Instruction]) -> Result<Box<dyn Engine>, EngineError> {
         let wake = self.wake.as_fd();
-        Ok(match self.kind {
-            EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, filter)?),
-            EngineKind::Multishot => Box::new(multishot::MultishotEngine::start(ports, wake, filter)?),
-            EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, filter)?),
-        })
+        let mut opening = self.share.open(ports, filter)?;
+        let engine: Box<dyn Engine> = match self.kind {
+            EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, &mut opening)?),
+            EngineKind::Multishot => Box::new(multishot::MultishotEngine::start(ports, wake, &mut opening)?),
+            EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, &mut opening)?),
+        };
+        opening.done();
+        Ok(engine)
     }
 }
 
@@ -134,6 +125,9 @@ pub enum EngineError {
     /// io_uring is not to be had.
     #[error("io_uring: {0}{hint}", hint = uring_hint(.0))]
     Uring(io::Error),
+    /// The workers before this one have not opened theirs.
+    #[error("the workers before this one have not opened their sockets yet")]
+    NotInTurn,
 }
 
 fn uring_hint(error: &io::Error) -> &'static str {
@@ -150,7 +144,7 @@ fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
     match verdict {
         Verdict::Forward { port } => Some(port),
         Verdict::Answer => Some(came_by),
-        Verdict::Hold | Verdict::Drop(_) => None,
+        Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => None,
     }
 }
 

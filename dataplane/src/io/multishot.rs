@@ -19,15 +19,15 @@ use io_uring::{
 };
 
 use super::{
-    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, MAX_FRAME_LEN, PortConfig, TRUNCATED, VNET_HEADER_LEN,
-    filter::Instruction,
+    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, TRUNCATED,
+    fanout::Opening,
     is_vlan_tagged,
     memory::{HugeSlice, Zeroed},
     out_port,
     socket::PacketSocket,
     uring::{Descriptors, Event, Uring},
 };
-use crate::worker::Core;
+use crate::{packet::VnetHeader, worker::Core};
 
 /// Buffers of the ring; a power of two.
 const BUFFERS: u16 = 512;
@@ -35,7 +35,7 @@ const BUFFERS: u16 = 512;
 const GROUP: u16 = 0;
 /// struct io_uring_recvmsg_out stands before the control message.
 const PAYLOAD_AT: usize = 16 + CONTROL_LEN;
-const BUFFER_LEN: usize = (PAYLOAD_AT + VNET_HEADER_LEN + MAX_FRAME_LEN).next_multiple_of(4096);
+const BUFFER_LEN: usize = (PAYLOAD_AT + VnetHeader::LEN + MAX_FRAME_LEN).next_multiple_of(4096);
 
 pub(super) struct MultishotEngine {
     uring: Uring,
@@ -115,16 +115,16 @@ impl MultishotEngine {
     pub(super) fn start(
         ports: &[PortConfig],
         wake: BorrowedFd<'_>,
-        filter: &[Instruction],
+        opening: &mut Opening<'_>,
     ) -> Result<Self, EngineError> {
         let mut uring = Uring::new(wake)?;
         let ports = ports
             .iter()
             .map(|port| {
                 let (sender, segmenter) = (PacketSocket::sender(port)?, PacketSocket::segmenter(port)?);
-                let receiver = PacketSocket::receiver(port, filter)?;
+                let receiver = opening.receiver(port)?;
                 receiver.request_auxdata()?;
-                receiver.bind_all(port.ifindex)?;
+                opening.bind(&receiver, port)?;
                 Ok(Port { receiver, sender, segmenter, armed: false })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
@@ -199,14 +199,15 @@ impl MultishotEngine {
         };
         let payload = &mut bytes[PAYLOAD_AT..];
         let whole = payload.as_ptr_range();
-        let Some((vnet, frame)) = payload.split_at_mut_checked(VNET_HEADER_LEN) else {
+        let Some((vnet, frame)) = payload.split_first_chunk_mut() else {
             return core.count_unseen(TRUNCATED);
         };
-        let meta = FrameMeta::new(vlan_tagged, vnet);
-        let verdict = core.judge(port, meta, frame);
+        let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
+        let sight = core.look(frame);
+        let verdict = core.judge(port, meta, frame, &sight);
         if let Some(out) = out_port(verdict, port) {
             // SAFETY: the buffer is provided to the kernel again only after the submit.
-            unsafe { self.uring.queue_send(out, whole, meta.gso_size.is_some(), verdict) };
+            unsafe { self.uring.queue_send(out, whole, meta.vnet.is_super(), verdict) };
         }
     }
 }
@@ -220,8 +221,10 @@ impl Engine for MultishotEngine {
         self.judge(core)
     }
 
-    fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()> {
-        self.ports[port].sender.send(frame)
+    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
+        let port = &self.ports[port];
+        let sender = if vnet.is_super() { &port.segmenter } else { &port.sender };
+        sender.send(vnet, frame)
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {

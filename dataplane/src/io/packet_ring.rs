@@ -13,10 +13,11 @@ use std::{
 };
 
 use super::{
-    FrameMeta, PortConfig, SocketError, VNET_HEADER_LEN,
-    filter::Instruction,
+    FrameMeta, PortConfig, SocketError,
+    fanout::Opening,
     socket::{PacketSocket, RingRequest},
 };
+use crate::packet::VnetHeader;
 
 const SLOTS: u32 = 4096;
 /// Memory of one ring at most; with jumbo frames there are fewer slots.
@@ -64,27 +65,43 @@ pub(super) struct PacketRing {
     socket: PacketSocket,
 }
 
-/// A frame that was taken.
-pub(super) enum Taken<'a> {
-    /// It stands in the ring, behind its vnet header.
-    InPlace {
-        /// Vnet header and frame.
-        bytes: &'a mut [u8],
-        /// What the kernel says beside them.
-        meta: FrameMeta,
-    },
-    /// It was longer than a slot and waits, whole, in the socket's queue.
+/// A frame that stands in the ring, behind its vnet header.
+pub(super) struct Whole<'a> {
+    /// Vnet header and frame.
+    pub(super) bytes: &'a mut [u8],
+    /// What the kernel says beside them.
+    pub(super) meta: FrameMeta,
+}
+
+/// A frame that was longer than a slot.
+pub(super) enum Other {
+    /// It waits, whole, in the socket's queue.
     Queued {
         /// Whether it carries a VLAN tag.
         vlan_tagged: bool,
     },
-    /// It was longer than a slot, and the queue had no room.
+    /// The queue had no room.
     Truncated,
 }
 
+/// A slot that the kernel has filled.
+struct Filled {
+    slot: NonNull<SlotHeader>,
+    status: u32,
+    len: usize,
+    captured_len: usize,
+    mac_at: usize,
+}
+
+impl Filled {
+    fn is_whole(&self) -> bool {
+        self.status & TP_STATUS_COPY == 0 && self.captured_len >= self.len && self.mac_at >= VnetHeader::LEN
+    }
+}
+
 impl PacketRing {
-    pub(super) fn open(port: &PortConfig, filter: &[Instruction]) -> Result<Self, SocketError> {
-        let socket = PacketSocket::receiver(port, filter)?;
+    pub(super) fn open(port: &PortConfig, opening: &mut Opening<'_>) -> Result<Self, SocketError> {
+        let socket = opening.receiver(port)?;
         let slot_size = (port.mtu + HEADROOM).next_power_of_two().clamp(2048, BLOCK_BYTES);
         let slot_count = SLOTS.min(MAX_RING_BYTES / slot_size);
         let slots_per_block = BLOCK_BYTES / slot_size;
@@ -114,12 +131,35 @@ impl PacketRing {
             taken: 0,
             socket,
         };
-        ring.socket.bind_all(port.ifindex)?;
+        opening.bind(&ring.socket, port)?;
         Ok(ring)
     }
 
-    /// Takes the next frame, if the kernel has filled its slot. It is ours until [`Self::give_back`].
-    pub(super) fn take(&mut self) -> Option<Taken<'_>> {
+    /// Takes the next frames that stand in the ring whole, up to one that does not. They are ours until
+    /// [`Self::give_back`].
+    pub(super) fn take_whole<'a>(&'a mut self, places: &mut [Option<Whole<'a>>]) -> usize {
+        for (count, place) in places.iter_mut().enumerate() {
+            // SAFETY: the slots are taken one after the other and none twice before `give_back`, which needs the ring
+            // that is borrowed for 'a.
+            match self.filled().and_then(|filled| unsafe { self.whole(&filled) }) {
+                Some(whole) => *place = Some(whole),
+                None => return count,
+            }
+            self.advance();
+        }
+        places.len()
+    }
+
+    /// Takes the next frame, if it does not stand in the ring whole.
+    pub(super) fn take_other(&mut self) -> Option<Other> {
+        let filled = self.filled().filter(|filled| !filled.is_whole())?;
+        self.advance();
+        let vlan_tagged = filled.status & TP_STATUS_VLAN_VALID != 0;
+        Some(if filled.status & TP_STATUS_COPY != 0 { Other::Queued { vlan_tagged } } else { Other::Truncated })
+    }
+
+    /// The next slot, if the kernel has filled it.
+    fn filled(&self) -> Option<Filled> {
         if self.taken == self.slot_count {
             return None;
         }
@@ -130,30 +170,34 @@ impl PacketRing {
         if status & TP_STATUS_USER == 0 {
             return None;
         }
-        self.next = (self.next + 1) & (self.slot_count - 1);
-        self.taken += 1;
         // SAFETY: the acquire load saw TP_STATUS_USER: the kernel has written these fields before it,
         // and leaves them alone until the status goes back to TP_STATUS_KERNEL.
         let (len, captured_len, mac_at) = unsafe {
             let header = slot.as_ptr();
             ((*header).len as usize, (*header).captured_len as usize, usize::from((*header).mac_at))
         };
-        let vlan_tagged = status & TP_STATUS_VLAN_VALID != 0;
-        if status & TP_STATUS_COPY != 0 {
-            return Some(Taken::Queued { vlan_tagged });
-        }
-        if captured_len < len {
-            return Some(Taken::Truncated);
-        }
+        Some(Filled { slot, status, len, captured_len, mac_at })
+    }
+
+    fn advance(&mut self) {
+        self.next = (self.next + 1) & (self.slot_count - 1);
+        self.taken += 1;
+    }
+
+    /// The frame in a slot.
+    ///
+    /// # Safety
+    /// Nothing else refers to the slot's bytes during 'a, and it is not given back.
+    unsafe fn whole<'a>(&self, filled: &Filled) -> Option<Whole<'a>> {
         // With PACKET_VNET_HDR the vnet header stands right before the frame.
-        let from = mac_at.checked_sub(VNET_HEADER_LEN)?;
-        assert!(mac_at + len <= self.slot_size, "the kernel wrote past its slot");
-        // SAFETY: the range lies in the slot by the assertion above; the slot is ours alone as above, and
-        // the borrow of self prevents giving it back while the slice lives.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(slot.as_ptr().cast::<u8>().add(from), VNET_HEADER_LEN + len) };
-        let meta = FrameMeta::new(vlan_tagged, &bytes[..VNET_HEADER_LEN]);
-        Some(Taken::InPlace { bytes, meta })
+        let from = filled.mac_at.checked_sub(VnetHeader::LEN).filter(|_| filled.is_whole())?;
+        assert!(filled.mac_at + filled.len <= self.slot_size, "the kernel wrote past its slot");
+        let start = filled.slot.as_ptr().cast::<u8>();
+        // SAFETY: the range lies in the slot by the assertion above; the slot is ours alone, as the caller says.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start.add(from), VnetHeader::LEN + filled.len) };
+        let vlan_tagged = filled.status & TP_STATUS_VLAN_VALID != 0;
+        let meta = FrameMeta { vlan_tagged, vnet: VnetHeader::read(bytes).unwrap_or_default() };
+        Some(Whole { bytes, meta })
     }
 
     /// Gives the slots of all taken frames back to the kernel. Nobody may read them any more.
@@ -168,7 +212,7 @@ impl PacketRing {
         self.taken = 0;
     }
 
-    /// Takes the frame that [`Taken::Queued`] spoke of.
+    /// Takes the frame that [`Other::Queued`] spoke of.
     pub(super) fn receive_queued(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut receive = || rustix::net::recv(&self.socket, &mut *buffer, rustix::net::RecvFlags::DONTWAIT);
         let received = match receive() {

@@ -9,15 +9,17 @@ use std::{
 };
 
 use super::{
-    BATCH, Engine, EngineError, FrameMeta, MAX_FRAME_LEN, PortConfig, TRUNCATED, VNET_HEADER_LEN,
-    filter::Instruction,
+    BATCH, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, TRUNCATED,
+    fanout::Opening,
     out_port,
-    packet_ring::{PacketRing, Taken},
+    packet_ring::{Other, PacketRing, Whole},
     socket::PacketSocket,
     uring::{Descriptors, Event, Uring, poll},
 };
-use crate::worker::Core;
+use crate::{packet::VnetHeader, worker::Core};
 
+/// Frames that are looked at before the first of them is judged.
+const LOOK_AHEAD: usize = 16;
 /// Super-frames that can wait for one submit.
 const COPY_BUFFERS: usize = 16;
 
@@ -47,14 +49,14 @@ impl RingEngine {
     pub(super) fn start(
         ports: &[PortConfig],
         wake: BorrowedFd<'_>,
-        filter: &[Instruction],
+        opening: &mut Opening<'_>,
     ) -> Result<Self, EngineError> {
         let mut uring = Uring::new(wake)?;
         let ports = ports
             .iter()
             .map(|port| {
                 let (sender, segmenter) = (PacketSocket::sender(port)?, PacketSocket::segmenter(port)?);
-                Ok(Port { ring: PacketRing::open(port, filter)?, sender, segmenter, armed: false })
+                Ok(Port { ring: PacketRing::open(port, opening)?, sender, segmenter, armed: false })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         let descriptors = |port: &Port| Descriptors {
@@ -63,7 +65,7 @@ impl RingEngine {
             receiver: port.ring.fd().as_raw_fd(),
         };
         uring.register(&ports.iter().map(descriptors).collect::<Vec<_>>())?;
-        let buffers = (0..COPY_BUFFERS).map(|_| vec![0; VNET_HEADER_LEN + MAX_FRAME_LEN].into()).collect();
+        let buffers = (0..COPY_BUFFERS).map(|_| vec![0; VnetHeader::LEN + MAX_FRAME_LEN].into()).collect();
         Ok(Self { uring, ports, copies: Copies { buffers, used: 0 }, events: Vec::new() })
     }
 
@@ -71,46 +73,70 @@ impl RingEngine {
     fn drain_port(&mut self, port: usize, core: &mut Core) -> io::Result<bool> {
         let mut judged = 0;
         while judged < BATCH {
-            let Some(taken) = self.ports[port].ring.take() else { break };
-            judged += 1;
-            let (frame, verdict, is_super) = match taken {
-                Taken::InPlace { bytes, meta } => {
-                    let verdict = core.judge(port, meta, &mut bytes[VNET_HEADER_LEN..]);
-                    (bytes.as_ptr_range(), verdict, meta.gso_size.is_some())
-                }
-                Taken::Truncated => {
-                    core.count_unseen(TRUNCATED);
-                    continue;
-                }
-                Taken::Queued { vlan_tagged } => {
-                    let buffer = &mut self.copies.buffers[self.copies.used];
-                    let Ok(len) = self.ports[port].ring.receive_queued(buffer) else {
-                        core.count_unseen(TRUNCATED);
-                        continue;
-                    };
-                    let Some((vnet, frame)) = buffer[..len].split_at_mut_checked(VNET_HEADER_LEN) else {
-                        core.count_unseen(TRUNCATED);
-                        continue;
-                    };
-                    let meta = FrameMeta::new(vlan_tagged, vnet);
-                    let verdict = core.judge(port, meta, frame);
-                    self.copies.used += 1;
-                    (buffer[..len].as_ptr_range(), verdict, meta.gso_size.is_some())
-                }
+            judged += match self.judge_whole(port, core) {
+                0 => match self.ports[port].ring.take_other() {
+                    Some(other) => {
+                        self.judge_other(port, other, core)?;
+                        1
+                    }
+                    None => break,
+                },
+                count => count,
             };
-            if let Some(out) = out_port(verdict, port) {
-                // SAFETY: a ring slot is ours until `give_back`, a copy until `used` is reset; both come after a submit.
-                unsafe { self.uring.queue_send(out, frame, is_super, verdict) };
-            }
-            if self.copies.used == COPY_BUFFERS {
-                self.submit()?;
-            }
         }
         if judged > 0 {
             self.submit()?;
             self.ports[port].ring.give_back();
         }
         Ok(judged > 0)
+    }
+
+    /// Judges frames that stand in the ring: first a look at some of them, then their judgement. How many.
+    fn judge_whole(&mut self, port: usize, core: &mut Core) -> usize {
+        let mut frames = [const { None }; LOOK_AHEAD];
+        let count = self.ports[port].ring.take_whole(&mut frames);
+        let seen = frames.map(|frame| {
+            frame.map(|frame| {
+                let sight = core.look(&frame.bytes[VnetHeader::LEN..]);
+                (frame, sight)
+            })
+        });
+        for (Whole { bytes, meta }, sight) in seen.into_iter().flatten() {
+            let whole = bytes.as_ptr_range();
+            let verdict = core.judge(port, meta, &mut bytes[VnetHeader::LEN..], &sight);
+            if let Some(out) = out_port(verdict, port) {
+                // SAFETY: a ring slot is ours until `give_back`, which comes after a submit.
+                unsafe { self.uring.queue_send(out, whole, meta.vnet.is_super(), verdict) };
+            }
+        }
+        count
+    }
+
+    /// Judges a frame that does not stand in the ring.
+    fn judge_other(&mut self, port: usize, other: Other, core: &mut Core) -> io::Result<()> {
+        let Other::Queued { vlan_tagged } = other else {
+            core.count_unseen(TRUNCATED);
+            return Ok(());
+        };
+        let buffer = &mut self.copies.buffers[self.copies.used];
+        let received = self.ports[port].ring.receive_queued(buffer).unwrap_or(0);
+        let whole = buffer[..received].as_ptr_range();
+        let Some((vnet, frame)) = buffer[..received].split_first_chunk_mut() else {
+            core.count_unseen(TRUNCATED);
+            return Ok(());
+        };
+        let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
+        let sight = core.look(frame);
+        let verdict = core.judge(port, meta, frame, &sight);
+        if let Some(out) = out_port(verdict, port) {
+            self.copies.used += 1;
+            // SAFETY: a copy is left alone until `used` is reset, after a submit.
+            unsafe { self.uring.queue_send(out, whole, meta.vnet.is_super(), verdict) };
+        }
+        if self.copies.used == COPY_BUFFERS {
+            self.submit()?;
+        }
+        Ok(())
     }
 
     /// Has the kernel carry out all gathered sends before it returns.
@@ -165,8 +191,10 @@ impl Engine for RingEngine {
         Ok(())
     }
 
-    fn send(&mut self, port: usize, frame: &[u8]) -> io::Result<()> {
-        self.ports[port].sender.send(frame)
+    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
+        let port = &self.ports[port];
+        let sender = if vnet.is_super() { &port.segmenter } else { &port.sender };
+        sender.send(vnet, frame)
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {

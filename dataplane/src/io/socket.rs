@@ -7,7 +7,8 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use super::{PortConfig, filter::Instruction};
+use super::{PortConfig, bpf::Instruction};
+use crate::packet::VnetHeader;
 
 /// Why a packet socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,11 @@ const PACKET_QDISC_BYPASS: libc::c_int = 20;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 const PACKET_RX_RING: libc::c_int = 5;
 const PACKET_STATISTICS: libc::c_int = 6;
+const PACKET_FANOUT: libc::c_int = 18;
+const PACKET_FANOUT_DATA: libc::c_int = 22;
+const PACKET_FANOUT_CBPF: u32 = 6;
+const PACKET_FANOUT_FLAG_UNIQUEID: u32 = 0x2000;
+const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: u32 = 0x4000;
 
 const RECEIVE_BUFFER: libc::c_int = 16 << 20;
 const SEND_BUFFER: libc::c_int = 8 << 20;
@@ -138,43 +144,57 @@ impl PacketSocket {
         self.bind(ifindex, (libc::ETH_P_ALL as u16).to_be())
     }
 
+    /// Founds a fanout group, in which a program picks the socket for each frame. The group's number.
+    pub(super) fn found_group(&self, program: &[Instruction]) -> Result<u16, SocketError> {
+        self.fanout(0, PACKET_FANOUT_FLAG_UNIQUEID)?;
+        self.set_program(libc::SOL_PACKET, PACKET_FANOUT_DATA, program)
+            .map_err(|error| self.error("PACKET_FANOUT_DATA", error))?;
+        // SAFETY: a number.
+        let group: io::Result<u32> = unsafe { self.get_option(PACKET_FANOUT) };
+        Ok(group.map_err(|error| self.error("asking for PACKET_FANOUT", error))? as u16)
+    }
+
+    /// Joins one, behind those that are in it.
+    pub(super) fn join_group(&self, id: u16) -> Result<(), SocketError> {
+        self.fanout(id, 0)
+    }
+
+    fn fanout(&self, id: u16, flags: u32) -> Result<(), SocketError> {
+        // The option of the single socket does not count in a group.
+        let kind = PACKET_FANOUT_CBPF | PACKET_FANOUT_FLAG_IGNORE_OUTGOING | flags;
+        self.set(libc::SOL_PACKET, PACKET_FANOUT, &(u32::from(id) | kind << 16), "PACKET_FANOUT")
+    }
+
     /// Replaces the filter; the change is atomic.
     pub(super) fn attach(&self, filter: &[Instruction]) -> io::Result<()> {
-        let mut program: Vec<libc::sock_filter> = filter
+        self.set_program(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter)
+    }
+
+    fn set_program(&self, level: libc::c_int, option: libc::c_int, program: &[Instruction]) -> io::Result<()> {
+        let mut program: Vec<libc::sock_filter> = program
             .iter()
             .map(|i| libc::sock_filter { code: i.code, jt: i.jump_true, jf: i.jump_false, k: i.operand })
             .collect();
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+        self.set_option(level, option, &program)
     }
 
     /// Frames that the kernel dropped since the last call.
     pub(super) fn lost(&self) -> u64 {
         #[repr(C)]
-        #[derive(Default)]
+        #[derive(Clone, Copy, Default)]
         struct Statistics {
             packets: u32,
             drops: u32,
         }
-        let mut statistics = Statistics::default();
-        let mut len = size_of::<Statistics>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` bytes, the size of the struct that it is given.
-        let outcome = unsafe {
-            libc::getsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                PACKET_STATISTICS,
-                (&raw mut statistics).cast(),
-                &raw mut len,
-            )
-        };
-        if outcome == 0 { statistics.drops.into() } else { 0 }
+        // SAFETY: two numbers.
+        let statistics: io::Result<Statistics> = unsafe { self.get_option(PACKET_STATISTICS) };
+        statistics.map_or(0, |statistics| statistics.drops.into())
     }
 
-    /// Sends one frame with an empty vnet header, at once or not at all.
-    pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let vnet = [0u8; super::VNET_HEADER_LEN];
-        let parts = [io::IoSlice::new(&vnet), io::IoSlice::new(frame)];
+    /// Sends one frame, at once or not at all.
+    pub(super) fn send(&self, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
+        let parts = [io::IoSlice::new(&vnet.0), io::IoSlice::new(frame)];
         // MSG_DONTWAIT, because the worker has other frames.
         let socket = socket2::SockRef::from(&self.fd);
         socket.send_vectored_with_flags(&parts, libc::MSG_DONTWAIT).map(drop)
@@ -227,6 +247,21 @@ impl PacketSocket {
             )
         };
         if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// An option of packet sockets.
+    ///
+    /// # Safety
+    /// Any bytes are a value of `T`.
+    unsafe fn get_option<T: Copy + Default>(&self, option: libc::c_int) -> io::Result<T> {
+        let mut value = T::default();
+        let mut len = size_of::<T>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes, the size of the value that it is given, of which the caller
+        // says that any bytes will do.
+        let outcome = unsafe {
+            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_PACKET, option, (&raw mut value).cast(), &raw mut len)
+        };
+        if outcome == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
     }
 
     pub(super) fn error(&self, step: &'static str, source: io::Error) -> SocketError {

@@ -9,10 +9,12 @@ pub mod icmp;
 pub mod ndp;
 pub mod parse;
 pub mod rewrite;
+mod vnet;
 
 use std::{fmt, net::IpAddr};
 
 pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, parse};
+pub use vnet::VnetHeader;
 
 /// Destination, source, ethertype (IEEE 802.3 3.2).
 pub const ETHERNET_HEADER_LEN: usize = 14;

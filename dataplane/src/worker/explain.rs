@@ -37,7 +37,7 @@ impl Core {
     /// Whether this node may answer for an address at this moment.
     fn answers(&self, address: IpAddr) -> bool {
         let owned = self.snapshot.vip(address).is_some_and(|vip| vip.owned.is_some());
-        owned && self.announcer.is_active(address) && self.shared.lease.is_valid()
+        owned && self.speaker.announcer.is_active(address) && self.shared.lease.is_valid()
     }
 
     fn explain_address(&self, kind: Kind, destination: Option<IpAddr>) -> Explanation {

@@ -8,9 +8,11 @@ use super::*;
 use crate::{
     forward::{
         flow::Timeouts,
-        table::{BackendSpec, Compiler, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+        steering::Steering,
+        table::{BackendSpec, BackendState, Compiler, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     },
-    packet::Protocol,
+    packet::{Fragment, Protocol, arp, ndp},
+    report::Report,
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -32,12 +34,12 @@ impl Engine for Sink {
         Ok(())
     }
 
-    fn send(&mut self, _: usize, _: &[u8]) -> io::Result<()> {
+    fn send(&mut self, _: usize, _: &VnetHeader, _: &[u8]) -> io::Result<()> {
         self.0 += 1;
         Ok(())
     }
 
-    fn set_filter(&mut self, _: &[crate::io::filter::Instruction]) -> io::Result<()> {
+    fn set_filter(&mut self, _: &[crate::io::Instruction]) -> io::Result<()> {
         Ok(())
     }
 
@@ -46,8 +48,8 @@ impl Engine for Sink {
     }
 }
 
-/// One interface, a VIP of each family that this node owns, TCP on all ports and UDP on one.
-fn core() -> Core {
+/// One interface, a VIP of each family that this node owns, TCP on some ports and UDP on one.
+fn cores(workers: usize) -> Vec<(Core, Inbox)> {
     let range = |protocol, first, last| PortRangeSpec { protocol, first, last };
     let vip = |address: IpAddr, id: u64| VipSpec {
         address,
@@ -82,9 +84,19 @@ fn core() -> Core {
         vips: vec![vip(VIP.into(), 1), vip(VIP6.into(), 2)],
         ..TableSpec::default()
     };
-    let shared = Arc::new(Shared::new(Compiler::default().compile(&spec)));
+    let mut compiler = Compiler::default();
+    compiler.set_workers(workers);
+    let shared = Arc::new(Shared::new(compiler.compile(&spec)));
     shared.lease.set(u64::MAX);
-    Core::new(shared, FlowTable::new(1 << 12, Timeouts::default()).unwrap())
+    let (crew, inboxes) = Crew::new(Steering::new(workers, 0x5eed_1234)).unwrap();
+    let flows = || FlowTable::new(1 << 12, Timeouts::default()).unwrap();
+    let cores = crew.members.iter().map(|own| Core::new(shared.clone(), crew.clone(), own.clone(), flows(), None));
+    cores.zip(inboxes).collect()
+}
+
+/// A worker that is alone.
+fn core() -> Core {
+    cores(1).swap_remove(0).0
 }
 
 /// One sound frame of each kind that a worker looks into.
@@ -138,6 +150,12 @@ fn sound() -> Vec<Vec<u8>> {
     frames
 }
 
+/// Of a frame that stands for several TCP segments.
+fn super_frame(gso_size: u16) -> VnetHeader {
+    let [low, high] = gso_size.to_ne_bytes();
+    VnetHeader([0, 1, 0, 0, low, high, 0, 0, 0, 0])
+}
+
 /// SplitMix64.
 struct Random(u64);
 
@@ -169,18 +187,25 @@ impl Random {
     }
 }
 
-fn counted(core: &Core) -> (u64, u64) {
-    let stats = &core.shared.stats;
-    let ended = stats.forwarded.get() + stats.answered.get() + stats.drops().map(|(_, count)| count).sum::<u64>();
-    (stats.received.get(), ended + stats.held.get())
+fn judge(core: &mut Core, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
+    let sight = core.look(frame);
+    core.judge(0, meta, frame, &sight)
+}
+
+/// Frames received, and frames that have ended or wait, over all workers.
+fn counted<'a>(cores: impl Iterator<Item = &'a Core>) -> (u64, u64) {
+    let members: Vec<Arc<Member>> = cores.map(|core| core.own.clone()).collect();
+    let report = Report::new(&members, &[], &Compiler::default().compile(&TableSpec::default()));
+    let ended = report.forwarded + report.answered + report.drops.iter().map(|(_, count)| count).sum::<u64>();
+    (report.received, ended + report.held)
 }
 
 #[test]
 fn sound_frames_go_where_they_belong() {
     let mut core = core();
-    core.announcer.due(core.now_ns);
+    core.speaker.announcer.due(core.now_ns);
     let verdicts: Vec<Verdict> =
-        sound().iter().map(|frame| core.judge(0, FrameMeta::default(), &mut frame.clone())).collect();
+        sound().iter().map(|frame| judge(&mut core, FrameMeta::default(), &mut frame.clone())).collect();
     let forward = Verdict::Forward { port: 0 };
     let drop = Verdict::Drop;
     use DropReason::{ArpConflict, NdpConflict, Rejected};
@@ -211,7 +236,7 @@ fn sound_frames_go_where_they_belong() {
         drop(NdpConflict),
     ];
     assert_eq!(verdicts, expected);
-    let (received, ended) = counted(&core);
+    let (received, ended) = counted(std::iter::once(&core));
     assert_eq!(received, ended);
 }
 
@@ -225,9 +250,9 @@ fn mutated_frames_are_all_accounted_for_and_only_addresses_change() {
         let mut frame = sound[random.below(sound.len())].clone();
         random.mutate(&mut frame);
         let before = frame.clone();
-        let gso_size = (random.below(20) == 0).then_some(1400);
-        let meta = FrameMeta { vlan_tagged: random.below(50) == 0, gso_size };
-        let verdict = core.judge(0, meta, &mut frame);
+        let vnet = if random.below(20) == 0 { super_frame(1400) } else { VnetHeader::default() };
+        let meta = FrameMeta { vlan_tagged: random.below(50) == 0, vnet };
+        let verdict = judge(&mut core, meta, &mut frame);
         match verdict {
             Verdict::Forward { .. } => {
                 forwarded += 1;
@@ -235,7 +260,9 @@ fn mutated_frames_are_all_accounted_for_and_only_addresses_change() {
                 assert_eq!(frame[12..], before[12..], "frame {number} of seed {seed}: {before:02x?}");
             }
             Verdict::Answer => assert_eq!(frame.len(), before.len()),
-            Verdict::Hold | Verdict::Drop(_) => assert_eq!(frame, before, "frame {number} of seed {seed}"),
+            Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => {
+                assert_eq!(frame, before, "frame {number} of seed {seed}")
+            }
         }
         core.now_ns += 20_000;
         if number % 64 == 0 {
@@ -247,9 +274,91 @@ fn mutated_frames_are_all_accounted_for_and_only_addresses_change() {
     core.now_ns += 60_000_000_000;
     core.tick();
     core.send_outbox(&mut sink);
-    assert_eq!(core.shared.stats.held.get(), 0);
-    let (received, ended) = counted(&core);
+    assert_eq!(core.own.stats.held.get(), 0);
+    let (received, ended) = counted(std::iter::once(&core));
     assert_eq!((received, ended), (frames, frames));
     assert!(forwarded > frames / 100, "only {forwarded} of {frames} were forwarded: this shows nothing");
     assert!(sink.0 > 0);
+}
+
+/// Gives a frame to a worker that need not be the right one, and lets all of them go on until nothing is on its way.
+fn arrive(cores: &mut [(Core, Inbox)], at: usize, frame: &[u8], sink: &mut Sink) -> Verdict {
+    let verdict = judge(&mut cores[at].0, FrameMeta::default(), &mut frame.to_vec());
+    for (core, inbox) in cores {
+        core.open_mail(inbox);
+        core.send_outbox(sink);
+    }
+    verdict
+}
+
+#[test]
+fn a_frame_is_judged_by_the_worker_that_has_its_flow() {
+    let mut cores = cores(3);
+    let mut sink = Sink(0);
+    let speaker = &mut cores[0].0;
+    speaker.speaker.announcer.due(speaker.now_ns);
+    let mut alone = core();
+    alone.speaker.announcer.due(alone.now_ns);
+    for (at, frame) in sound().iter().enumerate() {
+        let expected = judge(&mut alone, FrameMeta::default(), &mut frame.clone());
+        // Also where the kernel has not found the right one.
+        let verdicts: Vec<Verdict> = (0..3).map(|worker| arrive(&mut cores, worker, frame, &mut sink)).collect();
+        let here = verdicts.iter().filter(|verdict| **verdict != Verdict::HandOver).count();
+        if !matches!(packet::parse(frame), Packet::Fragment(_)) {
+            assert_eq!(here, 1, "frame {at}: {verdicts:?}");
+            assert!(verdicts.contains(&expected), "frame {at}: {verdicts:?} and not {expected:?}");
+        }
+    }
+    let (received, ended) = counted(cores.iter().map(|(core, _)| core));
+    assert_eq!((received, ended), (3 * sound().len() as u64, received));
+    // Each flow is remembered once, by one worker.
+    let flows = |core: &Core| core.flows.entries(0..core.flows.slots(), Tick::from_ns(core.now_ns)).count();
+    assert_eq!(cores.iter().map(|(core, _)| flows(core)).sum::<usize>(), flows(&alone));
+}
+
+#[test]
+fn fragments_meet_at_the_worker_that_has_the_flow_in_any_order() {
+    let whole = sound().swap_remove(3);
+    let part = |offset: u8, more: bool, client: u8| {
+        let mut frame = whole[..34].to_vec();
+        frame.extend_from_slice(&whole[34 + usize::from(offset) * 8..][..24]);
+        (frame[17], frame[18], frame[20], frame[21]) = (44, client, u8::from(more) * 0x20, offset);
+        frame[29] = client;
+        frame
+    };
+    let mut crossed = 0;
+    for client in 1..60u8 {
+        let parts = [part(0, true, client), part(3, true, client), part(6, false, client)];
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let (mut cores, mut sink) = (cores(4), Sink(0));
+            for at in order {
+                let steering = cores[0].0.crew.steering;
+                let home = steering.packet(&packet::parse(&parts[at])).unwrap();
+                match arrive(&mut cores, home, &parts[at], &mut sink) {
+                    Verdict::Forward { .. } => sink.0 += 1,
+                    Verdict::HandOver => crossed += 1,
+                    Verdict::Hold => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(sink.0, 3, "client {client}, order {order:?}");
+            let (received, ended) = counted(cores.iter().map(|(core, _)| core));
+            assert_eq!((received, ended), (3, 3));
+        }
+    }
+    assert!(crossed > 50, "only {crossed} were handed over: this shows nothing");
+}
+
+#[test]
+fn what_a_worker_holds_when_it_ends_is_counted() {
+    let mut cores = cores(2);
+    let frames = sound();
+    for frame in &frames {
+        for (core, _) in &mut cores {
+            judge(core, FrameMeta::default(), &mut frame.clone());
+        }
+    }
+    let cores: Vec<Core> = cores.into_iter().map(|(core, inbox)| core.give_up(&inbox)).collect();
+    let (received, ended) = counted(cores.iter());
+    assert_eq!((received, ended), (2 * frames.len() as u64, received));
 }

@@ -381,6 +381,7 @@ pub(crate) struct Stats {
     originated: u64,
     flows_remembered: u64,
     flows_not_remembered: u64,
+    workers: Vec<WorkerCount>,
     vips: Vec<VipCount>,
     backends: Vec<BackendCount>,
     conflicts: Vec<Conflict>,
@@ -402,6 +403,12 @@ struct DropCount {
 }
 
 #[derive(Debug, Serialize)]
+struct WorkerCount {
+    received: u64,
+    handed_over: u64,
+}
+
+#[derive(Debug, Serialize)]
 struct VipCount {
     address: String,
     packets: u64,
@@ -420,6 +427,7 @@ struct BackendCount {
 impl From<v1::GetStatsResponse> for Stats {
     fn from(stats: v1::GetStatsResponse) -> Self {
         let drop = |d: v1::DropCount| DropCount { reason: d.reason, packets: d.packets };
+        let worker = |w: v1::WorkerCount| WorkerCount { received: w.received, handed_over: w.handed_over };
         let vip = |v: v1::VipCount| VipCount { address: v.address, packets: v.packets, bytes: v.bytes };
         let backend = |b: v1::BackendCount| BackendCount {
             service: b.service,
@@ -438,6 +446,7 @@ impl From<v1::GetStatsResponse> for Stats {
             originated: stats.originated,
             flows_remembered: stats.flows_remembered,
             flows_not_remembered: stats.flows_not_remembered,
+            workers: stats.workers.into_iter().map(worker).collect(),
             vips: stats.vips.into_iter().map(vip).collect(),
             backends: stats.backends.into_iter().map(backend).collect(),
             conflicts: stats
@@ -461,6 +470,9 @@ impl Stats {
             text += &format!("dropped    {} {}\n", drop.packets, drop.reason);
         }
         text += &format!("held       {}\nring full  {}\noriginated {}\n", self.held, self.ring_full, self.originated);
+        for (at, worker) in self.workers.iter().enumerate().filter(|_| self.workers.len() > 1) {
+            text += &format!("worker {at:<3} {} received {} handed over\n", worker.received, worker.handed_over);
+        }
         for vip in &self.vips {
             text += &format!("vip        {} {} packets {} bytes\n", vip.address, vip.packets, vip.bytes);
         }

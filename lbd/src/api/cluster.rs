@@ -80,8 +80,8 @@ impl Cluster {
         };
         let dataplane = context.dataplane.as_ref().map(|dataplane| v1::DataplaneStatus {
             engine: dataplane.engine().to_string(),
-            reason: dataplane.engine_reason().unwrap_or_default().to_owned(),
-            workers: 1,
+            reason: dataplane.engine_reason().unwrap_or_default(),
+            workers: u32::try_from(dataplane.worker_count()).unwrap_or(u32::MAX),
             running: dataplane.is_running(),
         });
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);

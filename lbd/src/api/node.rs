@@ -65,6 +65,11 @@ impl NodeService for Node {
             drops: report.drops.into_iter().map(drop).collect(),
             held: report.held,
             ring_full: report.ring_full,
+            workers: report
+                .workers
+                .iter()
+                .map(|worker| v1::WorkerCount { received: worker.received, handed_over: worker.handed_over })
+                .collect(),
             originated: report.originated,
             flows_remembered: report.flows_remembered,
             flows_not_remembered: report.flows_not_remembered,

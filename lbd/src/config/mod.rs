@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_dataplane::io::EngineKind;
+use lb_dataplane::{forward::steering::MAX_WORKERS, io::EngineKind};
 use lb_raft_store::table::{Name, Role};
 
 use self::reader::Section;
@@ -60,6 +60,29 @@ pub(crate) struct Dataplane {
     pub(crate) interfaces: Vec<String>,
     /// `None` is "auto".
     pub(crate) engine: Option<EngineKind>,
+    /// Threads that share the frames.
+    pub(crate) workers: usize,
+}
+
+impl Config {
+    /// The keys of which another value was read since the start and takes effect only with the next one.
+    pub(crate) fn differences(&self, read: &Self) -> Vec<&'static str> {
+        let engine = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.engine);
+        let interfaces = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone());
+        let keys = [
+            ("node.name", self.name != read.name),
+            ("node.role", self.role != read.role),
+            ("node.data_dir", self.data_dir != read.data_dir),
+            ("cluster.name", self.cluster.name != read.cluster.name),
+            ("cluster.listen", self.cluster.listen != read.cluster.listen),
+            ("cluster.advertise", self.cluster.advertise != read.cluster.advertise),
+            ("api.listen", self.api != read.api),
+            ("tls.insecure", self.insecure != read.insecure),
+            ("dataplane.interfaces", interfaces(self) != interfaces(read)),
+            ("dataplane.engine", engine(self) != engine(read)),
+        ];
+        keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
 }
 
 /// Why there is no configuration.
@@ -144,10 +167,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     let mut dataplane = root.section("dataplane");
     let interfaces = dataplane.list("interfaces", interface_name);
     let engine = dataplane.optional("engine", parse_engine).flatten();
-    let workers = dataplane.integer("workers", 1);
-    if workers.is_some_and(|workers| workers != 1) {
-        dataplane.fault("workers", "only 1 is supported yet");
-    }
+    let workers = dataplane.integer("workers", 1..=MAX_WORKERS).unwrap_or(1);
     match role {
         Role::Lb if interfaces.is_empty() && !dataplane.has_fault("interfaces") => {
             dataplane.fault(
@@ -212,7 +232,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
             },
             api: api_listen,
             insecure,
-            dataplane: (role == Role::Lb).then_some(Dataplane { interfaces, engine }),
+            dataplane: (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers }),
         }),
         _ => Err(faults),
     }

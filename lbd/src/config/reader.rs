@@ -1,6 +1,8 @@
 //! Takes values out of a TOML table and collects what is wrong with them. What nobody has taken at the
 //! end is an unknown key.
 
+use std::ops::RangeInclusive;
+
 use toml::{Table, Value};
 
 use super::Fault;
@@ -90,12 +92,14 @@ impl Section {
         }
     }
 
-    pub(super) fn integer(&mut self, key: &'static str, least: i64) -> Option<i64> {
+    pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<usize>) -> Option<usize> {
         match self.take(key)? {
-            Value::Integer(number) if number >= least => Some(number),
             Value::Integer(number) => {
-                self.fault(key, &format!("{number} is below {least}"));
-                None
+                let within = usize::try_from(number).ok().filter(|number| range.contains(number));
+                if within.is_none() {
+                    self.fault(key, &format!("{number} is not from {} to {}", range.start(), range.end()));
+                }
+                within
             }
             other => {
                 self.fault(key, &format!("is a number, not a {}", other.type_str()));

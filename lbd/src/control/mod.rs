@@ -6,8 +6,10 @@ mod caretaker;
 mod compile;
 mod conflicts;
 mod reconcile;
+mod reload;
 
 pub(crate) use answered::Answered;
 pub(crate) use caretaker::take_care;
 pub(crate) use conflicts::{Conflicts, claimant};
 pub(crate) use reconcile::{Control, Leave, Retiring, retire};
+pub(crate) use reload::reload;

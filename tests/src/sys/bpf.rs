@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -95,6 +96,34 @@ impl Sink {
     }
 }
 
+/// What tells the frames of a generator apart. A flow's number gives its source port, its source address and its
+/// destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flows {
+    /// How many; a power of two.
+    pub count: u32,
+    /// The first source address; the next one is used when its [`Self::PORTS`] are.
+    pub source: Ipv4Addr,
+    /// The first destination.
+    pub destination: Ipv4Addr,
+    /// How many follow each other.
+    pub destinations: u32,
+}
+
+impl Flows {
+    /// Source ports of one address.
+    pub const PORTS: u32 = 1 << 14;
+    /// The first of them.
+    pub const FIRST_PORT: u16 = 1024;
+
+    /// Source, source port and destination of a flow.
+    pub fn tuple(&self, number: u32) -> (Ipv4Addr, u16, Ipv4Addr) {
+        let port = Self::FIRST_PORT + (number % Self::PORTS) as u16;
+        let add = |address: Ipv4Addr, offset: u32| Ipv4Addr::from(u32::from(address) + offset);
+        (add(self.source, number / Self::PORTS), port, add(self.destination, number % self.destinations))
+    }
+}
+
 /// Makes frames and sends them out of an interface.
 pub struct Generator {
     program: OwnedFd,
@@ -103,13 +132,13 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Frames leave at this rate, each from a random one of `flows` source ports (a power of two).
-    pub fn new(ifindex: u32, packets_per_second: u64, flows: u32) -> io::Result<Self> {
+    /// Frames leave at this rate, each of a random flow.
+    pub fn new(ifindex: u32, packets_per_second: u64, flows: &Flows) -> io::Result<Self> {
         let attributes = Attributes::default().u32(BPF_MAP_TYPE_ARRAY).u32(4).u32(16).u32(1);
         // SAFETY: this command has no addresses.
         let state = unsafe { attributes.call(BPF_MAP_CREATE) }.map(owned)?;
         let interval = (u64::from(BURST.cast_unsigned()) * 1_000_000_000 / packets_per_second) as i32;
-        let program = load(&pacing_program(state.as_raw_fd(), interval, (flows - 1) as i32))?;
+        let program = load(&pacing_program(state.as_raw_fd(), interval, flows))?;
         Ok(Self { program, _state: state, ifindex })
     }
 
@@ -142,45 +171,59 @@ impl Generator {
 }
 
 /// The state is the moment of the next burst and what is left of the present one.
-fn pacing_program(map: i32, interval: i32, port_mask: i32) -> Vec<Instruction> {
+fn pacing_program(map: i32, interval: i32, flows: &Flows) -> Vec<Instruction> {
     const PSEUDO_MAP_FD: u8 = 1;
+    let number = |address: Ipv4Addr| u32::from(address).cast_signed();
     vec![
-        (0xbf, 0x16, 0, 0),                     //  0 r6 = r1, the context
-        (0x62, 0x0a, -4, 0),                    //  1 *(u32 *)(r10 - 4) = 0, the key
-        (0xbf, 0xa2, 0, 0),                     //  2 r2 = r10
-        (0x07, 0x02, 0, -4),                    //  3 r2 -= 4
-        (0x18, PSEUDO_MAP_FD << 4 | 1, 0, map), //  4 r1 = map
-        (0x00, 0x00, 0, 0),                     //  5 (second half)
-        (0x85, 0x00, 0, 1),                     //  6 r0 = map_lookup_elem
-        (0x15, 0x00, 27, 0),                    //  7 if r0 == 0 goto drop
-        (0xbf, 0x09, 0, 0),                     //  8 r9 = r0
-        (0x79, 0x91, 8, 0),                     //  9 r1 = left
-        (0x55, 0x01, 10, 0),                    // 10 if r1 != 0 goto take
-        (0x85, 0x00, 0, 5),                     // 11 r0 = ktime_get_ns
-        (0x79, 0x92, 0, 0),                     // 12 r2 = next
-        (0xad, 0x20, 21, 0),                    // 13 if r0 < r2 goto drop
-        (0x07, 0x02, 0, interval),              // 14 r2 += interval
-        (0xbf, 0x23, 0, 0),                     // 15 r3 = r2
-        (0x07, 0x03, 0, 100_000),               // 16 r3 += 100 us
-        (0x3d, 0x03, 1, 0),                     // 17 if r3 >= r0 skip: not too far behind
-        (0xbf, 0x02, 0, 0),                     // 18 r2 = r0
-        (0x7b, 0x29, 0, 0),                     // 19 next = r2
-        (0xb7, 0x01, 0, BURST),                 // 20 r1 = BURST
-        (0x07, 0x01, 0, -1),                    // 21 take: r1 -= 1
-        (0x7b, 0x19, 8, 0),                     // 22 left = r1
-        (0x61, 0x67, 0, 0),                     // 23 r7 = data
-        (0x61, 0x68, 4, 0),                     // 24 r8 = data_end
-        (0xbf, 0x72, 0, 0),                     // 25 r2 = r7
-        (0x07, 0x02, 0, 36),                    // 26 r2 += 36
-        (0x2d, 0x82, 7, 0),                     // 27 if r2 > r8 goto drop
-        (0x85, 0x00, 0, 7),                     // 28 r0 = get_prandom_u32
-        (0x57, 0x00, 0, port_mask),             // 29 r0 &= mask
-        (0x07, 0x00, 0, 1024),                  // 30 r0 += 1024
-        (0xdc, 0x00, 0, 16),                    // 31 r0 = htobe16(r0)
-        (0x6b, 0x07, 34, 0),                    // 32 the UDP source port = r0
-        (0xb7, 0x00, 0, XDP_TX),                // 33 r0 = XDP_TX
-        (0x95, 0x00, 0, 0),                     // 34 exit
-        (0xb7, 0x00, 0, XDP_DROP),              // 35 drop: r0 = XDP_DROP
-        (0x95, 0x00, 0, 0),                     // 36 exit
+        (0xbf, 0x16, 0, 0),                                //  0 r6 = r1, the context
+        (0x62, 0x0a, -4, 0),                               //  1 *(u32 *)(r10 - 4) = 0, the key
+        (0xbf, 0xa2, 0, 0),                                //  2 r2 = r10
+        (0x07, 0x02, 0, -4),                               //  3 r2 -= 4
+        (0x18, PSEUDO_MAP_FD << 4 | 1, 0, map),            //  4 r1 = map
+        (0x00, 0x00, 0, 0),                                //  5 (second half)
+        (0x85, 0x00, 0, 1),                                //  6 r0 = map_lookup_elem
+        (0x15, 0x00, 40, 0),                               //  7 if r0 == 0 goto drop
+        (0xbf, 0x09, 0, 0),                                //  8 r9 = r0
+        (0x79, 0x91, 8, 0),                                //  9 r1 = left
+        (0x55, 0x01, 10, 0),                               // 10 if r1 != 0 goto take
+        (0x85, 0x00, 0, 5),                                // 11 r0 = ktime_get_ns
+        (0x79, 0x92, 0, 0),                                // 12 r2 = next
+        (0xad, 0x20, 34, 0),                               // 13 if r0 < r2 goto drop
+        (0x07, 0x02, 0, interval),                         // 14 r2 += interval
+        (0xbf, 0x23, 0, 0),                                // 15 r3 = r2
+        (0x07, 0x03, 0, 100_000),                          // 16 r3 += 100 us
+        (0x3d, 0x03, 1, 0),                                // 17 if r3 >= r0 skip: not too far behind
+        (0xbf, 0x02, 0, 0),                                // 18 r2 = r0
+        (0x7b, 0x29, 0, 0),                                // 19 next = r2
+        (0xb7, 0x01, 0, BURST),                            // 20 r1 = BURST
+        (0x07, 0x01, 0, -1),                               // 21 take: r1 -= 1
+        (0x7b, 0x19, 8, 0),                                // 22 left = r1
+        (0x61, 0x67, 0, 0),                                // 23 r7 = data
+        (0x61, 0x68, 4, 0),                                // 24 r8 = data_end
+        (0xbf, 0x72, 0, 0),                                // 25 r2 = r7
+        (0x07, 0x02, 0, 36),                               // 26 r2 += 36
+        (0x2d, 0x82, 20, 0),                               // 27 if r2 > r8 goto drop
+        (0x85, 0x00, 0, 7),                                // 28 r0 = get_prandom_u32
+        (0x57, 0x00, 0, (flows.count - 1).cast_signed()),  // 29 r0 &= count - 1
+        (0xbf, 0x09, 0, 0),                                // 30 r9 = r0, the flow
+        (0xbf, 0x91, 0, 0),                                // 31 r1 = r9
+        (0x57, 0x01, 0, (Flows::PORTS - 1).cast_signed()), // 32 r1 &= PORTS - 1
+        (0x07, 0x01, 0, Flows::FIRST_PORT as i32),         // 33 r1 += FIRST_PORT
+        (0xdc, 0x01, 0, 16),                               // 34 r1 = htobe16(r1)
+        (0x6b, 0x17, 34, 0),                               // 35 the UDP source port = r1
+        (0xbf, 0x91, 0, 0),                                // 36 r1 = r9
+        (0x77, 0x01, 0, Flows::PORTS.ilog2() as i32),      // 37 r1 /= PORTS
+        (0x07, 0x01, 0, number(flows.source)),             // 38 r1 += source
+        (0xdc, 0x01, 0, 32),                               // 39 r1 = htobe32(r1)
+        (0x63, 0x17, 26, 0),                               // 40 the source address = r1
+        (0xbf, 0x91, 0, 0),                                // 41 r1 = r9
+        (0x97, 0x01, 0, flows.destinations.cast_signed()), // 42 r1 %= destinations
+        (0x07, 0x01, 0, number(flows.destination)),        // 43 r1 += destination
+        (0xdc, 0x01, 0, 32),                               // 44 r1 = htobe32(r1)
+        (0x63, 0x17, 30, 0),                               // 45 the destination address = r1
+        (0xb7, 0x00, 0, XDP_TX),                           // 46 r0 = XDP_TX
+        (0x95, 0x00, 0, 0),                                // 47 exit
+        (0xb7, 0x00, 0, XDP_DROP),                         // 48 drop: r0 = XDP_DROP
+        (0x95, 0x00, 0, 0),                                // 49 exit
     ]
 }

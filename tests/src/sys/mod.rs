@@ -118,7 +118,8 @@ pub(crate) fn sending_socket(ifindex: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn link_address(ifindex: u32, protocol: u16) -> SockAddr {
+/// The address of an interface, for a packet socket that receives a protocol, or none.
+pub fn link_address(ifindex: u32, protocol: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: sockaddr_ll is a socket address, and zero is a value of it; it fits the storage.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
@@ -137,8 +138,8 @@ pub(crate) fn is_outgoing(address: &SockAddr) -> bool {
     address.sll_pkttype == PACKET_OUTGOING
 }
 
-/// Receives a frame with its address.
-pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+/// Receives a frame. Its length, and whether it was sent by this machine.
+pub fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
     // SAFETY: `u8` and `MaybeUninit<u8>` have the same layout, and only initialised bytes are written.
     let uninit = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [std::mem::MaybeUninit<u8>]) };
     let (len, address) = socket.recv_from(uninit)?;

@@ -19,7 +19,7 @@ const PACKET_VNET_HDR: i32 = 15;
 const PACKET_QDISC_BYPASS: i32 = 20;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 
-/// Forwards frames for one IPv4 address to one of several hardware addresses until it is told to stop.
+/// Forwards frames for one IPv4 address, on any port, to one of several hardware addresses until it is told to stop.
 pub fn forward(ifindex: u32, vip: [u8; 4], own: [u8; 6], backends: &[[u8; 6]], stop: &AtomicBool) -> io::Result<()> {
     let receiver = packet_socket(ifindex, libc::ETH_P_ALL as u16, true)?;
     let sender = packet_socket(ifindex, 0, false)?;
@@ -138,6 +138,44 @@ pub fn generate(ifindex: u32, frames: &[Vec<u8>], stop: &AtomicBool) -> io::Resu
         }
     }
     Ok(())
+}
+
+/// Sets a thread's nice and the time for which it runs at most when others wait (sched_setattr(2)).
+pub fn share_processor(pid: rustix::process::Pid, nice: i32, slice: std::time::Duration) -> io::Result<()> {
+    /// struct sched_attr, first version.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_OTHER.cast_unsigned(),
+        flags: 0,
+        nice,
+        priority: 0,
+        runtime: slice.as_nanos() as u64,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the attributes are borrowed for the call, and say how long they are.
+    let outcome = unsafe { libc::syscall(libc::SYS_sched_setattr, pid.as_raw_pid(), &raw const attributes, 0) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has the calling thread run only when nobody else wants the processor.
+pub fn become_idle() -> io::Result<()> {
+    // SAFETY: plain data for which zero is a value.
+    let parameters: libc::sched_param = unsafe { mem::zeroed() };
+    // SAFETY: the parameters are borrowed for the call.
+    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Turns GRO of an interface on: with it a veth has a NAPI context, which XDP needs at its peer.

@@ -1,0 +1,232 @@
+//! Whoever can forward the frames: our engines, and what they are measured against.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use lb_dataplane::{
+    Config, Dataplane,
+    forward::{
+        flow::Timeouts,
+        table::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+    },
+    guard,
+    io::{EngineKind, PortConfig},
+    packet::{Mac, Protocol},
+};
+use lb_tests::{netns::Namespace, sys::reference};
+
+use crate::chain::{LB_CPU, pin};
+
+/// Slots of the flow table.
+const FLOW_CAPACITY: usize = 1 << 22;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forwarder {
+    /// recvmmsg and sendmmsg with PACKET_VNET_HDR, as one would write it in an afternoon.
+    Reference,
+    Engine(EngineKind),
+    Nftables,
+    /// A bridge of the kernel, whose only port takes frames back (hairpin).
+    Bridge,
+}
+
+impl fmt::Display for Forwarder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reference => f.write_str("recvmmsg/sendmmsg"),
+            Self::Engine(kind) => write!(f, "lbd, engine {kind}"),
+            Self::Nftables => f.write_str("nftables fwd"),
+            Self::Bridge => f.write_str("kernel bridge"),
+        }
+    }
+}
+
+/// Where to forward, and whereto.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) namespace: Namespace,
+    pub(crate) interface: &'static str,
+    pub(crate) ifindex: u32,
+    pub(crate) mac: Mac,
+    /// The first VIP, and how many follow each other.
+    pub(crate) vip: Ipv4Addr,
+    pub(crate) vips: u32,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    pub(crate) backends: Vec<Mac>,
+}
+
+impl Forwarder {
+    /// Why it cannot run here.
+    pub(crate) fn missing(self) -> Option<&'static str> {
+        let nft = || Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        (self == Self::Nftables && nft().is_err())
+            .then_some("'nft' is not installed (Debian: apt-get install nftables)")
+    }
+
+    /// How the threads are called that forward in user space.
+    pub(crate) fn threads(self) -> &'static str {
+        match self {
+            Self::Reference => REFERENCE_THREAD,
+            Self::Engine(_) => "dataplane",
+            Self::Nftables | Self::Bridge => "",
+        }
+    }
+
+    /// Does some work while it forwards.
+    pub(crate) fn during<T>(self, site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        match self {
+            Self::Reference => with_reference(site, work),
+            Self::Engine(kind) => with_engine(site, kind, work),
+            Self::Nftables => with_nftables(site, work),
+            Self::Bridge => with_bridge(site, work),
+        }
+    }
+}
+
+const REFERENCE_THREAD: &str = "reference";
+
+fn with_engine<T>(site: &Site, kind: EngineKind, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let dataplane = site.namespace.enter(|| {
+        pin(LB_CPU);
+        let port = PortConfig { name: site.interface.into(), ifindex: site.ifindex, mtu: 1500 };
+        let config = Config { ports: vec![port], engine: Some(kind), workers: 1, flow_capacity: FLOW_CAPACITY };
+        let dataplane = Dataplane::start(&config)?;
+        let generation = dataplane.publish(&table_spec(site))?;
+        dataplane.wait_seen(generation, Duration::from_secs(5));
+        anyhow::Ok(dataplane)
+    })?;
+    let outcome = work();
+    site.namespace.enter(|| dataplane.stop())?;
+    outcome
+}
+
+fn table_spec(site: &Site) -> TableSpec {
+    let backend = |(mac, number): (&Mac, u8)| BackendSpec {
+        id: number.into(),
+        address: IpAddr::from([10, 0, 0, 100 + number]),
+        mac: Some(*mac),
+        weight: 1,
+        state: BackendState::Active,
+    };
+    let vip = |number: u32| VipSpec {
+        address: Ipv4Addr::from(u32::from(site.vip) + number).into(),
+        first_grant: false,
+        owned: None,
+        answer_on: vec![0],
+        rejects: false,
+        services: vec![ServiceSpec {
+            name: format!("service{number}"),
+            ports: vec![PortRangeSpec { protocol: site.protocol, first: site.port, last: site.port }],
+            by_source: false,
+            table_size: 16_381,
+            backends: site
+                .backends
+                .iter()
+                .zip(1..)
+                .map(backend)
+                .map(|b| BackendSpec { id: b.id + u64::from(number) * 256, ..b })
+                .collect(),
+        }],
+    };
+    TableSpec {
+        hash_key: 0x1234_5678,
+        ports: vec![PortSpec {
+            name: site.interface.into(),
+            ifindex: site.ifindex,
+            mac: site.mac,
+            mtu: 1500,
+            carrier: true,
+            addresses: vec![(Ipv4Addr::new(10, 0, 0, 2).into(), 24)],
+        }],
+        vips: (0..site.vips).map(vip).collect(),
+        timeouts: Timeouts::default(),
+        ..TableSpec::default()
+    }
+}
+
+fn with_reference<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let stop = Arc::new(AtomicBool::new(false));
+    // The same guard as ours: without it the kernel would also handle every packet.
+    site.namespace.enter(|| guard::install(&[site.interface.into()], &[site.vip.into()]))?;
+    let outcome = thread::scope(|scope| {
+        let (stopped, site) = (stop.clone(), site.clone());
+        let forward = move || {
+            site.namespace.enter(|| {
+                pin(LB_CPU);
+                // The thread that enters the namespace is another one.
+                rustix::thread::set_name(c"reference")?;
+                let backends: Vec<[u8; 6]> = site.backends.iter().map(|mac| mac.0).collect();
+                reference::forward(site.ifindex, site.vip.octets(), site.mac.0, &backends, &stopped)
+            })
+        };
+        let forwarder = scope.spawn(forward);
+        let outcome = work();
+        stop.store(true, Ordering::Relaxed);
+        forwarder.join().map_err(|_| anyhow::anyhow!("the reference panicked"))?.context("the reference")?;
+        outcome
+    });
+    site.namespace.enter(guard::remove)?;
+    outcome
+}
+
+fn with_nftables<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let protocol = match site.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    let map: Vec<String> = site.backends.iter().zip(0..).map(|(mac, number)| format!("{number} : {mac}")).collect();
+    let Site { interface, vip, mac, port, .. } = site;
+    let rules = format!(
+        "table netdev bench {{\n chain in {{\n type filter hook ingress device {interface} priority 0; policy accept;\n \
+         ip daddr {vip} {protocol} dport {port} ether saddr set {mac} ether daddr set \
+         jhash ip saddr . {protocol} sport mod {} map {{ {} }} fwd to {interface}\n }}\n}}\n",
+        map.len(),
+        map.join(", ")
+    );
+    nft(site, &rules)?;
+    let outcome = work();
+    nft(site, "delete table netdev bench")?;
+    outcome
+}
+
+fn nft(site: &Site, rules: &str) -> anyhow::Result<()> {
+    let status = site.namespace.command("nft")?.arg(rules).status()?;
+    anyhow::ensure!(status.success(), "nft refuses: {rules}");
+    Ok(())
+}
+
+fn with_bridge<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    use rtnetlink::{
+        LinkBridge, LinkBridgePort, LinkUnspec,
+        packet_route::{link::BridgeStpState, neighbour::NeighbourFlags},
+    };
+    site.namespace.netlink(async |handle| {
+        let bridge = LinkBridge::new("br0").stp_state(BridgeStpState::Disabled).up();
+        handle.link().add(bridge.build()).execute().await
+    })?;
+    let bridge = site.namespace.ifindex("br0")?;
+    site.namespace.netlink(async |handle| {
+        handle.link().set(LinkUnspec::new_with_index(site.ifindex).controller(bridge).build()).execute().await?;
+        let port = LinkBridgePort::new(site.ifindex).hairpin(true);
+        handle.link().set_port(port.build()).execute().await?;
+        for backend in &site.backends {
+            let entry = handle.neighbours().add_bridge(site.ifindex, &backend.0).flags(NeighbourFlags::Controller);
+            entry.execute().await?;
+        }
+        Ok(())
+    })?;
+    let outcome = work();
+    site.namespace.netlink(async |handle| handle.link().del(bridge).execute().await)?;
+    outcome
+}
