@@ -9,9 +9,9 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use etherparse::PacketBuilder;
 use lb_dataplane::{
     forward::{
-        decide::decide,
+        decide::{Place, decide},
         flow::{FlowTable, Tick, Timeouts},
-        hash::HashKey,
+        hash::{HashKey, TupleHash},
         maglev::{Maglev, Member},
         table::{
             BackendSpec, BackendState, Compiler, PortRangeSpec, PortSpec, ServiceSpec, Snapshot, TableSpec, VipSpec,
@@ -79,19 +79,23 @@ fn frame(family: &str) -> Vec<u8> {
     frame
 }
 
-/// A batch as an engine has it judged: a look at all frames, then the decisions and the rewrites.
+/// A batch as an engine has it judged: two looks at all frames, then the decisions and the rewrites.
 fn judge(snapshot: &Snapshot, flows: &mut FlowTable, batch: &mut [Vec<u8>], now: Tick) {
-    let mut seen: [Option<(FlowPacket, _)>; BATCH as usize] = [None; BATCH as usize];
+    let mut seen: [Option<(FlowPacket, u32, TupleHash)>; BATCH as usize] = [None; BATCH as usize];
+    let mut places: [Option<Place>; BATCH as usize] = [None; BATCH as usize];
     for (frame, seen) in batch.iter().zip(&mut seen) {
         if let Packet::Flow(flow) = packet::parse(black_box(frame)) {
             let hash = snapshot.hash_key.tuple(&flow.tuple);
             flows.prefetch(hash);
-            *seen = Some((flow, hash));
+            *seen = snapshot.vip_at(flow.tuple.destination).map(|vip| (flow, vip, hash));
         }
     }
-    for (frame, seen) in batch.iter_mut().zip(seen) {
-        let (flow, hash) = seen.expect("a frame of a flow");
-        let decision = decide(snapshot, flows, &flow, hash, now).expect("a backend");
+    for ((flow, vip, hash), place) in seen.iter().flatten().zip(&mut places) {
+        *place = Place::at(snapshot, *vip, &flow.tuple, *hash).ok();
+        place.inspect(|place| place.prefetch(snapshot, flows));
+    }
+    for ((frame, (flow, ..)), place) in batch.iter_mut().zip(seen.iter().flatten()).zip(places.iter().flatten()) {
+        let decision = decide(snapshot, flows, flow, place, now).expect("a backend");
         rewrite::to_backend(frame, decision.backend.mac().unwrap_or_default(), OWN);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     forward::{
         flow::{FlowEntry, FlowTable, Tick, Timeouts},
         steering::{MAX_WORKERS, SPEAKER, Steering},
-        table::{Compiler, Snapshot, TableSpec, VipId},
+        table::{Compiler, PortSpec, Snapshot, TableSpec, VipId},
     },
     groups::Groups,
     guard::{self, GuardError},
@@ -65,6 +65,9 @@ pub enum StartError {
     /// None, or more than are supported.
     #[error("{0} workers: must be from 1 to {MAX_WORKERS}")]
     Workers(usize),
+    /// Its sockets cannot be opened anew.
+    #[error("interface {0} is gone: try again when it is back")]
+    InterfaceGone(String),
 }
 
 impl StartError {
@@ -161,24 +164,31 @@ impl Dataplane {
         // Nobody publishes meanwhile.
         let mut published = self.compiler();
         let mut team = self.workers();
+        let config = Config {
+            ports: published.open_ports().map_err(StartError::InterfaceGone)?,
+            engine: Some(team.running.engine),
+            ..self.config.clone()
+        };
+        // What can fail for want of memory comes before anything stops.
+        let timeouts = published.spec.timeouts;
+        let mut flows = flow_tables(config.flow_capacity, workers, timeouts)?;
         let before = team.running.crew.members.len();
+        let (speaker, former) = team.stop(&self.shared);
+        // From here on nobody counts: what was counted is carried over.
         let snapshot = published.recompile(workers);
         let steering = Steering::new(workers, self.steering_key);
-        // What can fail for want of memory comes before anything stops.
-        let mut flows = flow_tables(self.config.flow_capacity, workers, snapshot.timeouts)?;
-        let (speaker, former) = team.stop(&self.shared);
         let moved = move_flows(&former, &mut flows, steering, &snapshot);
         drop(former);
         self.shared.snapshot.store(Arc::new(snapshot));
-        let config = Config { engine: Some(team.running.engine), ..self.config.clone() };
+        let reason = team.running.engine_reason.take();
         match Running::start(&config, &self.shared, steering, flows, speaker) {
-            Ok(running) => team.running = running.because(team.running.engine_reason.take()),
+            Ok(running) => team.running = running.because(reason),
             Err(error) => {
-                let snapshot = published.recompile(before);
-                let flows = flow_tables(self.config.flow_capacity, before, snapshot.timeouts)?;
-                self.shared.snapshot.store(Arc::new(snapshot));
+                tracing::error!(%error, workers = before, "back to the former number of workers, without the flow table");
+                self.shared.snapshot.store(Arc::new(published.recompile(before)));
+                let flows = flow_tables(config.flow_capacity, before, timeouts)?;
                 let steering = Steering::new(before, self.steering_key);
-                team.running = Running::start(&config, &self.shared, steering, flows, None)?;
+                team.running = Running::start(&config, &self.shared, steering, flows, None)?.because(reason);
                 return Err(error);
             }
         }
@@ -217,8 +227,8 @@ impl Dataplane {
 
     /// Waits until no frame is judged by an older table any more. Whether that came about in time.
     pub fn wait_seen(&self, generation: u64, timeout: Duration) -> bool {
-        let (deadline, crew) = (Instant::now() + timeout, self.crew());
-        while !crew.has_seen(generation) {
+        let deadline = Instant::now() + timeout;
+        while !self.crew().has_seen(generation) {
             if Instant::now() >= deadline {
                 return false;
             }
@@ -340,6 +350,15 @@ impl Drop for Dataplane {
 }
 
 impl Published {
+    /// The interfaces as they are now, or the name of one that is gone.
+    fn open_ports(&self) -> Result<Vec<PortConfig>, String> {
+        let open = |port: &PortSpec| match port.ifindex {
+            0 => Err(port.name.clone()),
+            ifindex => Ok(PortConfig { name: port.name.clone(), ifindex, mtu: port.mtu }),
+        };
+        self.spec.ports.iter().map(open).collect()
+    }
+
     /// The same table again, for another number of workers.
     fn recompile(&mut self, workers: usize) -> Snapshot {
         self.compiler.set_workers(workers);
@@ -381,8 +400,8 @@ fn present(ports: &[PortConfig]) -> Vec<(String, u32)> {
     ports.iter().filter_map(|port| Some((port.name.clone(), index(&port.name)?))).collect()
 }
 
-fn empty_port(port: &PortConfig) -> crate::forward::table::PortSpec {
-    crate::forward::table::PortSpec {
+fn empty_port(port: &PortConfig) -> PortSpec {
+    PortSpec {
         name: port.name.clone(),
         ifindex: port.ifindex,
         mac: Mac::ZERO,

@@ -1,16 +1,18 @@
 //! What reaches a worker beside the frames of its sockets: frames that other workers hand over, and errands of the
 //! control plane. The queue of frames is bounded, and whoever finds it full drops the frame.
 
+mod doorbell;
+
 use std::{
     io,
     os::fd::OwnedFd,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
 };
 
+use doorbell::Doorbell;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{errand::Errand, io::FrameMeta};
@@ -31,8 +33,7 @@ pub(crate) struct Handed {
 pub(crate) struct Mailbox {
     frames: SyncSender<Handed>,
     errands: Mutex<Vec<Errand>>,
-    /// Set behind what was put in, so that a worker with nothing to take looks at one word.
-    waits: AtomicBool,
+    bell: Doorbell,
     /// Ends the worker's sleep.
     wake: OwnedFd,
 }
@@ -52,7 +53,7 @@ impl Mailbox {
     pub(crate) fn new() -> io::Result<(Self, Inbox)> {
         let (frames, receiver) = sync_channel(CAPACITY);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok((Self { frames, errands: Mutex::default(), waits: AtomicBool::new(false), wake }, Inbox(receiver)))
+        Ok((Self { frames, errands: Mutex::default(), bell: Doorbell::default(), wake }, Inbox(receiver)))
     }
 
     /// What becomes readable when the worker shall not sleep.
@@ -82,7 +83,7 @@ impl Mailbox {
     }
 
     fn announce(&self) {
-        if !self.waits.swap(true, Ordering::AcqRel) {
+        if self.bell.ring() {
             self.wake();
         }
     }
@@ -92,7 +93,7 @@ impl Mailbox {
         &self,
         Inbox(frames): &'a Inbox,
     ) -> Option<(impl Iterator<Item = Handed> + use<'a>, Vec<Errand>)> {
-        if !self.waits.load(Ordering::Relaxed) || !self.waits.swap(false, Ordering::AcqRel) {
+        if !self.bell.answer() {
             return None;
         }
         let errands = std::mem::take(&mut *self.errands.lock().unwrap_or_else(PoisonError::into_inner));
@@ -132,17 +133,15 @@ mod tests {
                 thread::spawn(move || (0..EACH).filter(|n| mailbox.hand(frame(*n))).count())
             })
             .collect();
-        let wake = mailbox.waker().unwrap();
         let mut got = 0;
-        // As a worker does: it sleeps only on the wake-up, so a lost one would hang here.
-        while !senders.iter().all(thread::JoinHandle::is_finished) || mailbox.waits.load(Ordering::Acquire) {
-            got += mailbox.take(&inbox).map_or(0, |(frames, _)| frames.count());
-            let mut waiting = [rustix::event::PollFd::new(&wake, rustix::event::PollFlags::IN)];
-            let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-            rustix::event::poll(&mut waiting, Some(&timeout)).unwrap();
-            let _ = rustix::io::read(&wake, &mut [0; 8]);
+        let mut take = || got += mailbox.take(&inbox).map_or(0, |(frames, _)| frames.count());
+        while !senders.iter().all(thread::JoinHandle::is_finished) {
+            take();
         }
+        // What was put in since the last look has rung.
+        take();
         let handed: usize = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
         assert_eq!(got, handed);
+        assert_eq!(inbox.rest().count(), 0);
     }
 }

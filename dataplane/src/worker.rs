@@ -27,13 +27,13 @@ use crate::{
     errand::Errand,
     forward::{
         DropReason, Verdict,
-        decide::{decide, foresee},
+        decide::{Place, decide, foresee},
         flow::{FlowTable, Tick},
         fragment::Fragments,
         hash::TupleHash,
         table::{Backend, Snapshot, Vip},
     },
-    io::{Engine, EngineFactory, FrameMeta, PortConfig},
+    io::{Engine, EngineFactory, FrameMeta, PortConfig, memory::prefetch},
     lease::boottime_ns,
     limit::Limiter,
     mailbox::Inbox,
@@ -91,12 +91,14 @@ enum Origin {
     Claim,
 }
 
-/// What a first look at a frame has found.
+/// What a look at a frame has found. Good for as long as the worker keeps its snapshot.
 #[derive(Clone, Copy)]
 pub(crate) struct Sight {
     packet: Packet,
-    /// Of the flow's tuple.
-    hash: Option<TupleHash>,
+    /// Of a flow to a VIP: where that stands, and the hash of the tuple.
+    flow: Option<(u32, TupleHash)>,
+    /// What the second look has found.
+    place: Option<Result<Place, DropReason>>,
 }
 
 /// From where a frame came to this worker.
@@ -184,20 +186,33 @@ impl Core {
         core
     }
 
-    /// The first look at a frame. Engines look at several before they have the first of them judged, so that what is
-    /// fetched from memory meanwhile is there when it is needed.
+    /// The first look at a frame. Engines look at several, and closer at all of them, before they have the first one
+    /// judged: what has to come from memory comes meanwhile.
     #[inline]
     pub(crate) fn look(&self, frame: &[u8]) -> Sight {
         let packet = packet::parse(frame);
-        let hash = match &packet {
+        let flow = match &packet {
             Packet::Flow(flow) => {
                 let hash = self.snapshot.hash_key.tuple(&flow.tuple);
                 self.flows.prefetch(hash);
-                Some(hash)
+                let vip = self.snapshot.vip_at(flow.tuple.destination);
+                vip.inspect(|at| prefetch(&self.snapshot.vips[*at as usize])).map(|vip| (vip, hash))
             }
             _ => None,
         };
-        Sight { packet, hash }
+        Sight { packet, flow, place: None }
+    }
+
+    /// The second look at a frame.
+    #[inline]
+    pub(crate) fn look_closer(&self, sight: &mut Sight) {
+        if let (Packet::Flow(flow), Some((vip, hash))) = (&sight.packet, sight.flow) {
+            let place = Place::at(&self.snapshot, vip, &flow.tuple, hash);
+            if let Ok(place) = &place {
+                place.prefetch(&self.snapshot, &self.flows);
+            }
+            sight.place = Some(place);
+        }
     }
 
     /// The whole way of a frame that was looked at. Rewritten in place if it goes anywhere.
@@ -260,7 +275,7 @@ impl Core {
                 self.neighbor(port, own, source, frame, message)
             }
             _ if !for_us => Verdict::Drop(DropReason::NotForUs),
-            Packet::Flow(flow) => forwarded(self.flow(port, source, meta, frame, flow, sight.hash)),
+            Packet::Flow(flow) => forwarded(self.flow(port, source, meta, frame, flow, sight.place)),
             Packet::Fragment(fragment) => self.fragment(port, meta, frame, fragment),
             Packet::Error(error) => forwarded(self.icmp_error(source, frame, error)),
             Packet::Echo(echo) => self.echo(own, frame, echo),
@@ -280,7 +295,7 @@ impl Core {
         meta: FrameMeta,
         frame: &mut [u8],
         flow: &FlowPacket,
-        hash: Option<TupleHash>,
+        place: Option<Result<Place, DropReason>>,
     ) -> Result<usize, DropReason> {
         if self.snapshot.is_peer(source) {
             return Err(DropReason::BalancedTwice);
@@ -291,8 +306,9 @@ impl Core {
             None => frame.len(),
         };
         let now = Tick::from_ns(self.now_ns);
-        let hash = hash.unwrap_or_else(|| self.snapshot.hash_key.tuple(&flow.tuple));
-        let sent = decide(&self.snapshot, &mut self.flows, flow, hash, now)
+        let sent = place
+            .unwrap_or_else(|| Place::find(&self.snapshot, &flow.tuple))
+            .and_then(|place| decide(&self.snapshot, &mut self.flows, flow, &place, now))
             .map_err(NotSent::For)
             .and_then(|to| dispatch(&self.snapshot, self.own.index, source, wire_len, frame, (to.vip, to.backend)));
         match sent {

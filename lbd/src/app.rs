@@ -73,6 +73,10 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         })?)),
     };
     if let Some(dataplane) = &dataplane {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if dataplane.worker_count() > cores {
+            tracing::warn!(workers = dataplane.worker_count(), cores, "more workers than cores: they take turns");
+        }
         match dataplane.engine_reason() {
             None => tracing::info!(engine = %dataplane.engine(), "the dataplane runs"),
             Some(reason) => {

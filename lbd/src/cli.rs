@@ -11,6 +11,8 @@ use crate::config;
 /// Runs in the foreground, logs to standard error, and tells systemd when it is ready. Exit codes: 0
 /// stopped on request; 64 usage; 65 bad configuration; 69 an interface is absent, an address is in use or
 /// a capability is missing; 70 a fault of its own; 74 the store is damaged, locked, not writable or full.
+///
+/// SIGTERM hands the VIPs over and stops; SIGHUP reads the configuration again and takes up dataplane.workers.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Cli {

@@ -136,6 +136,7 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
             ("not_for_us", frame(router, stranger)?),
             ("not_for_us", frame(router, Mac::BROADCAST)?),
             ("vlan_tagged", tagged),
+            ("vlan_tagged", nested),
             ("fragment_timeout", fragment),
             ("malformed", lying),
             ("hairpin", hairpin),
@@ -143,8 +144,6 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
         let at_server = Capture::start(&site.servers[0].host.ns, "eth0", |frame| frame.get(23) == Some(&17))?;
         // From inside the switch's cable to the node, as a switch that floods would send them.
         let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
-        // The inner tag is all that the socket's filter sees of it: it does not get as far as to be counted.
-        injector.send(&nested)?;
         for (reason, frame) in &cases {
             let before = node.drops(reason)?;
             injector.send(frame)?;

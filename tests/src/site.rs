@@ -68,6 +68,7 @@ pub struct Site {
     pub net: Network,
     /// The nodes' files.
     pub root: TempDir,
+    two_interfaces: bool,
 }
 
 /// A server.
@@ -125,7 +126,8 @@ impl Site {
             nodes.push(LbNode::new(&host, &root, &config)?);
             node_hosts.push(host);
         }
-        let mut site = Self { nodes, servers: Vec::new(), node_hosts, router, client, net, root };
+        let two_interfaces = plan.two_interfaces;
+        let mut site = Self { nodes, servers: Vec::new(), node_hosts, router, client, net, root, two_interfaces };
         for number in 0..plan.servers {
             site.add_server(lans.1, number)?;
         }
@@ -165,11 +167,12 @@ impl Site {
         Ok(())
     }
 
-    /// Gives every machine an IPv6 address in each of its subnets, and the servers [`VIP6`]; for sites of one
-    /// interface a node. The backend that serves it is dropped with what is returned.
+    /// Gives every machine an IPv6 address in each of its subnets, and the servers [`VIP6`]. The backend that serves it is dropped with what is returned.
     pub fn add_ipv6(&self) -> anyhow::Result<Vec<Backend>> {
         self.router.enable_ipv6()?;
-        for (interface, address) in [("eth0", "2001:db8:1::1"), ("eth1", "2001:db8:2::fe"), ("eth1", "2001:db8:3::1")] {
+        let (routers, nodes) = if self.two_interfaces { ("eth2", "eth1") } else { ("eth1", "eth0") };
+        for (interface, address) in [("eth0", "2001:db8:1::1"), ("eth1", "2001:db8:2::fe"), (routers, "2001:db8:3::1")]
+        {
             self.router.add_address(interface, &format!("{address}/64"))?;
         }
         self.client.enable_ipv6()?;
@@ -177,8 +180,8 @@ impl Site {
         self.client.default_route("2001:db8:1::1".parse::<IpAddr>()?)?;
         for (number, host) in (11..).zip(&self.node_hosts) {
             host.enable_ipv6()?;
-            for subnet in 2..=3 {
-                host.add_address("eth0", &format!("2001:db8:{subnet}::{number}/64"))?;
+            for (interface, subnet) in [("eth0", 2), (nodes, 3)] {
+                host.add_address(interface, &format!("2001:db8:{subnet}::{number}/64"))?;
             }
         }
         let mut backends = Vec::new();

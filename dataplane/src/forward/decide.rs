@@ -6,7 +6,10 @@ use super::{
     hash::TupleHash,
     table::{Backend, BackendRef, BackendState, Snapshot, Vip},
 };
-use crate::packet::{FlowPacket, Tuple};
+use crate::{
+    io::memory::prefetch,
+    packet::{FlowPacket, Tuple},
+};
 
 /// A packet that goes on.
 #[derive(Debug, Clone, Copy)]
@@ -31,20 +34,58 @@ pub enum Why {
     },
 }
 
-/// Decides on a packet, and remembers the flow if it is new. `hash` is that of its tuple.
+/// Where a packet belongs, in one snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    vip: u32,
+    service: u32,
+    hash: TupleHash,
+    key: FlowKey,
+}
+
+impl Place {
+    /// Of a flow to the VIP that stands at `vip`, with its tuple's hash.
+    #[inline]
+    pub fn at(snapshot: &Snapshot, vip: u32, tuple: &Tuple, hash: TupleHash) -> Result<Self, DropReason> {
+        let found = &snapshot.vips[vip as usize];
+        let service = found.service(tuple.protocol, tuple.destination_port).ok_or(DropReason::NoService)?;
+        Ok(Self { vip, service, hash, key: FlowKey::new(tuple, found.id) })
+    }
+
+    /// Of a flow.
+    pub fn find(snapshot: &Snapshot, tuple: &Tuple) -> Result<Self, DropReason> {
+        let vip = snapshot.vip_at(tuple.destination).ok_or(DropReason::NotVip)?;
+        Self::at(snapshot, vip, tuple, snapshot.hash_key.tuple(tuple))
+    }
+
+    /// Has the processor fetch what [`decide`] will need most likely.
+    #[inline]
+    pub fn prefetch(&self, snapshot: &Snapshot, flows: &FlowTable) {
+        prefetch(&*snapshot.vips[self.vip as usize].traffic);
+        match flows.guess(self.hash, &self.key) {
+            Some(backend) => snapshot.prefetch_backend(backend),
+            None => {
+                if let Some(maglev) = &snapshot.services[self.service as usize].maglev {
+                    maglev.prefetch(self.hash.spread(maglev.size()));
+                }
+            }
+        }
+    }
+}
+
+/// Decides on a packet, and remembers the flow if it is new.
 #[inline]
 pub fn decide<'a>(
     snapshot: &'a Snapshot,
     flows: &mut FlowTable,
     packet: &FlowPacket,
-    hash: TupleHash,
+    place: &Place,
     now: Tick,
 ) -> Result<Decision<'a>, DropReason> {
-    let place = look_up(snapshot, &packet.tuple, hash)?;
-    let known = flows.touch(hash, &place.key, packet, now);
-    let decision = choose(snapshot, &place, known, packet)?;
+    let known = flows.touch(place.hash, &place.key, packet, now);
+    let decision = choose(snapshot, place, known, packet)?;
     if let Why::Maglev { .. } = decision.why {
-        flows.insert(hash, &place.key, packet, decision.backend.reference, now);
+        flows.insert(place.hash, &place.key, packet, decision.backend.reference, now);
     }
     Ok(decision)
 }
@@ -56,34 +97,19 @@ pub fn foresee<'a>(
     packet: &FlowPacket,
     now: Tick,
 ) -> Result<Decision<'a>, DropReason> {
-    let place = look_up(snapshot, &packet.tuple, snapshot.hash_key.tuple(&packet.tuple))?;
+    let place = Place::find(snapshot, &packet.tuple)?;
     let known = flows.peek(place.hash, &place.key, packet.opens, now);
     choose(snapshot, &place, known, packet)
-}
-
-/// Where a packet belongs.
-struct Place<'a> {
-    vip: &'a Vip,
-    service: u32,
-    hash: TupleHash,
-    key: FlowKey,
-}
-
-#[inline]
-fn look_up<'a>(snapshot: &'a Snapshot, tuple: &Tuple, hash: TupleHash) -> Result<Place<'a>, DropReason> {
-    let vip = snapshot.vip(tuple.destination).ok_or(DropReason::NotVip)?;
-    let service = vip.service(tuple.protocol, tuple.destination_port).ok_or(DropReason::NoService)?;
-    Ok(Place { vip, service, hash, key: FlowKey::new(tuple, vip.id) })
 }
 
 #[inline]
 fn choose<'a>(
     snapshot: &'a Snapshot,
-    place: &Place<'a>,
+    place: &Place,
     known: Known,
     packet: &FlowPacket,
 ) -> Result<Decision<'a>, DropReason> {
-    let vip = place.vip;
+    let vip = &snapshot.vips[place.vip as usize];
     // The backend that the flow had, while it serves this service and has not been taken down.
     let had = |reference: BackendRef| {
         let backend = snapshot.backend(reference)?;

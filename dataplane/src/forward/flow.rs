@@ -13,7 +13,7 @@ use super::{
     table::{BackendRef, VipId},
 };
 use crate::{
-    io::memory::{HugeSlice, Zeroed},
+    io::memory::{HugeSlice, Zeroed, prefetch},
     packet::{FlowPacket, Protocol, Tuple},
 };
 
@@ -242,11 +242,28 @@ impl FlowTable {
             [Tick::from_secs(HALF_OPEN_S), ticks(timeouts.tcp_s), ticks(timeouts.fin_s), ticks(timeouts.udp_s)];
     }
 
-    /// Has the processor fetch a flow's slot: the table is larger than its caches, and without it more than half of
-    /// the cost of a packet is waiting for this.
+    /// Has the processor fetch the slot in which a flow stands most likely: the table is larger than its caches, and
+    /// without it more than half of the cost of a packet is waiting for this.
     #[inline]
     pub fn prefetch(&self, hash: TupleHash) {
-        self.slots.prefetch(self.group_start(hash) + preferred(hash));
+        prefetch(self.likely(hash));
+    }
+
+    /// A guess at a flow's backend by that slot. Where it is wrong, the other slots of its group are fetched.
+    #[inline]
+    pub fn guess(&self, hash: TupleHash, key: &FlowKey) -> Option<BackendRef> {
+        let slot = self.likely(hash);
+        if slot.is(key) {
+            return Some(BackendRef::from_raw(slot.backend));
+        }
+        let start = self.group_start(hash);
+        // Two slots stand in a cache line.
+        self.slots[start..start + GROUP].iter().step_by(2).for_each(prefetch);
+        None
+    }
+
+    fn likely(&self, hash: TupleHash) -> &Slot {
+        &self.slots[self.group_start(hash) + preferred(hash)]
     }
 
     /// Looks a packet's flow up and, if it is known, notes that it lives.
@@ -297,20 +314,12 @@ impl FlowTable {
 
     fn place(&mut self, hash: TupleHash, key: &FlowKey, flow: Slot, now: Tick) {
         let timeouts = self.timeouts;
-        // The flow's own slot, else a free or expired one, else the half-open one that has been silent
-        // for longest: under a flood of SYNs the established flows stay.
-        let rank = |slot: &Slot| match () {
-            () if slot.is(key) => (0, 0),
-            () if slot.is_free() || is_expired(slot, &timeouts, now) => (1, 0),
-            () if slot.state() == State::HalfOpen => (2, TICK_MASK - now.since(slot.last_seen())),
-            () => (3, 0),
-        };
-        match self.group(hash).min_by_key(|slot| rank(slot)) {
-            Some(slot) if rank(slot).0 < 3 => {
+        match choose_slot(self.group(hash), key, &timeouts, now) {
+            Some(slot) => {
                 *slot = flow;
                 self.remembered += 1;
             }
-            _ => self.not_remembered += 1,
+            None => self.not_remembered += 1,
         }
     }
 
@@ -355,6 +364,33 @@ impl FlowTable {
     fn group_start(&self, hash: TupleHash) -> usize {
         hash.mixed() as usize & (self.slots.len() - 1) & !(GROUP - 1)
     }
+}
+
+/// Where a flow is put: its own slot, else a free or expired one, else that of the half-open flow that has been silent
+/// for longest: under a flood of SYNs the established flows stay.
+fn choose_slot<'a>(
+    group: impl Iterator<Item = &'a mut Slot>,
+    key: &FlowKey,
+    timeouts: &[u32; 4],
+    now: Tick,
+) -> Option<&'a mut Slot> {
+    let (mut vacant, mut half_open): (_, Option<&mut Slot>) = (None, None);
+    for slot in group {
+        if slot.is(key) {
+            return Some(slot);
+        }
+        if vacant.is_some() {
+            continue;
+        }
+        if slot.is_free() || is_expired(slot, timeouts, now) {
+            vacant = Some(slot);
+        } else if slot.state() == State::HalfOpen
+            && half_open.as_ref().is_none_or(|other| now.since(slot.last_seen()) > now.since(other.last_seen()))
+        {
+            half_open = Some(slot);
+        }
+    }
+    vacant.or(half_open)
 }
 
 /// Each flow prefers its own slot of the group, so that a hit mostly touches one cache line.

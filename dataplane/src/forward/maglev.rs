@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use super::hash::HashKey;
+use crate::io::memory::prefetch;
 
 /// A backend's place in the build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,12 @@ impl Maglev {
     /// The position of the member at an entry below [`Self::size`].
     pub fn lookup(&self, entry: u32) -> usize {
         usize::from(self.entries[entry as usize])
+    }
+
+    /// Has the processor fetch an entry.
+    #[inline]
+    pub(crate) fn prefetch(&self, entry: u32) {
+        prefetch(&self.entries[entry as usize]);
     }
 
     /// The number of entries.

@@ -22,7 +22,7 @@ use super::{
     maglev::{Maglev, Member},
 };
 use crate::{
-    io::{Instruction, filter},
+    io::{Instruction, filter, memory::prefetch},
     packet::{Mac, Protocol},
     segment::{Peer, PeerSpec},
     stats::TrafficByWorker,
@@ -187,6 +187,7 @@ impl BackendRef {
 
 /// What stays with a backend across snapshots: its counters and its resolved MAC.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct BackendRuntime {
     /// Packets and bytes that were forwarded to it.
     pub traffic: TrafficByWorker,
@@ -316,6 +317,8 @@ pub struct Snapshot {
     /// The services.
     pub services: Vec<Service>,
     backends: Vec<Option<Backend>>,
+    /// Of the backends, by their slots: closer together, so that they can be fetched early.
+    runtimes: Vec<Option<Arc<BackendRuntime>>>,
     /// The hardware addresses of the other load balancers, sorted.
     peer_macs: Vec<Mac>,
     /// The other load balancers on our segments.
@@ -328,13 +331,27 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The VIP with that address.
-    #[inline]
     pub fn vip(&self, address: IpAddr) -> Option<&Vip> {
-        let at = match address {
+        self.vip_at(address).map(|at| &self.vips[at as usize])
+    }
+
+    /// Where among the VIPs the one with that address stands.
+    #[inline]
+    pub fn vip_at(&self, address: IpAddr) -> Option<u32> {
+        match address {
             IpAddr::V4(address) => self.vips_v4.get(&address.into()),
             IpAddr::V6(address) => self.vips_v6.get(&address.into()),
-        };
-        at.map(|&at| &self.vips[at as usize])
+        }
+        .copied()
+    }
+
+    /// Has the processor fetch what a frame to a backend needs.
+    #[inline]
+    pub(crate) fn prefetch_backend(&self, reference: BackendRef) {
+        if let Some((backend, runtime)) = self.backends.get(reference.slot()).zip(self.runtimes.get(reference.slot())) {
+            prefetch(backend);
+            runtime.as_deref().inspect(|runtime| prefetch(*runtime));
+        }
     }
 
     /// The VIP that a flow entry names.
@@ -480,6 +497,8 @@ impl Compiler {
                 IpAddr::V6(address) => vips_v6.insert(u128::from(address), at),
             };
         }
+        let runtime = |backend: &Option<Backend>| backend.as_ref().map(|backend| backend.runtime.clone());
+        let runtimes = backends.iter().map(runtime).collect();
         let addresses: Vec<IpAddr> = vips.iter().map(|vip| vip.address).collect();
         let mut peer_macs = spec.peer_macs.clone();
         peer_macs.sort_unstable();
@@ -493,6 +512,7 @@ impl Compiler {
             vips,
             services,
             backends,
+            runtimes,
             peer_macs,
             peers: self.peers.clone(),
             filter: filter::program(&addresses),

@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::{
     super::{
         DropReason,
-        decide::decide,
+        decide::{Place, decide},
         flow::{FlowTable, Tick, Timeouts},
     },
     *,
@@ -66,8 +66,8 @@ fn flows() -> FlowTable {
 const NOW: u64 = 1 << 40;
 
 fn address_of(snapshot: &Snapshot, flows: &mut FlowTable, packet: &FlowPacket) -> Result<IpAddr, DropReason> {
-    decide(snapshot, flows, packet, snapshot.hash_key.tuple(&packet.tuple), Tick::from_ns(NOW))
-        .map(|decision| decision.backend.address)
+    let place = Place::find(snapshot, &packet.tuple)?;
+    decide(snapshot, flows, packet, &place, Tick::from_ns(NOW)).map(|decision| decision.backend.address)
 }
 
 #[test]

@@ -91,9 +91,10 @@ struct Joining<'a> {
 
 impl Opening<'_> {
     /// A socket that receives nothing yet.
-    pub(super) fn receiver(&self, port: &PortConfig) -> Result<PacketSocket, SocketError> {
+    pub(super) fn receiver(&self, port: &PortConfig, buffer_bytes: libc::c_int) -> Result<PacketSocket, SocketError> {
         // Between binding and joining it would get what is for others.
-        PacketSocket::receiver(port, if self.joining.is_some() { &[filter::REJECT] } else { self.filter })
+        let filter = if self.joining.is_some() { &[filter::REJECT] } else { self.filter };
+        PacketSocket::receiver(port, filter, buffer_bytes)
     }
 
     /// Makes it receive its worker's frames; called for one interface after the other.

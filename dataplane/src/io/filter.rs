@@ -1,5 +1,5 @@
-//! The socket filter (classic BPF): ARP, neighbour discovery, and IP for the VIPs. It spares the ring everything
-//! else on the wire; the worker checks again, so a filter that lets too much by costs time and nothing more. Of an
+//! The socket filter (classic BPF): ARP, neighbour discovery, IP for the VIPs, and frames of which a VLAN tag is left
+//! when the kernel has taken one out, so that they are counted. It spares the ring everything else on the wire; the worker checks again, so a filter that lets too much by costs time and nothing more. Of an
 //! IPv6 destination only the last 32 bits are looked at.
 
 use std::net::IpAddr;
@@ -12,6 +12,9 @@ const MAX_PREFIXES: usize = 16;
 
 const WHOLE_FRAME: u32 = 0x40000;
 const ETHERTYPE_AT: u32 = 12;
+/// IEEE 802.1Q 9.4: a tag, and the tag of a provider around others.
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 const IPV4_DESTINATION_AT: u32 = 30;
 const NEXT_HEADER_AT: u32 = 20;
 /// The last word of the destination.
@@ -34,7 +37,9 @@ pub(crate) fn program(vips: &[IpAddr]) -> Vec<Instruction> {
         IpAddr::V6(vip) => Some(u128::from(*vip) as u32),
     });
     let mut program = vec![instruction(LOAD_HALF, ETHERTYPE_AT)];
-    program.extend(only_if(ETHERTYPE_ARP.into(), vec![ACCEPT]));
+    for ethertype in [ETHERTYPE_ARP, ETHERTYPE_VLAN, ETHERTYPE_SERVICE_VLAN] {
+        program.extend(only_if(ethertype.into(), vec![ACCEPT]));
+    }
     program.extend(only_if(ETHERTYPE_IPV4.into(), destinations(IPV4_DESTINATION_AT, words_v4.collect())));
     let mut ipv6 = vec![
         instruction(LOAD_BYTE, NEXT_HEADER_AT),
@@ -118,6 +123,7 @@ mod tests {
             assert!(!accepts(&program, &frame(ETHERTYPE_IPV6, v6(200))));
             assert!(!accepts(&program, &frame(0x8847, v4(1))));
             assert!(accepts(&program, &frame(ETHERTYPE_ARP, v4(200))));
+            assert!(accepts(&program, &frame(ETHERTYPE_VLAN, v4(200))));
             for (kind, passes) in [(ndp::SOLICITATION, true), (ndp::ADVERTISEMENT, true), (134, false)] {
                 let mut frame = frame(ETHERTYPE_IPV6, v6(200));
                 (frame[20], frame[54]) = (58, kind);

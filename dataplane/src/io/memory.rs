@@ -8,6 +8,23 @@ use std::{
     ptr::{self, NonNull},
 };
 
+/// Has the processor fetch a value that is about to be used, where there is an instruction for that: it goes on
+/// meanwhile, and the value need not be there.
+#[inline]
+pub fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        for line in 0..size_of::<T>().div_ceil(LINE).min(4) {
+            // SAFETY: a hint, which faults nowhere; and the address lies in the value.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(value).cast::<i8>().add(line * LINE)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 /// A type whose value may be all zero bytes, and is then [`Self::ZERO`].
 pub trait Zeroed: Copy {
     /// The value of zeroed memory.
@@ -48,21 +65,6 @@ impl<T: Zeroed> HugeSlice<T> {
         unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         Ok(Self { start, len })
-    }
-}
-
-impl<T> HugeSlice<T> {
-    /// Has the processor fetch an element that is about to be used, where there is an instruction for that.
-    #[inline]
-    pub fn prefetch(&self, index: usize) {
-        #[cfg(target_arch = "x86_64")]
-        if index < self.len {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint, which faults nowhere; and the index is inside.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.start.as_ptr().add(index).cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = index;
     }
 }
 

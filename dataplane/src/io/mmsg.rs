@@ -10,8 +10,8 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
-    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, TRUNCATED,
-    fanout::Opening, is_vlan_tagged, memory::HugeSlice, out_port, socket::PacketSocket,
+    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, RECEIVE_BUFFER,
+    TRUNCATED, fanout::Opening, is_vlan_tagged, memory::HugeSlice, out_port, socket::PacketSocket,
 };
 use crate::{
     forward::Verdict,
@@ -80,7 +80,7 @@ impl MmsgEngine {
             .map(|port| {
                 let sender = Exit::new(PacketSocket::sender(port)?);
                 let segmenter = Exit::new(PacketSocket::segmenter(port)?);
-                let receiver = opening.receiver(port)?;
+                let receiver = opening.receiver(port, RECEIVE_BUFFER)?;
                 receiver.request_auxdata()?;
                 opening.bind(&receiver, port)?;
                 Ok(Port { receiver, sender, segmenter })
@@ -102,6 +102,7 @@ impl MmsgEngine {
             let (len, _) = self.batch.received(index);
             *sight = self.batch.buffer(index, len).get(VnetHeader::LEN..).map(|frame| core.look(frame));
         }
+        sights.iter_mut().flatten().for_each(|sight| core.look_closer(sight));
         for (index, sight) in sights.iter().enumerate().take(received) {
             let (len, vlan_tagged) = self.batch.received(index);
             let bytes = self.batch.buffer(index, len);

@@ -19,7 +19,8 @@ use io_uring::{
 };
 
 use super::{
-    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, TRUNCATED,
+    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, RECEIVE_BUFFER,
+    TRUNCATED,
     fanout::Opening,
     is_vlan_tagged,
     memory::{HugeSlice, Zeroed},
@@ -27,7 +28,10 @@ use super::{
     socket::PacketSocket,
     uring::{Descriptors, Event, Uring},
 };
-use crate::{packet::VnetHeader, worker::Core};
+use crate::{
+    packet::VnetHeader,
+    worker::{Core, Sight},
+};
 
 /// Buffers of the ring; a power of two.
 const BUFFERS: u16 = 512;
@@ -53,6 +57,15 @@ struct Port {
     /// For super-frames.
     segmenter: PacketSocket,
     armed: bool,
+}
+
+/// A frame in a buffer.
+struct Received {
+    port: usize,
+    id: u16,
+    len: usize,
+    /// `None` if there is not even a vnet header.
+    sight: Option<Sight>,
 }
 
 /// The buffers, and the ring by which the kernel is told of those that are free.
@@ -122,7 +135,7 @@ impl MultishotEngine {
             .iter()
             .map(|port| {
                 let (sender, segmenter) = (PacketSocket::sender(port)?, PacketSocket::segmenter(port)?);
-                let receiver = opening.receiver(port)?;
+                let receiver = opening.receiver(port, RECEIVE_BUFFER)?;
                 receiver.request_auxdata()?;
                 opening.bind(&receiver, port)?;
                 Ok(Port { receiver, sender, segmenter, armed: false })
@@ -160,8 +173,8 @@ impl MultishotEngine {
     fn judge(&mut self, core: &mut Core) -> io::Result<()> {
         let mut events = mem::take(&mut self.events);
         self.uring.reap(&mut events, BATCH);
-        let mut free = [0u16; BATCH];
-        let mut used = 0;
+        let mut received = [const { None }; BATCH];
+        let mut places = received.iter_mut();
         for event in events.drain(..) {
             let (port, completion) = match event {
                 Event::SendFailed(sent) => {
@@ -175,9 +188,12 @@ impl MultishotEngine {
                 self.ports[port].armed = false;
             }
             if let Some(id) = cqueue::buffer_select(flags) {
-                free[used] = id;
-                used += 1;
-                self.frame(port, id, usize::try_from(result).unwrap_or(0), core);
+                let len = usize::try_from(result).unwrap_or(0);
+                let frame = self.buffers.received(id, len).get(PAYLOAD_AT + VnetHeader::LEN..);
+                let sight = frame.map(|frame| core.look(frame));
+                if let Some(place) = places.next() {
+                    *place = Some(Received { port, id, len, sight });
+                }
             } else if result < 0 && result != -libc::ENOBUFS {
                 // Such as ENETDOWN, once; without buffers it is only armed again.
                 let error = io::Error::from_raw_os_error(-result);
@@ -185,13 +201,17 @@ impl MultishotEngine {
             }
         }
         self.events = events;
+        let sights = received.iter_mut().flatten().filter_map(|received| received.sight.as_mut());
+        sights.for_each(|sight| core.look_closer(sight));
+        received.iter().flatten().for_each(|received| self.frame(received, core));
         self.uring.submit()?;
-        self.buffers.provide(free[..used].iter().copied());
+        self.buffers.provide(received.iter().flatten().map(|received| received.id));
         Ok(())
     }
 
     /// One received frame.
-    fn frame(&mut self, port: usize, id: u16, len: usize, core: &mut Core) {
+    fn frame(&mut self, received: &Received, core: &mut Core) {
+        let Received { port, id, len, sight } = *received;
         let bytes = self.buffers.received(id, len);
         let vlan_tagged = match RecvMsgOut::parse(bytes, &self.message) {
             Ok(message) if !message.is_payload_truncated() => is_vlan_tagged(message.control_data()),
@@ -199,11 +219,10 @@ impl MultishotEngine {
         };
         let payload = &mut bytes[PAYLOAD_AT..];
         let whole = payload.as_ptr_range();
-        let Some((vnet, frame)) = payload.split_first_chunk_mut() else {
+        let (Some((vnet, frame)), Some(sight)) = (payload.split_first_chunk_mut(), sight) else {
             return core.count_unseen(TRUNCATED);
         };
         let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
-        let sight = core.look(frame);
         let verdict = core.judge(port, meta, frame, &sight);
         if let Some(out) = out_port(verdict, port) {
             // SAFETY: the buffer is provided to the kernel again only after the submit.

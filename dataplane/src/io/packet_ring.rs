@@ -1,25 +1,25 @@
 //! A TPACKET_V2 receive ring (packet_mmap in the kernel's documentation): the kernel writes frames
-//! into shared slots, the worker rewrites them where they are, and the sends read them from there.
-//!
-//! A slot belongs to the kernel or to us, as its status word says; we own it from the moment we read
-//! TP_STATUS_USER (acquire) until we write TP_STATUS_KERNEL (release). Slots are taken in order and
-//! given back in order.
+//! into shared slots, the worker rewrites them where they are, and the sends read them from there. Whose turn a slot is:
+//! [`super::turn`].
 
 use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     ptr::{self, NonNull},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::AtomicU32,
 };
 
 use super::{
     FrameMeta, PortConfig, SocketError,
     fanout::Opening,
     socket::{PacketSocket, RingRequest},
+    turn::Turn,
 };
 use crate::packet::VnetHeader;
 
 const SLOTS: u32 = 4096;
+/// For super-frames, which do not stand in the ring.
+const SUPER_FRAMES_BUFFER: libc::c_int = 16 << 20;
 /// Memory of one ring at most; with jumbo frames there are fewer slots.
 const MAX_RING_BYTES: u32 = 32 << 20;
 /// Blocks are physically contiguous: small enough to be found, large enough for jumbo slots.
@@ -29,8 +29,6 @@ const BLOCK_BYTES: u32 = 128 << 10;
 const HEADROOM: u32 = 128;
 
 /// linux/if_packet.h
-const TP_STATUS_KERNEL: u32 = 0;
-const TP_STATUS_USER: u32 = 1;
 const TP_STATUS_COPY: u32 = 1 << 1;
 pub(super) const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
 
@@ -58,10 +56,7 @@ pub(super) struct PacketRing {
     bytes: usize,
     slot_size: usize,
     slot_count: usize,
-    /// The next slot that the kernel will fill.
-    next: usize,
-    /// Slots taken and not given back, the oldest `next - taken`.
-    taken: usize,
+    turn: Turn,
     socket: PacketSocket,
 }
 
@@ -101,7 +96,7 @@ impl Filled {
 
 impl PacketRing {
     pub(super) fn open(port: &PortConfig, opening: &mut Opening<'_>) -> Result<Self, SocketError> {
-        let socket = opening.receiver(port)?;
+        let socket = opening.receiver(port, SUPER_FRAMES_BUFFER)?;
         let slot_size = (port.mtu + HEADROOM).next_power_of_two().clamp(2048, BLOCK_BYTES);
         let slot_count = SLOTS.min(MAX_RING_BYTES / slot_size);
         let slots_per_block = BLOCK_BYTES / slot_size;
@@ -127,8 +122,7 @@ impl PacketRing {
             bytes,
             slot_size: slot_size as usize,
             slot_count: slot_count as usize,
-            next: 0,
-            taken: 0,
+            turn: Turn::new(slot_count as usize),
             socket,
         };
         opening.bind(&ring.socket, port)?;
@@ -145,7 +139,7 @@ impl PacketRing {
                 Some(whole) => *place = Some(whole),
                 None => return count,
             }
-            self.advance();
+            self.turn.take();
         }
         places.len()
     }
@@ -153,25 +147,17 @@ impl PacketRing {
     /// Takes the next frame, if it does not stand in the ring whole.
     pub(super) fn take_other(&mut self) -> Option<Other> {
         let filled = self.filled().filter(|filled| !filled.is_whole())?;
-        self.advance();
+        self.turn.take();
         let vlan_tagged = filled.status & TP_STATUS_VLAN_VALID != 0;
         Some(if filled.status & TP_STATUS_COPY != 0 { Other::Queued { vlan_tagged } } else { Other::Truncated })
     }
 
     /// The next slot, if the kernel has filled it.
     fn filled(&self) -> Option<Filled> {
-        if self.taken == self.slot_count {
-            return None;
-        }
-        let slot = self.slot(self.next);
-        // SAFETY: `slot` points at a slot header inside the mapping, aligned to the slot's size; the
-        // status word is shared with the kernel and therefore only touched atomically.
-        let status = unsafe { &(*slot.as_ptr()).status }.load(Ordering::Acquire);
-        if status & TP_STATUS_USER == 0 {
-            return None;
-        }
-        // SAFETY: the acquire load saw TP_STATUS_USER: the kernel has written these fields before it,
-        // and leaves them alone until the status goes back to TP_STATUS_KERNEL.
+        let (index, status) = self.turn.filled(|index| self.status(index))?;
+        let slot = self.slot(index);
+        // SAFETY: the status was read with acquire and says that the slot is ours: the kernel has written these fields
+        // before it, and leaves them alone until the slot is given back.
         let (len, captured_len, mac_at) = unsafe {
             let header = slot.as_ptr();
             ((*header).len as usize, (*header).captured_len as usize, usize::from((*header).mac_at))
@@ -179,9 +165,10 @@ impl PacketRing {
         Some(Filled { slot, status, len, captured_len, mac_at })
     }
 
-    fn advance(&mut self) {
-        self.next = (self.next + 1) & (self.slot_count - 1);
-        self.taken += 1;
+    fn status(&self, index: usize) -> &AtomicU32 {
+        // SAFETY: a slot header inside the mapping, aligned to the slot's size; the status word is shared with the
+        // kernel and therefore only touched atomically.
+        unsafe { &(*self.slot(index).as_ptr()).status }
     }
 
     /// The frame in a slot.
@@ -202,14 +189,9 @@ impl PacketRing {
 
     /// Gives the slots of all taken frames back to the kernel. Nobody may read them any more.
     pub(super) fn give_back(&mut self) {
-        let oldest = self.next + self.slot_count - self.taken;
-        for offset in 0..self.taken {
-            let slot = self.slot((oldest + offset) & (self.slot_count - 1));
-            // SAFETY: a slot header inside the mapping that was taken and so is ours to give back; the
-            // release store orders our accesses before the kernel's.
-            unsafe { &(*slot.as_ptr()).status }.store(TP_STATUS_KERNEL, Ordering::Release);
-        }
-        self.taken = 0;
+        let mut turn = std::mem::replace(&mut self.turn, Turn::new(self.slot_count));
+        turn.give_back(|index| self.status(index));
+        self.turn = turn;
     }
 
     /// Takes the frame that [`Other::Queued`] spoke of.

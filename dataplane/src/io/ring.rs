@@ -91,19 +91,18 @@ impl RingEngine {
         Ok(judged > 0)
     }
 
-    /// Judges frames that stand in the ring: first a look at some of them, then their judgement. How many.
+    /// Judges frames that stand in the ring: first two looks at some of them, then their judgement. How many.
     fn judge_whole(&mut self, port: usize, core: &mut Core) -> usize {
         let mut frames = [const { None }; LOOK_AHEAD];
         let count = self.ports[port].ring.take_whole(&mut frames);
-        let seen = frames.map(|frame| {
-            frame.map(|frame| {
-                let sight = core.look(&frame.bytes[VnetHeader::LEN..]);
-                (frame, sight)
-            })
-        });
-        for (Whole { bytes, meta }, sight) in seen.into_iter().flatten() {
+        let mut sights = [const { None }; LOOK_AHEAD];
+        for (Whole { bytes, .. }, sight) in frames.iter().flatten().zip(&mut sights) {
+            *sight = Some(core.look(&bytes[VnetHeader::LEN..]));
+        }
+        sights.iter_mut().flatten().for_each(|sight| core.look_closer(sight));
+        for (Whole { bytes, meta }, sight) in frames.into_iter().flatten().zip(sights.iter().flatten()) {
             let whole = bytes.as_ptr_range();
-            let verdict = core.judge(port, meta, &mut bytes[VnetHeader::LEN..], &sight);
+            let verdict = core.judge(port, meta, &mut bytes[VnetHeader::LEN..], sight);
             if let Some(out) = out_port(verdict, port) {
                 // SAFETY: a ring slot is ours until `give_back`, which comes after a submit.
                 unsafe { self.uring.queue_send(out, whole, meta.vnet.is_super(), verdict) };

@@ -59,7 +59,6 @@ const PACKET_FANOUT_CBPF: u32 = 6;
 const PACKET_FANOUT_FLAG_UNIQUEID: u32 = 0x2000;
 const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: u32 = 0x4000;
 
-const RECEIVE_BUFFER: libc::c_int = 16 << 20;
 const SEND_BUFFER: libc::c_int = 8 << 20;
 
 /// The shape of a receive ring (struct tpacket_req).
@@ -91,12 +90,16 @@ impl PacketSocket {
     }
 
     /// For receiving: behind the filter, without our own frames, with vnet headers.
-    pub(super) fn receiver(port: &PortConfig, filter: &[Instruction]) -> Result<Self, SocketError> {
+    pub(super) fn receiver(
+        port: &PortConfig,
+        filter: &[Instruction],
+        buffer_bytes: libc::c_int,
+    ) -> Result<Self, SocketError> {
         let socket = Self::open(port)?;
         socket.set(libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32, "PACKET_IGNORE_OUTGOING")?;
         socket.attach(filter).map_err(|error| socket.error("attaching the filter", error))?;
         socket.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
-        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
+        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffer_bytes)?;
         Ok(socket)
     }
 

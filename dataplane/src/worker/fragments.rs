@@ -6,7 +6,7 @@ use super::{Came, Core, Origin, Outgoing, dispatch};
 use crate::{
     forward::{
         DropReason, Verdict,
-        decide::decide,
+        decide::{Place, decide},
         flow::Tick,
         fragment::{Course, Step, Waiting},
         table::BackendState,
@@ -55,8 +55,8 @@ impl Core {
         if let Some(home) = self.other_home(&Packet::Flow(*flow), Came::FromWire) {
             return Ok(Course::Worker(home));
         }
-        let (hash, now) = (self.snapshot.hash_key.tuple(&flow.tuple), Tick::from_ns(self.now_ns));
-        let decision = decide(&self.snapshot, &mut self.flows, flow, hash, now)?;
+        let (place, now) = (Place::find(&self.snapshot, &flow.tuple)?, Tick::from_ns(self.now_ns));
+        let decision = decide(&self.snapshot, &mut self.flows, flow, &place, now)?;
         Ok(Course::Backend(decision.backend.reference))
     }
 

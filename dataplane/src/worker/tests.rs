@@ -11,7 +11,7 @@ use crate::{
         steering::Steering,
         table::{BackendSpec, BackendState, Compiler, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     },
-    packet::{Fragment, Protocol, arp, ndp},
+    packet::{Protocol, arp, ndp},
     report::Report,
 };
 
@@ -188,7 +188,8 @@ impl Random {
 }
 
 fn judge(core: &mut Core, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
-    let sight = core.look(frame);
+    let mut sight = core.look(frame);
+    core.look_closer(&mut sight);
     core.judge(0, meta, frame, &sight)
 }
 

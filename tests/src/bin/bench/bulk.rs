@@ -10,10 +10,13 @@ use std::{
 };
 
 use lb_dataplane::packet::{Mac, Protocol};
-use lb_tests::topology::{Host, Network};
+use lb_tests::{
+    sys::reference,
+    topology::{Host, Network},
+};
 
 use crate::{
-    chain::{GENERATOR_CPU, LB_CPU, pin, pin_receiver, threaded_napi},
+    chain::{FEW_FLOWS, GENERATOR_CPU, LB_CPU, pin, pin_receiver, threaded_napi},
     forwarders::{Forwarder, Site},
 };
 
@@ -21,7 +24,7 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
 const PORT: u16 = 5001;
 const WARM_UP: Duration = Duration::from_millis(500);
-const MEASURE: Duration = Duration::from_secs(3);
+const MEASURE: Duration = Duration::from_secs(2);
 
 /// A client, a load balancer and a server on one segment.
 pub(crate) struct Segment {
@@ -42,6 +45,8 @@ impl Segment {
         let server_mac = net.attach(&server, "eth0", "lan", &["10.0.0.3/24"])?;
         let lb_mac = net.attach(&lb, "eth0", "lan", &["10.0.0.2/24"])?;
         server.make_backend(VIP.into())?;
+        // Receiving on a thread of its own needs a NAPI context, which a veth has with GRO.
+        lb.ns.enter(|| reference::enable_gro("eth0"))?;
         let pinned = lb.ns.enter(|| threaded_napi("eth0")).and_then(|()| pin_receiver("eth0", LB_CPU));
         if let Err(error) = pinned {
             println!("  (softirqs of the load balancer are not pinned: {error})");
@@ -67,6 +72,8 @@ impl Segment {
             protocol: Protocol::Tcp,
             port: PORT,
             backends: vec![self.server_mac],
+            flow_capacity: FEW_FLOWS,
+            cpu: LB_CPU,
         };
         forwarder.during(&site, || self.transfer(VIP))
     }

@@ -4,12 +4,10 @@
 use std::{
     fs, io,
     net::Ipv4Addr,
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use etherparse::PacketBuilder;
 use lb_dataplane::packet::Mac;
 use lb_tests::{
@@ -26,6 +24,8 @@ use rustix::{
     thread::{CpuSet, sched_setaffinity},
 };
 
+use crate::helper::{Helper, Task};
+
 /// The first VIP.
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 100, 0);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 0);
@@ -33,8 +33,8 @@ pub(crate) const LB_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 const GENERATOR_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 /// Offered packets a second: more than anything here but XDP forwards on one core.
 const OFFERED: u64 = 1_000_000;
-const WARM_UP: Duration = Duration::from_millis(700);
-const MEASURE: Duration = Duration::from_millis(2000);
+const WARM_UP: Duration = Duration::from_millis(400);
+const MEASURE: Duration = Duration::from_millis(1000);
 pub(crate) const LB_CPU: usize = 1;
 pub(crate) const GENERATOR_CPU: usize = 0;
 /// Of the forwarding process's group, and of the kernel thread that receives for it: both get about half of the core
@@ -44,6 +44,9 @@ const RECEIVE_NICE: i32 = -12;
 const RECEIVE_SLICE: Duration = Duration::from_micros(100);
 /// What is sent when nothing else is said.
 pub(crate) const KNOWN_FLOWS: u32 = 1 << 14;
+
+/// Slots of a flow table that is large enough for them.
+pub(crate) const FEW_FLOWS: usize = 1 << 18;
 
 /// What is offered.
 #[derive(Debug, Clone, Copy)]
@@ -57,16 +60,18 @@ pub(crate) struct Load {
     pub(crate) destination: Mac,
     /// Packets a second.
     pub(crate) offered: u64,
+    /// Until all flows are known.
+    pub(crate) warm_up: Duration,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { size: 60, flows: KNOWN_FLOWS, vips: 1, destination: LB_MAC, offered: OFFERED }
+        Self { size: 60, flows: KNOWN_FLOWS, vips: 1, destination: LB_MAC, offered: OFFERED, warm_up: WARM_UP }
     }
 }
 
 impl Load {
-    fn flows(&self) -> Flows {
+    pub(crate) fn flows(&self) -> Flows {
         Flows { count: self.flows, source: CLIENT, destination: VIP, destinations: self.vips }
     }
 
@@ -167,63 +172,22 @@ impl Chain {
 
     /// Offers load and measures what comes back; `forwarder` is the start of the names of the threads that forward.
     pub(crate) fn measure(&self, load: &Load, forwarder: &str) -> anyhow::Result<Figures> {
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let generator = scope.spawn(|| {
-                self.generator.enter(|| {
-                    pin(GENERATOR_CPU);
-                    self.generate(load, &stop)
-                })
-            });
-            thread::sleep(WARM_UP);
-            let processors = || (processor_ns(forwarder), self.receiver.map_or(0, thread_ns));
-            let (before, cpu_before, begun) = (self.counted(), processors(), Instant::now());
-            thread::sleep(MEASURE);
-            let (after, cpu_after, took) = (self.counted(), processors(), begun.elapsed());
-            stop.store(true, Ordering::Relaxed);
-            generator.join().map_err(|_| anyhow::anyhow!("the generator panicked"))?.context("the generator")?;
-            let per = |ns: u64, packets: u64| ns as f64 / 1e3 / packets.max(1) as f64;
-            let forwarded = after.0 - before.0;
-            Ok(Figures {
-                forwarded: forwarded as f64 / took.as_secs_f64(),
-                process_us: per(cpu_after.0.saturating_sub(cpu_before.0), forwarded),
-                softirq_us: per(cpu_after.1 - cpu_before.1, after.1 - before.1),
-            })
+        let ifindex = self.generator_ifindex;
+        let mut generator = Helper::start(&self.generator, &Task::Generate { ifindex, xdp: self.xdp, load: *load })?;
+        thread::sleep(load.warm_up);
+        let processors = || (processor_ns(forwarder), self.receiver.map_or(0, thread_ns));
+        let (before, cpu_before, begun) = (self.counted(), processors(), Instant::now());
+        thread::sleep(MEASURE);
+        let (after, cpu_after, took) = (self.counted(), processors(), begun.elapsed());
+        generator.check()?;
+        let per = |ns: u64, packets: u64| ns as f64 / 1e3 / packets.max(1) as f64;
+        let forwarded = after.0 - before.0;
+        Ok(Figures {
+            forwarded: forwarded as f64 / took.as_secs_f64(),
+            process_us: per(cpu_after.0.saturating_sub(cpu_before.0), forwarded),
+            softirq_us: per(cpu_after.1 - cpu_before.1, after.1 - before.1),
         })
     }
-
-    fn generate(&self, load: &Load, stop: &AtomicBool) -> io::Result<()> {
-        if !self.xdp {
-            let frames: Vec<Vec<u8>> = (0..load.flows.min(KNOWN_FLOWS)).map(|flow| load.frame(flow)).collect();
-            return reference::generate(self.generator_ifindex, &frames, stop);
-        }
-        let generator = bpf::Generator::new(self.generator_ifindex, load.offered, &load.flows())?;
-        let template = load.frame(0);
-        while !stop.load(Ordering::Relaxed) {
-            generator.run(&template, 1 << 20)?;
-        }
-        Ok(())
-    }
-}
-
-/// Keeps a core from falling asleep: an idle virtual one takes 100 us to wake, which overruns veth's queue.
-pub(crate) fn keep_awake<T>(cpu: usize, work: impl FnOnce() -> T) -> T {
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            pin(cpu);
-            if let Err(error) = reference::become_idle() {
-                println!("  (the core is not kept awake: {error})");
-                return;
-            }
-            while !done.load(Ordering::Relaxed) {
-                std::hint::spin_loop();
-            }
-        });
-        let outcome = work();
-        done.store(true, Ordering::Relaxed);
-        outcome
-    })
 }
 
 /// Binds the calling thread, and what it starts, to a core.

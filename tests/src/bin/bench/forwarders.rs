@@ -25,10 +25,7 @@ use lb_dataplane::{
 };
 use lb_tests::{netns::Namespace, sys::reference};
 
-use crate::chain::{LB_CPU, pin};
-
-/// Slots of the flow table.
-const FLOW_CAPACITY: usize = 1 << 22;
+use crate::chain::pin;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Forwarder {
@@ -64,6 +61,10 @@ pub(crate) struct Site {
     pub(crate) protocol: Protocol,
     pub(crate) port: u16,
     pub(crate) backends: Vec<Mac>,
+    /// Slots of the flow table. Memory that is touched for the first time takes long to come in a virtual machine.
+    pub(crate) flow_capacity: usize,
+    /// Where a process forwards.
+    pub(crate) cpu: usize,
 }
 
 impl Forwarder {
@@ -98,9 +99,9 @@ const REFERENCE_THREAD: &str = "reference";
 
 fn with_engine<T>(site: &Site, kind: EngineKind, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let dataplane = site.namespace.enter(|| {
-        pin(LB_CPU);
+        pin(site.cpu);
         let port = PortConfig { name: site.interface.into(), ifindex: site.ifindex, mtu: 1500 };
-        let config = Config { ports: vec![port], engine: Some(kind), workers: 1, flow_capacity: FLOW_CAPACITY };
+        let config = Config { ports: vec![port], engine: Some(kind), workers: 1, flow_capacity: site.flow_capacity };
         let dataplane = Dataplane::start(&config)?;
         let generation = dataplane.publish(&table_spec(site))?;
         dataplane.wait_seen(generation, Duration::from_secs(5));
@@ -163,7 +164,7 @@ fn with_reference<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> a
         let (stopped, site) = (stop.clone(), site.clone());
         let forward = move || {
             site.namespace.enter(|| {
-                pin(LB_CPU);
+                pin(site.cpu);
                 // The thread that enters the namespace is another one.
                 rustix::thread::set_name(c"reference")?;
                 let backends: Vec<[u8; 6]> = site.backends.iter().map(|mac| mac.0).collect();
@@ -209,7 +210,10 @@ fn nft(site: &Site, rules: &str) -> anyhow::Result<()> {
 fn with_bridge<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     use rtnetlink::{
         LinkBridge, LinkBridgePort, LinkUnspec,
-        packet_route::{link::BridgeStpState, neighbour::NeighbourFlags},
+        packet_route::{
+            link::BridgeStpState,
+            neighbour::{NeighbourFlags, NeighbourState},
+        },
     };
     site.namespace.netlink(async |handle| {
         let bridge = LinkBridge::new("br0").stp_state(BridgeStpState::Disabled).up();
@@ -221,7 +225,9 @@ fn with_bridge<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyh
         let port = LinkBridgePort::new(site.ifindex).hairpin(true);
         handle.link().set_port(port.build()).execute().await?;
         for backend in &site.backends {
-            let entry = handle.neighbours().add_bridge(site.ifindex, &backend.0).flags(NeighbourFlags::Controller);
+            let entry = handle.neighbours().add_bridge(site.ifindex, &backend.0);
+            // Static: a permanent one would be an address of the bridge's own.
+            let entry = entry.flags(NeighbourFlags::Controller).state(NeighbourState::Noarp);
             entry.execute().await?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::{
     forwarders::{Forwarder, Site},
 };
 
-const FRAMES: u32 = 5000;
+const FRAMES: u32 = 3000;
 const PAUSE: Duration = Duration::from_micros(100);
 /// For a frame to come back.
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -7,11 +7,13 @@
 mod bulk;
 mod chain;
 mod forwarders;
+mod helper;
 mod latency;
 
-use std::{process::ExitCode, thread};
+use std::{process::ExitCode, thread, time::Duration};
 
 use lb_dataplane::{
+    Config,
     io::EngineKind,
     packet::{Mac, Protocol},
 };
@@ -19,14 +21,18 @@ use lb_tests::sys;
 
 use crate::{
     bulk::Segment,
-    chain::{Chain, Figures, KNOWN_FLOWS, LB_CPU, LB_MAC, Load, VIP, keep_awake},
+    chain::{Chain, FEW_FLOWS, Figures, GENERATOR_CPU, KNOWN_FLOWS, LB_CPU, LB_MAC, Load, VIP},
     forwarders::{Forwarder, Site},
+    helper::{Helper, Task},
 };
 
 const BACKENDS: u8 = 8;
-const ROUNDS: usize = 3;
+/// Odd.
+const ROUNDS: usize = 5;
 const RING: Forwarder = Forwarder::Engine(EngineKind::Ring);
 const ENGINES: [Forwarder; 3] = [RING, Forwarder::Engine(EngineKind::Multishot), Forwarder::Engine(EngineKind::Mmsg)];
+/// Until a million flows are known, and the memory for them is there.
+const LEARNING: Duration = Duration::from_millis(4000);
 /// Of [`Load::flows`], so many that each packet opens another one.
 const NEW_FLOWS: u32 = 1 << 28;
 
@@ -34,10 +40,19 @@ const HELP: &str = "usage: cargo lb-bench [saturation | tables | latency | bulk]
 
 Measures on two cores: one does all load-balancer work, the other one generates and swallows the packets. As root, for
 XDP, pinned kernel threads and nftables; as an ordinary user the figures flatter everyone. Without arguments all tables
-are printed, which takes some six minutes.";
+are printed, which takes some seven minutes.";
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(outcome) = helper::run(&wanted) {
+        return outcome.map_or_else(
+            |error| {
+                eprintln!("a helper of the benchmark: {error}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
     type Part = fn() -> anyhow::Result<()>;
     let parts: [(&str, Part); 4] =
         [("saturation", saturation), ("tables", tables), ("latency", latencies), ("bulk", bulk)];
@@ -69,7 +84,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn site(chain: &Chain, vips: u32) -> Site {
+fn site(chain: &Chain, vips: u32, flow_capacity: usize) -> Site {
     Site {
         namespace: chain.lb.clone(),
         interface: "l0",
@@ -80,18 +95,24 @@ fn site(chain: &Chain, vips: u32) -> Site {
         protocol: Protocol::Udp,
         port: 53,
         backends: (1..=BACKENDS).map(|number| Mac([2, 0, 0, 0, 1, number])).collect(),
+        flow_capacity,
+        cpu: LB_CPU,
     }
 }
 
-/// The median of several rounds, by what was forwarded.
-fn median(chain: &Chain, forwarder: Forwarder, load: &Load) -> anyhow::Result<Figures> {
-    let site = site(chain, load.vips);
+/// One measurement.
+fn measure(chain: &Chain, forwarder: Forwarder, load: &Load, flow_capacity: usize) -> anyhow::Result<Figures> {
+    let site = site(chain, load.vips, flow_capacity);
     let destination = if forwarder == Forwarder::Bridge { site.backends[0] } else { load.destination };
     let load = Load { destination, ..*load };
-    let round = |_| forwarder.during(&site, || chain.measure(&load, forwarder.threads()));
-    let mut rounds = keep_awake(LB_CPU, || (0..ROUNDS).map(round).collect::<anyhow::Result<Vec<_>>>())?;
-    rounds.sort_by(|one, other| one.forwarded.total_cmp(&other.forwarded));
-    Ok(rounds[ROUNDS / 2])
+    forwarder.during(&site, || chain.measure(&load, forwarder.threads()))
+}
+
+/// Of an odd number of values.
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Those that can run here.
@@ -107,82 +128,111 @@ fn present(forwarders: &[Forwarder]) -> Vec<Forwarder> {
 }
 
 fn saturation() -> anyhow::Result<()> {
-    println!("Forwarded packets a second at saturation, one core, {KNOWN_FLOWS} UDP flows, median of {ROUNDS}");
-    println!("and microseconds of the core a packet of 60 bytes, in the process and in the kernel's receiving thread");
-    let chain = Chain::build(true)?;
-    let [ring, multishot, mmsg] = ENGINES;
-    let others = [Forwarder::Reference, Forwarder::Nftables, Forwarder::Bridge];
-    let mut rows: Vec<(Forwarder, Vec<Figures>)> = Vec::new();
-    for forwarder in present(&[others[0], mmsg, multishot, ring, others[1], others[2]]) {
-        let sizes = [60, 512, 1400].map(|size| median(&chain, forwarder, &Load { size, ..Load::default() }));
-        rows.push((forwarder, sizes.into_iter().collect::<anyhow::Result<_>>()?));
-    }
-    let of = |wanted| rows.iter().find(|(forwarder, _)| *forwarder == wanted).map(|(_, figures)| figures[0].forwarded);
     println!(
-        "  {:22} {:>9} {:>10} {:>10} {:>11} {:>6} {:>8} {:>8}",
-        "", "60 bytes", "512 bytes", "1400 bytes", "x recvmmsg", "x nft", "process", "softirq"
+        "Forwarded packets a second at saturation, one core, {KNOWN_FLOWS} UDP flows; medians of {ROUNDS} rounds, also"
     );
-    for (forwarder, figures) in &rows {
-        let small = figures[0];
-        let ratio = |to: Option<f64>| to.map_or_else(|| "-".to_owned(), |to| format!("{:.2}", small.forwarded / to));
+    println!(
+        "of the ratios within a round; microseconds of the core a packet in the process and in the receiving thread"
+    );
+    let chain = Chain::build(true)?;
+    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
+    let [ring, multishot, mmsg] = ENGINES;
+    let rows = present(&[Forwarder::Reference, mmsg, multishot, ring, Forwarder::Nftables, Forwarder::Bridge]);
+    for size in [60, 512, 1400] {
+        let rounds =
+            rounds(&rows, |forwarder| measure(&chain, *forwarder, &Load { size, ..Load::default() }, FEW_FLOWS))?;
+        let forwarded = |round: &[Figures], wanted: Forwarder| {
+            rows.iter().position(|row| *row == wanted).map_or(f64::NAN, |at| round[at].forwarded)
+        };
         println!(
-            "  {:22} {:9.0} {:10.0} {:10.0} {:>11} {:>6} {:8.2} {:8.2}",
-            forwarder.to_string(),
-            small.forwarded,
-            figures[1].forwarded,
-            figures[2].forwarded,
-            ratio(of(Forwarder::Reference)),
-            ratio(of(Forwarder::Nftables)),
-            small.process_us,
-            small.softirq_us
+            "  {:22} {:>10} {:>11} {:>6} {:>8} {:>8}",
+            format!("{size} bytes"),
+            "packets/s",
+            "x recvmmsg",
+            "x nft",
+            "process",
+            "softirq"
         );
+        for (at, forwarder) in rows.iter().enumerate() {
+            let of = |figure: fn(&Figures) -> f64| median(rounds.iter().map(|round| figure(&round[at])));
+            let ratio = |to| median(rounds.iter().map(|round| round[at].forwarded / forwarded(round, to)));
+            println!(
+                "  {:22} {:10.0} {:11.2} {:6.2} {:8.2} {:8.2}",
+                forwarder.to_string(),
+                of(|figures| figures.forwarded),
+                ratio(Forwarder::Reference),
+                ratio(Forwarder::Nftables),
+                of(|figures| figures.process_us),
+                of(|figures| figures.softirq_us)
+            );
+        }
     }
     Ok(())
 }
 
+/// Measures each of several things, round after round: machines change their speed from minute to minute, and what
+/// is compared has to be near in time.
+fn rounds<T>(things: &[T], measure: impl Fn(&T) -> anyhow::Result<Figures>) -> anyhow::Result<Vec<Vec<Figures>>> {
+    (0..ROUNDS).map(|_| things.iter().map(&measure).collect()).collect()
+}
+
 fn tables() -> anyhow::Result<()> {
-    println!("\nThe ring engine, 60 bytes: many VIPs, many flows, and only new flows");
+    println!("\nThe ring engine, 60 bytes: many VIPs, many flows, and only new flows; medians of {ROUNDS} rounds");
     let chain = Chain::build(true)?;
-    let mut first = None;
+    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
     let loads =
         [(1, KNOWN_FLOWS), (100, KNOWN_FLOWS), (1000, KNOWN_FLOWS), (1, 1 << 20), (1000, 1 << 20), (1, NEW_FLOWS)];
-    println!("  {:>6} {:>12} {:>10} {:>10} {:>8}", "VIPs", "flows", "packets/s", "x first", "process");
-    for (vips, flows) in loads {
-        let figures = median(&chain, RING, &Load { vips, flows, ..Load::default() })?;
-        let known = *first.get_or_insert(figures.forwarded);
+    let rounds = rounds(&loads, |(vips, flows)| {
+        let load = Load { vips: *vips, flows: *flows, warm_up: LEARNING, ..Load::default() };
+        measure(&chain, RING, &load, Config::DEFAULT_FLOW_CAPACITY)
+    })?;
+    println!("  {:>6} {:>12} {:>10} {:>8} {:>8}", "VIPs", "flows", "packets/s", "x first", "process");
+    for (at, (vips, flows)) in loads.into_iter().enumerate() {
         let flows = if flows == NEW_FLOWS { "only new".to_owned() } else { flows.to_string() };
-        let ratio = figures.forwarded / known;
-        println!("  {vips:6} {flows:>12} {:10.0} {ratio:10.2} {:8.2}", figures.forwarded, figures.process_us);
+        let forwarded = median(rounds.iter().map(|round| round[at].forwarded));
+        let ratio = median(rounds.iter().map(|round| round[at].forwarded / round[0].forwarded));
+        let process = median(rounds.iter().map(|round| round[at].process_us));
+        println!("  {vips:6} {flows:>12} {forwarded:10.0} {ratio:8.2} {process:8.2}");
     }
     Ok(())
 }
 
 fn latencies() -> anyhow::Result<()> {
-    println!("\nA frame there and back, one at a time, microseconds");
+    println!("\nA frame there and back, one at a time on one core, microseconds; medians of {ROUNDS} rounds");
     let chain = Chain::build(false)?;
-    let site = site(&chain, 1);
-    println!("  {:22} {:>8} {:>8}", "", "p50", "p99");
-    for forwarder in present(&[Forwarder::Nftables, Forwarder::Bridge, RING, ENGINES[1], ENGINES[2]]) {
-        let (p50, p99) = keep_awake(LB_CPU, || latency::round_trip(&chain, &site, forwarder))?;
-        println!("  {:22} {p50:8.1} {p99:8.1}", forwarder.to_string());
+    // All on one core: a wake-up across cores takes longer than everything else, above all between virtual ones.
+    let site = Site { cpu: GENERATOR_CPU, ..site(&chain, 1, FEW_FLOWS) };
+    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: GENERATOR_CPU })?;
+    let [ring, multishot, mmsg] = ENGINES;
+    let rows = present(&[Forwarder::Nftables, Forwarder::Bridge, ring, multishot, mmsg]);
+    let round = |_| rows.iter().map(|row| latency::round_trip(&chain, &site, *row)).collect();
+    let rounds: Vec<Vec<(f64, f64)>> = (0..ROUNDS).map(round).collect::<anyhow::Result<_>>()?;
+    println!("  {:22} {:>8} {:>8} {:>12}", "", "p50", "p99", "p50 - first");
+    for (at, forwarder) in rows.iter().enumerate() {
+        let p50 = median(rounds.iter().map(|round| round[at].0));
+        let p99 = median(rounds.iter().map(|round| round[at].1));
+        let added = median(rounds.iter().map(|round| round[at].0 - round[0].0));
+        println!("  {:22} {p50:8.1} {p99:8.1} {added:12.1}", forwarder.to_string());
     }
     Ok(())
 }
 
 fn bulk() -> anyhow::Result<()> {
-    println!("\nOne TCP connection with default offloads, gigabits a second, median of {ROUNDS}");
+    println!("\nOne TCP connection with default offloads, gigabits a second; medians of {ROUNDS} rounds");
     let segment = Segment::build()?;
-    let median = |forwarder| -> anyhow::Result<f64> {
-        let mut rates = (0..ROUNDS).map(|_| segment.measure(forwarder)).collect::<anyhow::Result<Vec<_>>>()?;
-        rates.sort_by(f64::total_cmp);
-        Ok(rates[ROUNDS / 2])
+    let [ring, multishot, mmsg] = ENGINES;
+    let rows = present(&[Forwarder::Nftables, Forwarder::Reference, ring, multishot, mmsg]);
+    let round = |_| -> anyhow::Result<(f64, Vec<f64>)> {
+        let direct = segment.measure(None)?;
+        Ok((direct, rows.iter().map(|row| segment.measure(Some(*row))).collect::<anyhow::Result<_>>()?))
     };
-    println!("  {:22} {:8.1}", "past the balancer", median(None)?);
-    let mut nftables = None;
-    for forwarder in present(&[Forwarder::Nftables, Forwarder::Reference, RING, ENGINES[1], ENGINES[2]]) {
-        let rate = median(Some(forwarder))?;
-        let fwd = *nftables.get_or_insert(rate);
-        println!("  {:22} {rate:8.1} {:8.2} x nft", forwarder.to_string(), rate / fwd);
+    let rounds: Vec<(f64, Vec<f64>)> = (0..ROUNDS).map(round).collect::<anyhow::Result<_>>()?;
+    println!("  {:22} {:>8} {:>8}", "", "Gbit/s", "x first");
+    println!("  {:22} {:8.1}", "past the balancer", median(rounds.iter().map(|(direct, _)| *direct)));
+    for (at, forwarder) in rows.iter().enumerate() {
+        let rate = median(rounds.iter().map(|(_, rates)| rates[at]));
+        let ratio = median(rounds.iter().map(|(_, rates)| rates[at] / rates[0]));
+        println!("  {:22} {rate:8.1} {ratio:8.2}", forwarder.to_string());
     }
     Ok(())
 }
