@@ -342,10 +342,12 @@ fn false_takeovers(site: &Site, neighbor: &Host, span: Duration) -> anyhow::Resu
     let owners: std::collections::BTreeSet<_> = seen.claims.iter().map(|(_, mac)| mac.0).collect();
     let moved = u8::from(epoch(&site.nodes[0]) != Some(before));
     println!(
-        "{:<46} {:>5} {moved} moves, {} owners seen, longest gap {:.1} ms {:>4}",
+        "{:<46} {:>5} {moved} moves, {} owners seen, {} datagrams lost, longest gap {:.1} ms {:>4}",
         format!("{FALSE_TAKEOVERS}, {} s with both cores busy", span.as_secs()),
         1,
         owners.len(),
+        seen.lost(),
+        // One without a loss is the machine's, which stood still as a whole.
         seen.gap().as_secs_f64() * 1e3,
         "0"
     );
