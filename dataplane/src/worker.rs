@@ -266,7 +266,9 @@ impl Core {
             Ok(port) => Verdict::Forward { port },
             Err(reason) => Verdict::Drop(reason),
         };
-        if let Some(home) = self.other_home(&sight.packet, came) {
+        // What a switch flooded is dropped here, whoever has its flow.
+        let other_home = if for_us || destination.is_group() { self.other_home(&sight.packet, came) } else { None };
+        if let Some(home) = other_home {
             return self.hand_over(home, port, meta, frame);
         }
         match &sight.packet {
