@@ -9,15 +9,16 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use etherparse::PacketBuilder;
 use lb_dataplane::{
     forward::{
+        DropReason,
         decide::{Place, decide},
         flow::{FlowTable, Tick, Timeouts},
-        hash::{HashKey, TupleHash},
+        hash::HashKey,
         maglev::{Maglev, Member},
         table::{
             BackendSpec, BackendState, Compiler, PortRangeSpec, PortSpec, ServiceSpec, Snapshot, TableSpec, VipSpec,
         },
     },
-    packet::{self, FlowPacket, Mac, Packet, Protocol, rewrite},
+    packet::{self, Mac, Protocol, rewrite},
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -81,20 +82,25 @@ fn frame(family: &str) -> Vec<u8> {
 
 /// A batch as an engine has it judged: two looks at all frames, then the decisions and the rewrites.
 fn judge(snapshot: &Snapshot, flows: &mut FlowTable, batch: &mut [Vec<u8>], now: Tick) {
-    let mut seen: [Option<(FlowPacket, u32, TupleHash)>; BATCH as usize] = [None; BATCH as usize];
-    let mut places: [Option<Place>; BATCH as usize] = [None; BATCH as usize];
-    for (frame, seen) in batch.iter().zip(&mut seen) {
-        if let Packet::Flow(flow) = packet::parse(black_box(frame)) {
+    let mut packets = [None; BATCH as usize];
+    let mut found = [None; BATCH as usize];
+    let mut places = [Err(DropReason::NotVip); BATCH as usize];
+    for ((frame, packet), found) in batch.iter().zip(&mut packets).zip(&mut found) {
+        if let Some(flow) = packet::flow(black_box(frame)) {
             let hash = snapshot.hash_key.tuple(&flow.tuple);
             flows.prefetch(hash);
-            *seen = snapshot.vip_at(flow.tuple.destination).map(|vip| (flow, vip, hash));
+            *found = snapshot.vip_at(flow.tuple.destination).map(|vip| (vip, hash));
+            *packet = Some(flow);
         }
     }
-    for ((flow, vip, hash), place) in seen.iter().flatten().zip(&mut places) {
-        *place = Place::at(snapshot, *vip, &flow.tuple, *hash).ok();
-        place.inspect(|place| place.prefetch(snapshot, flows));
+    for ((packet, found), place) in packets.iter().zip(&found).zip(&mut places) {
+        if let (Some(flow), Some((vip, hash))) = (packet, found) {
+            *place = Place::at(snapshot, *vip, &flow.tuple, *hash);
+            place.as_ref().inspect(|place| place.prefetch(snapshot, flows)).ok();
+        }
     }
-    for ((frame, (flow, ..)), place) in batch.iter_mut().zip(seen.iter().flatten()).zip(places.iter().flatten()) {
+    for ((frame, packet), place) in batch.iter_mut().zip(&packets).zip(&places) {
+        let (Some(flow), Ok(place)) = (packet, place) else { unreachable!("a frame of a flow to the VIP") };
         let decision = decide(snapshot, flows, flow, place, now).expect("a backend");
         rewrite::to_backend(frame, decision.backend.mac().unwrap_or_default(), OWN);
     }
@@ -108,7 +114,7 @@ fn packets(c: &mut Criterion) {
         group.throughput(Throughput::Elements(1));
         let template = frame(family);
         let ports_at = if family == "IPv4" { 34 } else { 54 };
-        group.bench_function("parse", |b| b.iter(|| packet::parse(black_box(&template))));
+        group.bench_function("parse", |b| b.iter(|| packet::flow(black_box(&template))));
         for (name, known) in [("hit", true), ("miss", false)] {
             let mut flows = FlowTable::new(SLOTS, Timeouts::default()).expect("memory for a flow table");
             let mut batch = vec![template.clone(); BATCH.into()];

@@ -94,11 +94,17 @@ enum Origin {
 /// What a look at a frame has found. Good for as long as the worker keeps its snapshot.
 #[derive(Clone, Copy)]
 pub(crate) struct Sight {
-    packet: Packet,
+    /// `None` if it is none of a flow: all others are rare, and only taken apart when they are judged.
+    flow: Option<FlowPacket>,
     /// Of a flow to a VIP: where that stands, and the hash of the tuple.
-    flow: Option<(u32, TupleHash)>,
+    found: Option<(u32, TupleHash)>,
     /// What the second look has found.
     place: Option<Result<Place, DropReason>>,
+}
+
+impl Sight {
+    /// Before the first look.
+    pub(crate) const NOTHING: Self = Self { flow: None, found: None, place: None };
 }
 
 /// From where a frame came to this worker.
@@ -189,24 +195,22 @@ impl Core {
     /// The first look at a frame. Engines look at several, and closer at all of them, before they have the first one
     /// judged: what has to come from memory comes meanwhile.
     #[inline]
-    pub(crate) fn look(&self, frame: &[u8]) -> Sight {
-        let packet = packet::parse(frame);
-        let flow = match &packet {
-            Packet::Flow(flow) => {
-                let hash = self.snapshot.hash_key.tuple(&flow.tuple);
-                self.flows.prefetch(hash);
-                let vip = self.snapshot.vip_at(flow.tuple.destination);
-                vip.inspect(|at| prefetch(&self.snapshot.vips[*at as usize])).map(|vip| (vip, hash))
-            }
-            _ => None,
-        };
-        Sight { packet, flow, place: None }
+    pub(crate) fn look(&self, frame: &[u8], sight: &mut Sight) {
+        // Into its place: a copy of what was written just now, piece by piece, costs as much as the parsing.
+        *sight = Sight::NOTHING;
+        if let Some(flow) = packet::flow(frame) {
+            let hash = self.snapshot.hash_key.tuple(&flow.tuple);
+            self.flows.prefetch(hash);
+            let vip = self.snapshot.vip_at(flow.tuple.destination);
+            sight.found = vip.inspect(|at| prefetch(&self.snapshot.vips[*at as usize])).map(|vip| (vip, hash));
+            sight.flow = Some(flow);
+        }
     }
 
     /// The second look at a frame.
     #[inline]
     pub(crate) fn look_closer(&self, sight: &mut Sight) {
-        if let (Packet::Flow(flow), Some((vip, hash))) = (&sight.packet, sight.flow) {
+        if let (Some(flow), Some((vip, hash))) = (&sight.flow, sight.found) {
             let place = Place::at(&self.snapshot, vip, &flow.tuple, hash);
             if let Ok(place) = &place {
                 place.prefetch(&self.snapshot, &self.flows);
@@ -266,12 +270,13 @@ impl Core {
             Ok(port) => Verdict::Forward { port },
             Err(reason) => Verdict::Drop(reason),
         };
+        let packet = sight.flow.map_or_else(|| packet::parse(frame), Packet::Flow);
         // What a switch flooded is dropped here, whoever has its flow.
-        let other_home = if for_us || destination.is_group() { self.other_home(&sight.packet, came) } else { None };
+        let other_home = if for_us || destination.is_group() { self.other_home(&packet, came) } else { None };
         if let Some(home) = other_home {
             return self.hand_over(home, port, meta, frame);
         }
-        match &sight.packet {
+        match &packet {
             Packet::Arp(arp) if for_us || destination == Mac::BROADCAST => self.arp(port, own, frame, arp),
             Packet::Neighbor(message) if for_us || destination.is_group() => {
                 self.neighbor(port, own, source, frame, message)
@@ -304,7 +309,7 @@ impl Core {
         }
         // A super-frame leaves as segments of this size.
         let wire_len = match meta.vnet.gso_size() {
-            Some(size) => flow.headers_len + usize::from(size),
+            Some(size) => usize::from(flow.headers_len) + usize::from(size),
             None => frame.len(),
         };
         let now = Tick::from_ns(self.now_ns);
@@ -331,8 +336,8 @@ impl Core {
             return;
         }
         let ports = &self.snapshot.ports;
-        let near = ports[port].address_like(flow.tuple.source);
-        let own = near.or_else(|| ports.iter().find_map(|port| port.address_like(flow.tuple.source)));
+        let near = ports[port].address_like(flow.tuple.source.into());
+        let own = near.or_else(|| ports.iter().find_map(|port| port.address_like(flow.tuple.source.into())));
         let reply = Reply { to: frame, packet: flow, mac: ports[port].mac };
         if let Some(frame) = own.and_then(|own| reply.too_big(own, mtu)) {
             self.outbox.push(Outgoing::own(port, frame));

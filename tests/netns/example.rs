@@ -1,6 +1,6 @@
 //! The worked example exactly: client 192.168.1.10, VIP 192.168.2.1, server 192.168.3.5.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use anyhow::ensure;
 use lb_tests::{
@@ -86,7 +86,7 @@ fn check_frames(
     let server = &site.servers[0];
     // What enters for the VIP leaves again, byte for byte from the IP header up. In any order: two CPUs that send
     // at the same time pass the capture in one order and reach the node in another.
-    let for_vip = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.destination == VIP);
+    let for_vip = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.destination == VIP.into());
     let mut entered: Vec<&[u8]> = to_node.iter().filter(for_vip).map(Seen::packet).collect();
     let mut left: Vec<&[u8]> = from_node.iter().filter(for_vip).map(Seen::packet).collect();
     let in_order = left.clone();
@@ -99,7 +99,7 @@ fn check_frames(
     ensure!(arrived.iter().all(|seen| seen.destination() == server.mac && seen.source() == out_mac));
     ensure!(arrived.iter().map(|seen| seen.packet()).collect::<Vec<_>>() == in_order);
     // The answers: from the VIP to the client, and none of them by the node.
-    let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == IpAddr::V4(VIP));
+    let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == VIP.into());
     let answers: Vec<&Seen> = at_server.iter().filter(answer).collect();
     ensure!(!answers.is_empty() && answers.iter().all(|seen| seen.outgoing && seen.destination() != out_mac));
     let by_node = to_node.iter().chain(from_node).filter(answer);

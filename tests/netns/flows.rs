@@ -84,7 +84,7 @@ fn send_and_see(site: &Site, flows: &[(Ipv4Addr, u16)], packets: usize) -> anyho
     for (at, capture) in captures.into_iter().enumerate() {
         for seen in capture.finish().into_iter().filter(|seen| !seen.outgoing) {
             if let Some(flow) = seen.flow() {
-                landed.entry((flow.tuple.source, flow.tuple.source_port)).or_default().insert(at);
+                landed.entry((flow.tuple.source.into(), flow.tuple.source_port)).or_default().insert(at);
             }
         }
     }

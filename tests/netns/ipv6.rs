@@ -219,7 +219,7 @@ pub(crate) fn hostile_frames() -> anyhow::Result<()> {
             });
         }
         let to_vip = |seen: &lb_tests::capture::Seen| {
-            !seen.outgoing && matches!(parse(&seen.frame), Packet::Flow(flow) if flow.tuple.destination == VIP6)
+            !seen.outgoing && matches!(parse(&seen.frame), Packet::Flow(flow) if flow.tuple.destination == VIP6.into())
         };
         let arrived = at_servers.into_iter().flat_map(Capture::finish).filter(to_vip).count();
         ensure!(arrived == 0, "{engine}: {arrived} hostile frames reached a server");

@@ -67,7 +67,7 @@ pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
         };
         let requests = to_node.iter().filter(is_request).count();
         let to_server = |seen: &&lb_tests::capture::Seen| {
-            seen.flow().is_some_and(|f| f.tuple.destination == VIP && f.tuple.destination_port == 80)
+            seen.flow().is_some_and(|f| f.tuple.destination == VIP.into() && f.tuple.destination_port == 80)
                 && seen.destination() == server.mac
         };
         let arps =

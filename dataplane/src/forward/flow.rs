@@ -6,7 +6,7 @@
 //! stays. Only one direction is seen, so the state of a TCP connection is a guess from what the client
 //! sends.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use super::{
     hash::TupleHash,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     io::memory::{HugeSlice, Zeroed, prefetch},
-    packet::{FlowPacket, Protocol, Tuple},
+    packet::{Address, FlowPacket, Protocol, Tuple},
 };
 
 /// Slots of a group: 256 bytes, four cache lines, of which a hit usually touches one.
@@ -86,30 +86,19 @@ use FlowState as State;
 /// and a bit for either family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowKey {
-    /// An IPv4 address is mapped into IPv6.
-    source: [u32; 4],
+    source: Address,
     /// Source port, destination port.
     ports: u32,
     vip: u32,
     is_udp: bool,
 }
 
-/// Before an IPv4 address that is mapped into IPv6 (RFC 4291 2.5.5.2).
-const MAPPED: u32 = 0xffff;
-
 impl FlowKey {
     /// Of a tuple whose destination is that VIP.
     #[inline]
     pub fn new(tuple: &Tuple, vip: VipId) -> Self {
-        let source = match tuple.source {
-            IpAddr::V4(source) => [0, 0, MAPPED, source.into()],
-            IpAddr::V6(source) => {
-                let bits = u128::from(source);
-                [(bits >> 96) as u32, (bits >> 64) as u32, (bits >> 32) as u32, bits as u32]
-            }
-        };
         Self {
-            source,
+            source: tuple.source,
             ports: u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port),
             vip: vip.0,
             is_udp: tuple.protocol == Protocol::Udp,
@@ -121,7 +110,7 @@ impl FlowKey {
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Slot {
-    source: [u32; 4],
+    source: Address,
     ports: u32,
     vip: u32,
     backend: u32,
@@ -134,7 +123,7 @@ const _: () = assert!(GROUP * size_of::<Slot>() == 256);
 
 // Checked by `a_free_slot_is_all_zero`.
 impl Zeroed for Slot {
-    const ZERO: Self = Self { source: [0; 4], ports: 0, vip: 0, backend: 0, stamp: 0 };
+    const ZERO: Self = Self { source: Address::ZERO, ports: 0, vip: 0, backend: 0, stamp: 0 };
 }
 
 impl Slot {
@@ -202,7 +191,8 @@ pub struct FlowEntry {
 impl FlowEntry {
     /// The flow, given its VIP's address.
     pub fn tuple(&self, destination: IpAddr) -> Tuple {
-        let Self { source, source_port, destination_port, protocol, .. } = *self;
+        let Self { source_port, destination_port, protocol, .. } = *self;
+        let (source, destination) = (self.source.into(), destination.into());
         Tuple { source, destination, source_port, destination_port, protocol }
     }
 }
@@ -332,19 +322,15 @@ impl FlowTable {
     pub fn entries(&self, slots: std::ops::Range<usize>, now: Tick) -> impl Iterator<Item = FlowEntry> {
         let end = slots.end.min(self.slots.len());
         let live = move |slot: &&Slot| !slot.is_free() && !is_expired(slot, &self.timeouts, now);
-        self.slots[slots.start.min(end)..end].iter().filter(live).map(move |slot| {
-            let [a, b, c, d] = slot.source;
-            let source = u128::from(a) << 96 | u128::from(b) << 64 | u128::from(c) << 32 | u128::from(d);
-            FlowEntry {
-                source: IpAddr::V6(Ipv6Addr::from(source)).to_canonical(),
-                source_port: (slot.ports >> 16) as u16,
-                vip: VipId(slot.vip),
-                destination_port: slot.ports as u16,
-                protocol: if slot.is_udp() { Protocol::Udp } else { Protocol::Tcp },
-                state: slot.state(),
-                backend: BackendRef::from_raw(slot.backend),
-                idle_ms: (u64::from(now.since(slot.last_seen())) << TICK_SHIFT) / 1_000_000,
-            }
+        self.slots[slots.start.min(end)..end].iter().filter(live).map(move |slot| FlowEntry {
+            source: slot.source.into(),
+            source_port: (slot.ports >> 16) as u16,
+            vip: VipId(slot.vip),
+            destination_port: slot.ports as u16,
+            protocol: if slot.is_udp() { Protocol::Udp } else { Protocol::Tcp },
+            state: slot.state(),
+            backend: BackendRef::from_raw(slot.backend),
+            idle_ms: (u64::from(now.since(slot.last_seen())) << TICK_SHIFT) / 1_000_000,
         })
     }
 
@@ -420,8 +406,8 @@ mod tests {
 
     fn packet(source_port: u16, protocol: Protocol) -> FlowPacket {
         let tuple = Tuple {
-            source: IpAddr::from([192, 0, 2, 1]),
-            destination: IpAddr::from([198, 51, 100, 1]),
+            source: [192, 0, 2, 1].into(),
+            destination: [198, 51, 100, 1].into(),
             source_port,
             destination_port: 80,
             protocol,
@@ -546,14 +532,14 @@ mod tests {
     fn flows_are_listed_and_looked_at_without_being_touched() {
         let mut table = Table::new(64);
         let mut flow = packet(7, Protocol::Udp);
-        flow.tuple.source = "2001:db8::9".parse().unwrap();
+        flow.tuple.source = IpAddr::V6("2001:db8::9".parse().unwrap()).into();
         table.put(&flow, 5, 0);
         table.put(&packet(8, Protocol::Tcp), 6, 10);
         let listed =
             |table: &Table, secs| -> Vec<FlowEntry> { table.0.entries(0..table.0.slots(), at(secs)).collect() };
         let entries = listed(&table, 20);
         let entry = entries.iter().find(|entry| entry.source_port == 7).unwrap();
-        assert_eq!((entry.source, entry.vip, entry.destination_port), (flow.tuple.source, VipId(3), 80));
+        assert_eq!((entry.source, entry.vip, entry.destination_port), (flow.tuple.source.into(), VipId(3), 80));
         assert_eq!((entry.state, entry.backend), (FlowState::Udp, backend(5)));
         assert!((19_900..20_100).contains(&entry.idle_ms), "{}", entry.idle_ms);
         let hash = KEY.tuple(&flow.tuple);

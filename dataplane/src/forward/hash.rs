@@ -5,7 +5,7 @@ use std::{hash::Hasher as _, net::IpAddr};
 
 use siphasher::sip::SipHasher13;
 
-use crate::packet::{Protocol, Tuple};
+use crate::packet::{Address, Protocol, Tuple};
 
 /// The key, from the replicated table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,39 +27,41 @@ impl HashKey {
         SipHasher13::new_with_keys(self.0 as u64, (self.0 >> 64) as u64)
     }
 
+    /// Hashes words as the bytes that they are in network order. In one go, and each stored at once, so that it can be
+    /// loaded at once: half the cost of feeding the bytes piece by piece.
+    #[inline]
+    fn words<const N: usize>(self, words: [u64; N]) -> u64 {
+        self.hasher().hash(words.map(u64::to_be_bytes).as_flattened())
+    }
+
     /// Hashes a tuple.
+    #[inline]
     pub fn tuple(self, tuple: &Tuple) -> TupleHash {
         let protocol = match tuple.protocol {
             Protocol::Tcp => 6,
             Protocol::Udp => 17,
         };
-        // In one go: half the cost of feeding it piece by piece.
-        let [high, low] = tuple.destination_port.to_be_bytes();
-        let base = match (tuple.source, tuple.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let mut bytes = [0; 16];
-                bytes[..4].copy_from_slice(&source.octets());
-                bytes[4..8].copy_from_slice(&destination.octets());
-                bytes[8..11].copy_from_slice(&[high, low, protocol]);
-                self.hasher().hash(&bytes)
-            }
-            (source, destination) => {
-                let mut bytes = [0; 40];
-                bytes[..16].copy_from_slice(&octets(source));
-                bytes[16..32].copy_from_slice(&octets(destination));
-                bytes[32..35].copy_from_slice(&[high, low, protocol]);
-                self.hasher().hash(&bytes)
-            }
+        let service = u64::from(tuple.destination_port) << 48 | protocol << 40;
+        let base = if tuple.source.is_ipv4() && tuple.destination.is_ipv4() {
+            let addresses = u64::from(tuple.source.last_word()) << 32 | u64::from(tuple.destination.last_word());
+            self.words([addresses, service])
+        } else {
+            let ([a, b], [c, d]) = (tuple.source.halves(), tuple.destination.halves());
+            self.words([a, b, c, d, service])
         };
         TupleHash { base, source_port: tuple.source_port }
     }
 
     /// Hashes a client for affinity by source.
-    pub fn source(self, source: IpAddr) -> u64 {
+    pub fn source(self, source: Address) -> u64 {
         let mut hasher = self.hasher();
-        match source {
-            IpAddr::V4(source) => hasher.write_u32(source.into()),
-            IpAddr::V6(source) => hasher.write(&source.octets()),
+        match source.is_ipv4() {
+            true => hasher.write_u32(source.last_word()),
+            false => {
+                let [high, low] = source.halves();
+                hasher.write(&high.to_be_bytes());
+                hasher.write(&low.to_be_bytes());
+            }
         }
         hasher.finish()
     }
@@ -73,14 +75,6 @@ impl HashKey {
         }
         hasher.write_u8(which);
         hasher.finish()
-    }
-}
-
-/// As an IPv6 address; an IPv4 one is mapped into it (RFC 4291 2.5.5.2).
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
     }
 }
 
@@ -134,10 +128,23 @@ mod tests {
     }
 
     #[test]
+    fn every_build_hashes_the_same_bytes() {
+        let hash = |source, destination| {
+            let tuple = Tuple { source, destination, source_port: 0, destination_port: 80, protocol: Protocol::Tcp };
+            HashKey(5).tuple(&tuple).base
+        };
+        let of = |bytes: &[u8]| HashKey(5).hasher().hash(bytes);
+        let v4 = hash([192, 0, 2, 1].into(), [198, 51, 100, 1].into());
+        assert_eq!(v4, of(&[192, 0, 2, 1, 198, 51, 100, 1, 0, 80, 6, 0, 0, 0, 0, 0]));
+        let v6 = [[1; 16], [2; 16]].concat();
+        assert_eq!(hash([1; 16].into(), [2; 16].into()), of(&[&v6[..], &[0, 80, 6, 0, 0, 0, 0, 0]].concat()));
+    }
+
+    #[test]
     fn neighbouring_ports_stand_apart_irregularly() {
         let tuple = |source_port| Tuple {
-            source: IpAddr::from([192, 0, 2, 1]),
-            destination: IpAddr::from([198, 51, 100, 1]),
+            source: [192, 0, 2, 1].into(),
+            destination: [198, 51, 100, 1].into(),
             source_port,
             destination_port: 80,
             protocol: Protocol::Tcp,

@@ -5,9 +5,7 @@
 //! Pure. A multiplicative hash, because it has to be cheap in classic BPF; keyed, so that nobody outside can choose
 //! addresses and ports that all meet one worker.
 
-use std::net::IpAddr;
-
-use crate::packet::{Packet, Tuple};
+use crate::packet::{Address, Packet, Tuple};
 
 /// At most so many workers.
 pub const MAX_WORKERS: usize = 64;
@@ -33,14 +31,12 @@ impl Hash {
         Self(product ^ (product >> Steering::SHIFT))
     }
 
-    fn address(self, address: IpAddr, words: std::ops::Range<usize>, key: u32) -> Self {
-        match address {
-            IpAddr::V4(address) => self.word(address.into(), key),
-            IpAddr::V6(address) => {
-                let word = |at: usize| (u128::from(address) >> (96 - 32 * at)) as u32;
-                words.fold(self, |hash, at| hash.word(word(at), key))
-            }
+    fn address(self, address: Address, words: std::ops::Range<usize>, key: u32) -> Self {
+        if address.is_ipv4() {
+            return self.word(address.last_word(), key);
         }
+        let word = |at: usize| (address.halves()[at / 2] >> (32 - 32 * (at % 2))) as u32;
+        words.fold(self, |hash, at| hash.word(word(at), key))
     }
 }
 
@@ -68,7 +64,7 @@ impl Steering {
     }
 
     /// The worker that gets what does not show its ports.
-    pub(crate) fn addresses(self, source: IpAddr, destination: IpAddr) -> usize {
+    pub(crate) fn addresses(self, source: Address, destination: Address) -> usize {
         self.spread(self.addresses_hash(source, destination))
     }
 
@@ -84,7 +80,7 @@ impl Steering {
         }
     }
 
-    fn addresses_hash(self, source: IpAddr, destination: IpAddr) -> Hash {
+    fn addresses_hash(self, source: Address, destination: Address) -> Hash {
         // VIPs differ in their last word.
         Hash(0).address(source, 0..4, self.key).address(destination, 3..4, self.key)
     }

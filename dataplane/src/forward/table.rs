@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     io::{Instruction, filter, memory::prefetch},
-    packet::{Mac, Protocol},
+    packet::{Address, Mac, Protocol},
     segment::{Peer, PeerSpec},
     stats::TrafficByWorker,
 };
@@ -310,8 +310,8 @@ pub struct Snapshot {
     pub hash_key: HashKey,
     /// The interfaces.
     pub ports: Vec<PortSpec>,
-    vips_v4: HashMap<u32, u32, BuildHasherDefault<AddressHasher>>,
-    vips_v6: HashMap<u128, u32, BuildHasherDefault<AddressHasher>>,
+    /// Where the VIPs stand, by their addresses.
+    vips_at: HashMap<Address, u32, BuildHasherDefault<AddressHasher>>,
     /// The VIPs, sorted by address.
     pub vips: Vec<Vip>,
     /// The services.
@@ -331,18 +331,14 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The VIP with that address.
-    pub fn vip(&self, address: IpAddr) -> Option<&Vip> {
-        self.vip_at(address).map(|at| &self.vips[at as usize])
+    pub fn vip(&self, address: impl Into<Address>) -> Option<&Vip> {
+        self.vip_at(address.into()).map(|at| &self.vips[at as usize])
     }
 
     /// Where among the VIPs the one with that address stands.
     #[inline]
-    pub fn vip_at(&self, address: IpAddr) -> Option<u32> {
-        match address {
-            IpAddr::V4(address) => self.vips_v4.get(&address.into()),
-            IpAddr::V6(address) => self.vips_v6.get(&address.into()),
-        }
-        .copied()
+    pub fn vip_at(&self, address: Address) -> Option<u32> {
+        self.vips_at.get(&address).copied()
     }
 
     /// Has the processor fetch what a frame to a backend needs.
@@ -490,13 +486,7 @@ impl Compiler {
             });
         }
         vips.sort_unstable_by_key(|vip| vip.address);
-        let (mut vips_v4, mut vips_v6) = (HashMap::default(), HashMap::default());
-        for (vip, at) in vips.iter().zip(0..) {
-            match vip.address {
-                IpAddr::V4(address) => vips_v4.insert(u32::from(address), at),
-                IpAddr::V6(address) => vips_v6.insert(u128::from(address), at),
-            };
-        }
+        let vips_at = vips.iter().zip(0..).map(|(vip, at)| (vip.address.into(), at)).collect();
         let runtime = |backend: &Option<Backend>| backend.as_ref().map(|backend| backend.runtime.clone());
         let runtimes = backends.iter().map(runtime).collect();
         let addresses: Vec<IpAddr> = vips.iter().map(|vip| vip.address).collect();
@@ -507,8 +497,7 @@ impl Compiler {
             generation: self.generation,
             hash_key,
             ports: spec.ports.clone(),
-            vips_v4,
-            vips_v6,
+            vips_at,
             vips,
             services,
             backends,

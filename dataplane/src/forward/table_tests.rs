@@ -50,8 +50,8 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
 
 fn packet(source_port: u16, protocol: Protocol, port: u16) -> FlowPacket {
     let tuple = Tuple {
-        source: IpAddr::from([192, 168, 1, 10]),
-        destination: VIP,
+        source: [192, 168, 1, 10].into(),
+        destination: VIP.into(),
         source_port,
         destination_port: port,
         protocol,
@@ -218,7 +218,7 @@ fn a_vip_of_either_family_may_have_backends_of_the_other() {
     let mut flows = flows();
     let for_v4 = packet(1, Protocol::Tcp, 80);
     let mut for_v6 = for_v4;
-    (for_v6.tuple.source, for_v6.tuple.destination) = ("2001:db8:1::9".parse().unwrap(), v6);
+    (for_v6.tuple.source, for_v6.tuple.destination) = (IpAddr::V6("2001:db8:1::9".parse().unwrap()).into(), v6.into());
     assert_eq!(address_of(&snapshot, &mut flows, &for_v4), Ok("2001:db8::5".parse().unwrap()));
     assert_eq!(address_of(&snapshot, &mut flows, &for_v6), Ok(IpAddr::from([10, 0, 0, 8])));
     assert!(snapshot.backends().all(|backend| backend.port == Some(0)), "both are on the segment");

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     forward::Verdict,
     packet::VnetHeader,
-    worker::{Core, Sent},
+    worker::{Core, Sent, Sight},
 };
 
 const BUFFER_LEN: usize = (VnetHeader::LEN + MAX_FRAME_LEN).next_multiple_of(4096);
@@ -97,16 +97,18 @@ impl MmsgEngine {
     /// Judges and sends what one interface has. Whether there was anything.
     fn drain_port(&mut self, port: usize, core: &mut Core) -> bool {
         let received = self.batch.receive(&self.ports[port].receiver);
-        let mut sights = [None; BATCH];
+        let mut sights = [Sight::NOTHING; BATCH];
         for (index, sight) in sights.iter_mut().enumerate().take(received) {
             let (len, _) = self.batch.received(index);
-            *sight = self.batch.buffer(index, len).get(VnetHeader::LEN..).map(|frame| core.look(frame));
+            if let Some(frame) = self.batch.buffer(index, len).get(VnetHeader::LEN..) {
+                core.look(frame, sight);
+            }
         }
-        sights.iter_mut().flatten().for_each(|sight| core.look_closer(sight));
+        sights[..received].iter_mut().for_each(|sight| core.look_closer(sight));
         for (index, sight) in sights.iter().enumerate().take(received) {
             let (len, vlan_tagged) = self.batch.received(index);
             let bytes = self.batch.buffer(index, len);
-            let (Some((vnet, frame)), Some(sight)) = (bytes.split_first_chunk_mut(), sight) else {
+            let Some((vnet, frame)) = bytes.split_first_chunk_mut() else {
                 core.count_unseen(TRUNCATED);
                 continue;
             };

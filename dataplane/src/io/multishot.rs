@@ -64,8 +64,7 @@ struct Received {
     port: usize,
     id: u16,
     len: usize,
-    /// `None` if there is not even a vnet header.
-    sight: Option<Sight>,
+    sight: Sight,
 }
 
 /// The buffers, and the ring by which the kernel is told of those that are free.
@@ -190,7 +189,10 @@ impl MultishotEngine {
             if let Some(id) = cqueue::buffer_select(flags) {
                 let len = usize::try_from(result).unwrap_or(0);
                 let frame = self.buffers.received(id, len).get(PAYLOAD_AT + VnetHeader::LEN..);
-                let sight = frame.map(|frame| core.look(frame));
+                let mut sight = Sight::NOTHING;
+                if let Some(frame) = frame {
+                    core.look(frame, &mut sight);
+                }
                 if let Some(place) = places.next() {
                     *place = Some(Received { port, id, len, sight });
                 }
@@ -201,8 +203,7 @@ impl MultishotEngine {
             }
         }
         self.events = events;
-        let sights = received.iter_mut().flatten().filter_map(|received| received.sight.as_mut());
-        sights.for_each(|sight| core.look_closer(sight));
+        received.iter_mut().flatten().for_each(|received| core.look_closer(&mut received.sight));
         received.iter().flatten().for_each(|received| self.frame(received, core));
         self.uring.submit()?;
         self.buffers.provide(received.iter().flatten().map(|received| received.id));
@@ -211,7 +212,8 @@ impl MultishotEngine {
 
     /// One received frame.
     fn frame(&mut self, received: &Received, core: &mut Core) {
-        let Received { port, id, len, sight } = *received;
+        let Received { port, id, len, sight } = received;
+        let (port, id, len) = (*port, *id, *len);
         let bytes = self.buffers.received(id, len);
         let vlan_tagged = match RecvMsgOut::parse(bytes, &self.message) {
             Ok(message) if !message.is_payload_truncated() => is_vlan_tagged(message.control_data()),
@@ -219,11 +221,11 @@ impl MultishotEngine {
         };
         let payload = &mut bytes[PAYLOAD_AT..];
         let whole = payload.as_ptr_range();
-        let (Some((vnet, frame)), Some(sight)) = (payload.split_first_chunk_mut(), sight) else {
+        let Some((vnet, frame)) = payload.split_first_chunk_mut() else {
             return core.count_unseen(TRUNCATED);
         };
         let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
-        let verdict = core.judge(port, meta, frame, &sight);
+        let verdict = core.judge(port, meta, frame, sight);
         if let Some(out) = out_port(verdict, port) {
             // SAFETY: the buffer is provided to the kernel again only after the submit.
             unsafe { self.uring.queue_send(out, whole, meta.vnet.is_super(), verdict) };

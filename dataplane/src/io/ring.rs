@@ -16,7 +16,10 @@ use super::{
     socket::PacketSocket,
     uring::{Descriptors, Event, Uring, poll},
 };
-use crate::{packet::VnetHeader, worker::Core};
+use crate::{
+    packet::VnetHeader,
+    worker::{Core, Sight},
+};
 
 /// Frames that are looked at before the first of them is judged.
 const LOOK_AHEAD: usize = 16;
@@ -95,12 +98,12 @@ impl RingEngine {
     fn judge_whole(&mut self, port: usize, core: &mut Core) -> usize {
         let mut frames = [const { None }; LOOK_AHEAD];
         let count = self.ports[port].ring.take_whole(&mut frames);
-        let mut sights = [const { None }; LOOK_AHEAD];
+        let mut sights = [Sight::NOTHING; LOOK_AHEAD];
         for (Whole { bytes, .. }, sight) in frames.iter().flatten().zip(&mut sights) {
-            *sight = Some(core.look(&bytes[VnetHeader::LEN..]));
+            core.look(&bytes[VnetHeader::LEN..], sight);
         }
-        sights.iter_mut().flatten().for_each(|sight| core.look_closer(sight));
-        for (Whole { bytes, meta }, sight) in frames.into_iter().flatten().zip(sights.iter().flatten()) {
+        sights[..count].iter_mut().for_each(|sight| core.look_closer(sight));
+        for (Whole { bytes, meta }, sight) in frames.into_iter().flatten().zip(&sights) {
             let whole = bytes.as_ptr_range();
             let verdict = core.judge(port, meta, &mut bytes[VnetHeader::LEN..], sight);
             if let Some(out) = out_port(verdict, port) {
@@ -125,7 +128,8 @@ impl RingEngine {
             return Ok(());
         };
         let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
-        let sight = core.look(frame);
+        let mut sight = Sight::NOTHING;
+        core.look(frame, &mut sight);
         let verdict = core.judge(port, meta, frame, &sight);
         if let Some(out) = out_port(verdict, port) {
             self.copies.used += 1;

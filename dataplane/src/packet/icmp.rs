@@ -50,14 +50,14 @@ impl Reply<'_> {
         }
         let v4 = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
         let v6 = Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port);
-        self.error(self.packet.tuple.destination, v4, v6)
+        self.error(self.packet.tuple.destination.into(), v4, v6)
     }
 
     fn error(&self, own: IpAddr, v4: Icmpv4Type, v6: Icmpv6Type) -> Option<Vec<u8>> {
         let ethernet = PacketBuilder::ethernet2(self.mac.0, source(self.to)?.0);
         let quote = |longest: usize| self.ip_packet().map(|packet| &packet[..packet.len().min(longest)]);
         let mut frame = Vec::new();
-        match (own, self.packet.tuple.source) {
+        match (own, self.packet.tuple.source.into()) {
             (IpAddr::V4(own), IpAddr::V4(client)) => {
                 let ip = ethernet.ipv4(own.octets(), client.octets(), TTL);
                 ip.icmpv4(v4).write(&mut frame, quote(QUOTED_V4)?).ok()?;
@@ -74,14 +74,15 @@ impl Reply<'_> {
     fn reset(&self) -> Option<Vec<u8>> {
         let tuple = &self.packet.tuple;
         let ip_packet = self.ip_packet()?;
-        let payload_len = ip_packet.len().checked_sub(self.packet.headers_len - ETHERNET_HEADER_LEN)?;
-        let tcp = self.to.get(..self.packet.headers_len)?;
-        let tcp = TcpHeaderSlice::from_slice(tcp.get(self.packet.transport_at..)?).ok()?;
+        let FlowPacket { transport_at, headers_len, .. } = *self.packet;
+        let (transport_at, headers_len) = (usize::from(transport_at), usize::from(headers_len));
+        let payload_len = ip_packet.len().checked_sub(headers_len - ETHERNET_HEADER_LEN)?;
+        let tcp = TcpHeaderSlice::from_slice(self.to.get(transport_at..headers_len)?).ok()?;
         if tcp.rst() {
             return None;
         }
         let ethernet = PacketBuilder::ethernet2(self.mac.0, source(self.to)?.0);
-        let ip = match (tuple.destination, tuple.source) {
+        let ip = match (tuple.destination.into(), tuple.source.into()) {
             (IpAddr::V4(vip), IpAddr::V4(client)) => ethernet.ipv4(vip.octets(), client.octets(), TTL),
             (IpAddr::V6(vip), IpAddr::V6(client)) => ethernet.ipv6(vip.octets(), client.octets(), TTL),
             _ => return None,
@@ -100,9 +101,9 @@ impl Reply<'_> {
     /// Without the padding of a short frame.
     fn ip_packet(&self) -> Option<&[u8]> {
         let packet = self.to.get(ETHERNET_HEADER_LEN..)?;
-        let len = match self.packet.tuple.destination {
-            IpAddr::V4(_) => usize::from(be16(packet, 2)?),
-            IpAddr::V6(_) => 40 + usize::from(be16(packet, 4)?),
+        let len = match self.packet.tuple.destination.is_ipv4() {
+            true => usize::from(be16(packet, 2)?),
+            false => 40 + usize::from(be16(packet, 4)?),
         };
         packet.get(..len)
     }

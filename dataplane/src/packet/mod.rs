@@ -3,6 +3,7 @@
 //!
 //! After: [`crate::forward`] decides on what [`parse()`] found.
 
+mod address;
 pub mod arp;
 pub mod checksum;
 pub mod icmp;
@@ -13,7 +14,8 @@ mod vnet;
 
 use std::{fmt, net::IpAddr};
 
-pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, parse};
+pub use address::Address;
+pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, flow, parse};
 pub use vnet::VnetHeader;
 
 /// Destination, source, ethertype (IEEE 802.3 3.2).

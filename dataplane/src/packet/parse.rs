@@ -1,8 +1,6 @@
 //! What a frame is: one pass, bounds-checked, without a copy.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use super::{ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, arp, be16, ndp};
+use super::{Address, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, arp, be16, ndp};
 use crate::forward::DropReason;
 
 const IPV4_MIN_HEADER_LEN: usize = 20;
@@ -45,7 +43,7 @@ pub enum Packet {
     /// A neighbour solicitation or advertisement.
     Neighbor(ndp::Message),
     /// Nothing that can be forwarded, and why. The destination is known if the IP header is sound.
-    Other(DropReason, Option<IpAddr>),
+    Other(DropReason, Option<Address>),
 }
 
 /// The transport protocol of a flow.
@@ -61,9 +59,9 @@ pub enum Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {
     /// The client.
-    pub source: IpAddr,
+    pub source: Address,
     /// The VIP.
-    pub destination: IpAddr,
+    pub destination: Address,
     /// The client's port.
     pub source_port: u16,
     /// The service's port.
@@ -82,9 +80,9 @@ pub struct FlowPacket {
     /// TCP: it ends one (FIN or RST).
     pub ends: bool,
     /// Bytes from the start of the frame to the header of TCP or UDP.
-    pub transport_at: usize,
+    pub transport_at: u16,
     /// Bytes from the start of the frame to its payload.
-    pub headers_len: usize,
+    pub headers_len: u16,
 }
 
 impl FlowPacket {
@@ -98,9 +96,9 @@ impl FlowPacket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DatagramId {
     /// The sender.
-    pub source: IpAddr,
+    pub source: Address,
     /// The VIP.
-    pub destination: IpAddr,
+    pub destination: Address,
     /// IPv4: the protocol. IPv6 does not tell datagrams apart by it.
     pub protocol: u8,
     /// The identification field.
@@ -126,7 +124,7 @@ pub struct Fragment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IcmpError {
     /// To whom it is sent: the sender of the quoted packet.
-    pub destination: IpAddr,
+    pub destination: Address,
     /// The flow that the quoted packet answers: its addresses and ports the other way round.
     pub tuple: Tuple,
 }
@@ -135,14 +133,28 @@ pub struct IcmpError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Echo {
     /// Who is asked.
-    pub destination: IpAddr,
+    pub destination: Address,
     /// Where the ICMP header starts in the frame.
     pub icmp_at: usize,
 }
 
 /// Looks at a frame.
-#[inline]
 pub fn parse(frame: &[u8]) -> Packet {
+    look(frame)
+}
+
+/// The packet of a flow in a frame, if there is one. The same look as [`parse`], of which nothing else is kept: almost
+/// all frames are such, and the other kinds of packets take three times the memory.
+#[inline]
+pub fn flow(frame: &[u8]) -> Option<FlowPacket> {
+    match look(frame) {
+        Packet::Flow(flow) => Some(flow),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn look(frame: &[u8]) -> Packet {
     let ip = match be16(frame, 12) {
         Some(ETHERTYPE_IPV4) => ipv4(&frame[ETHERNET_HEADER_LEN..]),
         Some(ETHERTYPE_IPV6) => ipv6(&frame[ETHERNET_HEADER_LEN..]),
@@ -163,8 +175,8 @@ pub fn parse(frame: &[u8]) -> Packet {
 
 /// An IP packet, its headers read. Positions count from the start of the frame.
 struct Ip {
-    source: IpAddr,
-    destination: IpAddr,
+    source: Address,
+    destination: Address,
     /// What follows the headers.
     protocol: u8,
     payload_at: usize,
@@ -180,9 +192,9 @@ struct Part {
     more: bool,
 }
 
-type Unsound = (DropReason, Option<IpAddr>);
+type Unsound = (DropReason, Option<Address>);
 
-#[inline]
+#[inline(always)]
 fn ipv4(packet: &[u8]) -> Result<Ip, Unsound> {
     let malformed = (DropReason::Malformed, None);
     let header: &[u8; IPV4_MIN_HEADER_LEN] = packet.first_chunk().ok_or(malformed)?;
@@ -203,8 +215,8 @@ fn ipv4(packet: &[u8]) -> Result<Ip, Unsound> {
         more: part & MORE_FRAGMENTS != 0,
     });
     Ok(Ip {
-        source: Ipv4Addr::new(header[12], header[13], header[14], header[15]).into(),
-        destination: Ipv4Addr::new(header[16], header[17], header[18], header[19]).into(),
+        source: Address::from([header[12], header[13], header[14], header[15]]),
+        destination: Address::from([header[16], header[17], header[18], header[19]]),
         protocol: header[9],
         payload_at: ETHERNET_HEADER_LEN + header_len,
         end: ETHERNET_HEADER_LEN + total_len,
@@ -212,7 +224,7 @@ fn ipv4(packet: &[u8]) -> Result<Ip, Unsound> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn ipv6(packet: &[u8]) -> Result<Ip, Unsound> {
     let malformed = (DropReason::Malformed, None);
     let header: &[u8; IPV6_HEADER_LEN] = packet.first_chunk().ok_or(malformed)?;
@@ -220,8 +232,7 @@ fn ipv6(packet: &[u8]) -> Result<Ip, Unsound> {
     if header[0] >> 4 != 6 || packet.len() < end {
         return Err(malformed);
     }
-    let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).map(Ipv6Addr::from).map_err(|_| malformed);
-    let (source, destination) = (IpAddr::V6(address(8)?), IpAddr::V6(address(24)?));
+    let (source, destination) = ipv6_addresses(header).ok_or(malformed)?;
     let mut ip = Ip { source, destination, protocol: header[6], payload_at: IPV6_HEADER_LEN, end, fragment: None };
     if matches!(ip.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
         extensions(packet, &mut ip).map_err(|reason| (reason, Some(destination)))?;
@@ -229,6 +240,14 @@ fn ipv6(packet: &[u8]) -> Result<Ip, Unsound> {
     ip.payload_at += ETHERNET_HEADER_LEN;
     ip.end += ETHERNET_HEADER_LEN;
     Ok(ip)
+}
+
+/// Source and destination. `None` if one is a mapped IPv4 address.
+#[inline(always)]
+fn ipv6_addresses(header: &[u8; IPV6_HEADER_LEN]) -> Option<(Address, Address)> {
+    let (source, destination) = header[8..].split_first_chunk::<16>()?;
+    let (source, destination) = (Address::from(*source), Address::from(*destination.first_chunk::<16>()?));
+    (!source.is_ipv4() && !destination.is_ipv4()).then_some((source, destination))
 }
 
 /// Walks the extension headers (RFC 8200 4) of an IPv6 packet, as far as they can be read: what follows the
@@ -276,22 +295,22 @@ fn extensions(packet: &[u8], ip: &mut Ip) -> Result<(), DropReason> {
     Err(DropReason::Malformed)
 }
 
-#[inline]
+#[inline(always)]
 fn transport(frame: &[u8], ip: &Ip) -> Packet {
     let other = |reason| Packet::Other(reason, Some(ip.destination));
     let Some(payload) = frame.get(ip.payload_at..ip.end) else { return other(DropReason::Malformed) };
     if let Some(part) = ip.fragment {
         return fragment(payload, ip, part).map_or_else(other, Packet::Fragment);
     }
-    match (ip.protocol, ip.destination) {
-        (TCP | UDP, _) => flow(payload, ip).map_or_else(|| other(DropReason::Malformed), Packet::Flow),
-        (ICMP, IpAddr::V4(_)) => match payload {
+    match (ip.protocol, ip.destination.is_ipv4()) {
+        (TCP | UDP, _) => flow_packet(payload, ip).map_or_else(|| other(DropReason::Malformed), Packet::Flow),
+        (ICMP, true) => match payload {
             [ECHO_REQUEST, _, _, _, _, _, _, _, ..] => echo(ip),
             // Destination unreachable, time exceeded, parameter problem (RFC 792).
             [3 | 11 | 12, _, _, _, _, _, _, _, quote @ ..] => quoted(ip, quoted_ipv4(quote)),
             _ => other(DropReason::ProtocolUnsupported),
         },
-        (ICMPV6, IpAddr::V6(_)) => match payload {
+        (ICMPV6, false) => match payload {
             [ECHO_REQUEST_V6, _, _, _, _, _, _, _, ..] => echo(ip),
             // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443 3).
             [1..=4, _, _, _, _, _, _, _, quote @ ..] => quoted(ip, quoted_ipv6(quote)),
@@ -310,8 +329,8 @@ fn echo(ip: &Ip) -> Packet {
 }
 
 /// A TCP segment or UDP datagram, of which at least the whole header is there.
-#[inline]
-fn flow(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
+#[inline(always)]
+fn flow_packet(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
@@ -329,8 +348,8 @@ fn flow(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
             tuple: tuple(Protocol::Udp),
             opens: false,
             ends: false,
-            transport_at: ip.payload_at,
-            headers_len: ip.payload_at + 8,
+            transport_at: ip.payload_at as u16,
+            headers_len: ip.payload_at as u16 + 8,
         });
     }
     let header: &[u8; 20] = payload.first_chunk()?;
@@ -343,8 +362,8 @@ fn flow(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
         tuple: tuple(Protocol::Tcp),
         opens: flags & (SYN | ACK) == SYN,
         ends: flags & (FIN | RST) != 0,
-        transport_at: ip.payload_at,
-        headers_len: ip.payload_at + header_len,
+        transport_at: ip.payload_at as u16,
+        headers_len: (ip.payload_at + header_len) as u16,
     })
 }
 
@@ -357,16 +376,16 @@ fn fragment(payload: &[u8], ip: &Ip, part: Part) -> Result<Fragment, DropReason>
     if !sound {
         return Err(DropReason::Malformed);
     }
-    let (is_flow, protocol) = match ip.destination {
-        IpAddr::V4(_) => (matches!(ip.protocol, TCP | UDP), ip.protocol),
+    let (is_flow, protocol) = match ip.destination.is_ipv4() {
+        true => (matches!(ip.protocol, TCP | UDP), ip.protocol),
         // A later fragment may be of any protocol: it names only that of the first header behind its own.
-        IpAddr::V6(_) => (part.offset != 0 || matches!(ip.protocol, TCP | UDP), 0),
+        false => (part.offset != 0 || matches!(ip.protocol, TCP | UDP), 0),
     };
     if !is_flow {
         return Err(DropReason::ProtocolUnsupported);
     }
     let flow = match part.offset {
-        0 => Some(flow(payload, ip).ok_or(DropReason::Malformed)?),
+        0 => Some(flow_packet(payload, ip).ok_or(DropReason::Malformed)?),
         _ => None,
     };
     Ok(Fragment {
@@ -397,8 +416,8 @@ fn quoted(ip: &Ip, quote: Option<Quote>) -> Packet {
 
 /// A packet in an ICMP error. Its end is missing, and its lengths tell of the whole.
 struct Quote {
-    from: IpAddr,
-    to: IpAddr,
+    from: Address,
+    to: Address,
     protocol: Protocol,
     from_port: u16,
     to_port: u16,
@@ -412,17 +431,16 @@ fn quoted_ipv4(packet: &[u8]) -> Option<Quote> {
     if header[0] >> 4 != 4 || header_len < IPV4_MIN_HEADER_LEN || !is_first {
         return None;
     }
-    let from = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
-    let to = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
-    quoted_ports(packet.get(header_len..)?, header[9], from.into(), to.into())
+    let from = Address::from([header[12], header[13], header[14], header[15]]);
+    let to = Address::from([header[16], header[17], header[18], header[19]]);
+    quoted_ports(packet.get(header_len..)?, header[9], from, to)
 }
 
 /// RFC 4443: as much of the packet as fits into 1280 bytes.
 fn quoted_ipv6(packet: &[u8]) -> Option<Quote> {
     // Cut as it is: only what is there is read.
     let header: &[u8; IPV6_HEADER_LEN] = packet.first_chunk()?;
-    let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).map(Ipv6Addr::from).ok();
-    let (from, to) = (IpAddr::V6(address(8)?), IpAddr::V6(address(24)?));
+    let (from, to) = ipv6_addresses(header)?;
     let mut ip = Ip {
         source: from,
         destination: to,
@@ -438,7 +456,7 @@ fn quoted_ipv6(packet: &[u8]) -> Option<Quote> {
     quoted_ports(packet.get(ip.payload_at..)?, ip.protocol, from, to)
 }
 
-fn quoted_ports(transport: &[u8], protocol: u8, from: IpAddr, to: IpAddr) -> Option<Quote> {
+fn quoted_ports(transport: &[u8], protocol: u8, from: Address, to: Address) -> Option<Quote> {
     let protocol = match protocol {
         TCP => Protocol::Tcp,
         UDP => Protocol::Udp,

@@ -1,7 +1,5 @@
 //! The two rewrites: a frame to its backend, and an echo request into its reply.
 
-use std::net::IpAddr;
-
 use super::{ETHERNET_HEADER_LEN, Echo, Mac, be16, checksum, icmp::TTL};
 
 const TTL_AT: usize = ETHERNET_HEADER_LEN + 8;
@@ -26,15 +24,15 @@ pub fn echo_reply(frame: &mut [u8], echo: &Echo, own: Mac) {
     let asker: [u8; 6] = [frame[6], frame[7], frame[8], frame[9], frame[10], frame[11]];
     frame[..6].copy_from_slice(&asker);
     frame[6..12].copy_from_slice(&own.0);
-    let (addresses, len, reply) = match echo.destination {
-        IpAddr::V4(_) => (ETHERNET_HEADER_LEN + 12, 4, ECHO_REPLY),
-        IpAddr::V6(_) => (ETHERNET_HEADER_LEN + 8, 16, ECHO_REPLY_V6),
+    let (addresses, len, reply) = match echo.destination.is_ipv4() {
+        true => (ETHERNET_HEADER_LEN + 12, 4, ECHO_REPLY),
+        false => (ETHERNET_HEADER_LEN + 8, 16, ECHO_REPLY_V6),
     };
     let (source, destination) = frame[addresses..addresses + 2 * len].split_at_mut(len);
     source.swap_with_slice(destination);
-    match echo.destination {
-        IpAddr::V4(_) => renew_ttl(frame),
-        IpAddr::V6(_) => frame[HOP_LIMIT_AT] = TTL,
+    match echo.destination.is_ipv4() {
+        true => renew_ttl(frame),
+        false => frame[HOP_LIMIT_AT] = TTL,
     }
     let at = echo.icmp_at;
     let word = |kind: u8| u16::from_be_bytes([kind, frame[at + 1]]);

@@ -35,8 +35,8 @@ fn a_tcp_segment_is_a_flow_and_its_flags_are_seen() {
     assert_eq!(
         syn.tuple,
         Tuple {
-            source: IpAddr::from(CLIENT),
-            destination: IpAddr::from(VIP),
+            source: CLIENT.into(),
+            destination: VIP.into(),
             source_port: 40000,
             destination_port: 80,
             protocol: Protocol::Tcp
@@ -83,10 +83,10 @@ fn fragments_tunnels_and_foreign_ethertypes_are_told_apart() {
     assert_eq!(last.datagram, first.datagram);
     frame[20] = 0x3f;
     frame[21] = 0xff;
-    assert_eq!(parse(&frame), Packet::Other(DropReason::Malformed, Some(IpAddr::from(VIP))), "beyond 64 KiB");
+    assert_eq!(parse(&frame), Packet::Other(DropReason::Malformed, Some(VIP.into())), "beyond 64 KiB");
     (frame[20], frame[21]) = (0, 0);
     frame[23] = 47;
-    assert_eq!(parse(&frame), Packet::Other(DropReason::ProtocolUnsupported, Some(IpAddr::from(VIP))));
+    assert_eq!(parse(&frame), Packet::Other(DropReason::ProtocolUnsupported, Some(VIP.into())));
     frame[12..14].copy_from_slice(&[0x81, 0]);
     assert_eq!(parse(&frame), Packet::Other(DropReason::NotIp, None));
 }
@@ -112,7 +112,7 @@ fn an_echo_reply_is_what_the_kernel_would_send() {
         .write(&mut frame, b"ping payload")
         .unwrap();
     let Packet::Echo(echo) = parse(&frame) else { panic!("no echo") };
-    assert_eq!(echo.destination, IpAddr::from(VIP));
+    assert_eq!(echo.destination, VIP.into());
     rewrite::echo_reply(&mut frame, &echo, OWN);
     let mut expected = Vec::new();
     PacketBuilder::ethernet2(OWN.0, [2, 0, 0, 0, 0, 1])
@@ -183,6 +183,15 @@ fn ipv6_flows_are_found_behind_their_extension_headers() {
 }
 
 #[test]
+fn an_ipv6_packet_of_a_mapped_ipv4_address_is_malformed() {
+    for (at, address) in [(22, "::ffff:192.0.2.1"), (38, "::ffff:198.51.100.1")] {
+        let mut frame = udp6(b"data");
+        frame[at..at + 16].copy_from_slice(&address.parse::<Ipv6Addr>().unwrap().octets());
+        assert_eq!(parse(&frame), Packet::Other(DropReason::Malformed, None), "{address}");
+    }
+}
+
+#[test]
 fn extension_headers_that_lie_are_malformed() {
     let reason = |kinds: &[(u8, &[u8])]| match parse(&extended(&udp6(b"data"), kinds)) {
         Packet::Other(reason, destination) => {
@@ -245,7 +254,7 @@ fn an_icmp_error_names_the_flow_of_the_packet_that_it_quotes() {
         let mut later_fragment = frame.clone();
         later_fragment[14 + 20 + 8 + 7] = 1;
         for frame in [foreign, later_fragment] {
-            assert_eq!(parse(&frame), Packet::Other(DropReason::IcmpUnrelated, Some(IpAddr::from(VIP))));
+            assert_eq!(parse(&frame), Packet::Other(DropReason::IcmpUnrelated, Some(VIP.into())));
         }
     }
     let mut answer = Vec::new();
@@ -372,6 +381,12 @@ proptest! {
     #[test]
     fn parsing_never_panics(frame in proptest::collection::vec(any::<u8>(), 0..200)) {
         parse(&frame);
+    }
+
+    #[test]
+    fn an_address_stays_what_it_is(v4: [u8; 4], v6: [u8; 16]) {
+        prop_assert_eq!(IpAddr::from(Address::from(v4)), IpAddr::from(v4));
+        prop_assert_eq!(IpAddr::from(Address::from(v6)), IpAddr::from(v6).to_canonical());
     }
 
     #[test]

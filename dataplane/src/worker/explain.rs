@@ -23,14 +23,17 @@ impl Core {
         match packet::parse(frame) {
             Packet::Flow(packet) => self.explain_flow(Kind::Flow, &packet),
             Packet::Fragment(Fragment { flow: Some(packet), .. }) => self.explain_flow(Kind::Fragment, &packet),
-            Packet::Fragment(fragment) => self.explain_address(Kind::Fragment, Some(fragment.datagram.destination)),
+            Packet::Fragment(fragment) => {
+                self.explain_address(Kind::Fragment, Some(fragment.datagram.destination.into()))
+            }
             Packet::Error(error) => self.explain_flow(Kind::IcmpError, &FlowPacket::of(error.tuple)),
-            Packet::Echo(echo) => answered(Kind::Echo, echo.destination, DropReason::EchoNotOurs),
+            Packet::Echo(echo) => answered(Kind::Echo, echo.destination.into(), DropReason::EchoNotOurs),
             Packet::Arp(arp) => answered(Kind::Arp, arp.target.into(), DropReason::ArpNotOurs),
             Packet::Neighbor(message) => answered(Kind::Neighbor, message.target.into(), DropReason::NdpNotOurs),
-            Packet::Other(reason, destination) => {
-                Explanation { dropped: Some(reason), ..self.explain_address(Kind::Other, destination) }
-            }
+            Packet::Other(reason, destination) => Explanation {
+                dropped: Some(reason),
+                ..self.explain_address(Kind::Other, destination.map(IpAddr::from))
+            },
         }
     }
 
@@ -62,7 +65,7 @@ impl Core {
     fn explain_flow(&self, kind: Kind, packet: &FlowPacket) -> Explanation {
         let snapshot = &*self.snapshot;
         let tuple = &packet.tuple;
-        let at = self.explain_address(kind, Some(tuple.destination));
+        let at = self.explain_address(kind, Some(tuple.destination.into()));
         let vip = snapshot.vip(tuple.destination);
         let service = vip.and_then(|vip| vip.service(tuple.protocol, tuple.destination_port));
         let service = service.map(|at| &snapshot.services[at as usize]);
@@ -71,7 +74,7 @@ impl Core {
             Ok(to) => to,
             Err(reason) => return Explanation { dropped: Some(reason), ..explained },
         };
-        let way = way(snapshot, Mac::ZERO, packet.headers_len, to.backend);
+        let way = way(snapshot, Mac::ZERO, packet.headers_len.into(), to.backend);
         Explanation {
             backend: Some(to.backend.address),
             why: Some(to.why),

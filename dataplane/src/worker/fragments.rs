@@ -1,7 +1,5 @@
 //! Fragments: every one of a datagram goes to the backend of its first, which alone names the flow.
 
-use std::net::IpAddr;
-
 use super::{Came, Core, Origin, Outgoing, dispatch};
 use crate::{
     forward::{
@@ -12,7 +10,7 @@ use crate::{
         table::BackendState,
     },
     io::FrameMeta,
-    packet::{self, FlowPacket, Fragment, Packet},
+    packet::{self, Address, FlowPacket, Fragment, Packet},
 };
 
 impl Core {
@@ -65,7 +63,7 @@ impl Core {
         port: usize,
         meta: FrameMeta,
         frame: &mut [u8],
-        vip: IpAddr,
+        vip: Address,
         course: Course,
     ) -> Verdict {
         let backend = match course {
@@ -84,7 +82,7 @@ impl Core {
     }
 
     /// A fragment has waited for the first one, and this is what became of it.
-    pub(super) fn let_go(&mut self, waiting: Waiting, vip: IpAddr, outcome: Result<Course, DropReason>) {
+    pub(super) fn let_go(&mut self, waiting: Waiting, vip: Address, outcome: Result<Course, DropReason>) {
         let Waiting { port, vnet, mut frame } = waiting;
         let meta = FrameMeta { vlan_tagged: false, vnet };
         let verdict = match outcome {

@@ -1,6 +1,6 @@
 //! Frames whose flows another worker has: they go there, are judged there, and leave from there.
 
-use super::{Came, Core, Origin, Outgoing, Speaker};
+use super::{Came, Core, Origin, Outgoing, Sight, Speaker};
 use crate::{
     forward::{DropReason, Verdict, flow::FlowTable, steering::SPEAKER},
     io::FrameMeta,
@@ -33,7 +33,8 @@ impl Core {
     pub(super) fn take_over(&mut self, handed: Handed) {
         let Handed { port, meta, mut frame } = handed;
         self.own.stats.taken_over.add(1);
-        let sight = self.look(&frame);
+        let mut sight = Sight::NOTHING;
+        self.look(&frame, &mut sight);
         let verdict = self.consider(port, meta, &mut frame, &sight, Came::FromWorker);
         self.count(verdict);
         let (port, kind) = match verdict {

@@ -188,7 +188,8 @@ impl Random {
 }
 
 fn judge(core: &mut Core, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
-    let mut sight = core.look(frame);
+    let mut sight = Sight::NOTHING;
+    core.look(frame, &mut sight);
     core.look_closer(&mut sight);
     core.judge(0, meta, frame, &sight)
 }

@@ -190,8 +190,8 @@ fn question(request: v1::ExplainRequest) -> Result<Question, Status> {
         v1::Protocol::Unspecified => return Err(status::invalid("protocol", "it is tcp or udp".to_owned())),
     };
     Ok(Question::Flow(Tuple {
-        source: source.ip(),
-        destination: destination.ip(),
+        source: source.ip().into(),
+        destination: destination.ip().into(),
         source_port: source.port(),
         destination_port: destination.port(),
         protocol,
@@ -222,9 +222,9 @@ fn explained(explanation: &Explanation, table: &Table, node: &str) -> v1::Explai
     v1::ExplainResponse {
         verdict: explanation.dropped.map_or(fate, |reason| reason.label()).to_owned(),
         kind: kind.to_owned(),
-        source: text(tuple.map(|tuple| end(tuple.source, tuple.source_port))),
+        source: text(tuple.map(|tuple| end(tuple.source.into(), tuple.source_port))),
         destination: match tuple {
-            Some(tuple) => end(tuple.destination, tuple.destination_port),
+            Some(tuple) => end(tuple.destination.into(), tuple.destination_port),
             None => text(explanation.destination.map(|address| address.to_string())),
         },
         protocol: tuple.map_or(v1::Protocol::Unspecified, |tuple| protocol(tuple.protocol)).into(),

@@ -119,7 +119,7 @@ fn spread_and_proof(site: &Site, owner: usize) -> anyhow::Result<()> {
     let (at_node, at_client) = (at_node.finish(), at_client.finish());
     let answers = at_client.iter().filter(|seen| !seen.outgoing).count();
     let through = at_node.iter().filter(|seen| {
-        seen.flow().is_some_and(|flow| flow.tuple.source == VIP)
+        seen.flow().is_some_and(|flow| flow.tuple.source == VIP.into())
             && (seen.destination() == port.mac || seen.source() == port.mac)
     });
     let through = through.count();

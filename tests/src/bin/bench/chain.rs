@@ -93,6 +93,8 @@ impl Load {
 /// What came of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Figures {
+    /// Packets a second that reached the load balancer.
+    pub(crate) received: f64,
     /// Packets a second.
     pub(crate) forwarded: f64,
     /// Microseconds of the core for a forwarded packet, of whoever forwards in user space.
@@ -183,6 +185,7 @@ impl Chain {
         let per = |ns: u64, packets: u64| ns as f64 / 1e3 / packets.max(1) as f64;
         let forwarded = after.0 - before.0;
         Ok(Figures {
+            received: (after.1 - before.1) as f64 / took.as_secs_f64(),
             forwarded: forwarded as f64 / took.as_secs_f64(),
             process_us: per(cpu_after.0.saturating_sub(cpu_before.0), forwarded),
             softirq_us: per(cpu_after.1 - cpu_before.1, after.1 - before.1),

@@ -88,7 +88,7 @@ impl Forwarder {
     pub(crate) fn during<T>(self, site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         match self {
             Self::Reference => with_reference(site, work),
-            Self::Engine(kind) => with_engine(site, kind, work),
+            Self::Engine(kind) => with_engine(site, kind, |_| work()),
             Self::Nftables => with_nftables(site, work),
             Self::Bridge => with_bridge(site, work),
         }
@@ -97,7 +97,12 @@ impl Forwarder {
 
 const REFERENCE_THREAD: &str = "reference";
 
-fn with_engine<T>(site: &Site, kind: EngineKind, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+/// Does some work while an engine forwards.
+pub(crate) fn with_engine<T>(
+    site: &Site,
+    kind: EngineKind,
+    work: impl FnOnce(&Dataplane) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let dataplane = site.namespace.enter(|| {
         pin(site.cpu);
         let port = PortConfig { name: site.interface.into(), ifindex: site.ifindex, mtu: 1500 };
@@ -107,7 +112,7 @@ fn with_engine<T>(site: &Site, kind: EngineKind, work: impl FnOnce() -> anyhow::
         dataplane.wait_seen(generation, Duration::from_secs(5));
         anyhow::Ok(dataplane)
     })?;
-    let outcome = work();
+    let outcome = work(&dataplane);
     site.namespace.enter(|| dataplane.stop())?;
     outcome
 }

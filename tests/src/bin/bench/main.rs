@@ -13,7 +13,9 @@ mod latency;
 use std::{process::ExitCode, thread, time::Duration};
 
 use lb_dataplane::{
-    Config,
+    Config, Dataplane,
+    forward::DropReason,
+    guard,
     io::EngineKind,
     packet::{Mac, Protocol},
 };
@@ -22,7 +24,7 @@ use lb_tests::sys;
 use crate::{
     bulk::Segment,
     chain::{Chain, FEW_FLOWS, Figures, GENERATOR_CPU, KNOWN_FLOWS, LB_CPU, LB_MAC, Load, VIP},
-    forwarders::{Forwarder, Site},
+    forwarders::{Forwarder, Site, with_engine},
     helper::{Helper, Task},
 };
 
@@ -31,12 +33,14 @@ const BACKENDS: u8 = 8;
 const ROUNDS: usize = 5;
 const RING: Forwarder = Forwarder::Engine(EngineKind::Ring);
 const ENGINES: [Forwarder; 3] = [RING, Forwarder::Engine(EngineKind::Multishot), Forwarder::Engine(EngineKind::Mmsg)];
+/// Until a worker's counters are up to date.
+const COUNTED: Duration = Duration::from_millis(300);
 /// Until a million flows are known, and the memory for them is there.
 const LEARNING: Duration = Duration::from_millis(4000);
 /// Of [`Load::flows`], so many that each packet opens another one.
 const NEW_FLOWS: u32 = 1 << 28;
 
-const HELP: &str = "usage: cargo lb-bench [saturation | tables | latency | bulk]...
+const HELP: &str = "usage: cargo lb-bench [saturation | tables | headroom | latency | bulk]...
 
 Measures on two cores: one does all load-balancer work, the other one generates and swallows the packets. As root, for
 XDP, pinned kernel threads and nftables; as an ordinary user the figures flatter everyone. Without arguments all tables
@@ -54,8 +58,13 @@ fn main() -> ExitCode {
         );
     }
     type Part = fn() -> anyhow::Result<()>;
-    let parts: [(&str, Part); 4] =
-        [("saturation", saturation), ("tables", tables), ("latency", latencies), ("bulk", bulk)];
+    let parts: [(&str, Part); 5] = [
+        ("saturation", saturation),
+        ("tables", tables),
+        ("headroom", headroom),
+        ("latency", latencies),
+        ("bulk", bulk),
+    ];
     if wanted.iter().any(|word| parts.iter().all(|(name, _)| name != word)) {
         let asked_for = wanted.iter().any(|word| word == "--help" || word == "-h");
         eprintln!("{HELP}");
@@ -194,6 +203,47 @@ fn tables() -> anyhow::Result<()> {
         let process = median(rounds.iter().map(|round| round[at].process_us));
         println!("  {vips:6} {flows:>12} {forwarded:10.0} {ratio:8.2} {process:8.2}");
     }
+    Ok(())
+}
+
+fn headroom() -> anyhow::Result<()> {
+    println!("\nThe ring engine at 80 % of what it has just forwarded at saturation, 60 bytes; packets a second");
+    let chain = Chain::build(true)?;
+    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
+    let site = site(&chain, 1, FEW_FLOWS);
+    let lost = |dataplane: &Dataplane| {
+        thread::sleep(COUNTED);
+        let report = dataplane.report();
+        let failed = report.drops.iter().find(|(reason, _)| *reason == DropReason::SendFailed);
+        (report.ring_full, failed.map_or(0, |(_, count)| *count))
+    };
+    println!(
+        "  {:>10} {:>10} {:>10} {:>16} {:>12}",
+        "saturated", "received", "forwarded", "lost at the ring", "sends failed"
+    );
+    for _ in 0..ROUNDS {
+        with_engine(&site, EngineKind::Ring, |dataplane| {
+            let saturated = chain.measure(&Load::default(), RING.threads())?.forwarded;
+            let offer = |offered: f64| {
+                let load = Load { offered: offered as u64, ..Load::default() };
+                chain.measure(&load, RING.threads())
+            };
+            let wanted = saturated * 0.8;
+            // The generator sends somewhat less than it was told.
+            let told = wanted * wanted / offer(wanted)?.received;
+            let before = lost(dataplane);
+            let Figures { received, forwarded, .. } = offer(told)?;
+            let after = lost(dataplane);
+            let (ring, failed) = (after.0 - before.0, after.1 - before.1);
+            println!("  {saturated:10.0} {received:10.0} {forwarded:10.0} {ring:16} {failed:12}");
+            Ok(())
+        })?;
+    }
+    // Nobody forwards: the guard drops them.
+    site.namespace.enter(|| guard::install(&[site.interface.into()], &[site.vip.into()]))?;
+    let alone = chain.measure(&Load { offered: 8_000_000, ..Load::default() }, "");
+    site.namespace.enter(guard::remove)?;
+    println!("  the generator alone, into a dropping rule: {:.0} a second", alone?.received);
     Ok(())
 }
 
