@@ -62,8 +62,8 @@ impl Neighbors {
     pub fn set_backends(&mut self, snapshot: &Snapshot, now_ns: u64) {
         let mut wanted: HashMap<Key, Vec<Arc<BackendRuntime>>> = HashMap::new();
         for backend in snapshot.backends() {
-            let resolved = backend.given_mac.is_none();
-            if let (true, Some(port)) = (resolved, backend.port) {
+            let asked_for = backend.given_mac.is_none() && !backend.is_self;
+            if let (true, Some(port)) = (asked_for, backend.port) {
                 wanted.entry((port, backend.address)).or_default().push(backend.runtime.clone());
             }
         }

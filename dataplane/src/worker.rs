@@ -33,7 +33,7 @@ use crate::{
         hash::TupleHash,
         table::{Backend, Snapshot, Vip},
     },
-    io::{Engine, EngineFactory, FrameMeta, PortConfig, memory::prefetch},
+    io::{Engine, EngineFactory, FrameMeta, OwnKernel, PortConfig, memory::prefetch},
     lease::boottime_ns,
     limit::Limiter,
     mailbox::Inbox,
@@ -60,9 +60,16 @@ pub(crate) enum Sent {
     Answered,
 }
 
+/// Where a frame is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum To {
+    Port(usize),
+    OwnKernel,
+}
+
 /// A frame that the worker sends beside those that the engine has in hand.
 struct Outgoing {
-    port: usize,
+    to: To,
     vnet: VnetHeader,
     frame: Vec<u8>,
     kind: Origin,
@@ -70,7 +77,7 @@ struct Outgoing {
 
 impl Outgoing {
     fn own(port: usize, frame: Vec<u8>) -> Self {
-        Self { port, vnet: VnetHeader::default(), frame, kind: Origin::Own }
+        Self { to: To::Port(port), vnet: VnetHeader::default(), frame, kind: Origin::Own }
     }
 
     fn claim(port: usize, frame: Vec<u8>) -> Self {
@@ -155,6 +162,7 @@ pub struct Core {
     replies: Limiter,
     /// Sent at the end of the turn.
     outbox: Vec<Outgoing>,
+    own_kernel: OwnKernel,
     shared: Arc<Shared>,
     crew: Arc<Crew>,
     /// This worker, as the others see it.
@@ -182,6 +190,7 @@ impl Core {
             speaker: speaker.unwrap_or_default(),
             replies: Limiter::new(REPLIES_PER_S / workers),
             outbox: Vec::new(),
+            own_kernel: OwnKernel::default(),
             shared,
             crew,
             own,
@@ -224,13 +233,17 @@ impl Core {
         self.own.stats.received.add(1);
         let verdict = self.consider(port, meta, frame, sight, Came::FromWire);
         self.count(verdict);
+        if verdict == Verdict::Deliver {
+            let frame = frame.to_vec();
+            self.outbox.push(Outgoing { to: To::OwnKernel, vnet: meta.vnet, frame, kind: Origin::Received });
+        }
         verdict
     }
 
     fn count(&self, verdict: Verdict) {
         let stats = &self.own.stats;
         match verdict {
-            Verdict::Forward { .. } => stats.forwarded.add(1),
+            Verdict::Forward { .. } | Verdict::Deliver => stats.forwarded.add(1),
             Verdict::Answer => stats.answered.add(1),
             Verdict::Hold => {}
             Verdict::HandOver => stats.handed_over.add(1),
@@ -266,10 +279,6 @@ impl Core {
         if source == own || !source.is_host() {
             return Verdict::Drop(if for_us { DropReason::BadSource } else { DropReason::NotForUs });
         }
-        let forwarded = |sent: Result<usize, DropReason>| match sent {
-            Ok(port) => Verdict::Forward { port },
-            Err(reason) => Verdict::Drop(reason),
-        };
         let packet = sight.flow.map_or_else(|| packet::parse(frame), Packet::Flow);
         // What a switch flooded is dropped here, whoever has its flow.
         let other_home = if for_us || destination.is_group() { self.other_home(&packet, came) } else { None };
@@ -282,9 +291,9 @@ impl Core {
                 self.neighbor(port, own, source, frame, message)
             }
             _ if !for_us => Verdict::Drop(DropReason::NotForUs),
-            Packet::Flow(flow) => forwarded(self.flow(port, source, meta, frame, flow, sight.place)),
+            Packet::Flow(flow) => self.flow(port, source, meta, frame, flow, sight.place).unwrap_or_else(Verdict::Drop),
             Packet::Fragment(fragment) => self.fragment(port, meta, frame, fragment),
-            Packet::Error(error) => forwarded(self.icmp_error(source, frame, error)),
+            Packet::Error(error) => self.icmp_error(source, frame, error).unwrap_or_else(Verdict::Drop),
             Packet::Echo(echo) => self.echo(own, frame, echo),
             Packet::Other(reason, destination) => {
                 let for_vip = destination.is_none_or(|address| self.snapshot.vip(address).is_some());
@@ -303,9 +312,10 @@ impl Core {
         frame: &mut [u8],
         flow: &FlowPacket,
         place: Option<Result<Place, DropReason>>,
-    ) -> Result<usize, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         if self.snapshot.is_peer(source) {
-            return Err(DropReason::BalancedTwice);
+            let place = place.unwrap_or_else(|| Place::find(&self.snapshot, &flow.tuple))?;
+            return Ok(balanced_before(frame, place.service(&self.snapshot).is_served_here));
         }
         // A super-frame leaves as segments of this size.
         let wire_len = match meta.vnet.gso_size() {
@@ -319,7 +329,7 @@ impl Core {
             .map_err(NotSent::For)
             .and_then(|to| dispatch(&self.snapshot, self.own.index, source, wire_len, frame, (to.vip, to.backend)));
         match sent {
-            Ok(out) => Ok(out),
+            Ok(sent) => Ok(sent),
             Err(NotSent::TooBig { mtu }) => {
                 self.say_too_big(port, frame, flow, mtu);
                 Err(DropReason::TooBig)
@@ -362,9 +372,10 @@ impl Core {
     }
 
     /// An error about a packet that a backend sent from the VIP is for that backend.
-    fn icmp_error(&self, source: Mac, frame: &mut [u8], error: &IcmpError) -> Result<usize, DropReason> {
+    fn icmp_error(&self, source: Mac, frame: &mut [u8], error: &IcmpError) -> Result<Verdict, DropReason> {
         if self.snapshot.is_peer(source) {
-            return Err(DropReason::BalancedTwice);
+            let vip = self.snapshot.vip(error.destination).ok_or(DropReason::NotVip)?;
+            return Ok(balanced_before(frame, vip.is_served_here));
         }
         let (packet, now) = (FlowPacket::of(error.tuple), Tick::from_ns(self.now_ns));
         let to = foresee(&self.snapshot, &self.flows, &packet, now).map_err(|reason| match reason {
@@ -397,13 +408,17 @@ impl Core {
     /// Sends what has gathered beside the frames of the engine.
     fn send_outbox(&mut self, engine: &mut dyn Engine) {
         let mut outbox = std::mem::take(&mut self.outbox);
-        for Outgoing { port, vnet, frame, kind } in outbox.drain(..) {
+        for Outgoing { to, vnet, frame, kind } in outbox.drain(..) {
             // Right before each announcement, as before each answer.
             if kind == Origin::Claim && !self.shared.lease.is_valid() {
                 self.own.stats.announcements_withheld.add(1);
                 continue;
             }
-            match (engine.send(port, &vnet, &frame), kind) {
+            let sent = match to {
+                To::Port(port) => engine.send(port, &vnet, &frame),
+                To::OwnKernel => self.own_kernel.deliver(&vnet, &frame),
+            };
+            match (sent, kind) {
                 (Ok(()), Origin::Received | Origin::Answer) => {}
                 (Ok(()), Origin::Own | Origin::Claim) => self.own.stats.originated.add(1),
                 (Err(_), Origin::Received) => self.send_failed(Sent::Forwarded),
@@ -454,7 +469,7 @@ impl Core {
     }
 }
 
-/// Rewrites a frame for its backend and counts it, if it can go there. The interface that it leaves by.
+/// Rewrites a frame for its backend and counts it, if it can go there.
 #[inline]
 fn dispatch(
     snapshot: &Snapshot,
@@ -463,17 +478,43 @@ fn dispatch(
     wire_len: usize,
     frame: &mut [u8],
     (vip, backend): (&Vip, &Backend),
-) -> Result<usize, NotSent> {
-    let (out, mac) = way(snapshot, source, wire_len, backend)?;
+) -> Result<Verdict, NotSent> {
+    let way = way(snapshot, source, wire_len, backend)?;
     vip.traffic.of(worker).count(frame.len());
     backend.runtime.traffic.of(worker).count(frame.len());
-    rewrite::to_backend(frame, mac, snapshot.ports[out].mac);
-    Ok(out)
+    Ok(match way {
+        Way::Port(port, mac) => {
+            rewrite::to_backend(frame, mac, snapshot.ports[port].mac);
+            Verdict::Forward { port }
+        }
+        Way::OwnKernel => deliver(frame),
+    })
 }
 
-/// By which interface and to which hardware address a frame gets to a backend.
+/// For the node's own kernel.
+fn deliver(frame: &mut [u8]) -> Verdict {
+    // The loopback interface's hardware address.
+    rewrite::to_backend(frame, Mac::ZERO, Mac::ZERO);
+    Verdict::Deliver
+}
+
+/// Another load balancer has balanced a frame: it is for this node as a backend, or for nobody.
+fn balanced_before(frame: &mut [u8], is_served_here: bool) -> Verdict {
+    if is_served_here { deliver(frame) } else { Verdict::Drop(DropReason::BalancedTwice) }
+}
+
+/// How a frame gets to a backend.
+enum Way {
+    /// By this interface and to this hardware address.
+    Port(usize, Mac),
+    OwnKernel,
+}
+
 #[inline]
-fn way(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backend) -> Result<(usize, Mac), NotSent> {
+fn way(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backend) -> Result<Way, NotSent> {
+    if backend.is_self {
+        return Ok(Way::OwnKernel);
+    }
     let out = backend.port.ok_or(DropReason::BackendUnreachable)?;
     let mac = backend.mac().ok_or(DropReason::BackendUnresolved)?;
     if mac == source {
@@ -483,7 +524,7 @@ fn way(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backend) -> 
     if wire_len > ETHERNET_HEADER_LEN + mtu as usize {
         return Err(NotSent::TooBig { mtu });
     }
-    Ok((out, mac))
+    Ok(Way::Port(out, mac))
 }
 
 /// Runs until it is told to stop.

@@ -7,6 +7,7 @@ mod example;
 mod flows;
 mod ipv6;
 mod large;
+mod own_backend;
 mod silence;
 
 fn main() -> std::process::ExitCode {
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
         ("a_smaller_mtu_behind_the_client_is_found", large::path_mtu_behind_the_client),
         ("a_smaller_mtu_towards_the_backends_is_told", large::path_mtu_at_the_node),
         ("fragments_reach_one_backend_in_any_order", large::fragments),
+        ("nodes_are_backends_themselves", own_backend::served),
         ("ports_that_nobody_serves_are_refused", answers::refusals),
         ("a_node_explains_and_lists_its_flows", answers::explained),
         ("an_interface_goes_and_returns", answers::an_interface_returns),

@@ -4,7 +4,7 @@ use super::{
     DropReason,
     flow::{FlowKey, FlowTable, Known, Tick},
     hash::TupleHash,
-    table::{Backend, BackendRef, BackendState, Snapshot, Vip},
+    table::{Backend, BackendRef, BackendState, Service, Snapshot, Vip},
 };
 use crate::{
     io::memory::prefetch,
@@ -58,6 +58,11 @@ impl Place {
         Self::at(snapshot, vip, tuple, snapshot.hash_key.tuple(tuple))
     }
 
+    /// The service.
+    pub(crate) fn service<'a>(&self, snapshot: &'a Snapshot) -> &'a Service {
+        &snapshot.services[self.service as usize]
+    }
+
     /// Has the processor fetch what [`decide`] will need most likely.
     #[inline]
     pub fn prefetch(&self, snapshot: &Snapshot, flows: &FlowTable) {
@@ -65,7 +70,7 @@ impl Place {
         match flows.guess(self.hash, &self.key) {
             Some(backend) => snapshot.prefetch_backend(backend),
             None => {
-                if let Some(maglev) = &snapshot.services[self.service as usize].maglev {
+                if let Some(maglev) = &self.service(snapshot).maglev {
                     maglev.prefetch(self.hash.spread(maglev.size()));
                 }
             }
@@ -121,7 +126,7 @@ fn choose<'a>(
     {
         return Ok(Decision { vip, backend, why: Why::Known });
     }
-    let service = &snapshot.services[place.service as usize];
+    let service = place.service(snapshot);
     let maglev = service.maglev.as_ref().ok_or(DropReason::NoBackend)?;
     let size = maglev.size();
     let entry = match service.by_source {

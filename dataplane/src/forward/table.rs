@@ -68,6 +68,11 @@ impl PortSpec {
         self.addresses.iter().find(|(own, len)| network(*own, *len) == network(address, *len)).map(|(own, _)| *own)
     }
 
+    /// Whether an address is the node's own.
+    fn has(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|(own, _)| *own == address)
+    }
+
     /// An address of the node's own, of the same family as another one.
     pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
         let mut own = self.addresses.iter().map(|(own, _)| *own);
@@ -226,6 +231,8 @@ pub struct Backend {
     pub service: u32,
     /// The interface on whose segment it is; `None` if on none of this node's.
     pub port: Option<usize>,
+    /// It is this node: its frames are for the node's own kernel.
+    pub is_self: bool,
     /// What it takes.
     pub state: BackendState,
     /// Its MAC, where it was given and is not to be resolved.
@@ -252,6 +259,8 @@ pub struct Service {
     pub maglev: Option<Arc<Maglev>>,
     /// The slots of the Maglev table's members, by position.
     pub members: Box<[u32]>,
+    /// This node is one of its backends, and takes flows.
+    pub is_served_here: bool,
 }
 
 /// Names a VIP in a flow entry. A VIP that was removed and added again has another one.
@@ -273,6 +282,8 @@ pub struct Vip {
     pub answer_on: u64,
     /// Whoever asks for a port that no service takes is told so.
     pub rejects: bool,
+    /// This node is a backend of one of its services, and takes flows.
+    pub is_served_here: bool,
     /// Which service takes which ports, sorted by protocol and first port.
     rules: Box<[(PortRangeSpec, u32)]>,
     /// The services that take any other port.
@@ -454,6 +465,7 @@ impl Compiler {
         let mut backends: Vec<Option<Backend>> = Vec::new();
         let mut vips: Vec<Vip> = Vec::with_capacity(spec.vips.len());
         for vip in &spec.vips {
+            let first_service = services.len();
             let mut rules = Vec::new();
             let mut any = [None, None];
             for service in &vip.services {
@@ -482,6 +494,7 @@ impl Compiler {
                 rules: rules.into(),
                 any,
                 rejects: vip.rejects,
+                is_served_here: services[first_service..].iter().any(|service: &Service| service.is_served_here),
                 traffic: traffic.clone(),
             });
         }
@@ -519,17 +532,25 @@ impl Compiler {
     ) -> Service {
         let mut members = Vec::new();
         let mut places = Vec::new();
+        let mut is_served_here = false;
         for backend in &service.backends {
             let kept = self.keep(backend.id);
             let (slot, runtime) = (kept.slot, kept.runtime.clone());
             if backends.len() <= slot {
                 backends.resize_with(slot + 1, || None);
             }
+            let own_port = spec.ports.iter().find(|port| port.has(backend.address));
+            if let Some(port) = own_port {
+                // Nobody would answer a question for it.
+                runtime.set_mac(Some(port.mac));
+                is_served_here |= backend.state != BackendState::Down;
+            }
             backends[slot] = Some(Backend {
                 reference: BackendRef::new(slot, self.generations[slot]),
                 address: backend.address,
                 service: index,
                 port: port_towards(spec, backend),
+                is_self: own_port.is_some(),
                 state: backend.state,
                 given_mac: backend.mac,
                 runtime,
@@ -549,7 +570,13 @@ impl Compiler {
             }
             None => drop(self.maglevs.remove(&service.name)),
         }
-        Service { name: service.name.clone(), by_source: service.by_source, maglev, members: members.into() }
+        Service {
+            name: service.name.clone(),
+            by_source: service.by_source,
+            maglev,
+            members: members.into(),
+            is_served_here,
+        }
     }
 
     fn keep(&mut self, id: u64) -> &Kept {

@@ -8,6 +8,8 @@ pub enum Verdict {
         /// The index of the outgoing interface.
         port: usize,
     },
+    /// Rewritten in place, to be received by the node's own kernel: this node is the backend.
+    Deliver,
     /// Turned in place into an answer, to be sent where it came from.
     Answer,
     /// Kept until the first fragment of its datagram says where it goes.

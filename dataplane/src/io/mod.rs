@@ -8,6 +8,7 @@
 mod bpf;
 mod fanout;
 pub(crate) mod filter;
+mod kernel;
 pub mod memory;
 mod mmsg;
 mod multishot;
@@ -25,6 +26,7 @@ use std::{
 
 pub(crate) use bpf::Instruction;
 pub(crate) use fanout::{Fanout, Share};
+pub(crate) use kernel::OwnKernel;
 pub use socket::SocketError;
 
 use crate::{
@@ -145,7 +147,7 @@ fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
     match verdict {
         Verdict::Forward { port } => Some(port),
         Verdict::Answer => Some(came_by),
-        Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => None,
+        Verdict::Deliver | Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => None,
     }
 }
 

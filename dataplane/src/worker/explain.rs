@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Core, NotSent, way};
+use super::{Core, NotSent, Way, way};
 use crate::{
     errand::{Explanation, Kind, Question},
     forward::{DropReason, decide::foresee, flow::Tick},
@@ -75,12 +75,16 @@ impl Core {
             Err(reason) => return Explanation { dropped: Some(reason), ..explained },
         };
         let way = way(snapshot, Mac::ZERO, packet.headers_len.into(), to.backend);
+        let interface = way.as_ref().ok().map(|way| match way {
+            Way::Port(port, _) => snapshot.ports[*port].name.clone(),
+            Way::OwnKernel => "lo".to_owned(),
+        });
         Explanation {
             backend: Some(to.backend.address),
             why: Some(to.why),
             table_size: service.and_then(|service| service.maglev.as_ref()).map(|maglev| maglev.size()),
             mac: to.backend.mac(),
-            interface: way.as_ref().ok().map(|(port, _)| snapshot.ports[*port].name.clone()),
+            interface,
             dropped: way.err().map(NotSent::reason),
             ..explained
         }

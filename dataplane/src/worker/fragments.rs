@@ -1,6 +1,6 @@
 //! Fragments: every one of a datagram goes to the backend of its first, which alone names the flow.
 
-use super::{Came, Core, Origin, Outgoing, dispatch};
+use super::{Came, Core, Origin, Outgoing, To, balanced_before, dispatch};
 use crate::{
     forward::{
         DropReason, Verdict,
@@ -17,11 +17,9 @@ impl Core {
     /// Every fragment of a datagram goes to the backend of the first.
     pub(super) fn fragment(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], fragment: &Fragment) -> Verdict {
         let id = fragment.datagram;
-        if self.snapshot.vip(id.destination).is_none() {
-            return Verdict::Drop(DropReason::NotVip);
-        }
+        let Some(vip) = self.snapshot.vip(id.destination) else { return Verdict::Drop(DropReason::NotVip) };
         if self.snapshot.is_peer(packet::source(frame).unwrap_or_default()) {
-            return Verdict::Drop(DropReason::BalancedTwice);
+            return balanced_before(frame, vip.is_served_here);
         }
         match (self.fragments.arrive(fragment, self.now_ns), &fragment.flow) {
             (Step::Follow(course), _) => self.follow(port, meta, frame, id.destination, course),
@@ -75,10 +73,8 @@ impl Core {
             return Verdict::Drop(DropReason::NoBackend);
         };
         let (source, len) = (packet::source(frame).unwrap_or_default(), frame.len());
-        match dispatch(&self.snapshot, self.own.index, source, len, frame, (vip, backend)) {
-            Ok(port) => Verdict::Forward { port },
-            Err(reason) => Verdict::Drop(reason.reason()),
-        }
+        dispatch(&self.snapshot, self.own.index, source, len, frame, (vip, backend))
+            .unwrap_or_else(|why| Verdict::Drop(why.reason()))
     }
 
     /// A fragment has waited for the first one, and this is what became of it.
@@ -90,9 +86,12 @@ impl Core {
             Err(reason) => Verdict::Drop(reason),
         };
         self.count(verdict);
-        if let Verdict::Forward { port } = verdict {
-            self.outbox.push(Outgoing { port, vnet, frame, kind: Origin::Received });
-        }
+        let to = match verdict {
+            Verdict::Forward { port } => Some(To::Port(port)),
+            Verdict::Deliver => Some(To::OwnKernel),
+            _ => None,
+        };
+        self.outbox.extend(to.map(|to| Outgoing { to, vnet, frame, kind: Origin::Received }));
         self.count_held();
     }
 

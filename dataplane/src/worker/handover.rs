@@ -1,6 +1,6 @@
 //! Frames whose flows another worker has: they go there, are judged there, and leave from there.
 
-use super::{Came, Core, Origin, Outgoing, Sight, Speaker};
+use super::{Came, Core, Origin, Outgoing, Sight, Speaker, To};
 use crate::{
     forward::{DropReason, Verdict, flow::FlowTable, steering::SPEAKER},
     io::FrameMeta,
@@ -37,12 +37,13 @@ impl Core {
         self.look(&frame, &mut sight);
         let verdict = self.consider(port, meta, &mut frame, &sight, Came::FromWorker);
         self.count(verdict);
-        let (port, kind) = match verdict {
-            Verdict::Forward { port } => (port, Origin::Received),
-            Verdict::Answer => (port, Origin::Answer),
+        let (to, kind) = match verdict {
+            Verdict::Forward { port } => (To::Port(port), Origin::Received),
+            Verdict::Deliver => (To::OwnKernel, Origin::Received),
+            Verdict::Answer => (To::Port(port), Origin::Answer),
             Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => return,
         };
-        self.outbox.push(Outgoing { port, vnet: meta.vnet, frame, kind });
+        self.outbox.push(Outgoing { to, vnet: meta.vnet, frame, kind });
     }
 
     /// The worker has ended: what it still holds is dropped.

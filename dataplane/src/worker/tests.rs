@@ -262,7 +262,7 @@ fn mutated_frames_are_all_accounted_for_and_only_addresses_change() {
                 assert_eq!(frame[12..], before[12..], "frame {number} of seed {seed}: {before:02x?}");
             }
             Verdict::Answer => assert_eq!(frame.len(), before.len()),
-            Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => {
+            Verdict::Deliver | Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => {
                 assert_eq!(frame, before, "frame {number} of seed {seed}")
             }
         }

@@ -316,12 +316,6 @@ impl Table {
                 format!("{address} is a VIP: name the backend by its own address"),
             ));
         }
-        if let Some((node, _)) = self.node_with(address) {
-            return Err(Rejection::precondition(
-                "address",
-                format!("{address} is node {}'s own address: a node cannot be a backend yet", node.name),
-            ));
-        }
         if settings.mac.is_none() && !self.nodes().any(|node| node.is_attached_to(address)) {
             return Err(Rejection::precondition(
                 "address",

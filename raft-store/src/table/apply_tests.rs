@@ -217,8 +217,8 @@ fn a_backend_on_no_segment_needs_its_mac() {
     };
     given.mac = Some("02:00:00:00:05:05".parse().unwrap());
     log.mutate(vec![Mutation::CreateBackend(given)]);
-    let rejection = log.refused(mutation(vec![backend("web", "192.168.2.2")]));
-    assert!(rejection.message.contains("lb1"), "a node's own address: {rejection}");
+    // A node may be one too.
+    log.mutate(vec![backend("web", "192.168.2.2")]);
 }
 
 #[test]
