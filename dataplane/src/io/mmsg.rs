@@ -29,26 +29,17 @@ pub(super) struct MmsgEngine {
 
 struct Port {
     receiver: PacketSocket,
-    sender: Exit,
+    sender: PacketSocket,
     /// For super-frames.
-    segmenter: Exit,
-}
-
-/// A socket that sends, and the frames of the present batch that leave by it.
-struct Exit {
-    socket: PacketSocket,
+    segmenter: PacketSocket,
+    /// Of the present batch.
     outgoing: Vec<Outgoing>,
-}
-
-impl Exit {
-    fn new(socket: PacketSocket) -> Self {
-        Self { socket, outgoing: Vec::with_capacity(BATCH) }
-    }
 }
 
 struct Outgoing {
     buffer: usize,
     len: usize,
+    is_super: bool,
     sent: Sent,
 }
 
@@ -78,12 +69,11 @@ impl MmsgEngine {
         let ports = ports
             .iter()
             .map(|port| {
-                let sender = Exit::new(PacketSocket::sender(port)?);
-                let segmenter = Exit::new(PacketSocket::segmenter(port)?);
+                let (sender, segmenter) = (PacketSocket::sender(port)?, PacketSocket::segmenter(port)?);
                 let receiver = opening.receiver(port, RECEIVE_BUFFER)?;
                 receiver.request_auxdata()?;
                 opening.bind(&receiver, port)?;
-                Ok(Port { receiver, sender, segmenter })
+                Ok(Port { receiver, sender, segmenter, outgoing: Vec::with_capacity(BATCH) })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         let buffers = HugeSlice::new(BATCH * BUFFER_LEN).map_err(EngineError::Uring)?;
@@ -116,14 +106,16 @@ impl MmsgEngine {
             let verdict = core.judge(port, meta, frame, sight);
             if let Some(out) = out_port(verdict, port) {
                 let sent = if verdict == Verdict::Answer { Sent::Answered } else { Sent::Forwarded };
-                let out = &mut self.ports[out];
-                let exit = if meta.vnet.is_super() { &mut out.segmenter } else { &mut out.sender };
-                exit.outgoing.push(Outgoing { buffer: index, len, sent });
+                self.ports[out].outgoing.push(Outgoing { buffer: index, len, is_super: meta.vnet.is_super(), sent });
             }
         }
         for port in &mut self.ports {
-            self.batch.send(&mut port.sender, core);
-            self.batch.send(&mut port.segmenter, core);
+            // By turns, so that a flow's frames leave in their order.
+            for run in port.outgoing.chunk_by(|one, next| one.is_super == next.is_super) {
+                let socket = if run[0].is_super { &port.segmenter } else { &port.sender };
+                self.batch.send(socket, run, core);
+            }
+            port.outgoing.clear();
         }
         received > 0
     }
@@ -178,27 +170,26 @@ impl Batch {
         header.msg_hdr.msg_iovlen = 1;
     }
 
-    /// Sends what leaves by one interface; what its queue does not take is lost, as on any full wire.
-    fn send(&mut self, exit: &mut Exit, core: &mut Core) {
-        for (index, outgoing) in exit.outgoing.iter().enumerate() {
+    /// Sends frames by one socket; what the interface's queue does not take is lost, as on any full wire.
+    fn send(&mut self, socket: &PacketSocket, outgoing: &[Outgoing], core: &mut Core) {
+        for (index, outgoing) in outgoing.iter().enumerate() {
             self.point(index, outgoing.buffer, outgoing.len);
         }
         let mut done = 0;
-        while done < exit.outgoing.len() {
-            let count = (exit.outgoing.len() - done) as libc::c_uint;
+        while done < outgoing.len() {
+            let count = (outgoing.len() - done) as libc::c_uint;
             // SAFETY: the headers from `done` on were pointed at filled buffers above and live in self.
             let sent = unsafe {
-                libc::sendmmsg(exit.socket.as_raw_fd(), self.headers.as_mut_ptr().add(done), count, libc::MSG_DONTWAIT)
+                libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr().add(done), count, libc::MSG_DONTWAIT)
             };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => done += sent,
                 _ => {
-                    core.send_failed(exit.outgoing[done].sent);
+                    core.send_failed(outgoing[done].sent);
                     done += 1;
                 }
             }
         }
-        exit.outgoing.clear();
     }
 }
 
@@ -226,8 +217,8 @@ impl Engine for MmsgEngine {
 
     fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
         let port = &self.ports[port];
-        let exit = if vnet.is_super() { &port.segmenter } else { &port.sender };
-        exit.socket.send(vnet, frame)
+        let socket = if vnet.is_super() { &port.segmenter } else { &port.sender };
+        socket.send(vnet, frame)
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {
