@@ -64,7 +64,7 @@ impl fmt::Display for EngineKind {
 /// What the kernel says about a frame beside its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FrameMeta {
-    /// It carries a VLAN tag, which the kernel has taken out of the frame.
+    /// It belongs to a VLAN, by a tag that the kernel has taken out of the frame.
     pub vlan_tagged: bool,
     /// What stands before it.
     pub vnet: VnetHeader,
@@ -158,14 +158,17 @@ const RECEIVE_BUFFER: libc::c_int = 2 << 20;
 /// Room for one control message with struct tpacket_auxdata (20 bytes).
 const CONTROL_LEN: usize = 64;
 
-/// Whether a frame carries a VLAN tag, by the control message that came with it: struct cmsghdr (length, level,
-/// type), and behind it struct tpacket_auxdata, which starts with a status. A packet socket sends one at most.
+/// Whether a frame belongs to a VLAN, by the control message that came with it: struct cmsghdr (length, level, type),
+/// and behind it struct tpacket_auxdata, which starts with a status and ends with the tag. A packet socket sends one at
+/// most.
 fn is_vlan_tagged(control: &[u8]) -> bool {
     let word = |at: usize| control.get(at..at + 4)?.first_chunk().copied();
     let level = word(8).map(i32::from_ne_bytes);
     let kind = word(12).map(i32::from_ne_bytes);
     let is_auxdata = level == Some(libc::SOL_PACKET) && kind == Some(socket::PACKET_AUXDATA);
-    is_auxdata && word(16).is_some_and(|status| u32::from_ne_bytes(status) & packet_ring::TP_STATUS_VLAN_VALID != 0)
+    let (status, tag) = (word(16).map(u32::from_ne_bytes), word(32));
+    let vlan_tci = tag.map(|[low, high, ..]| u16::from_ne_bytes([low, high]));
+    is_auxdata && status.zip(vlan_tci).is_some_and(|(status, tci)| packet_ring::is_vlan_tagged(status, tci))
 }
 
 /// A frame of which the ring's slot holds only a part.

@@ -30,7 +30,15 @@ const HEADROOM: u32 = 128;
 
 /// linux/if_packet.h
 const TP_STATUS_COPY: u32 = 1 << 1;
-pub(super) const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
+const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
+/// Of the tag control information (IEEE 802.1Q 9.6).
+const VLAN_ID: u16 = 0x0fff;
+
+/// Whether a frame belongs to a VLAN, by what the kernel says beside it. One whose tag has the null identifier carries
+/// only a priority (IEEE 802.1Q 9.6): it is treated as untagged, as the kernel does.
+pub(super) fn is_vlan_tagged(status: u32, vlan_tci: u16) -> bool {
+    status & TP_STATUS_VLAN_VALID != 0 && vlan_tci & VLAN_ID != 0
+}
 
 /// struct tpacket2_hdr
 #[repr(C)]
@@ -86,6 +94,7 @@ struct Filled {
     len: usize,
     captured_len: usize,
     mac_at: usize,
+    vlan_tagged: bool,
 }
 
 impl Filled {
@@ -148,8 +157,8 @@ impl PacketRing {
     pub(super) fn take_other(&mut self) -> Option<Other> {
         let filled = self.filled().filter(|filled| !filled.is_whole())?;
         self.turn.take();
-        let vlan_tagged = filled.status & TP_STATUS_VLAN_VALID != 0;
-        Some(if filled.status & TP_STATUS_COPY != 0 { Other::Queued { vlan_tagged } } else { Other::Truncated })
+        let queued = Other::Queued { vlan_tagged: filled.vlan_tagged };
+        Some(if filled.status & TP_STATUS_COPY != 0 { queued } else { Other::Truncated })
     }
 
     /// The next slot, if the kernel has filled it.
@@ -158,11 +167,13 @@ impl PacketRing {
         let slot = self.slot(index);
         // SAFETY: the status was read with acquire and says that the slot is ours: the kernel has written these fields
         // before it, and leaves them alone until the slot is given back.
-        let (len, captured_len, mac_at) = unsafe {
+        let (len, captured_len, mac_at, vlan_tci) = unsafe {
             let header = slot.as_ptr();
-            ((*header).len as usize, (*header).captured_len as usize, usize::from((*header).mac_at))
+            ((*header).len, (*header).captured_len, (*header).mac_at, (*header).vlan_tci)
         };
-        Some(Filled { slot, status, len, captured_len, mac_at })
+        let vlan_tagged = is_vlan_tagged(status, vlan_tci);
+        let (len, captured_len, mac_at) = (len as usize, captured_len as usize, mac_at.into());
+        Some(Filled { slot, status, len, captured_len, mac_at, vlan_tagged })
     }
 
     fn status(&self, index: usize) -> &AtomicU32 {
@@ -182,8 +193,7 @@ impl PacketRing {
         let start = filled.slot.as_ptr().cast::<u8>();
         // SAFETY: the range lies in the slot by the assertion above; the slot is ours alone, as the caller says.
         let bytes = unsafe { std::slice::from_raw_parts_mut(start.add(from), VnetHeader::LEN + filled.len) };
-        let vlan_tagged = filled.status & TP_STATUS_VLAN_VALID != 0;
-        let meta = FrameMeta { vlan_tagged, vnet: VnetHeader::read(bytes).unwrap_or_default() };
+        let meta = FrameMeta { vlan_tagged: filled.vlan_tagged, vnet: VnetHeader::read(bytes).unwrap_or_default() };
         Some(Whole { bytes, meta })
     }
 
