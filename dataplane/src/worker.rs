@@ -50,7 +50,7 @@ use crate::{
 const MAX_WAIT_NS: u64 = 100_000_000;
 /// Before an announcement that the lease did not allow is tried again.
 const LEASE_RETRY_NS: u64 = 5_000_000;
-/// ICMP errors and refusals of our own, a second (Linux has the same in icmp_msgs_per_sec).
+/// ICMP errors of our own, and refusals, a second (Linux has the same in icmp_msgs_per_sec).
 const REPLIES_PER_S: u64 = 1000;
 
 /// How a frame left.
@@ -123,6 +123,7 @@ enum Came {
 }
 
 /// Why a frame does not go to the backend that was chosen for it.
+#[derive(Clone, Copy)]
 enum NotSent {
     For(DropReason),
     TooBig { mtu: u32 },
@@ -159,7 +160,10 @@ pub struct Core {
     flows: FlowTable,
     fragments: Fragments,
     speaker: Speaker,
-    replies: Limiter,
+    /// Of ICMP errors that senders need to go on, and of refusals that only spare them waiting: apart, so that whoever
+    /// scans ports does not stop the discovery of path MTUs.
+    complaints: Limiter,
+    refusals: Limiter,
     /// Sent at the end of the turn.
     outbox: Vec<Outgoing>,
     own_kernel: OwnKernel,
@@ -188,7 +192,8 @@ impl Core {
             flows,
             fragments: Fragments::default(),
             speaker: speaker.unwrap_or_default(),
-            replies: Limiter::new(REPLIES_PER_S / workers),
+            complaints: Limiter::new(REPLIES_PER_S / workers),
+            refusals: Limiter::new(REPLIES_PER_S / workers),
             outbox: Vec::new(),
             own_kernel: OwnKernel::default(),
             shared,
@@ -342,14 +347,16 @@ impl Core {
     /// Only a sender who asked for it is told; for everybody else the datagram is lost, as on any router that does
     /// not fragment.
     fn say_too_big(&mut self, port: usize, frame: &[u8], flow: &FlowPacket, mtu: u32) {
-        if icmp::may_be_fragmented(frame, flow) || !self.replies.admits(self.now_ns) {
+        if icmp::may_be_fragmented(frame, flow) || !self.complaints.admits(self.now_ns) {
             return;
         }
         let ports = &self.snapshot.ports;
         let near = ports[port].address_like(flow.tuple.source.into());
         let own = near.or_else(|| ports.iter().find_map(|port| port.address_like(flow.tuple.source.into())));
+        // A node without an address of the family speaks for the VIP, as the backends do.
+        let own = own.unwrap_or(flow.tuple.destination.into());
         let reply = Reply { to: frame, packet: flow, mac: ports[port].mac };
-        if let Some(frame) = own.and_then(|own| reply.too_big(own, mtu)) {
+        if let Some(frame) = reply.too_big(own, mtu) {
             self.outbox.push(Outgoing::own(port, frame));
         }
     }
@@ -358,7 +365,7 @@ impl Core {
     fn refuse(&mut self, port: usize, frame: &[u8], flow: &FlowPacket) -> DropReason {
         let vip = self.snapshot.vip(flow.tuple.destination);
         let rejects = vip.is_some_and(|vip| vip.rejects && vip.owned.is_some());
-        if !rejects || !self.shared.lease.is_valid() || !self.replies.admits(self.now_ns) {
+        if !rejects || !self.shared.lease.is_valid() || !self.refusals.admits(self.now_ns) {
             return DropReason::NoService;
         }
         let reply = Reply { to: frame, packet: flow, mac: self.snapshot.ports[port].mac };

@@ -17,8 +17,9 @@ const MAX_DATAGRAMS: usize = 4096;
 /// Frames that wait at the same time, and their bytes.
 const MAX_WAITING: usize = 512;
 const MAX_WAITING_BYTES: usize = 1 << 20;
-/// Parts of a datagram with something missing between them.
-const MAX_PARTS: usize = 16;
+/// Parts of a datagram with something missing between them. The longest datagram has 60 if every second fragment of
+/// 576 bytes is late, 23 at an MTU of 1500.
+const MAX_PARTS: usize = 64;
 /// From its first fragment on (RFC 791 3.2 recommends 15 s, RFC 8200 4.5 sets 60 s for a receiver; Linux has 30 s).
 const LIFETIME_NS: u64 = 30_000_000_000;
 /// For the first fragment to come after one that overtook it.
@@ -50,13 +51,39 @@ pub enum Course {
 #[derive(Debug, Default)]
 pub struct Fragments {
     datagrams: HashMap<DatagramId, Datagram>,
-    /// Their ends of life and the serial numbers that they had, in this order.
-    ends: VecDeque<(u64, u64, DatagramId)>,
+    /// Their ends of life.
+    ends: Deadlines,
     /// When those that wait have waited long enough.
-    waits: VecDeque<(u64, u64, DatagramId)>,
+    waits: Deadlines,
     serial: u64,
     waiting: usize,
     waiting_bytes: usize,
+}
+
+/// When something is due for datagrams, the earliest first. One that is gone meanwhile stays until its turn comes or
+/// [`Self::tidy`] does.
+#[derive(Debug, Default)]
+struct Deadlines(VecDeque<Deadline>);
+
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    at_ns: u64,
+    id: DatagramId,
+    /// Of the datagram that had this name then.
+    serial: u64,
+}
+
+impl Deadlines {
+    fn earliest(&self) -> Option<Deadline> {
+        self.0.front().copied()
+    }
+
+    /// Leaves those out that are over, when they may be the most. `alive`: at most so many are not over.
+    fn tidy(&mut self, alive: usize, is_over: impl Fn(&Deadline) -> bool) {
+        if self.0.len() > 2 * alive {
+            self.0.retain(|deadline| !is_over(deadline));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -96,7 +123,7 @@ impl Fragments {
         let ends = &mut self.ends;
         let datagram = self.datagrams.entry(fragment.datagram).or_insert_with(|| {
             *serial += 1;
-            ends.push_back((now_ns + LIFETIME_NS, *serial, fragment.datagram));
+            ends.0.push_back(Deadline { at_ns: now_ns + LIFETIME_NS, id: fragment.datagram, serial: *serial });
             Datagram { serial: *serial, fate: Fate::Unknown(Vec::new()), parts: BTreeMap::new(), end: None }
         });
         if let Err(reason) = datagram.add(fragment) {
@@ -127,49 +154,67 @@ impl Fragments {
         released
     }
 
-    /// Keeps a frame until then, if there is room.
-    pub fn hold(&mut self, id: DatagramId, waits: Waiting, now_ns: u64) -> bool {
+    /// Keeps a frame until then. Where there is no room, those that have waited longest are given up: whoever sends
+    /// fragments that nothing follows must not stop the others. How many frames that drops, which may be this one.
+    pub fn hold(&mut self, id: DatagramId, waits: Waiting, now_ns: u64) -> usize {
+        let before = self.waiting;
         let len = waits.frame.len();
-        let room = self.waiting < MAX_WAITING && self.waiting_bytes + len <= MAX_WAITING_BYTES;
-        let Some(datagram) = self.datagrams.get_mut(&id).filter(|_| room) else { return false };
-        let Fate::Unknown(waiting) = &mut datagram.fate else { return false };
+        while self.waiting == MAX_WAITING || self.waiting_bytes + len > MAX_WAITING_BYTES {
+            match self.waits.0.pop_front() {
+                Some(longest) => self.give_up(longest, DropReason::FragmentNoRoom),
+                None => return before - self.waiting + 1,
+            }
+        }
+        let given_up = before - self.waiting;
+        let datagram = self.datagrams.get_mut(&id);
+        let Some(Datagram { fate: Fate::Unknown(waiting), serial, .. }) = datagram else { return given_up + 1 };
         if waiting.is_empty() {
-            self.waits.push_back((now_ns + WAIT_NS, datagram.serial, id));
+            self.waits.0.push_back(Deadline { at_ns: now_ns + WAIT_NS, id, serial: *serial });
         }
         waiting.push(waits);
         self.waiting += 1;
         self.waiting_bytes += len;
-        true
+        given_up
     }
 
     /// Forgets what is too old, and the oldest while there are too many. How many waiting frames that drops.
     pub fn expire(&mut self, now_ns: u64) -> usize {
         let before = self.waiting;
-        while let Some((_, serial, id)) = self.waits.front().copied().filter(|(at, ..)| *at <= now_ns) {
-            self.waits.pop_front();
-            let datagram = self.datagrams.get_mut(&id).filter(|datagram| datagram.serial == serial);
-            if let Some(Datagram { fate: fate @ Fate::Unknown(_), .. }) = datagram {
-                let given_up = mem::replace(fate, Fate::Dropped(DropReason::FragmentTimeout));
-                self.drop_waiting(given_up);
-            }
+        while let Some(due) = self.waits.earliest().filter(|due| due.at_ns <= now_ns) {
+            self.waits.0.pop_front();
+            self.give_up(due, DropReason::FragmentTimeout);
         }
-        while let Some((at, serial, id)) = self.ends.front().copied() {
-            if at > now_ns && self.datagrams.len() <= MAX_DATAGRAMS {
+        while let Some(due) = self.ends.earliest() {
+            if due.at_ns > now_ns && self.datagrams.len() <= MAX_DATAGRAMS {
                 break;
             }
-            self.ends.pop_front();
-            if self.datagrams.get(&id).is_some_and(|datagram| datagram.serial == serial)
-                && let Some(datagram) = self.datagrams.remove(&id)
+            self.ends.0.pop_front();
+            if self.datagrams.get(&due.id).is_some_and(|datagram| datagram.serial == due.serial)
+                && let Some(datagram) = self.datagrams.remove(&due.id)
             {
                 self.drop_waiting(datagram.fate);
             }
         }
+        let datagrams = &self.datagrams;
+        let of = |due: &Deadline| datagrams.get(&due.id).filter(|datagram| datagram.serial == due.serial);
+        self.ends.tidy(MAX_DATAGRAMS, |due| of(due).is_none());
+        let waits = |datagram: &Datagram| matches!(datagram.fate, Fate::Unknown(_));
+        self.waits.tidy(MAX_WAITING, |due| !of(due).is_some_and(waits));
         before - self.waiting
+    }
+
+    /// Nobody waits any longer for the first fragment of a datagram.
+    fn give_up(&mut self, due: Deadline, reason: DropReason) {
+        let datagram = self.datagrams.get_mut(&due.id).filter(|datagram| datagram.serial == due.serial);
+        if let Some(Datagram { fate: fate @ Fate::Unknown(_), .. }) = datagram {
+            let given_up = mem::replace(fate, Fate::Dropped(reason));
+            self.drop_waiting(given_up);
+        }
     }
 
     /// When to call [`Self::expire`] again for those that wait.
     pub fn next_due_ns(&self) -> Option<u64> {
-        self.waits.front().map(|(at, ..)| *at)
+        self.waits.earliest().map(|due| due.at_ns)
     }
 
     /// Frames that wait.
@@ -233,6 +278,7 @@ mod tests {
     use crate::packet::{FlowPacket, Protocol, Tuple};
 
     const BACKEND: u32 = 7;
+    const MAX_DATAGRAM: u32 = 65_535;
 
     fn backend() -> Course {
         Course::Backend(BackendRef::from_raw(BACKEND))
@@ -279,7 +325,7 @@ mod tests {
             let mut fragments = Fragments::default();
             for (offset, more) in [(1600, false), (800, true)] {
                 assert_eq!(fragments.arrive(&fragment(1, offset, 800, more), 0), Step::Wait);
-                assert!(fragments.hold(id(1), waiting(3), 0));
+                assert_eq!(fragments.hold(id(1), waiting(3), 0), 0);
             }
             assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), 0), Step::Decide);
             assert_eq!(fragments.decided(id(1), outcome).len(), 2);
@@ -299,31 +345,84 @@ mod tests {
         assert_eq!(fragments.arrive(&fragment(1, 2400, 800, true), 0), overlap, "behind the end");
         assert_eq!(fragments.arrive(&fragment(1, 3200, 800, false), 0), overlap, "another end");
         // Every second one of a datagram that never ends.
-        let steps: Vec<Step> = (1..60).map(|n| fragments.arrive(&fragment(2, n * 16, 8, true), 0)).collect();
-        assert_eq!(steps[MAX_PARTS..], vec![Step::Drop(DropReason::FragmentNoRoom); 59 - MAX_PARTS]);
+        let steps: Vec<Step> = (1..100).map(|n| fragments.arrive(&fragment(2, n * 16, 8, true), 0)).collect();
+        assert_eq!(steps[MAX_PARTS..], vec![Step::Drop(DropReason::FragmentNoRoom); 99 - MAX_PARTS]);
     }
 
     #[test]
-    fn waiting_ends_and_memory_is_bounded() {
+    fn waiting_ends() {
         let mut fragments = Fragments::default();
-        let mut held = 0;
-        for of in 0..2 * MAX_DATAGRAMS as u32 {
+        for of in 0..10 {
             assert_eq!(fragments.arrive(&fragment(of, 800, 800, true), 0), Step::Wait);
-            held += usize::from(fragments.hold(id(of), waiting(1500), 0));
-            fragments.expire(0);
+            assert_eq!(fragments.hold(id(of), waiting(1500), 0), 0);
         }
-        assert!(held >= MAX_WAITING && fragments.datagrams.len() <= MAX_DATAGRAMS);
-        let waiting = fragments.waiting();
-        assert!(waiting > 0 && waiting <= MAX_WAITING);
-        let (.., last) = *fragments.waits.back().unwrap();
         let due = fragments.next_due_ns().unwrap();
         assert_eq!(fragments.expire(due - 1), 0);
-        assert_eq!(fragments.expire(due), waiting);
+        assert_eq!(fragments.expire(due), 10);
         assert_eq!((fragments.waiting, fragments.waiting_bytes), (0, 0));
-        let late = fragments.arrive(&fragment(last.id, 0, 800, true), due);
+        let late = fragments.arrive(&fragment(3, 0, 800, true), due);
         assert_eq!(late, Step::Drop(DropReason::FragmentTimeout), "the rest of what was given up");
         fragments.expire(LIFETIME_NS + due);
-        assert!(fragments.datagrams.is_empty() && fragments.ends.is_empty());
+        assert!(fragments.datagrams.is_empty() && fragments.ends.0.is_empty() && fragments.waits.0.is_empty());
+    }
+
+    #[test]
+    fn the_longest_datagram_comes_with_every_second_fragment_late() {
+        let mut fragments = Fragments::default();
+        let last = MAX_DATAGRAM / 552;
+        let (late, early): (Vec<u32>, Vec<u32>) = (0..=last).partition(|n| n % 2 == 0);
+        let of = |n| if n < last { fragment(1, n * 552, 552, true) } else { fragment(1, n * 552, 8, false) };
+        for n in early {
+            assert_eq!(fragments.arrive(&of(n), 0), Step::Wait);
+            assert_eq!(fragments.hold(id(1), waiting(600), 0), 0);
+        }
+        assert_eq!(fragments.arrive(&of(0), 0), Step::Decide);
+        fragments.decided(id(1), Ok(backend()));
+        for n in &late[1..] {
+            assert_eq!(fragments.arrive(&of(*n), 0), Step::Follow(backend()));
+        }
+        assert!(fragments.datagrams.is_empty());
+    }
+
+    #[test]
+    fn fragments_that_nothing_follows_do_not_stop_others_from_waiting() {
+        let mut fragments = Fragments::default();
+        let mut given_up = 0;
+        for of in 0..3 * MAX_DATAGRAMS as u32 {
+            assert_eq!(fragments.arrive(&fragment(of, 800, 800, true), 0), Step::Wait);
+            given_up += fragments.hold(id(of), waiting(1500), 0) + fragments.expire(0);
+            assert_eq!(fragments.arrive(&fragment(of, 1600, 8, true), 0), Step::Wait, "the newest waits");
+        }
+        assert_eq!(fragments.waiting, MAX_WAITING);
+        assert_eq!(given_up, 3 * MAX_DATAGRAMS - MAX_WAITING, "each that does not wait is told of");
+        let first = fragments.waits.earliest().unwrap().id;
+        assert_eq!(fragments.arrive(&fragment(first.id, 0, 800, true), 0), Step::Decide);
+        assert_eq!(fragments.decided(first, Ok(backend())).len(), 1);
+        // Long frames are bounded by their bytes.
+        let longest = MAX_WAITING_BYTES / 16;
+        for of in 0..64 {
+            fragments.arrive(&fragment(1_000_000 + of, 800, 800, true), 0);
+            fragments.hold(id(1_000_000 + of), waiting(longest), 0);
+        }
+        assert_eq!((fragments.waiting, fragments.waiting_bytes), (16, MAX_WAITING_BYTES));
+    }
+
+    #[test]
+    fn memory_is_bounded_whether_datagrams_become_whole_or_not() {
+        let mut fragments = Fragments::default();
+        for of in 0..10 * MAX_DATAGRAMS as u32 {
+            if of % 3 > 0 {
+                fragments.arrive(&fragment(of, 800, 8, false), 0);
+                fragments.hold(id(of), waiting(60), 0);
+            }
+            if of % 3 < 2 {
+                assert_eq!(fragments.arrive(&fragment(of, 0, 800, true), 0), Step::Decide);
+                fragments.decided(id(of), Ok(backend()));
+            }
+            fragments.expire(0);
+            assert!(fragments.datagrams.len() <= MAX_DATAGRAMS);
+            assert!(fragments.ends.0.len() <= 2 * MAX_DATAGRAMS && fragments.waits.0.len() <= 2 * MAX_WAITING);
+        }
     }
 
     proptest! {
@@ -343,7 +442,7 @@ mod tests {
                         prop_assert_eq!(to, backend());
                         sent += 1;
                     }
-                    Step::Wait => prop_assert!(fragments.hold(id(1), waiting(60), 0)),
+                    Step::Wait => prop_assert_eq!(fragments.hold(id(1), waiting(60), 0), 0),
                     Step::Drop(reason) => prop_assert!(false, "{:?}", reason),
                 }
             }

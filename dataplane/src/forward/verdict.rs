@@ -55,7 +55,8 @@ reasons! {
     FragmentOverlap = "fragment_overlap",
     /// A fragment whose first one did not come in time.
     FragmentTimeout = "fragment_timeout",
-    /// A fragment that came before its first one, and found no room to wait.
+    /// A fragment that came before its first one, and had to make room for later ones; or of a datagram in too many
+    /// pieces.
     FragmentNoRoom = "fragment_no_room",
     /// An ICMP error that quotes no packet of a flow of the VIP.
     IcmpUnrelated = "icmp_unrelated",

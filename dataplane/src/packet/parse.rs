@@ -182,6 +182,17 @@ struct Ip {
     payload_at: usize,
     end: usize,
     fragment: Option<Part>,
+    /// It has an IPv6 fragment header and is whole all the same.
+    is_atomic_fragment: bool,
+}
+
+impl Ip {
+    /// Behind the IPv6 header.
+    #[inline(always)]
+    fn v6(source: Address, destination: Address, protocol: u8, end: usize) -> Self {
+        let payload_at = IPV6_HEADER_LEN;
+        Self { source, destination, protocol, payload_at, end, fragment: None, is_atomic_fragment: false }
+    }
 }
 
 /// Of the IPv4 header or the IPv6 fragment header.
@@ -190,6 +201,8 @@ struct Part {
     id: u32,
     offset: u32,
     more: bool,
+    /// Where its bytes start: in IPv6 at the first header behind the fragment header.
+    at: usize,
 }
 
 type Unsound = (DropReason, Option<Address>);
@@ -213,6 +226,7 @@ fn ipv4(packet: &[u8]) -> Result<Ip, Unsound> {
         id: u16::from_be_bytes([header[4], header[5]]).into(),
         offset: u32::from(part & FRAGMENT_OFFSET) * 8,
         more: part & MORE_FRAGMENTS != 0,
+        at: ETHERNET_HEADER_LEN + header_len,
     });
     Ok(Ip {
         source: Address::from([header[12], header[13], header[14], header[15]]),
@@ -221,6 +235,7 @@ fn ipv4(packet: &[u8]) -> Result<Ip, Unsound> {
         payload_at: ETHERNET_HEADER_LEN + header_len,
         end: ETHERNET_HEADER_LEN + total_len,
         fragment,
+        is_atomic_fragment: false,
     })
 }
 
@@ -233,12 +248,15 @@ fn ipv6(packet: &[u8]) -> Result<Ip, Unsound> {
         return Err(malformed);
     }
     let (source, destination) = ipv6_addresses(header).ok_or(malformed)?;
-    let mut ip = Ip { source, destination, protocol: header[6], payload_at: IPV6_HEADER_LEN, end, fragment: None };
+    let mut ip = Ip::v6(source, destination, header[6], end);
     if matches!(ip.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
         extensions(packet, &mut ip).map_err(|reason| (reason, Some(destination)))?;
     }
     ip.payload_at += ETHERNET_HEADER_LEN;
     ip.end += ETHERNET_HEADER_LEN;
+    if let Some(part) = &mut ip.fragment {
+        part.at += ETHERNET_HEADER_LEN;
+    }
     Ok(ip)
 }
 
@@ -253,7 +271,7 @@ fn ipv6_addresses(header: &[u8; IPV6_HEADER_LEN]) -> Option<(Address, Address)> 
 /// Walks the extension headers (RFC 8200 4) of an IPv6 packet, as far as they can be read: what follows the
 /// header of a later fragment is not a header.
 fn extensions(packet: &[u8], ip: &mut Ip) -> Result<(), DropReason> {
-    for _ in 0..MAX_EXTENSION_HEADERS {
+    for _ in 0..=MAX_EXTENSION_HEADERS {
         let rest = packet.get(ip.payload_at..ip.end).ok_or(DropReason::Malformed)?;
         let header: &[u8; 8] = match ip.protocol {
             HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS => rest.first_chunk().ok_or(DropReason::Malformed)?,
@@ -272,14 +290,14 @@ fn extensions(packet: &[u8], ip: &mut Ip) -> Result<(), DropReason> {
                     id: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
                     offset: u32::from(part & !7),
                     more: part & 1 != 0,
+                    at: ip.payload_at + len,
                 };
-                if ip.fragment.is_some() {
+                if ip.fragment.is_some() || ip.is_atomic_fragment {
                     return Err(DropReason::Malformed);
                 }
                 // One that is a whole datagram is treated as such (RFC 6946).
-                if part.offset != 0 || part.more {
-                    ip.fragment = Some(part);
-                }
+                ip.is_atomic_fragment = part.offset == 0 && !part.more;
+                ip.fragment = (!ip.is_atomic_fragment).then_some(part);
             }
             _ => {}
         }
@@ -315,8 +333,9 @@ fn transport(frame: &[u8], ip: &Ip) -> Packet {
             // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443 3).
             [1..=4, _, _, _, _, _, _, _, quote @ ..] => quoted(ip, quoted_ipv6(quote)),
             [ndp::SOLICITATION | ndp::ADVERTISEMENT, ..] => match ndp::parse(frame, ip.payload_at, ip.end) {
-                Some(message) => Packet::Neighbor(message),
-                None => other(DropReason::Malformed),
+                // Never in fragments (RFC 6980 5).
+                Some(message) if !ip.is_atomic_fragment => Packet::Neighbor(message),
+                _ => other(DropReason::Malformed),
             },
             _ => other(DropReason::ProtocolUnsupported),
         },
@@ -370,7 +389,7 @@ fn flow_packet(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
 /// The first one must hold the whole transport header (RFC 1858, RFC 7112): without it nobody could tell the
 /// flow, and who sends such fragments wants to get around a filter.
 fn fragment(payload: &[u8], ip: &Ip, part: Part) -> Result<Fragment, DropReason> {
-    let len = payload.len();
+    let len = ip.end - part.at;
     // Only the last may be no multiple of eight bytes, and none is empty.
     let sound = len > 0 && (!part.more || len.is_multiple_of(8)) && part.offset as usize + len <= MAX_DATAGRAM_LEN;
     if !sound {
@@ -441,14 +460,7 @@ fn quoted_ipv6(packet: &[u8]) -> Option<Quote> {
     // Cut as it is: only what is there is read.
     let header: &[u8; IPV6_HEADER_LEN] = packet.first_chunk()?;
     let (from, to) = ipv6_addresses(header)?;
-    let mut ip = Ip {
-        source: from,
-        destination: to,
-        protocol: header[6],
-        payload_at: IPV6_HEADER_LEN,
-        end: packet.len(),
-        fragment: None,
-    };
+    let mut ip = Ip::v6(from, to, header[6], packet.len());
     extensions(packet, &mut ip).ok()?;
     if header[0] >> 4 != 6 || ip.fragment.is_some_and(|part| part.offset != 0) {
         return None;

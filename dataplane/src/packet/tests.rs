@@ -180,6 +180,8 @@ fn ipv6_flows_are_found_behind_their_extension_headers() {
     assert_eq!((plain.tuple.source_port, plain.tuple.destination_port, plain.headers_len), (4000, 53, 62));
     let behind = flow(&extended(&udp6(b"data"), &[(0, &options), (60, &[0, 0, 1, 4, 0, 0, 0, 0]), (44, &atomic)]));
     assert_eq!((behind.tuple, behind.headers_len), (plain.tuple, 62 + 32));
+    let most = flow(&extended(&udp6(b"data"), &[(60, &[0; 8][..]); 8]));
+    assert_eq!((most.tuple, most.headers_len), (plain.tuple, 62 + 64));
 }
 
 #[test]
@@ -225,6 +227,19 @@ fn ipv6_fragments_name_their_datagram() {
     let Packet::Fragment(later) = parse(&extended(&udp6(&[0; 21]), &[(44, &header(32, 0))])) else { panic!() };
     assert_eq!((later.offset, later.len, later.more, later.flow), (32, 29, false, None));
     assert_eq!(later.datagram, first.datagram);
+    // Options behind its header are of the datagram, as the length is.
+    let options = extended(&udp6(&[7; 24]), &[(44, &header(0, 1)), (60, &[0; 8])]);
+    let Packet::Fragment(first) = parse(&options) else { panic!() };
+    assert_eq!((first.offset, first.len), (0, 40));
+    assert_eq!(first.flow.map(|flow| flow.tuple.destination_port), Some(53));
+}
+
+#[test]
+fn neighbour_discovery_in_fragments_is_malformed() {
+    let question = ndp::solicitation(ASKER, CLIENT6, VIP6, None);
+    assert!(matches!(parse(&question), Packet::Neighbor(_)));
+    let fragment = extended(&question, &[(44, &[0, 0, 0, 0, 1, 2, 3, 4])]);
+    assert!(matches!(parse(&fragment), Packet::Other(DropReason::Malformed, _)));
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Fragments: every one of a datagram goes to the backend of its first, which alone names the flow.
 
-use super::{Came, Core, Origin, Outgoing, To, balanced_before, dispatch};
+use super::{Came, Core, NotSent, Origin, Outgoing, To, balanced_before, dispatch};
 use crate::{
     forward::{
         DropReason, Verdict,
         decide::{Place, decide},
         flow::Tick,
         fragment::{Course, Step, Waiting},
-        table::BackendState,
+        table::{Backend, BackendState},
     },
     io::FrameMeta,
     packet::{self, Address, FlowPacket, Fragment, Packet},
@@ -22,14 +22,19 @@ impl Core {
             return balanced_before(frame, vip.is_served_here);
         }
         match (self.fragments.arrive(fragment, self.now_ns), &fragment.flow) {
-            (Step::Follow(course), _) => self.follow(port, meta, frame, id.destination, course),
+            (Step::Follow(course), _) => {
+                self.follow(port, meta, frame, id.destination, course).unwrap_or_else(|why| Verdict::Drop(why.reason()))
+            }
             (Step::Decide, Some(flow)) => {
                 let outcome = self.course(flow);
                 // The first goes first.
-                let verdict = match outcome {
-                    Ok(course) => self.follow(port, meta, frame, id.destination, course),
-                    Err(reason) => Verdict::Drop(reason),
-                };
+                let sent = outcome.map_err(NotSent::For);
+                let sent = sent.and_then(|course| self.follow(port, meta, frame, id.destination, course));
+                // Of all fragments only the first is complained of (RFC 1122 3.2.2); none is longer.
+                if let Err(NotSent::TooBig { mtu }) = sent {
+                    self.say_too_big(port, frame, flow, mtu);
+                }
+                let verdict = sent.unwrap_or_else(|why| Verdict::Drop(why.reason()));
                 for waiting in self.fragments.decided(id, outcome) {
                     self.let_go(waiting, id.destination, outcome);
                 }
@@ -37,9 +42,10 @@ impl Core {
             }
             (Step::Wait | Step::Decide, _) => {
                 let waiting = Waiting { port, vnet: meta.vnet, frame: frame.to_vec() };
-                let held = self.fragments.hold(id, waiting, self.now_ns);
+                let given_up = self.fragments.hold(id, waiting, self.now_ns);
+                self.own.stats.dropped(DropReason::FragmentNoRoom).add(given_up as u64);
                 self.count_held();
-                if held { Verdict::Hold } else { Verdict::Drop(DropReason::FragmentNoRoom) }
+                Verdict::Hold
             }
             (Step::Drop(reason), _) => Verdict::Drop(reason),
         }
@@ -63,28 +69,25 @@ impl Core {
         frame: &mut [u8],
         vip: Address,
         course: Course,
-    ) -> Verdict {
+    ) -> Result<Verdict, NotSent> {
         let backend = match course {
-            Course::Worker(home) => return self.hand_over(home, port, meta, frame),
+            Course::Worker(home) => return Ok(self.hand_over(home, port, meta, frame)),
             Course::Backend(backend) => self.snapshot.backend(backend),
         };
-        let Some(vip) = self.snapshot.vip(vip) else { return Verdict::Drop(DropReason::NotVip) };
-        let Some(backend) = backend.filter(|backend| backend.state != BackendState::Down) else {
-            return Verdict::Drop(DropReason::NoBackend);
-        };
+        let vip = self.snapshot.vip(vip).ok_or(DropReason::NotVip)?;
+        let alive = |backend: &&Backend| backend.state != BackendState::Down;
+        let backend = backend.filter(alive).ok_or(DropReason::NoBackend)?;
         let (source, len) = (packet::source(frame).unwrap_or_default(), frame.len());
         dispatch(&self.snapshot, self.own.index, source, len, frame, (vip, backend))
-            .unwrap_or_else(|why| Verdict::Drop(why.reason()))
     }
 
     /// A fragment has waited for the first one, and this is what became of it.
     pub(super) fn let_go(&mut self, waiting: Waiting, vip: Address, outcome: Result<Course, DropReason>) {
         let Waiting { port, vnet, mut frame } = waiting;
         let meta = FrameMeta { vlan_tagged: false, vnet };
-        let verdict = match outcome {
-            Ok(course) => self.follow(port, meta, &mut frame, vip, course),
-            Err(reason) => Verdict::Drop(reason),
-        };
+        let sent = outcome.map_err(NotSent::For);
+        let sent = sent.and_then(|course| self.follow(port, meta, &mut frame, vip, course));
+        let verdict = sent.unwrap_or_else(|why| Verdict::Drop(why.reason()));
         self.count(verdict);
         let to = match verdict {
             Verdict::Forward { port } => Some(To::Port(port)),

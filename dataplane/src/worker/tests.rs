@@ -49,7 +49,7 @@ impl Engine for Sink {
 }
 
 /// One interface, a VIP of each family that this node owns, TCP on some ports and UDP on one.
-fn cores(workers: usize) -> Vec<(Core, Inbox)> {
+fn spec() -> TableSpec {
     let range = |protocol, first, last| PortRangeSpec { protocol, first, last };
     let vip = |address: IpAddr, id: u64| VipSpec {
         address,
@@ -71,7 +71,7 @@ fn cores(workers: usize) -> Vec<(Core, Inbox)> {
             }],
         }],
     };
-    let spec = TableSpec {
+    TableSpec {
         hash_key: 7,
         ports: vec![PortSpec {
             name: "eth0".into(),
@@ -83,10 +83,13 @@ fn cores(workers: usize) -> Vec<(Core, Inbox)> {
         }],
         vips: vec![vip(VIP.into(), 1), vip(VIP6.into(), 2)],
         ..TableSpec::default()
-    };
+    }
+}
+
+fn cores(workers: usize) -> Vec<(Core, Inbox)> {
     let mut compiler = Compiler::default();
     compiler.set_workers(workers);
-    let shared = Arc::new(Shared::new(compiler.compile(&spec)));
+    let shared = Arc::new(Shared::new(compiler.compile(&spec())));
     shared.lease.set(u64::MAX);
     let (crew, inboxes) = Crew::new(Steering::new(workers, 0x5eed_1234)).unwrap();
     let flows = || FlowTable::new(1 << 12, Timeouts::default()).unwrap();
@@ -349,6 +352,64 @@ fn fragments_meet_at_the_worker_that_has_the_flow_in_any_order() {
         }
     }
     assert!(crossed > 50, "only {crossed} were handed over: this shows nothing");
+}
+
+/// What a worker sends in answer to a frame.
+fn answers(core: &mut Core, frame: &[u8]) -> Vec<Vec<u8>> {
+    let verdict = judge(core, FrameMeta::default(), &mut frame.to_vec());
+    assert!(matches!(verdict, Verdict::Drop(_)), "{verdict:?}");
+    core.outbox.drain(..).map(|outgoing| outgoing.frame).collect()
+}
+
+/// The same with a longer payload, too long for the interface. IPv4 must not be fragmented.
+fn too_big(of: &[u8]) -> Vec<u8> {
+    let mut frame = of.to_vec();
+    frame.resize(14 + 48 + 2000, 0);
+    match frame[12] {
+        0x08 => (frame[16], frame[17], frame[20]) = (7, 228, frame[20] | 0x40),
+        _ => (frame[18], frame[19]) = (7, 216),
+    }
+    frame
+}
+
+#[test]
+fn of_fragments_that_are_too_big_the_first_is_complained_of() {
+    let mut core = core();
+    let sound = sound();
+    let [first4, first6, later4, later6] = &sound[12..16] else { panic!() };
+    for (first, later) in [(first4, later4), (first6, later6)] {
+        let (first, mut later) = (too_big(first), too_big(later));
+        match later[12] {
+            0x08 => (later[18], later[21]) = (first[18], 250),
+            _ => (later[54 + 2], later[54 + 3]) = (7, 208),
+        }
+        for (frame, complaints) in [(&first, 1), (&later, 0)] {
+            let answers = answers(&mut core, frame);
+            assert_eq!(answers.len(), complaints, "{frame:02x?}");
+            assert!(answers.iter().all(|answer| answer[..6] == ROUTER.0), "{answers:02x?}");
+        }
+    }
+    assert_eq!(core.own.stats.dropped(DropReason::TooBig).get(), 4);
+}
+
+#[test]
+fn a_port_scan_does_not_stop_path_mtu_discovery() {
+    let mut core = core();
+    let sound = sound();
+    let refused: usize = (0..REPLIES_PER_S).map(|_| answers(&mut core, &sound[2]).len()).sum();
+    assert_eq!(refused as u64, REPLIES_PER_S / 10, "the rate is limited");
+    assert_eq!(answers(&mut core, &too_big(&sound[3])).len(), 1);
+}
+
+#[test]
+fn a_node_without_an_address_of_the_family_complains_in_the_name_of_the_vip() {
+    let mut core = core();
+    let mut snapshot = Compiler::default().compile(&spec());
+    snapshot.ports[0].addresses.clear();
+    core.adopt(Arc::new(snapshot));
+    let answers = answers(&mut core, &too_big(&sound()[7]));
+    let source: Option<&[u8]> = answers.first().map(|answer| &answer[22..38]);
+    assert_eq!(source, Some(&VIP6.octets()[..]));
 }
 
 #[test]
