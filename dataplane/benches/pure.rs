@@ -62,6 +62,7 @@ fn snapshot() -> Snapshot {
             mac: OWN,
             mtu: 1500,
             carrier: true,
+            segments: true,
             addresses: vec![(Ipv4Addr::new(10, 0, 0, 2).into(), 24)],
         }],
         vips: vec![vip(VIP.into(), 10), vip(VIP6.into(), 20)],

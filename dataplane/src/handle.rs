@@ -407,6 +407,7 @@ fn empty_port(port: &PortConfig) -> PortSpec {
         mac: Mac::ZERO,
         mtu: port.mtu,
         carrier: false,
+        segments: true,
         addresses: Vec::new(),
     }
 }

@@ -166,6 +166,7 @@ mod tests {
                 mac: Mac([2, 0, 0, 0, 0, 9]),
                 mtu: 1500,
                 carrier: true,
+                segments: true,
                 addresses: vec![(Ipv4Addr::new(10, 0, 0, 254).into(), 24)],
             }],
             vips: vec![VipSpec {

@@ -31,6 +31,8 @@ pub struct Report {
     pub ring_full: u64,
     /// Frames made by the workers themselves.
     pub originated: u64,
+    /// Super-frames that the kernel segmented because the outgoing interface does not.
+    pub segmented: u64,
     /// Other stations that claimed a VIP of ours.
     pub conflicts: Vec<Conflict>,
     /// Flows put into the flow table.
@@ -113,6 +115,7 @@ impl Report {
                 .collect(),
             ring_full: sum(|stats| &stats.ring_full),
             originated: sum(|stats| &stats.originated),
+            segmented: sum(|stats| &stats.segmented),
             conflicts: conflicts(members.clone()),
             flows_remembered: sum(|stats| &stats.flows_remembered),
             flows_not_remembered: sum(|stats| &stats.flows_not_remembered),

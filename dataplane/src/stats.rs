@@ -124,6 +124,8 @@ pub struct WorkerStats {
     pub ring_full: Counter,
     /// Frames that the worker made itself: announcements, questions for neighbours, ICMP errors, refusals.
     pub originated: Counter,
+    /// Super-frames that the kernel segments because the outgoing interface does not.
+    pub segmented: Counter,
     /// Flows put into the flow table.
     pub flows_remembered: Counter,
     /// Flows that found no room there.
@@ -146,6 +148,7 @@ impl Default for WorkerStats {
             held: Counter::default(),
             ring_full: Counter::default(),
             originated: Counter::default(),
+            segmented: Counter::default(),
             flows_remembered: Counter::default(),
             flows_not_remembered: Counter::default(),
             conflicts: Mutex::default(),

@@ -237,7 +237,7 @@ impl Core {
     pub(crate) fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], sight: &Sight) -> Verdict {
         self.own.stats.received.add(1);
         let verdict = self.consider(port, meta, frame, sight, Came::FromWire);
-        self.count(verdict);
+        self.count(verdict, &meta.vnet);
         if verdict == Verdict::Deliver {
             let frame = frame.to_vec();
             self.outbox.push(Outgoing { to: To::OwnKernel, vnet: meta.vnet, frame, kind: Origin::Received });
@@ -245,8 +245,13 @@ impl Core {
         verdict
     }
 
-    fn count(&self, verdict: Verdict) {
+    fn count(&self, verdict: Verdict, vnet: &VnetHeader) {
         let stats = &self.own.stats;
+        if let (Verdict::Forward { port }, true) = (verdict, vnet.is_super())
+            && !self.snapshot.ports[port].segments
+        {
+            stats.segmented.add(1);
+        }
         match verdict {
             Verdict::Forward { .. } | Verdict::Deliver => stats.forwarded.add(1),
             Verdict::Answer => stats.answered.add(1),
@@ -259,7 +264,7 @@ impl Core {
     /// Counts a frame that never was whole.
     pub(crate) fn count_unseen(&mut self, verdict: Verdict) {
         self.own.stats.received.add(1);
-        self.count(verdict);
+        self.count(verdict, &VnetHeader::default());
     }
 
     /// The outgoing queue did not take a frame that was counted as sent.

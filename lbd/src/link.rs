@@ -3,7 +3,11 @@
 use std::{net::IpAddr, time::Duration};
 
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
-use lb_dataplane::{forward::table::PortSpec, io::PortConfig, packet::Mac};
+use lb_dataplane::{
+    forward::table::PortSpec,
+    io::{PortConfig, segments_tcp},
+    packet::Mac,
+};
 use lb_raft_store::table::{Attachment, Cidr, MacAddr, NodeId};
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
@@ -14,7 +18,7 @@ use rtnetlink::{
 };
 use tokio::{
     sync::watch,
-    task::AbortHandle,
+    task::{AbortHandle, spawn_blocking},
     time::{MissedTickBehavior, interval, timeout},
 };
 
@@ -55,6 +59,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     /// Without it the node is not on the segment.
     pub(crate) carrier: bool,
+    /// Whether it segments TCP super-frames itself.
+    pub(crate) segments: bool,
     /// The node's own addresses on it, with the lengths of their prefixes.
     pub(crate) addresses: Vec<(IpAddr, u8)>,
 }
@@ -71,6 +77,7 @@ impl Link {
             mac: self.mac,
             mtu: self.mtu,
             carrier: self.carrier,
+            segments: self.segments,
             addresses: self.addresses.clone(),
         }
     }
@@ -198,7 +205,12 @@ async fn read_with(handle: &Handle, names: &[String]) -> Result<Vec<Result<Link,
             addresses.push((message.header.index, address, message.header.prefix_len));
         }
     }
-    Ok(names.iter().map(|name| resolve(name, &all, &addresses)).collect())
+    let asked = names.to_vec();
+    // The kernel may let this wait, too. What is not known is nothing to complain of.
+    let ask = move || asked.iter().map(|name| segments_tcp(name).unwrap_or(true)).collect();
+    let segments: Vec<bool> = spawn_blocking(ask).await.map_err(|error| LinkError::Netlink(error.to_string()))?;
+    let resolved = names.iter().zip(segments).map(|(name, segments)| resolve(name, &all, &addresses, segments));
+    Ok(resolved.collect())
 }
 
 #[derive(Default)]
@@ -213,7 +225,7 @@ struct Found {
     carrier: bool,
 }
 
-fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)]) -> Result<Link, LinkError> {
+fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)], segments: bool) -> Result<Link, LinkError> {
     let name = name.to_owned();
     let Some(found) = all.iter().find(|link| link.name == name) else {
         let present = all.iter().map(|link| link.name.clone()).collect();
@@ -235,5 +247,5 @@ fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)]) -> Result
     });
     let mut addresses: Vec<(IpAddr, u8)> = ours.map(|(_, address, len)| (*address, *len)).collect();
     addresses.sort_unstable();
-    Ok(Link { name, ifindex: found.index, mac, mtu: found.mtu, carrier: found.carrier, addresses })
+    Ok(Link { name, ifindex: found.index, mac, mtu: found.mtu, carrier: found.carrier, segments, addresses })
 }

@@ -7,8 +7,9 @@ use std::{
 };
 
 use anyhow::ensure;
+use lb_dataplane::packet::Mac;
 use lb_tests::{
-    site::{ENGINES, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6},
+    site::{ENGINES, HTTP_ADDRESS, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6},
     traffic::{HttpClient, http_who},
     wait,
 };
@@ -16,7 +17,7 @@ use lb_tests::{
 /// Where the VIP says so, a port that nobody serves is refused at once; in both families.
 pub(crate) fn refusals() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
-    let _backends = site.add_ipv6()?;
+    site.add_ipv6()?;
     site.start()?;
     let lb = &site.nodes[0];
     lb.lbctl_ok(&["vip", "add", &VIP6.to_string(), "--unmatched", "reject"])?;
@@ -87,15 +88,7 @@ fn captured(site: &Site) -> anyhow::Result<()> {
         .syn()
         .write(&mut tcp, b"")?;
     frames.push(tcp.clone());
-    frames.push(
-        lb_dataplane::packet::arp::request(
-            lb_dataplane::packet::Mac([2; 6]),
-            Ipv4Addr::new(192, 168, 2, 254),
-            VIP,
-            None,
-        )
-        .to_vec(),
-    );
+    frames.push(lb_dataplane::packet::arp::request(Mac([2; 6]), Ipv4Addr::new(192, 168, 2, 254), VIP, None).to_vec());
     frames.push(tcp[..30].to_vec());
     // libpcap's format: magic, version 2.4, zone, accuracy, longest, Ethernet; then time, lengths, bytes.
     let mut file = Vec::new();
@@ -121,21 +114,38 @@ fn captured(site: &Site) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An interface vanishes and comes back as another one: it is served again, without a restart.
-pub(crate) fn an_interface_returns() -> anyhow::Result<()> {
+/// An interface gets another hardware address, vanishes and comes back as another one: it is served again, without a
+/// restart, in both families.
+pub(crate) fn an_interface_changes() -> anyhow::Result<()> {
     for engine in ENGINES {
         let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
-        site.start()?;
-        ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web1");
+        site.start_both()?;
+        for address in HTTP_ADDRESSES {
+            ensure!(http_who(&site.client.ns, address, PATIENCE)? == "web1");
+        }
         let host = &site.node_hosts[0];
+        let mac = Mac([2, 0, 0, 0, 0x77, 0x77]);
+        host.set_mac("eth0", mac)?;
+        for address in HTTP_ADDRESSES {
+            wait::until(&format!("{engine}: the router is told the new hardware address"), PATIENCE, || {
+                site.router.neighbor("eth1", address.ip()).is_ok_and(|known| known == Some(mac))
+            });
+            ensure!(http_who(&site.client.ns, address, PATIENCE)? == "web1", "{engine}");
+        }
         let before = host.ns.ifindex("eth0")?;
         host.remove("eth0")?;
         wait::until("the loss is noticed", PATIENCE, || site.nodes[0].log().contains("an interface is lost"));
         site.net.attach(host, "eth0", "lan", &["192.168.2.11/24", "192.168.3.11/24"])?;
         ensure!(host.ns.ifindex("eth0")? != before, "the kernel gave the same index again");
-        wait::until(&format!("{engine}: the VIP is served by the new interface"), PATIENCE, || {
-            http_who(&site.client.ns, HTTP_ADDRESS, Duration::from_secs(1)).is_ok_and(|who| who == "web1")
-        });
+        host.enable_ipv6()?;
+        for address in ["2001:db8:2::11/64", "2001:db8:3::11/64"] {
+            host.add_address("eth0", address)?;
+        }
+        for address in HTTP_ADDRESSES {
+            wait::until(&format!("{engine}: {address} is served by the new interface"), PATIENCE, || {
+                http_who(&site.client.ns, address, Duration::from_secs(1)).is_ok_and(|who| who == "web1")
+            });
+        }
     }
     Ok(())
 }

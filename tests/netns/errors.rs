@@ -41,6 +41,9 @@ pub(crate) fn startup_faults() -> anyhow::Result<()> {
     expect("an unknown key", &output, 65, &["cluster.listen_on", "is not known here"])?;
     let output = run(node, &apart.replace("\"eth0\"", "\"eth7\""))?;
     expect("an absent interface", &output, 69, &["\"eth7\"", "this machine has", "eth0"])?;
+    site.node_hosts[0].add_bridge("br7", "port7")?;
+    let output = run(node, &apart.replace("\"eth0\"", "\"port7\""))?;
+    expect("a port of a bridge", &output, 69, &["port7 is a port of br7", "list br7 instead"])?;
     let output = run(node, &apart.replace("10.77.1.1:7501", "10.77.1.1:7401"))?;
     expect("a port in use", &output, 69, &["cluster.listen", "10.77.1.1:7401", "lbd with process id"])?;
     let output = run(node, &apart.replace("10.77.1.1:7501", "10.99.1.1:7401"))?;

@@ -1,11 +1,11 @@
-//! The worked example exactly: client 192.168.1.10, VIP 192.168.2.1, server 192.168.3.5.
+//! The worked example exactly: client 192.168.1.10, VIP 192.168.2.1, server 192.168.3.5; and the same in IPv6.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::ensure;
 use lb_tests::{
     capture::{Capture, Seen},
-    site::{HTTP_ADDRESS, PATIENCE, Plan, Site, VIP},
+    site::{HTTP_ADDRESSES, PATIENCE, Plan, Site},
     traffic::HttpClient,
 };
 
@@ -37,11 +37,25 @@ pub(crate) fn two_interfaces_multishot() -> anyhow::Result<()> {
 
 fn example(two_interfaces: bool, engine: &'static str) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces, engine })?;
-    site.start()?;
+    site.start_both()?;
     ensure!(site.servers[0].address == Ipv4Addr::new(192, 168, 3, 5));
     let status = site.nodes[0].lbctl_json(&["status"])?;
     ensure!(status["dataplane"]["engine"] == engine, "{status}");
+    for address in HTTP_ADDRESSES {
+        transfer(&site, two_interfaces, address)?;
+    }
+    let stats = site.nodes[0].stats()?;
+    let sum = |key: &str| stats[key].as_u64().unwrap_or(0);
+    let drops: u64 = stats["drops"].as_array().into_iter().flatten().filter_map(|row| row["packets"].as_u64()).sum();
+    ensure!(sum("received") == sum("forwarded") + sum("answered") + drops, "frames unaccounted for: {stats}");
+    let vips = stats["vips"].as_array().map(Vec::as_slice).unwrap_or_default();
+    ensure!(vips.len() == 2 && vips.iter().all(|vip| vip["bytes"].as_u64() > Some(BULK as u64)), "{stats}");
+    ensure!(sum("segmented") == 0, "{stats}");
+    site.nodes[0].terminate()?;
+    Ok(())
+}
 
+fn transfer(site: &Site, two_interfaces: bool, address: SocketAddr) -> anyhow::Result<()> {
     // A real HTTP exchange, seen at the switch's ports of the node and at the server.
     let keep = |frame: &[u8]| lb_tests::site::is_tcp(frame);
     let node = &site.node_hosts[0];
@@ -51,7 +65,7 @@ fn example(two_interfaces: bool, engine: &'static str) -> anyhow::Result<()> {
         false => None,
     };
     let at_server = Capture::start(&site.servers[0].host.ns, "eth0", keep)?;
-    let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
+    let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
     ensure!(http.who()? == "web1");
     ensure!(http.get("/bytes/100000")?.len() == 100_000);
     ensure!(http.upload(100_000)? == "web1 100000");
@@ -59,34 +73,27 @@ fn example(two_interfaces: bool, engine: &'static str) -> anyhow::Result<()> {
     let (at_node, at_server) = (entering.finish(), at_server.finish());
     let (to_node, mut from_node): (Vec<Seen>, Vec<Seen>) = at_node.into_iter().partition(|seen| seen.outgoing);
     from_node.extend(leaving.map(Capture::finish).unwrap_or_default());
-    check_frames(&site, two_interfaces, &to_node, &from_node, &at_server)?;
+    check_frames(site, two_interfaces, address.ip(), [&to_node, &from_node, &at_server])?;
 
     // 100 MB each way with the default offloads of veth: partial checksums and super-frames.
-    let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESS, PATIENCE)?;
+    let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
     ensure!(http.get(&format!("/bytes/{BULK}"))?.len() == BULK);
     ensure!(http.upload(BULK)? == format!("web1 {BULK}"));
-    let stats = site.nodes[0].stats()?;
-    let sum = |key: &str| stats[key].as_u64().unwrap_or(0);
-    let drops: u64 = stats["drops"].as_array().into_iter().flatten().filter_map(|row| row["packets"].as_u64()).sum();
-    ensure!(sum("received") == sum("forwarded") + sum("answered") + drops, "frames unaccounted for: {stats}");
-    ensure!(stats["vips"][0]["bytes"].as_u64() > Some(BULK as u64), "{stats}");
-    site.nodes[0].terminate()?;
     Ok(())
 }
 
 fn check_frames(
     site: &Site,
     two_interfaces: bool,
-    to_node: &[Seen],
-    from_node: &[Seen],
-    at_server: &[Seen],
+    vip: IpAddr,
+    [to_node, from_node, at_server]: [&[Seen]; 3],
 ) -> anyhow::Result<()> {
     let node = &site.node_hosts[0];
     let out_mac = node.port(if two_interfaces { "eth1" } else { "eth0" }).mac;
     let server = &site.servers[0];
     // What enters for the VIP leaves again, byte for byte from the IP header up. In any order: two CPUs that send
     // at the same time pass the capture in one order and reach the node in another.
-    let for_vip = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.destination == VIP.into());
+    let for_vip = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.destination == vip.into());
     let mut entered: Vec<&[u8]> = to_node.iter().filter(for_vip).map(Seen::packet).collect();
     let mut left: Vec<&[u8]> = from_node.iter().filter(for_vip).map(Seen::packet).collect();
     let in_order = left.clone();
@@ -98,8 +105,9 @@ fn check_frames(
     let arrived: Vec<&Seen> = at_server.iter().filter(|seen| !seen.outgoing).filter(for_vip).collect();
     ensure!(arrived.iter().all(|seen| seen.destination() == server.mac && seen.source() == out_mac));
     ensure!(arrived.iter().map(|seen| seen.packet()).collect::<Vec<_>>() == in_order);
+    ensure!(arrived.iter().any(|seen| seen.packet().len() > 1500), "no super-frame went through whole");
     // The answers: from the VIP to the client, and none of them by the node.
-    let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == VIP.into());
+    let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == vip.into());
     let answers: Vec<&Seen> = at_server.iter().filter(answer).collect();
     ensure!(!answers.is_empty() && answers.iter().all(|seen| seen.outgoing && seen.destination() != out_mac));
     let by_node = to_node.iter().chain(from_node).filter(answer);

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
-use lb_dataplane::packet::{Packet, ndp, parse};
+use lb_dataplane::packet::{Mac, Packet, ndp, parse};
 use lb_tests::{
     capture::{Capture, Injector},
     cluster::wait_ready,
-    site::{ECHO, ENGINES, HTTP, PATIENCE, Plan, Site, VIP6},
+    site::{ECHO, ENGINES, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP6},
     traffic::http_who,
     wait,
 };
@@ -20,29 +20,16 @@ use lb_tests::{
 const HTTP6: SocketAddr = SocketAddr::new(IpAddr::V6(VIP6), HTTP);
 const VIP6_TEXT: &str = "2001:db8:2::1";
 
-/// A site with the IPv6 VIP, served by one backend that is known by its IPv4 address and one by its IPv6 one.
-fn start(nodes: u8, engine: &'static str) -> anyhow::Result<(Site, Vec<lb_tests::traffic::Backend>)> {
+fn start(nodes: u8, engine: &'static str) -> anyhow::Result<Site> {
     let mut site = Site::build(Plan { nodes, servers: 2, two_interfaces: false, engine })?;
-    let backends = site.add_ipv6()?;
-    site.start()?;
-    let lb = &site.nodes[0];
-    lb.lbctl_ok(&["vip", "add", VIP6_TEXT])?;
-    for (service, port) in [("web6", "80/tcp"), ("echo6", "7/udp")] {
-        lb.lbctl_ok(&["service", "add", service, "--vip", VIP6_TEXT, "--port", port])?;
-        for backend in ["192.168.3.5", "2001:db8:3::6"] {
-            lb.lbctl_ok(&["backend", "add", service, backend])?;
-        }
-    }
-    for node in &site.nodes {
-        node.wait_resolved(8);
-    }
-    Ok((site, backends))
+    site.start_both()?;
+    Ok(site)
 }
 
 /// Clients reach both backends; the packet arrives as it was sent, and from the VIP come the answers.
 pub(crate) fn served() -> anyhow::Result<()> {
     for engine in ENGINES {
-        let (site, _backends) = start(1, engine)?;
+        let site = start(1, engine)?;
         let (node, router) = (&site.node_hosts[0], &site.router);
         let is_v6_tcp = |frame: &[u8]| frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.get(20) == Some(&6);
         let sent = Capture::start(site.net.switch(), &node.port("eth0").switch_port, is_v6_tcp)?;
@@ -65,6 +52,14 @@ pub(crate) fn served() -> anyhow::Result<()> {
             ensure!(seen.source() == node.port("eth0").mac);
         }
         ensure!(router.neighbor("eth1", VIP6)? == Some(node.port("eth0").mac), "the router has another neighbour");
+        // An IPv4 VIP, and a backend that is known by its IPv6 address alone.
+        let lb = &site.nodes[0];
+        for server in &site.servers {
+            lb.change(&["backend", "remove", "web", &server.address.to_string()])?;
+        }
+        lb.change(&["backend", "add", "web", &site.servers[1].address6.to_string()])?;
+        lb.wait_resolved(7);
+        ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web2", "{engine}");
         // The owner hears what is sent to the group of its VIP, and switches that snoop know it (MLD).
         let groups = node.ns.enter(|| fs::read_to_string("/proc/thread-self/net/igmp6"))?;
         ensure!(groups.contains("ff0200000000000000000001ff000001"), "{groups}");
@@ -74,7 +69,7 @@ pub(crate) fn served() -> anyhow::Result<()> {
 
 /// Neighbour discovery for the VIP, by the letter; and an echo.
 pub(crate) fn neighbors() -> anyhow::Result<()> {
-    let (site, _backends) = start(1, "ring")?;
+    let site = start(1, "ring")?;
     let (node_mac, router_mac) = (site.node_hosts[0].port("eth0").mac, site.router.port("eth1").mac);
     let router: std::net::Ipv6Addr = "2001:db8:2::fe".parse()?;
     // Its first owner answers for it only after it has asked whether anybody else does.
@@ -108,6 +103,22 @@ pub(crate) fn neighbors() -> anyhow::Result<()> {
     wait::until("the echo is answered", PATIENCE, || {
         capture.so_far().iter().any(|seen| !seen.outgoing && seen.frame.get(54) == Some(&129))
     });
+    // Switches that snoop are told of the group of another VIP, and when it is left (MLDv2, RFC 3810 5.2.12).
+    let second = "2001:db8:2::2";
+    let group: [u8; 16] = "ff02::1:ff00:2".parse::<std::net::Ipv6Addr>()?.octets();
+    let (joined, left) = (4, 3);
+    let reported = |change: u8| {
+        let record = [&[change, 0, 0, 0][..], &group].concat();
+        capture.so_far().iter().any(|seen| {
+            seen.source() == node_mac
+                && seen.frame.get(62) == Some(&143)
+                && seen.frame.windows(record.len()).any(|window| window == record)
+        })
+    };
+    site.nodes[0].lbctl_ok(&["vip", "add", second])?;
+    wait::until("the group is reported", PATIENCE, || reported(joined));
+    site.nodes[0].lbctl_ok(&["vip", "remove", second])?;
+    wait::until("it is reported as left", PATIENCE, || reported(left));
     // Neither the router's address nor one nobody has is answered for.
     injector.send(&ndp::solicitation(router_mac, router, "2001:db8:2::99".parse()?, None))?;
     let before = site.nodes[0].drops("ndp_not_ours")?;
@@ -126,11 +137,22 @@ pub(crate) fn neighbors() -> anyhow::Result<()> {
 
 /// The node's kernel has nothing to say about the VIP, even if somebody has put it on its loopback.
 pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
-    let (site, _backends) = start(1, "ring")?;
-    let node = &site.node_hosts[0];
-    node.ns.sysctl("ipv6.conf.all.forwarding", "1", false)?;
-    node.add_address("lo", &format!("{VIP6}/128"))?;
+    let site = start(1, "ring")?;
     http_who(&site.client.ns, HTTP6, PATIENCE)?;
+    for (forwarding, vip_on_loopback) in [("0", false), ("1", false), ("0", true), ("1", true)] {
+        let node = &site.node_hosts[0];
+        node.ns.sysctl("ipv6.conf.all.forwarding", forwarding, false)?;
+        if vip_on_loopback && forwarding == "0" {
+            node.add_address("lo", &format!("{VIP6}/128"))?;
+        }
+        kernel_says_nothing(&site)
+            .with_context(|| format!("forwarding={forwarding}, VIP on loopback: {vip_on_loopback}"))?;
+    }
+    Ok(())
+}
+
+fn kernel_says_nothing(site: &Site) -> anyhow::Result<()> {
+    let node = &site.node_hosts[0];
     let (node_mac, router_mac) = (node.port("eth0").mac, site.router.port("eth1").mac);
     let (client, router) = ("2001:db8:1::10".parse::<std::net::Ipv6Addr>()?, "2001:db8:2::fe".parse()?);
     let capture = Capture::start(site.net.switch(), &node.port("eth0").switch_port, |_| true)?;
@@ -168,7 +190,7 @@ pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
 /// Extension headers that lie, fragments of fragments, and neighbour discovery that breaks a rule.
 pub(crate) fn hostile_frames() -> anyhow::Result<()> {
     for engine in ENGINES {
-        let (site, _backends) = start(1, engine)?;
+        let site = start(1, engine)?;
         http_who(&site.client.ns, HTTP6, PATIENCE)?;
         let (node, router) = (site.node_hosts[0].port("eth0").mac, site.router.port("eth1").mac);
         let client: std::net::Ipv6Addr = "2001:db8:1::10".parse()?;
@@ -186,6 +208,32 @@ pub(crate) fn hostile_frames() -> anyhow::Result<()> {
         };
         let mut longer = plain.clone();
         longer[18] = 1;
+        let with_source = |source: Mac| {
+            let mut frame = plain.clone();
+            frame[6..12].copy_from_slice(&source.0);
+            frame
+        };
+        let tagged = |tags: &[u8]| {
+            let mut frame = plain.clone();
+            frame.splice(12..12, tags.iter().copied());
+            frame
+        };
+        let mut elsewhere = plain.clone();
+        elsewhere[..6].copy_from_slice(&[2, 0, 0, 0, 9, 9]);
+        let mut hairpin = with_source(site.servers[0].mac);
+        // By whichever of the two it was chosen for: one of 64 ports at least is this one's.
+        let hairpins: Vec<Vec<u8>> = (0..64)
+            .map(|port| {
+                hairpin[55] = port;
+                hairpin.clone()
+            })
+            .collect();
+        let mut unrelated = plain.clone();
+        unrelated.truncate(54);
+        unrelated.extend([1, 4, 0, 0, 0, 0, 0, 0, 0x60]);
+        (unrelated[19], unrelated[20]) = (9, 58);
+        let mut neither = plain.clone();
+        neither[20] = 132;
         let mut distant = ndp::solicitation(router, client, VIP6, Some(node));
         distant[21] = 64;
         let mut forged = ndp::solicitation(router, client, VIP6, Some(node));
@@ -193,6 +241,14 @@ pub(crate) fn hostile_frames() -> anyhow::Result<()> {
         let mut endless_option = ndp::solicitation(router, client, VIP6, Some(node));
         endless_option[79] = 0;
         let cases = [
+            ("bad_source", with_source(node)),
+            ("bad_source", with_source(Mac::ZERO)),
+            ("bad_source", with_source(Mac([0x33, 0x33, 0, 0, 0, 1]))),
+            ("not_for_us", elsewhere),
+            ("vlan_tagged", tagged(&[0x81, 0, 0, 5])),
+            ("vlan_tagged", tagged(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6])),
+            ("icmp_unrelated", unrelated),
+            ("protocol_unsupported", neither),
             ("malformed", longer),
             ("malformed", plain[..56].to_vec()),
             ("malformed", with(60, &[[17, 9, 0, 0, 0, 0, 0, 0]])),
@@ -210,7 +266,8 @@ pub(crate) fn hostile_frames() -> anyhow::Result<()> {
             .iter()
             .map(|server| Capture::start(&server.host.ns, "eth0", |frame| frame.get(12..14) == Some(&[0x86, 0xdd])))
             .collect::<Result<_, _>>()?;
-        let injector = Injector::new(&site.router.ns, "eth1")?;
+        // From inside the switch's cable to the node, as a switch that floods would send them.
+        let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
         for (number, (reason, frame)) in cases.iter().enumerate() {
             let before = site.nodes[0].drops(reason)?;
             injector.send(frame)?;
@@ -218,18 +275,35 @@ pub(crate) fn hostile_frames() -> anyhow::Result<()> {
                 site.nodes[0].drops(reason).is_ok_and(|now| now > before)
             });
         }
+        let before = site.nodes[0].drops("hairpin")?;
+        hairpins.iter().try_for_each(|frame| injector.send(frame))?;
+        wait::until(&format!("{engine}: hairpin is counted"), PATIENCE, || {
+            site.nodes[0].drops("hairpin").is_ok_and(|now| now > before)
+        });
+        // What is sound arrives as it was sent: options in two headers, a traffic class, a flow label.
+        let mut sound = with(0, &[[60, 0, 1, 4, 0, 0, 0, 0], [17, 0, 1, 4, 0, 0, 0, 0]]);
+        sound[14..18].copy_from_slice(&[0x6b, 0x81, 0x23, 0x45]);
+        injector.send(&sound)?;
         let to_vip = |seen: &lb_tests::capture::Seen| {
             !seen.outgoing && matches!(parse(&seen.frame), Packet::Flow(flow) if flow.tuple.destination == VIP6.into())
         };
-        let arrived = at_servers.into_iter().flat_map(Capture::finish).filter(to_vip).count();
-        ensure!(arrived == 0, "{engine}: {arrived} hostile frames reached a server");
+        let is_sound = |seen: &lb_tests::capture::Seen| seen.packet() == &sound[14..];
+        wait::until(&format!("{engine}: the sound frame arrives"), PATIENCE, || {
+            at_servers.iter().flat_map(Capture::so_far).any(|seen| to_vip(&seen) && is_sound(&seen))
+        });
+        let arrived: Vec<_> = at_servers.into_iter().flat_map(Capture::finish).filter(to_vip).collect();
+        // Those that would have gone to the other server are sound there.
+        let hostile =
+            arrived.iter().filter(|seen| !is_sound(seen) && !hairpins.iter().any(|f| f[14..] == *seen.packet()));
+        ensure!(hostile.count() == 0, "{engine}: hostile frames reached a server: {arrived:02x?}");
+        ensure!(arrived.iter().filter(|seen| is_sound(seen)).count() == 1, "{engine}: the sound frame arrived twice");
     }
     Ok(())
 }
 
 /// The owner dies: the router learns the new one from its unsolicited advertisements.
 pub(crate) fn taken_over() -> anyhow::Result<()> {
-    let (mut site, _backends) = start(3, "ring")?;
+    let mut site = start(3, "ring")?;
     for node in &site.nodes {
         wait_ready(node, 3);
     }

@@ -1,7 +1,7 @@
 //! What does not fit into one frame: path MTU discovery on both sides of the node, fragments in any order.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -9,21 +9,24 @@ use anyhow::ensure;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
 use lb_tests::{
     capture::{Capture, Injector},
-    site::{ECHO, ENGINES, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP6},
+    site::{ECHO, ENGINES, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP, VIPS, is_tcp},
     traffic::HttpClient,
     wait,
 };
 
-const HTTP6: SocketAddr = SocketAddr::new(IpAddr::V6(VIP6), HTTP);
-
 /// A hop of smaller MTU behind the client's router: the errors that it sends to the VIP reach the backend.
 pub(crate) fn path_mtu_behind_the_client() -> anyhow::Result<()> {
-    let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine: "ring" })?;
-    let _backends = site.add_ipv6()?;
-    site.start()?;
-    add_ipv6_service(&site)?;
+    for engine in ENGINES {
+        found_behind_the_client(engine)?;
+    }
+    Ok(())
+}
+
+fn found_behind_the_client(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine })?;
+    site.start_both()?;
     site.router.set_mtu("eth0", 1400)?;
-    for address in [SocketAddr::from(HTTP_ADDRESS), HTTP6] {
+    for address in HTTP_ADDRESSES {
         let is_error = |frame: &[u8]| match frame.get(12..14) {
             Some([0x08, 0]) => frame.get(23) == Some(&1) && frame.get(34..36) == Some(&[3, 4]),
             Some([0x86, 0xdd]) => frame.get(20) == Some(&58) && frame.get(54) == Some(&2),
@@ -35,24 +38,10 @@ pub(crate) fn path_mtu_behind_the_client() -> anyhow::Result<()> {
             .map(|server| Capture::start(&server.host.ns, "eth0", is_error))
             .collect::<Result<_, _>>()?;
         let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
-        ensure!(http.get("/bytes/1000000")?.len() == 1_000_000, "{address}");
+        ensure!(http.get("/bytes/1000000")?.len() == 1_000_000, "{engine}: {address}");
         let errors: usize = at_servers.iter().map(Capture::received).sum();
-        ensure!(errors > 0, "{address}: no error reached the backend, so this test shows nothing");
+        ensure!(errors > 0, "{engine}: {address}: no error reached the backend, so this test shows nothing");
     }
-    Ok(())
-}
-
-fn add_ipv6_service(site: &Site) -> anyhow::Result<()> {
-    let lb = &site.nodes[0];
-    let vip = VIP6.to_string();
-    lb.lbctl_ok(&["vip", "add", &vip])?;
-    for (service, port) in [("web6", "80/tcp"), ("echo6", "7/udp")] {
-        lb.lbctl_ok(&["service", "add", service, "--vip", &vip, "--port", port])?;
-        for server in &site.servers {
-            lb.lbctl_ok(&["backend", "add", service, &server.address.to_string()])?;
-        }
-    }
-    lb.wait_resolved(4 * site.servers.len());
     Ok(())
 }
 
@@ -61,16 +50,14 @@ fn add_ipv6_service(site: &Site) -> anyhow::Result<()> {
 pub(crate) fn path_mtu_at_the_node() -> anyhow::Result<()> {
     for engine in ENGINES {
         let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
-        let _backends = site.add_ipv6()?;
-        site.start()?;
-        add_ipv6_service(&site)?;
+        site.start_both()?;
         let upload = |address: SocketAddr| -> anyhow::Result<()> {
             let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
             let said = http.upload(1_000_000)?;
             ensure!(said == "web1 1000000", "{engine}: {said}");
             Ok(())
         };
-        for address in [SocketAddr::from(HTTP_ADDRESS), HTTP6] {
+        for address in HTTP_ADDRESSES {
             upload(address)?;
             let stats = || -> anyhow::Result<(u64, Option<u64>)> {
                 Ok((site.nodes[0].drops("too_big")?, site.nodes[0].stats()?["originated"].as_u64()))
@@ -88,14 +75,39 @@ pub(crate) fn path_mtu_at_the_node() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The way to the backends goes by an interface that takes no super-frames: the kernel segments them, and it is counted.
+pub(crate) fn segmented() -> anyhow::Result<()> {
+    for engine in ENGINES {
+        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
+        site.start_both()?;
+        let node = &site.node_hosts[0];
+        node.ns.enter(|| lb_tests::sys::reference::disable_tso("eth1"))?;
+        for address in HTTP_ADDRESSES {
+            let segmented = || -> anyhow::Result<u64> {
+                let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
+                ensure!(http.upload(1_000_000)? == "web1 1000000");
+                Ok(site.nodes[0].stats()?["segmented"].as_u64().unwrap_or(0))
+            };
+            let before = segmented()?;
+            wait::until(&format!("{engine}: the node knows of it"), PATIENCE, || {
+                segmented().is_ok_and(|now| now > before)
+            });
+            let to_server = Capture::start(site.net.switch(), &node.port("eth1").switch_port, is_tcp)?;
+            let before = segmented()?;
+            ensure!(segmented()? > before, "{engine}: {address}");
+            let longest = to_server.finish().into_iter().map(|seen| seen.packet().len()).max();
+            ensure!(longest == Some(1500), "{engine}: {address}: {longest:?}");
+        }
+    }
+    Ok(())
+}
+
 /// Large datagrams, which the client's kernel fragments, are echoed whole; in both families.
 pub(crate) fn fragments() -> anyhow::Result<()> {
     for engine in ENGINES {
         let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine })?;
-        let _backends = site.add_ipv6()?;
-        site.start()?;
-        add_ipv6_service(&site)?;
-        for vip in [IpAddr::from(VIP), IpAddr::from(VIP6)] {
+        site.start_both()?;
+        for vip in VIPS {
             let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             for flow in 0..10u8 {
                 let socket = site.client.ns.enter(|| UdpSocket::bind(any))?;

@@ -6,8 +6,11 @@ mod errors;
 mod example;
 mod flows;
 mod ipv6;
+mod landings;
 mod large;
 mod own_backend;
+mod quotes;
+mod services;
 mod silence;
 
 fn main() -> std::process::ExitCode {
@@ -21,6 +24,8 @@ fn main() -> std::process::ExitCode {
         ("udp_flows_land_by_weight_each_on_one_backend", flows::shares),
         ("backends_come_and_go_under_open_connections", flows::backends_come_and_go),
         ("workers_come_and_go_under_open_connections", flows::workers_come_and_go),
+        ("services_take_ports_and_ranges_and_tie_clients", services::ports_and_affinity),
+        ("flows_of_dead_and_drained_backends_are_placed_anew", services::flows_are_placed_anew),
         ("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),
         ("foreign_tagged_and_looping_frames_are_counted_and_dropped", silence::foreign_frames),
         ("a_routed_vip_is_served", flows::routed_vip),
@@ -29,13 +34,15 @@ fn main() -> std::process::ExitCode {
         ("the_kernel_is_silent_for_an_ipv6_vip", ipv6::kernel_is_silent),
         ("hostile_ipv6_frames_are_counted_and_dropped", ipv6::hostile_frames),
         ("an_ipv6_vip_is_taken_over", ipv6::taken_over),
+        ("icmp_errors_reach_the_backend_of_the_flow_that_they_quote", quotes::errors),
         ("a_smaller_mtu_behind_the_client_is_found", large::path_mtu_behind_the_client),
         ("a_smaller_mtu_towards_the_backends_is_told", large::path_mtu_at_the_node),
+        ("super_frames_are_segmented_where_the_interface_does_not", large::segmented),
         ("fragments_reach_one_backend_in_any_order", large::fragments),
         ("nodes_are_backends_themselves", own_backend::served),
         ("ports_that_nobody_serves_are_refused", answers::refusals),
         ("a_node_explains_and_lists_its_flows", answers::explained),
-        ("an_interface_goes_and_returns", answers::an_interface_returns),
+        ("an_interface_changes_goes_and_returns", answers::an_interface_changes),
         ("each_startup_fault_has_its_own_message", errors::startup_faults),
         ("a_missing_capability_is_named", errors::missing_capability),
         ("the_backend_script_prepares_and_undoes", backend_script::add_and_undo),

@@ -7,6 +7,7 @@ pub mod campaign;
 pub mod capture;
 pub mod cluster;
 pub mod faults;
+pub mod frame;
 pub mod grpc;
 pub mod netns;
 pub mod observe;

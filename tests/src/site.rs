@@ -9,7 +9,7 @@
 //! With one interface a node has both subnets on the same segment; with two, one on each.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::{
     cluster::{self, LbNode, NodeConfig},
+    frame::Path,
     topology::{Host, Network},
     traffic::Backend,
 };
@@ -26,6 +27,8 @@ use crate::{
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
 /// A VIP of IPv6.
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+/// Both.
+pub const VIPS: [IpAddr; 2] = [IpAddr::V4(VIP), IpAddr::V6(VIP6)];
 /// The VIP as lbctl is told.
 pub const VIP_TEXT: &str = "192.168.2.1";
 /// The HTTP service's port.
@@ -34,6 +37,8 @@ pub const HTTP: u16 = 80;
 pub const ECHO: u16 = 7;
 /// Where the client connects to.
 pub const HTTP_ADDRESS: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP);
+/// The same, in both families.
+pub const HTTP_ADDRESSES: [SocketAddr; 2] = [SocketAddr::V4(HTTP_ADDRESS), SocketAddr::new(IpAddr::V6(VIP6), HTTP)];
 /// Every engine that a node can run, and the first one with three workers.
 pub const ENGINES: [&str; 4] = ["ring", "ring/3", "multishot", "mmsg"];
 /// For a connection that must come about.
@@ -58,6 +63,8 @@ pub struct Site {
     pub nodes: Vec<LbNode>,
     /// The servers.
     pub servers: Vec<Server>,
+    /// What they serve on [`VIP6`].
+    ipv6: Vec<Backend>,
     /// Their machines.
     pub node_hosts: Vec<Host>,
     /// Between the client and the rest.
@@ -79,8 +86,17 @@ pub struct Server {
     pub host: Host,
     /// Its own address.
     pub address: Ipv4Addr,
+    /// And that of IPv6, where the site has it.
+    pub address6: Ipv6Addr,
     /// Its hardware address.
     pub mac: Mac,
+}
+
+impl Server {
+    /// As what it is known to the services of [`VIP6`]: by turns of either family.
+    pub fn address_on_vip6(&self) -> IpAddr {
+        if self.address.octets()[3].is_multiple_of(2) { self.address6.into() } else { self.address.into() }
+    }
 }
 
 impl Site {
@@ -127,7 +143,17 @@ impl Site {
             node_hosts.push(host);
         }
         let two_interfaces = plan.two_interfaces;
-        let mut site = Self { nodes, servers: Vec::new(), node_hosts, router, client, net, root, two_interfaces };
+        let mut site = Self {
+            nodes,
+            servers: Vec::new(),
+            ipv6: Vec::new(),
+            node_hosts,
+            router,
+            client,
+            net,
+            root,
+            two_interfaces,
+        };
         for number in 0..plan.servers {
             site.add_server(lans.1, number)?;
         }
@@ -142,7 +168,8 @@ impl Site {
         host.default_route(Ipv4Addr::new(192, 168, 3, 1))?;
         host.make_backend(VIP.into())?;
         let backend = Backend::serve(&host.ns, &name, VIP, HTTP, ECHO)?;
-        self.servers.push(Server { backend, host, address, mac });
+        let address6 = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 5 + u16::from(number));
+        self.servers.push(Server { backend, host, address, address6, mac });
         Ok(())
     }
 
@@ -167,8 +194,34 @@ impl Site {
         Ok(())
     }
 
-    /// Gives every machine an IPv6 address in each of its subnets, and the servers [`VIP6`]. The backend that serves it is dropped with what is returned.
-    pub fn add_ipv6(&self) -> anyhow::Result<Vec<Backend>> {
+    /// Starts all nodes as one cluster with a VIP of each family: beside what [`Self::start`] adds, the services `web6`
+    /// and `echo6`, whose backends are by turns known by their IPv4 and by their IPv6 addresses.
+    pub fn start_both(&mut self) -> anyhow::Result<()> {
+        self.add_ipv6()?;
+        self.start()?;
+        let lb = &self.nodes[0];
+        lb.lbctl_ok(&["vip", "add", &VIP6.to_string()])?;
+        for (service, port) in [("web6", "80/tcp"), ("echo6", "7/udp")] {
+            lb.lbctl_ok(&["service", "add", service, "--vip", &VIP6.to_string(), "--port", port])?;
+            for server in &self.servers {
+                lb.lbctl_ok(&["backend", "add", service, &server.address_on_vip6().to_string()])?;
+            }
+        }
+        for node in self.nodes.iter().filter(|node| node.is_running()) {
+            node.wait_resolved(4 * self.servers.len());
+        }
+        Ok(())
+    }
+
+    /// Changes a backend of the services of both families: such as `drain`.
+    pub fn change_backend(&self, how: &str, at: usize) -> anyhow::Result<()> {
+        let server = &self.servers[at];
+        self.nodes[0].change(&["backend", how, "web", &server.address.to_string()])?;
+        self.nodes[0].change(&["backend", how, "web6", &server.address_on_vip6().to_string()])
+    }
+
+    /// Gives every machine an IPv6 address in each of its subnets, and the servers [`VIP6`].
+    pub fn add_ipv6(&mut self) -> anyhow::Result<()> {
         self.router.enable_ipv6()?;
         let (routers, nodes) = if self.two_interfaces { ("eth2", "eth1") } else { ("eth1", "eth0") };
         for (interface, address) in [("eth0", "2001:db8:1::1"), ("eth1", "2001:db8:2::fe"), (routers, "2001:db8:3::1")]
@@ -184,16 +237,29 @@ impl Site {
                 host.add_address(interface, &format!("2001:db8:{subnet}::{number}/64"))?;
             }
         }
-        let mut backends = Vec::new();
-        for (number, server) in (5..).zip(&self.servers) {
+        for (number, server) in (1..).zip(&self.servers) {
             server.host.enable_ipv6()?;
-            server.host.add_address("eth0", &format!("2001:db8:3::{number}/64"))?;
+            server.host.add_address("eth0", &format!("{}/64", server.address6))?;
             server.host.default_route("2001:db8:3::1".parse::<IpAddr>()?)?;
             server.host.make_backend(VIP6.into())?;
-            let name = format!("web{}", number - 4);
-            backends.push(Backend::serve(&server.host.ns, &name, VIP6, HTTP, ECHO)?);
+            let name = format!("web{number}");
+            self.ipv6.push(Backend::serve(&server.host.ns, &name, VIP6, HTTP, ECHO)?);
         }
-        Ok(backends)
+        Ok(())
+    }
+
+    /// From the client, by way of the router, to a service of a VIP: what the first node receives.
+    pub fn path(&self, vip: IpAddr, service_port: u16) -> Path {
+        let client: IpAddr = match vip {
+            IpAddr::V4(_) => Ipv4Addr::new(192, 168, 1, 10).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10).into(),
+        };
+        Path {
+            from: self.router.port("eth1").mac,
+            to: self.node_hosts[0].port("eth0").mac,
+            client: SocketAddr::new(client, 40_000),
+            service: SocketAddr::new(vip, service_port),
+        }
     }
 
     /// Waits until every running node knows every server's hardware address for both services.

@@ -237,6 +237,24 @@ impl Host {
         Ok(())
     }
 
+    /// Gives an interface another hardware address, while it is up.
+    pub fn set_mac(&self, interface: &str, mac: Mac) -> io::Result<()> {
+        self.ns.netlink(async |handle| {
+            let link = LinkUnspec::new_with_index(index_of(&handle, interface).await?).address(mac.0.to_vec());
+            handle.link().set(link.build()).execute().await
+        })
+    }
+
+    /// Makes a bridge, and an interface that is a port of it.
+    pub fn add_bridge(&self, bridge: &str, port: &str) -> io::Result<()> {
+        self.ns.netlink(async |handle| {
+            handle.link().add(LinkBridge::new(bridge).up().build()).execute().await?;
+            handle.link().add(LinkVeth::new(port, &format!("{port}far")).build()).execute().await?;
+            let (bridge, port) = (index_of(&handle, bridge).await?, index_of(&handle, port).await?);
+            handle.link().set(LinkUnspec::new_with_index(port).controller(bridge).up().build()).execute().await
+        })
+    }
+
     /// Sets the largest IP packet of an interface.
     pub fn set_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
         self.ns.netlink(async |handle| {
@@ -251,11 +269,20 @@ impl Host {
     }
 
     /// Sends the packets for one address to a gateway.
-    pub fn route(&self, to: Ipv4Addr, via: Ipv4Addr) -> io::Result<()> {
-        self.ns.netlink(async |handle| {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).gateway(via);
-            handle.route().add(route.build()).execute().await
-        })
+    ///
+    /// # Panics
+    /// If they are not of one family.
+    pub fn route(&self, to: IpAddr, via: IpAddr) -> io::Result<()> {
+        let route = match (to, via) {
+            (IpAddr::V4(to), IpAddr::V4(via)) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).gateway(via).build()
+            }
+            (IpAddr::V6(to), IpAddr::V6(via)) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).gateway(via).build()
+            }
+            ends => panic!("{ends:?} are of two families"),
+        };
+        self.ns.netlink(async |handle| handle.route().add(route).execute().await)
     }
 
     /// The hardware address that this host's kernel has for a neighbour.

@@ -58,6 +58,8 @@ pub struct PortSpec {
     pub mtu: u32,
     /// Whether there is a carrier.
     pub carrier: bool,
+    /// Whether it segments TCP super-frames itself.
+    pub segments: bool,
     /// The node's own addresses on it, with the lengths of their prefixes.
     pub addresses: Vec<(IpAddr, u8)>,
 }

@@ -26,6 +26,7 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
             mac: Mac([2, 0, 0, 0, 0, 9]),
             mtu: 1500,
             carrier: true,
+            segments: true,
             addresses: vec![(IpAddr::from([10, 0, 0, 254]), 24), ("2001:db8::ff".parse().unwrap(), 64)],
         }],
         vips: vec![VipSpec {

@@ -12,6 +12,7 @@ mod kernel;
 pub mod memory;
 mod mmsg;
 mod multishot;
+mod offload;
 mod packet_ring;
 mod ring;
 mod socket;
@@ -27,6 +28,7 @@ use std::{
 pub(crate) use bpf::Instruction;
 pub(crate) use fanout::{Fanout, Share};
 pub(crate) use kernel::OwnKernel;
+pub use offload::segments_tcp;
 pub use socket::SocketError;
 
 use crate::{

@@ -88,7 +88,7 @@ impl Core {
         let sent = outcome.map_err(NotSent::For);
         let sent = sent.and_then(|course| self.follow(port, meta, &mut frame, vip, course));
         let verdict = sent.unwrap_or_else(|why| Verdict::Drop(why.reason()));
-        self.count(verdict);
+        self.count(verdict, &vnet);
         let to = match verdict {
             Verdict::Forward { port } => Some(To::Port(port)),
             Verdict::Deliver => Some(To::OwnKernel),

@@ -36,7 +36,7 @@ impl Core {
         let mut sight = Sight::NOTHING;
         self.look(&frame, &mut sight);
         let verdict = self.consider(port, meta, &mut frame, &sight, Came::FromWorker);
-        self.count(verdict);
+        self.count(verdict, &meta.vnet);
         let (to, kind) = match verdict {
             Verdict::Forward { port } => (To::Port(port), Origin::Received),
             Verdict::Deliver => (To::OwnKernel, Origin::Received),

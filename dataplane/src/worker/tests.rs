@@ -79,6 +79,7 @@ fn spec() -> TableSpec {
             mac: OWN,
             mtu: 1500,
             carrier: true,
+            segments: true,
             addresses: vec![([192, 168, 2, 11].into(), 24), ("2001:db8:2::11".parse().unwrap(), 64)],
         }],
         vips: vec![vip(VIP.into(), 1), vip(VIP6.into(), 2)],

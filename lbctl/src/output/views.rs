@@ -379,6 +379,7 @@ pub(crate) struct Stats {
     held: u64,
     ring_full: u64,
     originated: u64,
+    segmented: u64,
     flows_remembered: u64,
     flows_not_remembered: u64,
     workers: Vec<WorkerCount>,
@@ -444,6 +445,7 @@ impl From<v1::GetStatsResponse> for Stats {
             held: stats.held,
             ring_full: stats.ring_full,
             originated: stats.originated,
+            segmented: stats.segmented,
             flows_remembered: stats.flows_remembered,
             flows_not_remembered: stats.flows_not_remembered,
             workers: stats.workers.into_iter().map(worker).collect(),
@@ -470,6 +472,10 @@ impl Stats {
             text += &format!("dropped    {} {}\n", drop.packets, drop.reason);
         }
         text += &format!("held       {}\nring full  {}\noriginated {}\n", self.held, self.ring_full, self.originated);
+        if self.segmented > 0 {
+            text +=
+                &format!("segmented  {} by the kernel: the outgoing interface does not (ethtool -k)\n", self.segmented);
+        }
         for (at, worker) in self.workers.iter().enumerate().filter(|_| self.workers.len() > 1) {
             text += &format!("worker {at:<3} {} received {} handed over\n", worker.received, worker.handed_over);
         }

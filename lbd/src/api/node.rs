@@ -71,6 +71,7 @@ impl NodeService for Node {
                 .map(|worker| v1::WorkerCount { received: worker.received, handed_over: worker.handed_over })
                 .collect(),
             originated: report.originated,
+            segmented: report.segmented,
             flows_remembered: report.flows_remembered,
             flows_not_remembered: report.flows_not_remembered,
             vips: report.vips.into_iter().map(vip).collect(),

@@ -177,6 +177,7 @@ mod tests {
             mac: Mac([2, 0, 0, 0, 0, last]),
             mtu: 1500,
             carrier: true,
+            segments: true,
             addresses: vec![(ip(address), 24)],
         };
         vec![link("eth0", "192.168.2.2", 1), link("eth1", "192.168.3.2", 2)]

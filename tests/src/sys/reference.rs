@@ -180,10 +180,20 @@ pub fn become_idle() -> io::Result<()> {
 
 /// Turns GRO of an interface on: with it a veth has a NAPI context, which XDP needs at its peer.
 pub fn enable_gro(interface: &str) -> io::Result<()> {
-    const SIOCETHTOOL: u64 = 0x8946;
     const ETHTOOL_SGRO: u32 = 0x2c;
+    set_offload(interface, ETHTOOL_SGRO, true)
+}
+
+/// Turns TSO of an interface off: the kernel has to segment super-frames before it hands them over.
+pub fn disable_tso(interface: &str) -> io::Result<()> {
+    const ETHTOOL_STSO: u32 = 0x1f;
+    set_offload(interface, ETHTOOL_STSO, false)
+}
+
+fn set_offload(interface: &str, command: u32, on: bool) -> io::Result<()> {
+    const SIOCETHTOOL: u64 = 0x8946;
     let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    let mut value = [ETHTOOL_SGRO, 1];
+    let mut value = [command, u32::from(on)];
     // SAFETY: plain data for which zero is a value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(15)) {

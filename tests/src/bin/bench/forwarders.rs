@@ -153,6 +153,7 @@ fn table_spec(site: &Site) -> TableSpec {
             mac: site.mac,
             mtu: 1500,
             carrier: true,
+            segments: true,
             addresses: vec![(Ipv4Addr::new(10, 0, 0, 2).into(), 24)],
         }],
         vips: (0..site.vips).map(vip).collect(),
