@@ -2,7 +2,7 @@
 //! table, the lease, and their mailboxes.
 
 use std::{
-    io,
+    fmt, io,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -13,6 +13,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
 
 use crate::{
     forward::{
@@ -87,7 +91,50 @@ pub(crate) struct Running {
     pub(crate) engine: EngineKind,
     /// Why it is not the best one, if it is not.
     pub(crate) engine_reason: Option<String>,
+    pub(crate) scheduling: Scheduling,
     threads: Vec<thread::JoinHandle<Ended>>,
+}
+
+/// How the workers get their processor time.
+///
+/// Under overload a kernel that receives and a worker that forwards share a core in halves, and half of what was received
+/// is thrown away ("receive livelock": Mogul and Ramakrishnan, 1997). A worker that goes first has forwarded everything
+/// before more is received; it sleeps when there is nothing, so the kernel's turn comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scheduling {
+    /// As any other thread.
+    Normal,
+    /// Before all threads without real-time priority (sched(7): SCHED_FIFO, lowest priority).
+    Realtime,
+    /// As any other thread, though the other was asked for, and why.
+    Refused(String),
+}
+
+impl Scheduling {
+    /// Schedules the calling thread.
+    fn take_up(realtime: bool) -> Self {
+        if !realtime {
+            return Self::Normal;
+        }
+        let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+        match set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy) {
+            Ok(()) => Self::Realtime,
+            Err(thread_priority::Error::OS(code)) => Self::Refused(io::Error::from_raw_os_error(code).to_string()),
+            Err(error) => Self::Refused(format!("{error:?}")),
+        }
+    }
+}
+
+impl fmt::Display for Scheduling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Normal => f.write_str("normal"),
+            Self::Realtime => f.write_str("realtime"),
+            Self::Refused(why) => {
+                write!(f, "normal: real-time priority is refused ({why}): CAP_SYS_NICE or LimitRTPRIO")
+            }
+        }
+    }
 }
 
 /// What a worker leaves behind.
@@ -106,8 +153,13 @@ impl Running {
         let resource = |what| move |error| StartError::Resource(what, error);
         let (crew, inboxes) = Crew::new(steering).map_err(resource("making a mailbox"))?;
         let fanout = (flows.len() > 1).then(|| Fanout::new(crew.steering));
-        let mut running =
-            Self { crew: crew.clone(), engine: EngineKind::Ring, engine_reason: None, threads: Vec::new() };
+        let mut running = Self {
+            crew: crew.clone(),
+            engine: EngineKind::Ring,
+            engine_reason: None,
+            scheduling: Scheduling::Normal,
+            threads: Vec::new(),
+        };
         for ((own, inbox), flows) in crew.members.iter().zip(inboxes).zip(flows) {
             let core = Core::new(shared.clone(), crew.clone(), own.clone(), flows, speaker.take());
             let choices = match (own.index, config.engine) {
@@ -120,6 +172,7 @@ impl Running {
                 ports: config.ports.clone(),
                 choices,
                 share: Share { worker: own.index, fanout: fanout.clone() },
+                realtime: config.realtime,
                 wake: own.mailbox.waker().map_err(resource("copying an event descriptor"))?,
                 report,
             };
@@ -133,7 +186,10 @@ impl Running {
                 started.recv().map_err(|_| ended())?
             });
             match outcome {
-                Ok((engine, reason)) if own.index == 0 => (running.engine, running.engine_reason) = (engine, reason),
+                Ok(started) if own.index == 0 => {
+                    (running.engine, running.engine_reason) = (started.engine, started.reason);
+                    running.scheduling = started.scheduling;
+                }
                 Ok(_) => {}
                 Err(error) => {
                     running.stop(shared);
@@ -183,7 +239,13 @@ pub(crate) fn flow_tables(capacity: usize, workers: usize, timeouts: Timeouts) -
     tables.map_err(|error| StartError::Resource("the flow table", error))
 }
 
-type Started = Result<(EngineKind, Option<String>), StartError>;
+/// A worker is at work.
+struct Started {
+    engine: EngineKind,
+    /// Why it is not the best one, if it is not.
+    reason: Option<String>,
+    scheduling: Scheduling,
+}
 
 /// What a worker's thread starts with. The engine is made on the thread that uses it.
 struct Start {
@@ -191,8 +253,9 @@ struct Start {
     /// In the order of preference.
     choices: Vec<EngineKind>,
     share: Share,
+    realtime: bool,
     wake: OwnedFd,
-    report: mpsc::Sender<Started>,
+    report: mpsc::Sender<Result<Started, StartError>>,
 }
 
 impl Start {
@@ -221,7 +284,8 @@ impl Start {
         // Nobody waits any more if the caller is gone; then `stop` is set too.
         match started {
             Ok((engine, factory)) => {
-                let _ = self.report.send(Ok((factory.kind, reason)));
+                let scheduling = Scheduling::take_up(self.realtime);
+                let _ = self.report.send(Ok(Started { engine: factory.kind, reason, scheduling }));
                 let outcome = worker::run(&mut core, &inbox, engine, factory, self.ports);
                 (core, inbox, outcome)
             }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    crew::{Crew, Member, Running, Shared, flow_tables},
+    crew::{Crew, Member, Running, Scheduling, Shared, flow_tables},
     errand::{Errand, Explanation, Question, Reply},
     forward::{
         flow::{FlowEntry, FlowTable, Tick, Timeouts},
@@ -36,6 +36,8 @@ pub struct Config {
     pub engine: Option<EngineKind>,
     /// Threads that share the frames, up to [`MAX_WORKERS`].
     pub workers: usize,
+    /// Whether they go before all others on their cores, the kernel's receiving threads included ([`Scheduling`]).
+    pub realtime: bool,
     /// Flows that are remembered at most.
     pub flow_capacity: usize,
 }
@@ -265,6 +267,11 @@ impl Dataplane {
     /// Why it is not the best one, if it is not.
     pub fn engine_reason(&self) -> Option<String> {
         self.workers().running.engine_reason.clone()
+    }
+
+    /// How the workers are scheduled.
+    pub fn scheduling(&self) -> Scheduling {
+        self.workers().running.scheduling.clone()
     }
 
     /// How many workers there are.

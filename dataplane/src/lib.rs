@@ -30,6 +30,7 @@ mod segment;
 pub mod stats;
 pub mod worker;
 
+pub use crew::Scheduling;
 pub use errand::{Explanation, Kind, Question};
 pub use handle::{Config, Dataplane, StartError};
 pub use report::{BackendReport, Conflict, Report, WorkerReport};

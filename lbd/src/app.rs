@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use lb_dataplane::{Config as DataplaneConfig, Dataplane};
+use lb_dataplane::{Config as DataplaneConfig, Dataplane, Scheduling};
 use lb_raft_store::{Consensus, Settings};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -69,6 +69,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
             ports: links.iter().map(link::Link::port_config).collect(),
             engine: dataplane.engine,
             workers: dataplane.workers,
+            realtime: dataplane.realtime,
             flow_capacity: DataplaneConfig::DEFAULT_FLOW_CAPACITY,
         })?)),
     };
@@ -76,6 +77,9 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         if dataplane.worker_count() > cores {
             tracing::warn!(workers = dataplane.worker_count(), cores, "more workers than cores: they take turns");
+        }
+        if let refused @ Scheduling::Refused(_) = dataplane.scheduling() {
+            tracing::warn!(scheduling = %refused, "dataplane.realtime has no effect");
         }
         match dataplane.engine_reason() {
             None => tracing::info!(engine = %dataplane.engine(), "the dataplane runs"),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use lb_tests::{
     capture::{Capture, Injector},
     frame::Path,
@@ -142,6 +142,31 @@ pub(crate) fn workers_come_and_go() -> anyhow::Result<()> {
         }
         ensure!(packets(&site)? >= before + 300, "counters were lost: {before} before, {stats}");
     }
+    Ok(())
+}
+
+/// Asked for real-time priority, the workers have it, or status says why not; either way they forward.
+pub(crate) fn realtime() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring/2" })?;
+    let config = site.nodes[0].config();
+    std::fs::write(&config, std::fs::read_to_string(&config)? + "realtime = true\n")?;
+    site.start()?;
+    ensure!(http_who(&site.client.ns, HTTP_ADDRESSES[0], PATIENCE)? == "web1");
+    let status = site.nodes[0].lbctl_json(&["status"])?;
+    let told = status["dataplane"]["scheduling"].as_str().unwrap_or_default();
+    let pid = site.nodes[0].worker().context("the working process")?;
+    let mut policies = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+        if let Some((_, fields)) = stat.split_once(" (dataplane-").and_then(|(_, rest)| rest.split_once(") ")) {
+            // proc_pid_stat(5): the 41st field, of which the state is the third.
+            policies.extend(fields.split(' ').nth(38).map(str::to_owned));
+        }
+    }
+    let (normal, fifo) = ("0", "1");
+    let expected = if told == "realtime" { fifo } else { normal };
+    ensure!(policies == [expected; 2], "{told}: {policies:?}");
+    ensure!(told == "realtime" || told.contains("CAP_SYS_NICE"), "{told}");
     Ok(())
 }
 

@@ -26,6 +26,7 @@ fn main() -> std::process::ExitCode {
         ("workers_come_and_go_under_open_connections", flows::workers_come_and_go),
         ("services_take_ports_and_ranges_and_tie_clients", services::ports_and_affinity),
         ("flows_of_dead_and_drained_backends_are_placed_anew", services::flows_are_placed_anew),
+        ("workers_take_real_time_priority_where_they_may", flows::realtime),
         ("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),
         ("foreign_tagged_and_looping_frames_are_counted_and_dropped", silence::foreign_frames),
         ("a_routed_vip_is_served", flows::routed_vip),

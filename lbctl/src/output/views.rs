@@ -292,6 +292,7 @@ struct DataplaneStatus {
     engine: String,
     reason: String,
     workers: u32,
+    scheduling: String,
     running: bool,
 }
 
@@ -301,6 +302,7 @@ impl From<v1::GetStatusResponse> for Status {
             engine: d.engine,
             reason: d.reason,
             workers: d.workers,
+            scheduling: d.scheduling,
             running: d.running,
         };
         Self {
@@ -346,6 +348,9 @@ impl Status {
             Some(d) if d.reason.is_empty() => d.engine.clone(),
             Some(d) => format!("{} ({})", d.engine, d.reason),
         };
+        // Nothing to tell if it is normal and shall be.
+        let scheduling = self.dataplane.iter().map(|d| d.scheduling.as_str()).find(|how| !["", "normal"].contains(how));
+        let scheduling = scheduling.map(|how| format!(", {how}")).unwrap_or_default();
         let unowned = match self.unowned_vips {
             0 => String::new(),
             count => format!(", {count} WITHOUT OWNER"),
@@ -356,7 +361,7 @@ impl Status {
         };
         format!(
             "{stale}cluster   {} ({})\nnode      {} (lbd {}, lease {lease})\nleader    {leader} (term {})\n\
-             table     revision {}: {} VIPs{unowned}, {} services, {} backends\nengine    {engine}\n\n",
+             table     revision {}: {} VIPs{unowned}, {} services, {} backends\nengine    {engine}{scheduling}\n\n",
             self.cluster,
             self.cluster_id,
             self.node,

@@ -83,6 +83,7 @@ impl Cluster {
             reason: dataplane.engine_reason().unwrap_or_default(),
             workers: u32::try_from(dataplane.worker_count()).unwrap_or(u32::MAX),
             running: dataplane.is_running(),
+            scheduling: dataplane.scheduling().to_string(),
         });
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         v1::GetStatusResponse {

@@ -62,6 +62,8 @@ pub(crate) struct Dataplane {
     pub(crate) engine: Option<EngineKind>,
     /// Threads that share the frames.
     pub(crate) workers: usize,
+    /// Whether these go before all others on their cores.
+    pub(crate) realtime: bool,
 }
 
 impl Config {
@@ -69,6 +71,7 @@ impl Config {
     pub(crate) fn differences(&self, read: &Self) -> Vec<&'static str> {
         let engine = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.engine);
         let interfaces = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone());
+        let realtime = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.realtime);
         let keys = [
             ("node.name", self.name != read.name),
             ("node.role", self.role != read.role),
@@ -80,6 +83,7 @@ impl Config {
             ("tls.insecure", self.insecure != read.insecure),
             ("dataplane.interfaces", interfaces(self) != interfaces(read)),
             ("dataplane.engine", engine(self) != engine(read)),
+            ("dataplane.realtime", realtime(self) != realtime(read)),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
@@ -168,6 +172,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     let interfaces = dataplane.list("interfaces", interface_name);
     let engine = dataplane.optional("engine", parse_engine).flatten();
     let workers = dataplane.integer("workers", 1..=MAX_WORKERS).unwrap_or(1);
+    let realtime = dataplane.flag("realtime");
     match role {
         Role::Lb if interfaces.is_empty() && !dataplane.has_fault("interfaces") => {
             dataplane.fault(
@@ -232,7 +237,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
             },
             api: api_listen,
             insecure,
-            dataplane: (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers }),
+            dataplane: (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime }),
         }),
         _ => Err(faults),
     }

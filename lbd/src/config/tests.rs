@@ -26,7 +26,8 @@ fn a_minimal_file_has_defaults_for_the_rest() {
     assert_eq!(config.cluster.advertise, "127.0.0.1:7401");
     assert!(!config.cluster.bootstrap && !config.insecure);
     assert_eq!(config.api, [ApiListener::Unix(DEFAULT_SOCKET.into())]);
-    assert_eq!(config.dataplane, Some(Dataplane { interfaces: vec!["eth0".into()], engine: None, workers: 1 }));
+    let dataplane = Dataplane { interfaces: vec!["eth0".into()], engine: None, workers: 1, realtime: false };
+    assert_eq!(config.dataplane, Some(dataplane));
 }
 
 #[test]

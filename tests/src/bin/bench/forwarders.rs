@@ -32,6 +32,8 @@ pub(crate) enum Forwarder {
     /// recvmmsg and sendmmsg with PACKET_VNET_HDR, as one would write it in an afternoon.
     Reference,
     Engine(EngineKind),
+    /// The same, its worker before all others on the core (`dataplane.realtime`).
+    Realtime(EngineKind),
     Nftables,
     /// A bridge of the kernel, whose only port takes frames back (hairpin).
     Bridge,
@@ -42,6 +44,7 @@ impl fmt::Display for Forwarder {
         match self {
             Self::Reference => f.write_str("recvmmsg/sendmmsg"),
             Self::Engine(kind) => write!(f, "lbd, engine {kind}"),
+            Self::Realtime(kind) => write!(f, "lbd, {kind}, realtime"),
             Self::Nftables => f.write_str("nftables fwd"),
             Self::Bridge => f.write_str("kernel bridge"),
         }
@@ -79,7 +82,7 @@ impl Forwarder {
     pub(crate) fn threads(self) -> &'static str {
         match self {
             Self::Reference => REFERENCE_THREAD,
-            Self::Engine(_) => "dataplane",
+            Self::Engine(_) | Self::Realtime(_) => "dataplane",
             Self::Nftables | Self::Bridge => "",
         }
     }
@@ -88,7 +91,8 @@ impl Forwarder {
     pub(crate) fn during<T>(self, site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         match self {
             Self::Reference => with_reference(site, work),
-            Self::Engine(kind) => with_engine(site, kind, |_| work()),
+            Self::Engine(kind) => with_engine(site, kind, false, |_| work()),
+            Self::Realtime(kind) => with_engine(site, kind, true, |_| work()),
             Self::Nftables => with_nftables(site, work),
             Self::Bridge => with_bridge(site, work),
         }
@@ -101,12 +105,14 @@ const REFERENCE_THREAD: &str = "reference";
 pub(crate) fn with_engine<T>(
     site: &Site,
     kind: EngineKind,
+    realtime: bool,
     work: impl FnOnce(&Dataplane) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let dataplane = site.namespace.enter(|| {
         pin(site.cpu);
         let port = PortConfig { name: site.interface.into(), ifindex: site.ifindex, mtu: 1500 };
-        let config = Config { ports: vec![port], engine: Some(kind), workers: 1, flow_capacity: site.flow_capacity };
+        let flow_capacity = site.flow_capacity;
+        let config = Config { ports: vec![port], engine: Some(kind), workers: 1, realtime, flow_capacity };
         let dataplane = Dataplane::start(&config)?;
         let generation = dataplane.publish(&table_spec(site))?;
         dataplane.wait_seen(generation, Duration::from_secs(5));

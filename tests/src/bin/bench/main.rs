@@ -146,7 +146,9 @@ fn saturation() -> anyhow::Result<()> {
     let chain = Chain::build(true)?;
     let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
     let [ring, multishot, mmsg] = ENGINES;
-    let rows = present(&[Forwarder::Reference, mmsg, multishot, ring, Forwarder::Nftables, Forwarder::Bridge]);
+    let realtime = Forwarder::Realtime(EngineKind::Ring);
+    let kernel = [Forwarder::Nftables, Forwarder::Bridge];
+    let rows = present(&[Forwarder::Reference, mmsg, multishot, ring, realtime, kernel[0], kernel[1]]);
     for size in [60, 512, 1400] {
         let rounds =
             rounds(&rows, |forwarder| measure(&chain, *forwarder, &Load { size, ..Load::default() }, FEW_FLOWS))?;
@@ -222,7 +224,7 @@ fn headroom() -> anyhow::Result<()> {
         "saturated", "received", "forwarded", "lost at the ring", "sends failed"
     );
     for _ in 0..ROUNDS {
-        with_engine(&site, EngineKind::Ring, |dataplane| {
+        with_engine(&site, EngineKind::Ring, false, |dataplane| {
             let saturated = chain.measure(&Load::default(), RING.threads())?.forwarded;
             let offer = |offered: f64| {
                 let load = Load { offered: offered as u64, ..Load::default() };
