@@ -171,7 +171,7 @@ impl Running {
             let start = Start {
                 ports: config.ports.clone(),
                 choices,
-                share: Share { worker: own.index, fanout: fanout.clone() },
+                share: Share::new(own.index, fanout.clone()),
                 realtime: config.realtime,
                 wake: own.mailbox.waker().map_err(resource("copying an event descriptor"))?,
                 report,

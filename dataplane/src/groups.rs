@@ -32,7 +32,7 @@ impl Groups {
         let mut wanted = BTreeSet::new();
         for vip in spec.vips.iter().filter(|vip| vip.owned.is_some()) {
             if let IpAddr::V6(address) = vip.address {
-                let ports = vip.answer_on.iter().filter_map(|at| spec.ports.get(*at));
+                let ports = vip.answer_on.iter().filter_map(|at| spec.ports.get(*at)).filter(|port| !port.is_gone());
                 wanted.extend(ports.map(|port| (port.ifindex, ndp::solicited_node(address))));
             }
         }

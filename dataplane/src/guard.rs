@@ -20,10 +20,13 @@ use netlink_packet_netfilter::{
     none::ControlMessage,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 
 use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ndp};
 
 const TABLE: &str = "lbd";
+/// The chain of the rules, to which those of the interfaces jump.
+const RULES: &str = "vips";
 
 /// The addresses of one family.
 #[derive(Clone, Copy)]
@@ -93,8 +96,9 @@ pub fn install(interfaces: &[String], vips: &[IpAddr]) -> Result<(), GuardError>
     };
     batch.add_set(IPV4, &of(false));
     batch.add_set(IPV6, &of(true));
+    batch.add_rules();
     for (number, interface) in interfaces.iter().enumerate() {
-        batch.add_chain(&format!("ingress{number}"), interface);
+        batch.add_ingress(&format!("ingress{number}"), interface);
     }
     batch.send()
 }
@@ -120,9 +124,13 @@ pub fn remove() -> Result<(), GuardError> {
 struct Batch {
     bytes: Vec<u8>,
     messages: u32,
+    /// Where the last message starts.
+    last_at: usize,
 }
 
 impl Batch {
+    /// Adds a message. That of the last one before the end of the batch is acknowledged: the answers to hundreds would
+    /// not find room, and what is refused is told in any case.
     fn push(&mut self, message: impl Into<NetfilterMessageInner>, family: NetfilterProtoFamily, id: u16, flags: u16) {
         let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, id), message);
         let mut message = NetlinkMessage::from(message);
@@ -130,6 +138,7 @@ impl Batch {
         message.header.sequence_number = self.messages;
         message.finalize();
         let start = self.bytes.len();
+        self.last_at = start;
         self.bytes.resize(start + message.buffer_len(), 0);
         message.serialize(&mut self.bytes[start..]);
         self.messages += 1;
@@ -139,7 +148,7 @@ impl Batch {
         if self.messages == 0 {
             self.push(ControlMessage::BatchBegin, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
         }
-        self.push(message, NetfilterProtoFamily::NetDev, 0, flags | NLM_F_ACK);
+        self.push(message, NetfilterProtoFamily::NetDev, 0, flags);
     }
 
     fn add_table(&mut self) {
@@ -183,11 +192,11 @@ impl Batch {
         }
     }
 
-    fn add_chain(&mut self, name: &str, interface: &str) {
-        let chain = ChainMessage {
-            attributes: vec![
-                ChainAttribute::Table(TABLE.into()),
-                ChainAttribute::Name(name.into()),
+    /// A chain at an interface's ingress, which goes through the rules.
+    fn add_ingress(&mut self, name: &str, interface: &str) {
+        self.add_chain(
+            name,
+            vec![
                 ChainAttribute::Hook(vec![
                     Hook::Number(HookNumber::Dev(DevHookNumber::Ingress)),
                     Hook::Priority(PRIORITY.cast_unsigned()),
@@ -196,31 +205,45 @@ impl Batch {
                 ChainAttribute::Policy(POLICY_ACCEPT),
                 ChainAttribute::Type("filter".into()),
             ],
-        };
+        );
+        self.add_rule(name, Vec::new(), [VerdictAttribute::Code(Verdict::Jump), VerdictAttribute::Chain(RULES.into())]);
+    }
+
+    fn add_chain(&mut self, name: &str, attributes: Vec<ChainAttribute>) {
+        let of_table = [ChainAttribute::Table(TABLE.into()), ChainAttribute::Name(name.into())];
+        let chain = ChainMessage { attributes: of_table.into_iter().chain(attributes).collect() };
         self.nft(NfTablesMessage::NewChain(chain), NLM_F_CREATE);
+    }
+
+    /// The rules of all interfaces.
+    fn add_rules(&mut self) {
+        self.add_chain(RULES, Vec::new());
         // Untagged, and tagged with VLAN 0, which the kernel treats alike. Other tags belong to other
         // segments and are let by.
         for tag in [None, Some(ETHERTYPE_VLAN), Some(ETHERTYPE_SERVICE_VLAN)] {
             // IPv4: destination address. ARP: operation 1 (request), target address.
-            self.add_rule(name, ethertype_is(tag, ETHERTYPE_IPV4), in_set(IPV4, 16));
+            self.drop_vips(ethertype_is(tag, ETHERTYPE_IPV4), in_set(IPV4, 16));
             let mut request = ethertype_is(tag, ETHERTYPE_ARP);
             request.extend(payload_is(NETWORK, 6, &[0, 1]));
-            self.add_rule(name, request, in_set(IPV4, 24));
+            self.drop_vips(request, in_set(IPV4, 24));
             // IPv6: destination address. Neighbour solicitation, right behind the IPv6 header: target address.
-            self.add_rule(name, ethertype_is(tag, ETHERTYPE_IPV6), in_set(IPV6, 24));
+            self.drop_vips(ethertype_is(tag, ETHERTYPE_IPV6), in_set(IPV6, 24));
             let mut solicitation = ethertype_is(tag, ETHERTYPE_IPV6);
             solicitation.extend(payload_is(NETWORK, 6, &[ICMPV6]));
             solicitation.extend(payload_is(NETWORK, 40, &[ndp::SOLICITATION]));
-            self.add_rule(name, solicitation, in_set(IPV6, 48));
+            self.drop_vips(solicitation, in_set(IPV6, 48));
         }
     }
 
-    fn add_rule(&mut self, chain: &str, mut when: Vec<Expressions>, vip: [Expressions; 2]) {
+    fn drop_vips(&mut self, mut when: Vec<Expressions>, vip: [Expressions; 2]) {
         when.extend(vip);
-        let drop = VerdictAttribute::Code(Verdict::Other(NF_DROP));
+        self.add_rule(RULES, when, [VerdictAttribute::Code(Verdict::Other(NF_DROP))]);
+    }
+
+    fn add_rule<const N: usize>(&mut self, chain: &str, mut when: Vec<Expressions>, verdict: [VerdictAttribute; N]) {
         when.push(Expressions::Immediate(vec![
             Immediate::DestinationRegister(Register::Verdict),
-            Immediate::Data(DataAttribute::Verdict(vec![drop])),
+            Immediate::Data(DataAttribute::Verdict(verdict.into())),
         ]));
         let rule = RuleMessage {
             attributes: vec![
@@ -233,11 +256,20 @@ impl Batch {
     }
 
     fn send(mut self) -> Result<(), GuardError> {
+        // struct nlmsghdr: length, type, flags.
+        if let Some(flags) = self.bytes.get_mut(self.last_at + 6..).and_then(|rest| rest.first_chunk_mut()) {
+            *flags = (u16::from_ne_bytes(*flags) | NLM_F_ACK).to_ne_bytes();
+        }
         self.push(ControlMessage::BatchEnd, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
         let failed = |step| move |source| GuardError { step, source };
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed("opening a netlink socket"))?;
         socket.bind_auto().map_err(failed("binding a netlink socket"))?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed("connecting to the kernel"))?;
+        // It is sent in one piece, however many interfaces and VIPs there are; past the limit where that is allowed.
+        let room = 2 * self.bytes.len();
+        if set_socket_send_buffer_size_force(&socket, room).is_err() {
+            let _ = set_socket_send_buffer_size(&socket, room);
+        }
         socket.send(&self.bytes, 0).map_err(failed("sending the transaction"))?;
         // A transaction is carried out within the send; its answers wait already.
         socket.set_non_blocking(true).map_err(failed("reading the answer"))?;
@@ -250,15 +282,8 @@ impl Batch {
                 Err(error) => return Err(failed("reading the answer")(error)),
             }
         }
-        // All but the two marks of the batch are acknowledged.
-        if answers + 2 == self.messages {
-            Ok(())
-        } else {
-            Err(failed("the kernel acknowledged only a part")(io::Error::other(format!(
-                "{answers} of {} messages",
-                self.messages - 2
-            ))))
-        }
+        let unanswered = || failed("the kernel did not acknowledge the transaction")(io::ErrorKind::InvalidData.into());
+        if answers == 1 { Ok(()) } else { Err(unanswered()) }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    crew::{Crew, Member, Running, Scheduling, Shared, flow_tables},
+    crew::{Crew, Running, Scheduling, Shared, flow_tables},
     errand::{Errand, Explanation, Question, Reply},
     forward::{
         flow::{FlowEntry, FlowTable, Tick, Timeouts},
@@ -24,6 +24,7 @@ use crate::{
     lease::{LeaseClock, boottime_ns},
     packet::{self, Fragment, Mac, Packet},
     report::{self, Conflict, Report},
+    stats::WorkerStats,
     worker::{Core, Speaker},
 };
 
@@ -67,9 +68,6 @@ pub enum StartError {
     /// None, or more than are supported.
     #[error("{0} workers: must be from 1 to {MAX_WORKERS}")]
     Workers(usize),
-    /// Its sockets cannot be opened anew.
-    #[error("interface {0} is gone: try again when it is back")]
-    InterfaceGone(String),
 }
 
 impl StartError {
@@ -103,14 +101,14 @@ pub struct Dataplane {
 /// The workers that run, and the counters of those that did.
 struct Workers {
     running: Running,
-    retired: Vec<Arc<Member>>,
+    retired: WorkerStats,
 }
 
 impl Workers {
     /// Has all of them end. The speaker, as far as it goes on, and the flow tables.
     fn stop(&mut self, shared: &Shared) -> (Option<Speaker>, Vec<FlowTable>) {
         let (speakers, flows): (Vec<_>, Vec<_>) = self.running.stop(shared).into_iter().map(Core::retire).unzip();
-        self.retired.extend(self.running.crew.members.iter().cloned());
+        self.running.crew.members.iter().for_each(|member| self.retired.absorb(&member.stats));
         (speakers.into_iter().flatten().next(), flows)
     }
 }
@@ -151,7 +149,7 @@ impl Dataplane {
         let steering = Steering::new(config.workers, steering_key);
         let flows = flow_tables(config.flow_capacity, config.workers, Timeouts::default())?;
         let running = Running::start(config, &shared, steering, flows, None)?;
-        let workers = Mutex::new(Workers { running, retired: Vec::new() });
+        let workers = Mutex::new(Workers { running, retired: WorkerStats::default() });
         let compiler = Mutex::new(Published { compiler, spec, guarded: None, groups: Groups::default() });
         Ok(Self { config: config.clone(), shared, steering_key, compiler, workers })
     }
@@ -166,11 +164,7 @@ impl Dataplane {
         // Nobody publishes meanwhile.
         let mut published = self.compiler();
         let mut team = self.workers();
-        let config = Config {
-            ports: published.open_ports().map_err(StartError::InterfaceGone)?,
-            engine: Some(team.running.engine),
-            ..self.config.clone()
-        };
+        let config = Config { ports: published.open_ports(), engine: Some(team.running.engine), ..self.config.clone() };
         // What can fail for want of memory comes before anything stops.
         let timeouts = published.spec.timeouts;
         let mut flows = flow_tables(config.flow_capacity, workers, timeouts)?;
@@ -251,7 +245,8 @@ impl Dataplane {
     /// Other stations that claimed a VIP of ours.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let workers = self.workers();
-        report::conflicts(workers.running.crew.members.iter().chain(&workers.retired))
+        let at_work = workers.running.crew.members.iter().map(|member| &member.stats);
+        report::conflicts(at_work.chain([&workers.retired]))
     }
 
     /// The deadline of this node's answers.
@@ -357,13 +352,17 @@ impl Drop for Dataplane {
 }
 
 impl Published {
-    /// The interfaces as they are now, or the name of one that is gone.
-    fn open_ports(&self) -> Result<Vec<PortConfig>, String> {
-        let open = |port: &PortSpec| match port.ifindex {
-            0 => Err(port.name.clone()),
-            ifindex => Ok(PortConfig { name: port.name.clone(), ifindex, mtu: port.mtu }),
-        };
-        self.spec.ports.iter().map(open).collect()
+    /// The interfaces as they are now. One that is gone, or another one than was published, waits until it is.
+    fn open_ports(&self) -> Vec<PortConfig> {
+        let ports = self.spec.ports.iter();
+        let known = ports.map(|port| PortConfig { name: port.name.clone(), ifindex: port.ifindex, mtu: port.mtu });
+        let known: Vec<PortConfig> = known.collect();
+        let present = present(&known);
+        let is_there = |port: &PortConfig| present.contains(&(port.name.clone(), port.ifindex));
+        known
+            .into_iter()
+            .map(|port| PortConfig { ifindex: if is_there(&port) { port.ifindex } else { 0 }, ..port })
+            .collect()
     }
 
     /// The same table again, for another number of workers.

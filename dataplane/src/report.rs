@@ -82,12 +82,11 @@ pub struct BackendReport {
 
 impl Report {
     /// Of the workers at work, and of all that were.
-    pub(crate) fn new(at_work: &[Arc<Member>], retired: &[Arc<Member>], snapshot: &Snapshot) -> Self {
-        let members = at_work.iter().chain(retired);
-        let sum = |counter: fn(&WorkerStats) -> &Counter| -> u64 {
-            members.clone().map(|member| counter(&member.stats).get()).sum()
-        };
-        let dropped = |reason| members.clone().map(|member| member.stats.dropped(reason).get()).sum();
+    pub(crate) fn new(at_work: &[Arc<Member>], retired: &WorkerStats, snapshot: &Snapshot) -> Self {
+        let all = at_work.iter().map(|member| &member.stats).chain([retired]);
+        let sum =
+            |counter: fn(&WorkerStats) -> &Counter| -> u64 { all.clone().map(|stats| counter(stats).get()).sum() };
+        let dropped = |reason| all.clone().map(|stats| stats.dropped(reason).get()).sum();
         let drops = DropReason::ALL.iter().map(|&reason| (reason, dropped(reason)));
         let vip = |vip: &Vip| (vip.address, vip.traffic.packets(), vip.traffic.bytes());
         let backend = |backend: &Backend| BackendReport {
@@ -116,7 +115,7 @@ impl Report {
             ring_full: sum(|stats| &stats.ring_full),
             originated: sum(|stats| &stats.originated),
             segmented: sum(|stats| &stats.segmented),
-            conflicts: conflicts(members.clone()),
+            conflicts: conflicts(all.clone()),
             flows_remembered: sum(|stats| &stats.flows_remembered),
             flows_not_remembered: sum(|stats| &stats.flows_not_remembered),
             vips: snapshot.vips.iter().map(vip).collect(),
@@ -126,10 +125,10 @@ impl Report {
 }
 
 /// Other stations that claimed a VIP of ours.
-pub(crate) fn conflicts<'a>(members: impl Iterator<Item = &'a Arc<Member>>) -> Vec<Conflict> {
-    let mut all: BTreeMap<(IpAddr, Mac), u64> = BTreeMap::new();
-    for conflict in members.flat_map(|member| member.stats.conflicts()) {
-        *all.entry((conflict.vip, conflict.mac)).or_default() += conflict.count;
+pub(crate) fn conflicts<'a>(all: impl Iterator<Item = &'a WorkerStats>) -> Vec<Conflict> {
+    let mut by_claim: BTreeMap<(IpAddr, Mac), u64> = BTreeMap::new();
+    for conflict in all.flat_map(WorkerStats::conflicts) {
+        *by_claim.entry((conflict.vip, conflict.mac)).or_default() += conflict.count;
     }
-    all.into_iter().map(|((vip, mac), count)| Conflict { vip, mac, count }).collect()
+    by_claim.into_iter().map(|((vip, mac), count)| Conflict { vip, mac, count }).collect()
 }

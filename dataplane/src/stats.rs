@@ -163,11 +163,37 @@ impl WorkerStats {
         &self.dropped[reason as usize]
     }
 
+    /// Takes over what a worker that has ended has counted.
+    pub(crate) fn absorb(&self, other: &Self) {
+        let counters = [
+            (&self.received, &other.received),
+            (&self.forwarded, &other.forwarded),
+            (&self.answered, &other.answered),
+            (&self.handed_over, &other.handed_over),
+            (&self.taken_over, &other.taken_over),
+            (&self.held, &other.held),
+            (&self.ring_full, &other.ring_full),
+            (&self.originated, &other.originated),
+            (&self.segmented, &other.segmented),
+            (&self.flows_remembered, &other.flows_remembered),
+            (&self.flows_not_remembered, &other.flows_not_remembered),
+            (&self.announcements_withheld, &other.announcements_withheld),
+        ];
+        counters.into_iter().chain(self.dropped.iter().zip(&other.dropped)).for_each(|(own, more)| own.add(more.get()));
+        for Conflict { vip, mac, count } in other.conflicts() {
+            self.add_conflicts(vip, mac, count);
+        }
+    }
+
     /// Somebody else claims a VIP of ours. On the rare path: it takes a lock.
     pub(crate) fn conflict(&self, vip: IpAddr, mac: Mac) {
+        self.add_conflicts(vip, mac, 1);
+    }
+
+    fn add_conflicts(&self, vip: IpAddr, mac: Mac, count: u64) {
         let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
         if conflicts.len() < CONFLICTS || conflicts.contains_key(&(vip, mac)) {
-            *conflicts.entry((vip, mac)).or_default() += 1;
+            *conflicts.entry((vip, mac)).or_default() += count;
         }
     }
 

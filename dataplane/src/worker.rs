@@ -575,12 +575,13 @@ pub(crate) fn run(
         core.send_outbox(&mut *following.engine);
         if core.now_ns >= core.count_at_ns {
             core.count_at_ns = core.now_ns + MAX_WAIT_NS;
-            core.own.stats.ring_full.add(following.engine.lost());
+            core.own.stats.ring_full.add(following.lost());
             let (remembered, not_remembered) = core.flows.inserted();
             core.own.stats.flows_remembered.set(remembered);
             core.own.stats.flows_not_remembered.set(not_remembered);
         }
     }
+    core.own.stats.ring_full.add(following.engine.lost().frames);
     Ok(())
 }
 

@@ -54,6 +54,7 @@ impl From<rtnetlink::Error> for LinkError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) name: String,
+    /// 0 while it is gone.
     pub(crate) ifindex: u32,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
@@ -145,6 +146,10 @@ async fn refresh(links: &mut [Link]) {
                             tracing::warn!(%error, "an interface is lost");
                         }
                         link.carrier = false;
+                        // What is only down keeps its index, and its sockets.
+                        if !matches!(error, LinkError::Down { .. }) {
+                            link.ifindex = 0;
+                        }
                     }
                 }
             }

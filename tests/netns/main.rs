@@ -6,6 +6,7 @@ mod errors;
 mod example;
 mod flows;
 mod ipv6;
+mod kernel_faults;
 mod landings;
 mod large;
 mod own_backend;
@@ -44,6 +45,8 @@ fn main() -> std::process::ExitCode {
         ("ports_that_nobody_serves_are_refused", answers::refusals),
         ("a_node_explains_and_lists_its_flows", answers::explained),
         ("an_interface_changes_goes_and_returns", answers::an_interface_changes),
+        ("a_ring_that_stops_is_opened_anew", kernel_faults::a_ring_stops),
+        ("as_many_interfaces_as_a_node_may_have_are_guarded", kernel_faults::many_interfaces_are_guarded),
         ("each_startup_fault_has_its_own_message", errors::startup_faults),
         ("a_missing_capability_is_named", errors::missing_capability),
         ("the_backend_script_prepares_and_undoes", backend_script::add_and_undo),

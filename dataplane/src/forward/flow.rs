@@ -294,12 +294,15 @@ impl FlowTable {
         self.place(hash, key, Slot::new(key, backend, state, now), now);
     }
 
-    /// Puts in what stood in another table.
+    /// Puts in what stood in another table, where it was counted.
     pub(crate) fn restore(&mut self, hash: TupleHash, entry: &FlowEntry, now: Tick) {
         let key = FlowKey::new(&entry.tuple(entry.source), entry.vip);
         let idle = ((entry.idle_ms * 1_000_000) >> TICK_SHIFT) as u32;
         let seen = Tick(now.0.wrapping_sub(idle) & TICK_MASK);
-        self.place(hash, &key, Slot::new(&key, entry.backend, entry.state, seen), now);
+        let timeouts = self.timeouts;
+        if let Some(slot) = choose_slot(self.group(hash), &key, &timeouts, now) {
+            *slot = Slot::new(&key, entry.backend, entry.state, seen);
+        }
     }
 
     fn place(&mut self, hash: TupleHash, key: &FlowKey, flow: Slot, now: Tick) {

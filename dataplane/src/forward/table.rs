@@ -6,6 +6,7 @@
 //! it has become another backend's.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
     net::IpAddr,
@@ -50,7 +51,7 @@ pub struct TableSpec {
 pub struct PortSpec {
     /// Its name.
     pub name: String,
-    /// Its index in the kernel: another one after it was gone.
+    /// Its index in the kernel: another one after it was gone, 0 meanwhile.
     pub ifindex: u32,
     /// Its hardware address.
     pub mac: Mac,
@@ -67,7 +68,19 @@ pub struct PortSpec {
 impl PortSpec {
     /// The node's own address on the segment that `address` is in.
     pub fn address_towards(&self, address: IpAddr) -> Option<IpAddr> {
-        self.addresses.iter().find(|(own, len)| network(*own, *len) == network(address, *len)).map(|(own, _)| *own)
+        self.segment_of(address).map(|(own, _)| *own)
+    }
+
+    /// The narrowest of the interface's segments that `address` is in: the node's address there, and the length of the
+    /// prefix.
+    fn segment_of(&self, address: IpAddr) -> Option<&(IpAddr, u8)> {
+        let with = self.addresses.iter().filter(|(own, len)| network(*own, *len) == network(address, *len));
+        with.max_by_key(|(_, len)| *len)
+    }
+
+    /// Whether there is no such interface at present.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.ifindex == 0
     }
 
     /// Whether an address is the node's own.
@@ -618,9 +631,14 @@ impl Compiler {
     }
 }
 
-/// The interface on whose segment a backend is; one whose MAC was given may be behind the first.
+/// The interface on whose segment a backend is: as the kernel would find it, the narrowest of those that have a carrier.
+/// One whose MAC was given may be behind the first.
 fn port_towards(spec: &TableSpec, backend: &BackendSpec) -> Option<usize> {
-    let on_segment = spec.ports.iter().position(|port| port.address_towards(backend.address).is_some());
+    let segments = spec.ports.iter().enumerate().filter_map(|(at, port)| {
+        let (_, len) = port.segment_of(backend.address)?;
+        Some(((port.carrier, *len, Reverse(at)), at))
+    });
+    let on_segment = segments.max().map(|(_, at)| at);
     on_segment.or_else(|| (backend.mac.is_some() && !spec.ports.is_empty()).then_some(0))
 }
 

@@ -2,7 +2,13 @@
 //! each frame the one that gets it: the same that [`Steering`] names. Without PACKET_FANOUT_FLAG_DEFRAG, which would
 //! put fragments together and so change packets.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    cell::Cell,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
 
 use super::{
     EngineError, PortConfig, SocketError,
@@ -28,17 +34,23 @@ const UDP: u32 = 17;
 const ICMPV6: u32 = 58;
 
 /// The groups of a dataplane's sockets, one for each interface. Sockets are told apart by their place in the group,
-/// which is that of their joining: so workers open theirs one after the other.
+/// which is that of their joining: so workers open theirs one after the other, the speaker first. When it founds the
+/// groups anew, all others follow.
 pub(crate) struct Fanout {
     program: Vec<Instruction>,
     groups: Mutex<Groups>,
+    /// How often they were founded.
+    foundings: AtomicU64,
+    /// A worker wants them to be founded anew.
+    is_asked: AtomicBool,
 }
 
 #[derive(Default)]
 struct Groups {
     /// What they were made for: the index and the MTU of each interface.
     made_for: Vec<(u32, u32)>,
-    ids: Vec<u16>,
+    /// None for an interface that is gone.
+    ids: Vec<Option<u16>>,
     /// Workers whose sockets are in.
     joined: usize,
 }
@@ -46,19 +58,46 @@ struct Groups {
 impl Fanout {
     /// For the sockets of one set of workers.
     pub(crate) fn new(steering: Steering) -> Arc<Self> {
-        Arc::new(Self { program: program(steering), groups: Mutex::default() })
+        Arc::new(Self {
+            program: program(steering),
+            groups: Mutex::default(),
+            foundings: AtomicU64::new(0),
+            is_asked: AtomicBool::new(false),
+        })
     }
 }
 
 /// A worker's place among those that share the frames of the same interfaces.
 #[derive(Clone)]
 pub(crate) struct Share {
-    pub(crate) worker: usize,
+    worker: usize,
     /// `None` for a worker that is alone.
-    pub(crate) fanout: Option<Arc<Fanout>>,
+    fanout: Option<Arc<Fanout>>,
+    /// The founding of the groups that its sockets are in.
+    joined: Cell<u64>,
 }
 
 impl Share {
+    pub(crate) fn new(worker: usize, fanout: Option<Arc<Fanout>>) -> Self {
+        Self { worker, fanout, joined: Cell::new(0) }
+    }
+
+    /// Whether this worker's sockets are to be opened anew, because another one's were or shall be: a group of which
+    /// some have gone gives the others what is not theirs.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.fanout.as_ref().is_some_and(|fanout| match self.worker {
+            SPEAKER => fanout.is_asked.load(Ordering::Acquire),
+            _ => fanout.foundings.load(Ordering::Acquire) != self.joined.get(),
+        })
+    }
+
+    /// Has all workers open their sockets anew.
+    pub(crate) fn ask_anew(&self) {
+        if let Some(fanout) = &self.fanout {
+            fanout.is_asked.store(true, Ordering::Release);
+        }
+    }
+
     /// Begins to open a worker's sockets; the others wait meanwhile.
     pub(super) fn open<'a>(
         &'a self,
@@ -70,10 +109,12 @@ impl Share {
         let made_for: Vec<(u32, u32)> = ports.iter().map(|port| (port.ifindex, port.mtu)).collect();
         if self.worker == SPEAKER {
             *groups = Groups { made_for, ..Groups::default() };
+            fanout.is_asked.store(false, Ordering::Release);
+            fanout.foundings.fetch_add(1, Ordering::AcqRel);
         } else if groups.made_for != made_for || groups.joined != self.worker {
             return Err(EngineError::NotInTurn);
         }
-        Ok(Opening { filter, joining: Some(Joining { groups, program: &fanout.program, worker: self.worker }) })
+        Ok(Opening { filter, joining: Some(Joining { groups, share: self, fanout }) })
     }
 }
 
@@ -85,8 +126,8 @@ pub(super) struct Opening<'a> {
 
 struct Joining<'a> {
     groups: MutexGuard<'a, Groups>,
-    program: &'a [Instruction],
-    worker: usize,
+    share: &'a Share,
+    fanout: &'a Fanout,
 }
 
 impl Opening<'_> {
@@ -97,25 +138,28 @@ impl Opening<'_> {
         PacketSocket::receiver(port, filter, buffer_bytes)
     }
 
-    /// Makes it receive its worker's frames; called for one interface after the other.
+    /// Makes it receive its worker's frames; called for one interface after the other. Nothing comes from one that is
+    /// gone.
     pub(super) fn bind(&mut self, socket: &PacketSocket, port: &PortConfig) -> Result<(), SocketError> {
-        socket.bind_all(port.ifindex)?;
-        let Some(Joining { groups, program, worker }) = &mut self.joining else { return Ok(()) };
-        if *worker == SPEAKER {
-            let id = socket.found_group(program)?;
+        socket.bind_all(port)?;
+        let Some(Joining { groups, share, fanout }) = &mut self.joining else { return Ok(()) };
+        if share.worker == SPEAKER {
+            let id = (!port.is_gone()).then(|| socket.found_group(&fanout.program)).transpose()?;
             groups.ids.push(id);
         } else {
             let at = groups.made_for.iter().position(|(ifindex, _)| *ifindex == port.ifindex);
-            let id = at.and_then(|at| groups.ids.get(at)).copied().unwrap_or_default();
-            socket.join_group(id)?;
+            let id = at.and_then(|at| *groups.ids.get(at)?);
+            id.map(|id| socket.join_group(id)).transpose()?;
         }
         socket.attach(self.filter).map_err(|error| socket.error("attaching the filter", error))
     }
 
     /// All sockets of this worker are open: it is the next one's turn.
     pub(super) fn done(self) {
-        if let Some(Joining { mut groups, worker, .. }) = self.joining {
-            groups.joined = worker + 1;
+        if let Some(Joining { mut groups, share, fanout }) = self.joining {
+            groups.joined = share.worker + 1;
+            // The lock is held: nobody has founded others meanwhile.
+            share.joined.set(fanout.foundings.load(Ordering::Acquire));
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{
-    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, RECEIVE_BUFFER,
+    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, Lost, MAX_FRAME_LEN, PortConfig, RECEIVE_BUFFER,
     TRUNCATED, fanout::Opening, is_vlan_tagged, memory::HugeSlice, out_port, socket::PacketSocket,
 };
 use crate::{
@@ -225,7 +225,7 @@ impl Engine for MmsgEngine {
         self.ports.iter().try_for_each(|port| port.receiver.attach(program))
     }
 
-    fn lost(&mut self) -> u64 {
-        self.ports.iter().map(|port| port.receiver.lost()).sum()
+    fn lost(&mut self) -> Lost {
+        Lost::frames(self.ports.iter().map(|port| port.receiver.lost()).sum())
     }
 }

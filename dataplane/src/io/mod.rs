@@ -77,10 +77,32 @@ pub struct FrameMeta {
 pub struct PortConfig {
     /// Its name.
     pub name: String,
-    /// Its index in the kernel.
+    /// Its index in the kernel; 0 while it is gone.
     pub ifindex: u32,
     /// Its MTU, which sizes the ring's slots.
     pub mtu: u32,
+}
+
+impl PortConfig {
+    /// Whether there is no such interface at present.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.ifindex == 0
+    }
+}
+
+/// Frames that did not come through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// That the kernel dropped for want of room.
+    pub(crate) frames: u64,
+    /// An interface gives no frame any more though frames come: only new sockets help.
+    pub(crate) is_stuck: bool,
+}
+
+impl Lost {
+    fn frames(frames: u64) -> Self {
+        Self { frames, is_stuck: false }
+    }
 }
 
 /// Moves frames between the sockets and the worker.
@@ -92,8 +114,8 @@ pub(crate) trait Engine {
     fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()>;
     /// Replaces the filter in front of the sockets.
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()>;
-    /// Frames that the kernel dropped for want of room, since the last call.
-    fn lost(&mut self) -> u64;
+    /// What was lost since the last call, between which there is at least one turn.
+    fn lost(&mut self) -> Lost;
 }
 
 /// Makes engines of one kind for one worker.

@@ -19,7 +19,7 @@ use io_uring::{
 };
 
 use super::{
-    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, RECEIVE_BUFFER,
+    BATCH, CONTROL_LEN, Engine, EngineError, FrameMeta, Instruction, Lost, MAX_FRAME_LEN, PortConfig, RECEIVE_BUFFER,
     TRUNCATED,
     fanout::Opening,
     is_vlan_tagged,
@@ -252,8 +252,8 @@ impl Engine for MultishotEngine {
         self.ports.iter().try_for_each(|port| port.receiver.attach(program))
     }
 
-    fn lost(&mut self) -> u64 {
-        self.ports.iter().map(|port| port.receiver.lost()).sum()
+    fn lost(&mut self) -> Lost {
+        Lost::frames(self.ports.iter().map(|port| port.receiver.lost()).sum())
     }
 }
 

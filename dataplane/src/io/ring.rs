@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    BATCH, Engine, EngineError, FrameMeta, Instruction, MAX_FRAME_LEN, PortConfig, TRUNCATED,
+    BATCH, Engine, EngineError, FrameMeta, Instruction, Lost, MAX_FRAME_LEN, PortConfig, TRUNCATED,
     fanout::Opening,
     out_port,
     packet_ring::{Other, PacketRing, Whole},
@@ -40,6 +40,8 @@ struct Port {
     /// For super-frames.
     segmenter: PacketSocket,
     armed: bool,
+    /// Whether a frame was taken since the last look at what was lost.
+    has_given: bool,
 }
 
 /// Buffers for frames that were longer than a slot.
@@ -59,7 +61,7 @@ impl RingEngine {
             .iter()
             .map(|port| {
                 let (sender, segmenter) = (PacketSocket::sender(port)?, PacketSocket::segmenter(port)?);
-                Ok(Port { ring: PacketRing::open(port, opening)?, sender, segmenter, armed: false })
+                Ok(Port { ring: PacketRing::open(port, opening)?, sender, segmenter, armed: false, has_given: false })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         let descriptors = |port: &Port| Descriptors {
@@ -90,6 +92,7 @@ impl RingEngine {
         if judged > 0 {
             self.submit()?;
             self.ports[port].ring.give_back();
+            self.ports[port].has_given = true;
         }
         Ok(judged > 0)
     }
@@ -204,7 +207,17 @@ impl Engine for RingEngine {
         self.ports.iter().try_for_each(|port| port.ring.socket().attach(program))
     }
 
-    fn lost(&mut self) -> u64 {
-        self.ports.iter().map(|port| port.ring.socket().lost()).sum()
+    fn lost(&mut self) -> Lost {
+        let mut all = Lost::frames(0);
+        for port in &mut self.ports {
+            let frames = port.ring.socket().lost();
+            all.frames += frames;
+            // A full ring has frames to take. Where the kernel drops and there are none, it has forgotten to give a slot
+            // back to itself: tpacket_rcv() does so, and drops whatever comes after, when a super-frame is of a kind
+            // that the vnet header has no name for (UDP fragmentation, SCTP).
+            all.is_stuck |= frames > 0 && !port.has_given;
+            port.has_given = false;
+        }
+        all
     }
 }

@@ -119,7 +119,7 @@ impl PacketSocket {
     fn become_sender(self, port: &PortConfig) -> Result<Self, SocketError> {
         self.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
         self.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
-        self.bind(port.ifindex, 0)?;
+        self.bind(port, 0)?;
         Ok(self)
     }
 
@@ -143,8 +143,8 @@ impl PacketSocket {
     }
 
     /// Starts to receive all protocols; an ETH_P_IP socket would sit behind the guard and see nothing.
-    pub(super) fn bind_all(&self, ifindex: u32) -> Result<(), SocketError> {
-        self.bind(ifindex, (libc::ETH_P_ALL as u16).to_be())
+    pub(super) fn bind_all(&self, port: &PortConfig) -> Result<(), SocketError> {
+        self.bind(port, (libc::ETH_P_ALL as u16).to_be())
     }
 
     /// Founds a fanout group, in which a program picks the socket for each frame. The group's number.
@@ -203,12 +203,16 @@ impl PacketSocket {
         socket.send_vectored_with_flags(&parts, libc::MSG_DONTWAIT).map(drop)
     }
 
-    fn bind(&self, ifindex: u32, protocol_be: u16) -> Result<(), SocketError> {
+    /// To an interface. A socket for one that is gone stays unbound: it receives nothing, and sends fail.
+    fn bind(&self, port: &PortConfig, protocol_be: u16) -> Result<(), SocketError> {
+        if port.is_gone() {
+            return Ok(());
+        }
         // SAFETY: sockaddr_ll is plain data for which zero is a value.
         let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = protocol_be;
-        address.sll_ifindex = ifindex.cast_signed();
+        address.sll_ifindex = port.ifindex.cast_signed();
         // SAFETY: the address is valid for the length given with it.
         let outcome = unsafe {
             libc::bind(

@@ -129,7 +129,8 @@ impl Core {
             }
             // A question without an option is shorter than the answer.
             _ => {
-                self.outbox.push(Outgoing::claim(port, answer.to_vec()));
+                // The right to it was looked at just now.
+                self.outbox.push(Outgoing::own(port, answer.to_vec()));
                 Verdict::Drop(if contested { DropReason::NdpConflict } else { DropReason::NdpNotOurs })
             }
         }

@@ -11,8 +11,10 @@ use crate::{
         steering::Steering,
         table::{BackendSpec, BackendState, Compiler, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     },
+    io::Lost,
     packet::{Protocol, arp, ndp},
     report::Report,
+    stats::WorkerStats,
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -43,8 +45,8 @@ impl Engine for Sink {
         Ok(())
     }
 
-    fn lost(&mut self) -> u64 {
-        0
+    fn lost(&mut self) -> Lost {
+        Lost { frames: 0, is_stuck: false }
     }
 }
 
@@ -201,7 +203,7 @@ fn judge(core: &mut Core, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
 /// Frames received, and frames that have ended or wait, over all workers.
 fn counted<'a>(cores: impl Iterator<Item = &'a Core>) -> (u64, u64) {
     let members: Vec<Arc<Member>> = cores.map(|core| core.own.clone()).collect();
-    let report = Report::new(&members, &[], &Compiler::default().compile(&TableSpec::default()));
+    let report = Report::new(&members, &WorkerStats::default(), &Compiler::default().compile(&TableSpec::default()));
     let ended = report.forwarded + report.answered + report.drops.iter().map(|(_, count)| count).sum::<u64>();
     (report.received, ended + report.held)
 }

@@ -226,3 +226,20 @@ pub fn private_sysfs() -> io::Result<tempfile::TempDir> {
     mount("sysfs", dir.path(), "sysfs", MountFlags::empty(), None)?;
     Ok(dir)
 }
+
+/// Makes an Ethernet interface in the calling thread's namespace, whose cable is a file: what is written, behind a vnet
+/// header, is received by it, and what it sends is read (tun(4)).
+pub fn tap(name: &str) -> io::Result<fs::File> {
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    let file = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    rustix::io::ioctl_fionbio(&file, true)?;
+    // SAFETY: plain data for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(15)) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the request names an interface, and lives for the call.
+    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
+    if outcome == 0 { Ok(file) } else { Err(io::Error::last_os_error()) }
+}

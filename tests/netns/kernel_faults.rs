@@ -1,0 +1,156 @@
+//! What kernels get wrong, and limits of theirs: the dataplane alone, without a cluster.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use lb_dataplane::{
+    Config, Dataplane,
+    forward::table::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+    guard,
+    io::{EngineKind, PortConfig},
+    packet::{Mac, Protocol, VnetHeader},
+};
+use lb_tests::{frame::Path, netns::Namespace, site::PATIENCE, sys, wait};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+const OWN: Mac = Mac([2, 0, 0, 0, 0, 9]);
+const ROUTER: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const BACKEND: Mac = Mac([2, 0, 0, 0, 0, 5]);
+const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
+const PORT: u16 = 53;
+
+/// A UDP service on one interface.
+fn table(ifindex: u32) -> TableSpec {
+    let backend = BackendSpec {
+        id: 1,
+        address: [192, 168, 2, 5].into(),
+        mac: Some(BACKEND),
+        weight: 1,
+        state: BackendState::Active,
+    };
+    let service = ServiceSpec {
+        name: "dns".into(),
+        ports: vec![PortRangeSpec { protocol: Protocol::Udp, first: PORT, last: PORT }],
+        by_source: false,
+        table_size: 4093,
+        backends: vec![backend],
+    };
+    let vip = VipSpec {
+        address: VIP.into(),
+        owned: None,
+        first_grant: false,
+        answer_on: vec![0],
+        rejects: false,
+        services: vec![service],
+    };
+    let port = PortSpec {
+        name: "tap0".into(),
+        ifindex,
+        mac: OWN,
+        mtu: 1500,
+        carrier: true,
+        segments: true,
+        addresses: vec![([192, 168, 2, 11].into(), 24)],
+    };
+    TableSpec { hash_key: 7, ports: vec![port], vips: vec![vip], ..TableSpec::default() }
+}
+
+/// A super-frame of fragments of a UDP datagram, of which the kernel cannot tell in a vnet header, makes it give no
+/// frame to a ring any more. The sockets are opened anew.
+pub(crate) fn a_ring_stops() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let mut cable = match namespace.enter(|| sys::tap("tap0")) {
+        Ok(cable) => cable,
+        Err(error) => {
+            println!("not tried: no tap interface can be made here (/dev/net/tun: {error})");
+            return Ok(());
+        }
+    };
+    namespace.sysctl("ipv6.conf.tap0.disable_ipv6", "1", true)?;
+    namespace.set_up("tap0", true)?;
+    let ifindex = namespace.ifindex("tap0")?;
+    namespace.netlink(async |handle| {
+        let link = rtnetlink::LinkUnspec::new_with_index(ifindex).address(OWN.0.to_vec());
+        handle.link().set(link.build()).execute().await
+    })?;
+    for (engine, workers) in
+        [(EngineKind::Ring, 1), (EngineKind::Ring, 3), (EngineKind::Multishot, 1), (EngineKind::Mmsg, 1)]
+    {
+        let dataplane = namespace.enter(|| {
+            let ports = vec![PortConfig { name: "tap0".into(), ifindex, mtu: 1500 }];
+            let config = Config { ports, engine: Some(engine), workers, realtime: false, flow_capacity: 1 << 12 };
+            let dataplane = Dataplane::start(&config)?;
+            let generation = dataplane.publish(&table(ifindex))?;
+            ensure!(dataplane.wait_seen(generation, Duration::from_secs(5)));
+            anyhow::Ok(dataplane)
+        })?;
+        // Enough flows for every worker.
+        let all_forwarded = |cable: &mut File| {
+            (0..30).all(|port| {
+                let datagram = datagram(4000 + port, 100);
+                drop(write(cable, VnetHeader::default(), &datagram));
+                comes_out(cable, &datagram[14..])
+            })
+        };
+        wait::until(&format!("{engine}, {workers} workers: it forwards"), PATIENCE, || all_forwarded(&mut cable));
+        // One for each worker at least.
+        for port in 0..30 {
+            write(&mut cable, UDP_FRAGMENTS, &datagram(4000 + port, 4000))?;
+        }
+        wait::until(&format!("{engine}, {workers} workers: it forwards again"), PATIENCE, || all_forwarded(&mut cable));
+        ensure!(dataplane.is_running());
+        namespace.enter(|| dataplane.stop())?;
+    }
+    Ok(())
+}
+
+/// A partial checksum, VIRTIO_NET_HDR_GSO_UDP, headers of 42 bytes, 1480 bytes a fragment; the checksum of UDP at 34 + 6.
+const UDP_FRAGMENTS: VnetHeader = VnetHeader([1, 3, 42, 0, 0xc8, 0x05, 34, 0, 6, 0]);
+
+fn datagram(from: u16, len: usize) -> Vec<u8> {
+    let client = SocketAddr::from(([192, 168, 1, 10], from));
+    let service = SocketAddr::from((IpAddr::V4(VIP), PORT));
+    Path { from: ROUTER, to: OWN, client, service }.udp(&vec![7; len])
+}
+
+fn write(cable: &mut File, vnet: VnetHeader, frame: &[u8]) -> std::io::Result<()> {
+    cable.write_all(&[&vnet.0[..], frame].concat())
+}
+
+/// Whether a packet goes to the backend within a while.
+fn comes_out(cable: &mut File, packet: &[u8]) -> bool {
+    let mut buffer = vec![0; 1 << 17];
+    let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    while poll(&mut [PollFd::new(&*cable, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0) {
+        let Ok(len) = cable.read(&mut buffer) else { break };
+        let frame = &buffer[VnetHeader::LEN..len];
+        if frame.starts_with(&BACKEND.0) && frame[14..] == *packet {
+            return true;
+        }
+    }
+    false
+}
+
+/// As many interfaces as a node may have, and as many VIPs, are guarded by one transaction.
+pub(crate) fn many_interfaces_are_guarded() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let names: Vec<String> = (0..64).map(|number| format!("eth{number}")).collect();
+    for pair in names.chunks(2) {
+        namespace.netlink(async |handle| {
+            handle.link().add(rtnetlink::LinkVeth::new(&pair[0], &pair[1]).build()).execute().await
+        })?;
+    }
+    let vips: Vec<IpAddr> = (0..4096u16).map(|vip| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, vip])).collect();
+    namespace.enter(|| -> anyhow::Result<()> {
+        guard::install(&names, &vips)?;
+        // And again, in place of the first.
+        guard::install(&names, &vips)?;
+        guard::remove()?;
+        Ok(())
+    })
+}
