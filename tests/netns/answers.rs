@@ -149,3 +149,34 @@ pub(crate) fn an_interface_changes() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Of two interfaces that have vanished one comes back: it is served, and the number of workers can be changed, while the
+/// other one is still gone.
+pub(crate) fn one_interface_returns() -> anyhow::Result<()> {
+    for engine in ENGINES {
+        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
+        site.start()?;
+        let (lb, host) = (&site.nodes[0], &site.node_hosts[0]);
+        lb.change(&["vip", "set", VIP_TEXT, "--unmatched", "reject"])?;
+        ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web1");
+        host.remove("eth0")?;
+        host.remove("eth1")?;
+        wait::until("the loss is noticed", PATIENCE, || lb.log().matches("an interface is lost").count() >= 2);
+        site.net.attach(host, "eth0", "vips", &["192.168.2.11/24"])?;
+        let is_refused = || {
+            let to = (VIP, 81).into();
+            let connected = site.client.ns.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)));
+            connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        wait::until(&format!("{engine}: the VIP is answered for by the one that is back"), PATIENCE, is_refused);
+        for workers in [2, 1] {
+            lb.set_workers(workers)?;
+            wait::until(&format!("{engine}: also by {workers} workers"), PATIENCE, is_refused);
+        }
+        site.net.attach(host, "eth1", "servers", &["192.168.3.11/24"])?;
+        wait::until(&format!("{engine}: the servers are reached again"), PATIENCE, || {
+            http_who(&site.client.ns, HTTP_ADDRESS, Duration::from_secs(1)).is_ok_and(|who| who == "web1")
+        });
+    }
+    Ok(())
+}

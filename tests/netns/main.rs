@@ -45,6 +45,7 @@ fn main() -> std::process::ExitCode {
         ("ports_that_nobody_serves_are_refused", answers::refusals),
         ("a_node_explains_and_lists_its_flows", answers::explained),
         ("an_interface_changes_goes_and_returns", answers::an_interface_changes),
+        ("an_interface_that_is_gone_does_not_keep_the_others_back", answers::one_interface_returns),
         ("a_ring_that_stops_is_opened_anew", kernel_faults::a_ring_stops),
         ("as_many_interfaces_as_a_node_may_have_are_guarded", kernel_faults::many_interfaces_are_guarded),
         ("each_startup_fault_has_its_own_message", errors::startup_faults),

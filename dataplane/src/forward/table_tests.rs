@@ -234,3 +234,19 @@ fn a_vip_added_again_has_no_flows_of_its_former_life() {
     compiler.compile(&TableSpec { vips: vec![], ..spec.clone() });
     assert_ne!(compiler.compile(&spec).vip(VIP).unwrap().id, first);
 }
+
+#[test]
+fn a_backend_is_behind_the_narrowest_segment_that_has_a_carrier() {
+    let mut spec = spec(vec![backend(20, 1)]);
+    let narrow =
+        PortSpec { name: "eth1".into(), addresses: vec![([10, 0, 0, 17].into(), 28)], ..spec.ports[0].clone() };
+    spec.ports.push(narrow);
+    let towards = |spec: &TableSpec| port_towards(spec, &spec.vips[0].services[0].backends[0]);
+    assert_eq!(towards(&spec), Some(1));
+    spec.ports[1].carrier = false;
+    assert_eq!(towards(&spec), Some(0), "by the wider one while the other is cut off");
+    spec.ports[0].carrier = false;
+    assert_eq!(towards(&spec), Some(1));
+    spec.ports[1].addresses[0].1 = 24;
+    assert_eq!(towards(&spec), Some(0), "of two alike the first");
+}

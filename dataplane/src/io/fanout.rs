@@ -278,6 +278,37 @@ mod tests {
     }
 
     #[test]
+    fn when_one_worker_opens_its_sockets_anew_all_others_follow() {
+        let fanout = Fanout::new(Steering::new(3, 7));
+        let shares = [0, 1, 2].map(|worker| Share::new(worker, Some(fanout.clone())));
+        let port = |mtu| [PortConfig { name: "eth0".into(), ifindex: 2, mtu }];
+        let open = |worker: usize, mtu| shares[worker].open(&port(mtu), &[]).map(Opening::done);
+        let outdated = || shares.each_ref().map(Share::is_outdated);
+        assert!(matches!(open(1, 1500), Err(EngineError::NotInTurn)), "the speaker is the first");
+        for worker in 0..3 {
+            open(worker, 1500).unwrap();
+        }
+        assert_eq!(outdated(), [false; 3]);
+        // Another MTU, which is the old one again before all have followed.
+        open(0, 9000).unwrap();
+        assert!(matches!(open(1, 1500), Err(EngineError::NotInTurn)));
+        assert_eq!(outdated(), [false, true, true]);
+        for worker in 0..3 {
+            open(worker, 1500).unwrap();
+        }
+        assert_eq!(outdated(), [false; 3]);
+        // Any of them can ask for it.
+        shares[2].ask_anew();
+        assert_eq!(outdated(), [true, false, false]);
+        open(0, 1500).unwrap();
+        assert_eq!(outdated(), [false, true, true]);
+        assert!(matches!(open(2, 1500), Err(EngineError::NotInTurn)), "one after the other");
+        open(1, 1500).unwrap();
+        open(2, 1500).unwrap();
+        assert_eq!(outdated(), [false; 3]);
+    }
+
+    #[test]
     fn what_speaks_to_the_node_is_the_speakers() {
         let mut ping = Vec::new();
         let v4 = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([192, 0, 2, 1], [198, 51, 100, 1], 64);
