@@ -22,7 +22,9 @@ use netlink_packet_netfilter::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 
-use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ndp};
+use crate::packet::{
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, VLAN_NUMBER, ndp,
+};
 
 const TABLE: &str = "lbd";
 /// The chain of the rules, to which those of the interfaces jump.
@@ -52,11 +54,6 @@ const NETWORK: u32 = 1;
 const ICMPV6: u8 = 58;
 const POLICY_ACCEPT: u32 = 1;
 const NF_DROP: u32 = 0;
-/// IEEE 802.1Q: a customer's and a service's tag.
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
-/// The VLAN's number in the tag control information; the other bits are priority.
-const VLAN_NUMBER: u16 = 0x0fff;
 
 /// Why the guard is not in place.
 #[derive(Debug, thiserror::Error)]

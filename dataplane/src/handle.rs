@@ -39,13 +39,14 @@ pub struct Config {
     pub workers: usize,
     /// Whether they go before all others on their cores, the kernel's receiving threads included ([`Scheduling`]).
     pub realtime: bool,
-    /// Flows that are remembered at most.
+    /// Slots for flows, of 32 bytes. Up to half of them all flows find one.
     pub flow_capacity: usize,
 }
 
 impl Config {
-    /// Four million flows: 128 MiB if all of them are there.
-    pub const DEFAULT_FLOW_CAPACITY: usize = 1 << 22;
+    /// Slots for four million flows, twice as many, so that hardly one finds its group of slots full: 256 MiB if all of
+    /// them are there.
+    pub const DEFAULT_FLOW_CAPACITY: usize = 1 << 23;
 }
 
 /// Why a dataplane does not start.
@@ -295,8 +296,16 @@ impl Dataplane {
                 packet => crew.steering.packet(&packet),
             },
         };
-        crew.members[home.unwrap_or(SPEAKER)].mailbox.send(Errand::Explain(question, reply));
-        answer.wait()
+        let home = home.unwrap_or(SPEAKER);
+        crew.members[home].mailbox.send(Errand::Explain(question.clone(), reply));
+        let explanation = answer.wait()?;
+        if home == SPEAKER {
+            return Some(explanation);
+        }
+        // The speaker alone knows whether the node answers.
+        let (reply, answer) = Reply::channel();
+        crew.members[SPEAKER].mailbox.send(Errand::Explain(question, reply));
+        Some(Explanation { answers: answer.wait()?.answers, ..explanation })
     }
 
     /// Looks through the flow tables piece by piece, while the workers go on. `visit` gets the live flows of a piece

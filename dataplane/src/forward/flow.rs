@@ -63,6 +63,9 @@ impl Default for Timeouts {
 
 /// A half-open TCP connection: one SYN, nothing else yet.
 const HALF_OPEN_S: u64 = 60;
+/// An established connection that was silent for so long gives way to a new flow where there is no other room.
+const SILENT_S: u64 = 300;
+const SILENT: u32 = Tick::from_secs(SILENT_S);
 /// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
 const PORT_REUSE: u32 = Tick::from_secs(3);
 
@@ -291,7 +294,14 @@ impl FlowTable {
             // flood of forged ones does not fill the table for hours.
             Protocol::Tcp => State::HalfOpen,
         };
-        self.place(hash, key, Slot::new(key, backend, state, now), now);
+        let timeouts = self.timeouts;
+        match choose_slot(self.group(hash), key, state, &timeouts, now) {
+            Some(slot) => {
+                *slot = Slot::new(key, backend, state, now);
+                self.remembered += 1;
+            }
+            None => self.not_remembered += 1,
+        }
     }
 
     /// Puts in what stood in another table, where it was counted.
@@ -300,19 +310,8 @@ impl FlowTable {
         let idle = ((entry.idle_ms * 1_000_000) >> TICK_SHIFT) as u32;
         let seen = Tick(now.0.wrapping_sub(idle) & TICK_MASK);
         let timeouts = self.timeouts;
-        if let Some(slot) = choose_slot(self.group(hash), &key, &timeouts, now) {
+        if let Some(slot) = choose_slot(self.group(hash), &key, entry.state, &timeouts, now) {
             *slot = Slot::new(&key, entry.backend, entry.state, seen);
-        }
-    }
-
-    fn place(&mut self, hash: TupleHash, key: &FlowKey, flow: Slot, now: Tick) {
-        let timeouts = self.timeouts;
-        match choose_slot(self.group(hash), key, &timeouts, now) {
-            Some(slot) => {
-                *slot = flow;
-                self.remembered += 1;
-            }
-            None => self.not_remembered += 1,
         }
     }
 
@@ -355,15 +354,16 @@ impl FlowTable {
     }
 }
 
-/// Where a flow is put: its own slot, else a free or expired one, else that of the half-open flow that has been silent
-/// for longest: under a flood of SYNs the established flows stay.
+/// Where a flow is put: its own slot, else a free or expired one, else that of a flow that matters less, and of these the
+/// one that has been silent for longest.
 fn choose_slot<'a>(
     group: impl Iterator<Item = &'a mut Slot>,
     key: &FlowKey,
+    state: State,
     timeouts: &[u32; 4],
     now: Tick,
 ) -> Option<&'a mut Slot> {
-    let (mut vacant, mut half_open): (_, Option<&mut Slot>) = (None, None);
+    let (mut vacant, mut least): (_, Option<((u8, u32), &mut Slot)>) = (None, None);
     for slot in group {
         if slot.is(key) {
             return Some(slot);
@@ -373,13 +373,28 @@ fn choose_slot<'a>(
         }
         if slot.is_free() || is_expired(slot, timeouts, now) {
             vacant = Some(slot);
-        } else if slot.state() == State::HalfOpen
-            && half_open.as_ref().is_none_or(|other| now.since(slot.last_seen()) > now.since(other.last_seen()))
+        } else if let Some(rank) = gives_way(slot, state, now)
+            && least.as_ref().is_none_or(|(least, _)| rank > *least)
         {
-            half_open = Some(slot);
+            least = Some((rank, slot));
         }
     }
-    vacant.or(half_open)
+    vacant.or(least.map(|(_, slot)| slot))
+}
+
+/// Whether a flow gives way to a new one, and how readily. A flood of SYNs displaces no UDP flow and no established
+/// connection, one of datagrams no connection, but for those that have been silent for so long that forged ones, which
+/// two packets make, do not fill the table for hours. A displaced flow goes where Maglev says, as most do anyway.
+fn gives_way(slot: &Slot, to: State, now: Tick) -> Option<(u8, u32)> {
+    let silent = now.since(slot.last_seen());
+    let readiness = match slot.state() {
+        State::HalfOpen => 3,
+        State::Closing => 2,
+        State::Udp if to == State::Udp => 1,
+        State::Open if silent > SILENT => 0,
+        State::Udp | State::Open => return None,
+    };
+    Some((readiness, silent))
 }
 
 /// Each flow prefers its own slot of the group, so that a hit mostly touches one cache line.
@@ -516,10 +531,66 @@ mod tests {
     #[test]
     fn a_full_table_refuses_and_counts() {
         let mut table = Table::new(8);
-        for port in 0..20 {
+        for port in 0..8 {
             table.put(&packet(port, Protocol::Udp), 5, 0);
         }
+        for port in 0..12 {
+            table.put(&FlowPacket { opens: true, ..packet(port, Protocol::Tcp) }, 5, 0);
+        }
         assert_eq!(table.0.inserted(), (8, 12));
+    }
+
+    #[test]
+    fn of_datagrams_the_longest_silent_flow_gives_way_and_active_ones_stay() {
+        let mut table = Table::new(8);
+        let active: Vec<FlowPacket> = (0..4).map(|port| packet(port, Protocol::Udp)).collect();
+        for flow in &active {
+            table.put(flow, 5, 0);
+        }
+        // Ten new ones a second, for ten seconds.
+        for second in 1..11 {
+            for flow in &active {
+                assert_eq!(table.touch(flow, second), Known::Flow(backend(5)));
+            }
+            for port in 0..4 {
+                table.put(&packet(1000 + second as u16 * 4 + port, Protocol::Udp), 6, second);
+            }
+        }
+        assert_eq!(table.0.inserted(), (44, 0));
+    }
+
+    #[test]
+    fn established_connections_give_way_only_after_a_long_silence() {
+        let mut table = Table::new(8);
+        for port in 0..8 {
+            table.put(&packet(port, Protocol::Tcp), 5, 0);
+            table.touch(&packet(port, Protocol::Tcp), 0);
+        }
+        let new = [packet(9, Protocol::Udp), FlowPacket { opens: true, ..packet(9, Protocol::Tcp) }];
+        for flow in &new {
+            table.put(flow, 6, SILENT_S);
+        }
+        assert_eq!(table.0.inserted(), (8, 2));
+        table.touch(&packet(0, Protocol::Tcp), SILENT_S);
+        for flow in &new {
+            table.put(flow, 6, SILENT_S + 2);
+        }
+        assert_eq!(table.0.inserted(), (10, 2));
+        assert_eq!(table.touch(&packet(0, Protocol::Tcp), SILENT_S + 2), Known::Flow(backend(5)));
+    }
+
+    #[test]
+    fn as_many_flows_as_are_promised_find_room() {
+        // Half of the slots, as in the default table.
+        let mut table = Table::new(1 << 16);
+        for flow in 0..1u32 << 15 {
+            let mut packet = packet(flow as u16, Protocol::Tcp);
+            packet.tuple.source = IpAddr::from(flow.to_be_bytes()).into();
+            table.put(&packet, 5, 0);
+            table.touch(&packet, 0);
+        }
+        let (_, refused) = table.0.inserted();
+        assert!(refused < (1 << 15) / 50, "{refused} found no room");
     }
 
     #[test]

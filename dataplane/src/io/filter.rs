@@ -1,20 +1,18 @@
 //! The socket filter (classic BPF): ARP, neighbour discovery, IP for the VIPs, and frames of which a VLAN tag is left
-//! when the kernel has taken one out, so that they are counted. It spares the ring everything else on the wire; the worker checks again, so a filter that lets too much by costs time and nothing more. Of an
-//! IPv6 destination only the last 32 bits are looked at.
+//! when the kernel has taken one out, so that they are counted. It spares the ring everything else on the wire; the
+//! worker checks again, so a filter that lets too much by costs time and nothing more. Of an IPv6 destination only the
+//! last 32 bits are looked at.
 
 use std::net::IpAddr;
 
 use super::bpf::{AND, Instruction, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD, RETURN, instruction, only_if};
-use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ndp};
+use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, ndp};
 
 /// Compared one after the other; more VIPs than this are covered by shorter prefixes.
 const MAX_PREFIXES: usize = 16;
 
 const WHOLE_FRAME: u32 = 0x40000;
 const ETHERTYPE_AT: u32 = 12;
-/// IEEE 802.1Q 9.4: a tag, and the tag of a provider around others.
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 const IPV4_DESTINATION_AT: u32 = 30;
 const NEXT_HEADER_AT: u32 = 20;
 /// The last word of the destination.

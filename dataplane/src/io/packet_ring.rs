@@ -15,7 +15,7 @@ use super::{
     socket::{PacketSocket, RingRequest},
     turn::Turn,
 };
-use crate::packet::VnetHeader;
+use crate::packet::{VLAN_NUMBER, VnetHeader};
 
 const SLOTS: u32 = 4096;
 /// For super-frames, which do not stand in the ring.
@@ -31,13 +31,11 @@ const HEADROOM: u32 = 128;
 /// linux/if_packet.h
 const TP_STATUS_COPY: u32 = 1 << 1;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
-/// Of the tag control information (IEEE 802.1Q 9.6).
-const VLAN_ID: u16 = 0x0fff;
 
 /// Whether a frame belongs to a VLAN, by what the kernel says beside it. One whose tag has the null identifier carries
 /// only a priority (IEEE 802.1Q 9.6): it is treated as untagged, as the kernel does.
 pub(super) fn is_vlan_tagged(status: u32, vlan_tci: u16) -> bool {
-    status & TP_STATUS_VLAN_VALID != 0 && vlan_tci & VLAN_ID != 0
+    status & TP_STATUS_VLAN_VALID != 0 && vlan_tci & VLAN_NUMBER != 0
 }
 
 /// struct tpacket2_hdr

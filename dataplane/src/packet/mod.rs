@@ -26,6 +26,12 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// ARP (RFC 826).
 pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// A customer's VLAN tag (IEEE 802.1Q 9.5).
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// A service provider's.
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// The VLAN's number in the tag control information; the other bits are priority. 0 names no VLAN (IEEE 802.1Q 9.6).
+pub(crate) const VLAN_NUMBER: u16 = 0x0fff;
 
 /// An Ethernet hardware address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -69,6 +75,13 @@ pub fn destination(frame: &[u8]) -> Option<Mac> {
 /// The source of an Ethernet frame.
 pub fn source(frame: &[u8]) -> Option<Mac> {
     frame.get(6..12)?.try_into().ok().map(Mac)
+}
+
+/// The number in a frame's VLAN tag, and the frame without it.
+pub(crate) fn vlan(frame: &[u8]) -> Option<(u16, Vec<u8>)> {
+    let is_tagged = matches!(be16(frame, 12)?, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN);
+    let number = be16(frame, 14)? & VLAN_NUMBER;
+    is_tagged.then(|| (number, [&frame[..12], &frame[16..]].concat()))
 }
 
 /// Two bytes in network order.

@@ -46,13 +46,16 @@ impl Core {
         self.own.stats.conflict(vip, mac);
     }
 
-    fn is_ours(&self, mac: Mac) -> bool {
+    pub(super) fn is_ours(&self, mac: Mac) -> bool {
         self.snapshot.ports.iter().any(|port| port.mac == mac)
     }
 
     pub(super) fn arp(&mut self, port: usize, own: Mac, frame: &mut [u8], arp: &arp::Arp) -> Verdict {
         let (sender, target) = (IpAddr::V4(arp.sender), IpAddr::V4(arp.target));
-        self.speaker.neighbors.heard(port, sender, arp.sender_mac, self.now_ns);
+        // Nobody else has one of our hardware addresses.
+        if !self.is_ours(arp.sender_mac) {
+            self.speaker.neighbors.heard(port, sender, arp.sender_mac, self.now_ns);
+        }
         if arp.operation == arp::Operation::Reply && arp.target_mac == own {
             segment::heard(&self.snapshot.peers, port, sender, self.now_ns);
         }
@@ -86,7 +89,9 @@ impl Core {
             return self.solicitation(port, own, source, frame, message);
         };
         let Some(mac) = message.mac else { return Verdict::Drop(DropReason::NdpNotOurs) };
-        self.speaker.neighbors.heard(port, target, mac, self.now_ns);
+        if !self.is_ours(mac) {
+            self.speaker.neighbors.heard(port, target, mac, self.now_ns);
+        }
         if solicited && packet::destination(frame) == Some(own) {
             segment::heard(&self.snapshot.peers, port, target, self.now_ns);
         }
@@ -105,7 +110,7 @@ impl Core {
         frame: &mut [u8],
         message: &ndp::Message,
     ) -> Verdict {
-        if let Some(mac) = message.mac {
+        if let Some(mac) = message.mac.filter(|mac| !self.is_ours(*mac)) {
             self.speaker.neighbors.heard(port, message.source.into(), mac, self.now_ns);
         }
         let vip = IpAddr::V6(message.target);

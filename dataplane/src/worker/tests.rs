@@ -6,6 +6,7 @@ use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4::DestUnreachableH
 
 use super::*;
 use crate::{
+    errand::Question,
     forward::{
         flow::Timeouts,
         steering::Steering,
@@ -402,6 +403,58 @@ fn fragments_meet_at_the_worker_that_has_the_flow_in_any_order() {
         }
     }
     assert!(crossed > 50, "only {crossed} were handed over: this shows nothing");
+}
+
+/// A capture's frames are explained as they would be judged.
+#[test]
+fn explanations_say_what_the_judgement_does() {
+    let mut frames = sound();
+    let (tcp, udp, udp6, echo) = (frames[0].clone(), frames[3].clone(), frames[7].clone(), frames[5].clone());
+    let tagged = |frame: &[u8], vlan: u8| {
+        let mut frame = frame.to_vec();
+        frame.splice(12..12, [0x81, 0, 0, vlan]);
+        frame
+    };
+    let mut elsewhere = echo.clone();
+    elsewhere[33] ^= 1;
+    let mut unrelated = frames[10].clone();
+    // The port of the VIP that is quoted.
+    unrelated[14 + 20 + 8 + 20 + 1] = 99;
+    let mut reply = arp::request(ROUTER, [192, 168, 2, 254].into(), VIP.into(), Some(OWN)).to_vec();
+    reply[21] = 2;
+    let mut advertised = ndp::announcement(ROUTER, CLIENT6).to_vec();
+    advertised[..6].copy_from_slice(&OWN.0);
+    frames.extend([
+        tagged(&tcp, 0),
+        tagged(&tcp, 5),
+        too_big(&udp),
+        too_big(&udp6),
+        elsewhere,
+        unrelated,
+        reply,
+        advertised,
+    ]);
+    let mut core = core();
+    core.speaker.announcer.due(core.now_ns);
+    for (at, frame) in frames.iter().enumerate() {
+        // Fragments depend on those before them.
+        if matches!(packet::parse(frame), Packet::Fragment(_)) {
+            continue;
+        }
+        let explained = core.explain(&Question::Frame(frame.clone()));
+        let (vlan_tagged, mut untagged) = match packet::vlan(frame) {
+            Some((number, untagged)) => (number != 0, untagged),
+            None => (false, frame.clone()),
+        };
+        let verdict = judge(&mut core, FrameMeta { vlan_tagged, vnet: VnetHeader::default() }, &mut untagged);
+        let expected = match verdict {
+            // Whether a port is refused depends on how often it was.
+            Verdict::Drop(DropReason::Rejected) => Some(DropReason::NoService),
+            Verdict::Drop(reason) => Some(reason),
+            _ => None,
+        };
+        assert_eq!(explained.dropped, expected, "frame {at}: {verdict:?} and {explained:?}");
+    }
 }
 
 /// What a worker sends in answer to a frame.

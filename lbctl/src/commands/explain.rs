@@ -51,6 +51,13 @@ fn frames(path: &Path) -> Result<Vec<v1::ExplainRequest>, Failure> {
     let mut questions = Vec::new();
     while let Some(packet) = reader.next_packet() {
         let packet = packet.map_err(unreadable)?;
+        if (packet.orig_len as usize) > packet.data.len() {
+            let (number, kept, whole) = (questions.len() + 1, packet.data.len(), packet.orig_len);
+            return Err(wrong(format!(
+                "of frame {number} only {kept} of {whole} bytes were captured, and nobody can say what would become of the \
+                 whole: capture with tcpdump -s 0"
+            )));
+        }
         questions.push(v1::ExplainRequest { frame: packet.data.into_owned(), ..v1::ExplainRequest::default() });
     }
     Ok(questions)
