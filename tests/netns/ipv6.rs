@@ -232,6 +232,8 @@ pub(crate) fn hostile_frames() -> anyhow::Result<()> {
         unrelated.truncate(54);
         unrelated.extend([1, 4, 0, 0, 0, 0, 0, 0, 0x60]);
         (unrelated[19], unrelated[20]) = (9, 58);
+        let mut long_datagram = plain.clone();
+        long_datagram[59] = 10;
         let mut neither = plain.clone();
         neither[20] = 132;
         let mut distant = ndp::solicitation(router, client, VIP6, Some(node));
@@ -248,6 +250,8 @@ pub(crate) fn hostile_frames() -> anyhow::Result<()> {
             ("vlan_tagged", tagged(&[0x81, 0, 0, 5])),
             ("vlan_tagged", tagged(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6])),
             ("icmp_unrelated", unrelated),
+            ("malformed", long_datagram),
+            ("ndp_conflict", ndp::announcement(router, VIP6).to_vec()),
             ("protocol_unsupported", neither),
             ("malformed", longer),
             ("malformed", plain[..56].to_vec()),

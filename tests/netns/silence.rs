@@ -124,7 +124,17 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
         quote.truncate(34);
         quote.extend([3, 4, 0, 0, 0, 0, 5, 0, 0x45]);
         (quote[17], quote[23]) = (29, 1);
+        let mut long_datagram = frame(router, node_mac)?;
+        long_datagram[39] = 10;
+        let claim = arp::request(router, VIP, VIP, None).to_vec();
+        let mut other_operation = arp::request(router, [192, 168, 2, 254].into(), VIP, Some(node_mac)).to_vec();
+        other_operation[21] = 3;
+        let short_arp = other_operation[..36].to_vec();
         let cases = [
+            ("arp_conflict", claim),
+            ("malformed", other_operation),
+            ("malformed", short_arp),
+            ("malformed", long_datagram),
             ("malformed", cut),
             ("malformed", options),
             ("protocol_unsupported", tunnel),

@@ -321,6 +321,10 @@ fn transport(frame: &[u8], ip: &Ip) -> Packet {
         return fragment(payload, ip, part).map_or_else(other, Packet::Fragment);
     }
     match (ip.protocol, ip.destination.is_ipv4()) {
+        // Whole, so its length is that of its bytes at most (RFC 768); of a fragment they are only the first.
+        (UDP, _) if !be16(payload, 4).is_some_and(|len| (8..=payload.len()).contains(&len.into())) => {
+            other(DropReason::Malformed)
+        }
         (TCP | UDP, _) => flow_packet(payload, ip).map_or_else(|| other(DropReason::Malformed), Packet::Flow),
         (ICMP, true) => match payload {
             [ECHO_REQUEST, _, _, _, _, _, _, _, ..] => echo(ip),

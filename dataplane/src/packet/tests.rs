@@ -172,6 +172,20 @@ fn extended(frame: &[u8], kinds: &[(u8, &[u8])]) -> Vec<u8> {
 }
 
 #[test]
+fn datagrams_that_lie_about_their_length_are_malformed() {
+    let mut v4 = Vec::new();
+    PacketBuilder::ethernet2([2; 6], OWN.0).ipv4(CLIENT, VIP, 64).udp(4000, 53).write(&mut v4, b"data").unwrap();
+    for (frame, len_at) in [(v4, 38), (udp6(b"data"), 58)] {
+        for (len, is_sound) in [(7, false), (8, true), (12, true), (13, false), (0xffff, false)] {
+            let mut frame = frame.clone();
+            frame[len_at..len_at + 2].copy_from_slice(&u16::to_be_bytes(len));
+            let malformed = matches!(parse(&frame), Packet::Other(DropReason::Malformed, Some(_)));
+            assert_eq!(malformed, !is_sound, "{len}");
+        }
+    }
+}
+
+#[test]
 fn ipv6_flows_are_found_behind_their_extension_headers() {
     let options = [0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let atomic = [0, 0, 0, 0, 1, 2, 3, 4];
