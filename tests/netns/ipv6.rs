@@ -1,10 +1,6 @@
 //! The example in IPv6: a VIP, its neighbours, its backends of either family, and a takeover.
 
-use std::{
-    fs,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
@@ -12,12 +8,12 @@ use lb_dataplane::packet::{Mac, Packet, ndp, parse};
 use lb_tests::{
     capture::{Capture, Injector},
     cluster::wait_ready,
-    site::{ECHO, ENGINES, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP6},
+    site::{ECHO, ENGINES, HTTP_ADDRESS, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP6},
     traffic::http_who,
     wait,
 };
 
-const HTTP6: SocketAddr = SocketAddr::new(IpAddr::V6(VIP6), HTTP);
+const HTTP6: SocketAddr = HTTP_ADDRESSES[1];
 const VIP6_TEXT: &str = "2001:db8:2::1";
 
 fn start(nodes: u8, engine: &'static str) -> anyhow::Result<Site> {

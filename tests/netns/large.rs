@@ -121,13 +121,8 @@ pub(crate) fn fragments() -> anyhow::Result<()> {
             }
         }
         out_of_order(&site)?;
-        let stats = site.nodes[0].lbctl_json(&["stats"])?;
-        let count = |name: &str| stats[name].as_u64().unwrap_or_default();
-        let dropped: u64 = stats["drops"].as_array().into_iter().flatten().filter_map(|d| d["packets"].as_u64()).sum();
-        ensure!(
-            count("received") == count("forwarded") + count("answered") + dropped + count("held"),
-            "{engine}: not every frame is accounted for: {stats}"
-        );
+        let (stats, is_whole) = site.nodes[0].accounts()?;
+        ensure!(is_whole, "{engine}: not every frame is accounted for: {stats}");
     }
     Ok(())
 }

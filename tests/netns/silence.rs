@@ -158,12 +158,6 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
             frame.get(6..12) == Some(&node_mac.0) && frame.get(12..14) != Some(&[8, 6]) && !is_error(frame)
         };
         let at_server = Capture::start(&site.servers[0].host.ns, "eth0", forwarded)?;
-        let balance = || -> anyhow::Result<(u64, u64)> {
-            let stats = node.stats()?;
-            let sum = |key: &str| stats[key].as_u64().unwrap_or(0);
-            let drops = stats["drops"].as_array().into_iter().flatten().filter_map(|row| row["packets"].as_u64());
-            Ok((sum("received"), sum("forwarded") + sum("answered") + sum("held") + drops.sum::<u64>()))
-        };
         // From inside the switch's cable to the node, as a switch that floods would send them.
         let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
         for (reason, frame) in &cases {
@@ -183,7 +177,7 @@ pub(crate) fn foreign_frames() -> anyhow::Result<()> {
         let untagged = arrived.iter().filter(|seen| seen.frame.get(12..14) == Some(&[0x08, 0x00])).count();
         ensure!((arrived.len(), untagged) == (2, 2), "{engine}: {arrived:02x?} instead of the two sound frames");
         wait::until(&format!("{engine}: every frame is accounted for"), PATIENCE, || {
-            balance().is_ok_and(|(received, ended)| received == ended)
+            node.accounts().is_ok_and(|(_, is_whole)| is_whole)
         });
     }
     Ok(())

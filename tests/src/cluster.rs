@@ -267,6 +267,17 @@ impl LbNode {
         self.lbctl_json(&["stats"])
     }
 
+    /// Its counters, and whether every frame that it received is in exactly one of those that tell how it ended.
+    pub fn accounts(&self) -> anyhow::Result<(Value, bool)> {
+        let stats = self.stats()?;
+        let sum = |key: &str| stats[key].as_u64().unwrap_or(0);
+        let dropped: u64 =
+            stats["drops"].as_array().into_iter().flatten().filter_map(|row| row["packets"].as_u64()).sum();
+        let ended = sum("forwarded") + sum("answered") + sum("held") + dropped;
+        let is_whole = sum("received") == ended;
+        Ok((stats, is_whole))
+    }
+
     /// How many frames it dropped for a reason.
     pub fn drops(&self, reason: &str) -> anyhow::Result<u64> {
         let stats = self.stats()?;
