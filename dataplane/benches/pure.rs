@@ -3,22 +3,23 @@
 use std::{
     hint::black_box,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
 use lb_dataplane::{
     forward::{
-        DropReason,
-        decide::{Place, decide},
-        flow::{FlowTable, Tick, Timeouts},
+        compile::Compiler,
+        flow::{FlowTable, Timeouts},
         hash::HashKey,
-        maglev::{Maglev, Member},
-        table::{
-            BackendSpec, BackendState, Compiler, PortRangeSpec, PortSpec, ServiceSpec, Snapshot, TableSpec, VipSpec,
-        },
+        maglev::{Candidate, Maglev},
+        snapshot::Snapshot,
+        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     },
-    packet::{self, Mac, Protocol, rewrite},
+    packet::{self, FrameMeta, Mac, Protocol},
+    verdict::Verdict,
+    worker::{Peek, Pipeline},
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -34,8 +35,6 @@ const SLOTS: usize = 1 << 20;
 fn snapshot() -> Snapshot {
     let vip = |address: IpAddr, id: u64| VipSpec {
         address,
-        first_grant: false,
-        owned: None,
         answer_on: vec![0],
         rejects: false,
         services: vec![ServiceSpec {
@@ -81,35 +80,22 @@ fn frame(family: &str) -> Vec<u8> {
     frame
 }
 
-/// A batch as an engine has it judged: two looks at all frames, then the decisions and the rewrites.
-fn judge(snapshot: &Snapshot, flows: &mut FlowTable, batch: &mut [Vec<u8>], now: Tick) {
-    let mut packets = [None; BATCH as usize];
-    let mut found = [None; BATCH as usize];
-    let mut places = [Err(DropReason::NotVip); BATCH as usize];
-    for ((frame, packet), found) in batch.iter().zip(&mut packets).zip(&mut found) {
-        if let Some(flow) = packet::flow(black_box(frame)) {
-            let hash = snapshot.hash_key.tuple(&flow.tuple);
-            flows.prefetch(hash);
-            *found = snapshot.vip_at(flow.tuple.destination).map(|vip| (vip, hash));
-            *packet = Some(flow);
-        }
+/// A batch as an engine has it judged: a peek at each frame, the lookahead, then the judgement, by the code that ships.
+fn judge(pipeline: &mut Pipeline, batch: &mut [Vec<u8>]) {
+    let mut peeks = [Peek::NOTHING; BATCH as usize];
+    for (frame, peek) in batch.iter().zip(&mut peeks) {
+        pipeline.peek(black_box(frame), peek);
     }
-    for ((packet, found), place) in packets.iter().zip(&found).zip(&mut places) {
-        if let (Some(flow), Some((vip, hash))) = (packet, found) {
-            *place = Place::at(snapshot, *vip, &flow.tuple, *hash);
-            place.as_ref().inspect(|place| place.prefetch(snapshot, flows)).ok();
-        }
-    }
-    for ((frame, packet), place) in batch.iter_mut().zip(&packets).zip(&places) {
-        let (Some(flow), Ok(place)) = (packet, place) else { unreachable!("a frame of a flow to the VIP") };
-        let decision = decide(snapshot, flows, flow, place, now).expect("a backend");
-        rewrite::to_backend(frame, decision.backend.mac().unwrap_or_default(), OWN);
+    peeks.iter_mut().for_each(|peek| pipeline.look_ahead(peek));
+    for (frame, peek) in batch.iter_mut().zip(&peeks) {
+        let verdict = pipeline.judge(0, FrameMeta::default(), frame, peek);
+        assert_eq!(verdict, Verdict::Forward { port: 0 });
     }
 }
 
 /// Parse, decide and rewrite, by flow.
 fn packets(c: &mut Criterion) {
-    let snapshot = snapshot();
+    let snapshot = Arc::new(snapshot());
     for family in ["IPv4", "IPv6"] {
         let mut group = c.benchmark_group(format!("packet/{family}"));
         group.throughput(Throughput::Elements(1));
@@ -117,24 +103,27 @@ fn packets(c: &mut Criterion) {
         let ports_at = if family == "IPv4" { 34 } else { 54 };
         group.bench_function("parse", |b| b.iter(|| packet::flow(black_box(&template))));
         for (name, known) in [("hit", true), ("miss", false)] {
-            let mut flows = FlowTable::new(SLOTS, Timeouts::default()).expect("memory for a flow table");
+            let flows = FlowTable::new(SLOTS, Timeouts::default()).expect("memory for a flow table");
+            let mut pipeline = Pipeline::new(snapshot.clone(), flows, Arc::default(), Arc::default());
             let mut batch = vec![template.clone(); BATCH.into()];
             let mut port = 0u16;
             let mut round = 0u64;
-            let mut step = |flows: &mut FlowTable| {
+            let mut step = || {
                 for frame in &mut batch {
+                    frame.copy_from_slice(&template);
                     frame[ports_at..ports_at + 2].copy_from_slice(&port.to_be_bytes());
                     port = (port + 1) % FLOWS;
                 }
                 // UDP is forgotten after 30 s: a minute later every flow is new again.
                 round += u64::from(port == 0 && !known);
-                judge(&snapshot, flows, &mut batch, Tick::from_ns((1 << 40) + round * 60_000_000_000));
+                pipeline.set_time((1 << 40) + round * 60_000_000_000);
+                judge(&mut pipeline, &mut batch);
             };
             for _ in 0..FLOWS / BATCH {
-                step(&mut flows);
+                step();
             }
             group.throughput(Throughput::Elements(BATCH.into()));
-            group.bench_function(format!("{name} x{BATCH}"), |b| b.iter(|| step(&mut flows)));
+            group.bench_function(format!("{name} x{BATCH}"), |b| b.iter(&mut step));
         }
     }
 }
@@ -143,8 +132,8 @@ fn packets(c: &mut Criterion) {
 fn maglev(c: &mut Criterion) {
     let mut group = c.benchmark_group("maglev");
     for (backends, size) in [(10u32, 16_381), (100, 16_381), (10, 65_537), (100, 65_537), (1000, 65_537)] {
-        let member = |i: u32| Member::new(HashKey(1), IpAddr::V4(Ipv4Addr::from(0x0a00_0001 + i)), 1, size);
-        let members: Vec<Member> = (0..backends).map(member).collect();
+        let member = |i: u32| Candidate::new(HashKey(1), IpAddr::V4(Ipv4Addr::from(0x0a00_0001 + i)), 1, size);
+        let members: Vec<Candidate> = (0..backends).map(member).collect();
         group.bench_with_input(BenchmarkId::new(format!("{backends} backends"), size), &members, |b, members| {
             b.iter_batched(|| (), |()| Maglev::build(black_box(members), size), BatchSize::LargeInput);
         });

@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
-    io,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -11,117 +10,70 @@ use std::{
 };
 
 use crate::{
-    crew::{Crew, Running, Scheduling, Shared, flow_tables},
-    errand::{Errand, Explanation, Question, Reply},
+    config::Config,
+    error::StartError,
     forward::{
+        compile::Compiler,
         flow::{FlowEntry, FlowTable, Tick, Timeouts},
+        runtime::VipId,
+        snapshot::Snapshot,
+        spec::{PortSpec, TableSpec},
         steering::{MAX_WORKERS, SPEAKER, Steering},
-        table::{Compiler, PortSpec, Snapshot, TableSpec, VipId},
     },
-    groups::Groups,
     guard::{self, GuardError},
-    io::{EngineError, EngineKind, PortConfig},
-    lease::{LeaseClock, boottime_ns},
+    io::{EngineKind, PortConfig},
     packet::{self, Fragment, Mac, Packet},
-    report::{self, Conflict, Report},
-    stats::WorkerStats,
-    worker::{Core, Speaker},
-};
-
-/// What a dataplane is started with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The interfaces; a [`TableSpec`]'s ports are these, in this order.
-    pub ports: Vec<PortConfig>,
-    /// The engine; `None` for the best that runs.
-    pub engine: Option<EngineKind>,
-    /// Threads that share the frames, up to [`MAX_WORKERS`].
-    pub workers: usize,
-    /// Whether they go before all others on their cores, the kernel's receiving threads included ([`Scheduling`]).
-    pub realtime: bool,
-    /// Slots for flows, of 32 bytes. Up to half of them all flows find one.
-    pub flow_capacity: usize,
-}
-
-impl Config {
-    /// Slots for four million flows, twice as many, so that hardly one finds its group of slots full: 256 MiB if all of
-    /// them are there.
-    pub const DEFAULT_FLOW_CAPACITY: usize = 1 << 23;
-}
-
-/// Why a dataplane does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No engine runs.
-    #[error("engine {kind}: {source}")]
-    Engine {
-        /// The one that was tried last.
-        kind: EngineKind,
-        /// Why it does not run.
-        source: EngineError,
+    pool::{Pool, Scheduling, flow_tables},
+    query::{Errand, Explanation, Question, Reply, Report, report},
+    speaker::{
+        Speaker,
+        multicast::MulticastGroups,
+        permit::{Grant, LeaseClock, Owned, boottime_ns},
     },
-    /// The guard cannot be put in place.
-    #[error(transparent)]
-    Guard(#[from] GuardError),
-    /// A thread, an event descriptor or the flow table.
-    #[error("{0}: {1}")]
-    Resource(&'static str, io::Error),
-    /// None, or more than are supported.
-    #[error("{0} workers: must be from 1 to {MAX_WORKERS}")]
-    Workers(usize),
-}
-
-impl StartError {
-    /// Whether a right is missing.
-    pub fn is_permission(&self) -> bool {
-        match self {
-            Self::Engine { source: EngineError::Socket(error), .. } => error.is_permission(),
-            Self::Guard(error) => error.is_permission(),
-            _ => false,
-        }
-    }
-
-    /// Whether an interface is gone or down.
-    pub(crate) fn is_absent(&self) -> bool {
-        match self {
-            Self::Engine { source: EngineError::Socket(error), .. } => error.is_absent(),
-            _ => false,
-        }
-    }
-}
+    stats::{Conflict, WorkerStats},
+    worker::shared::{Published, Table, Workers},
+};
 
 /// A running dataplane.
 pub struct Dataplane {
     config: Config,
-    shared: Arc<Shared>,
+    published: Arc<Published>,
     steering_key: u32,
-    compiler: Mutex<Published>,
-    workers: Mutex<Workers>,
+    publisher: Mutex<Publisher>,
+    grants: Mutex<Grants>,
+    /// Where solicitations for owned VIPs are sent to.
+    groups: Mutex<MulticastGroups>,
+    pool: Mutex<PoolOf>,
 }
 
 /// The workers that run, and the counters of those that did.
-struct Workers {
-    running: Running,
+struct PoolOf {
+    running: Pool,
     retired: WorkerStats,
 }
 
-impl Workers {
+impl PoolOf {
     /// Has all of them end. The speaker, as far as it goes on, and the flow tables.
-    fn stop(&mut self, shared: &Shared) -> (Option<Speaker>, Vec<FlowTable>) {
-        let (speakers, flows): (Vec<_>, Vec<_>) = self.running.stop(shared).into_iter().map(Core::retire).unzip();
-        self.running.crew.members.iter().for_each(|member| self.retired.absorb(&member.stats));
-        (speakers.into_iter().flatten().next(), flows)
+    fn stop(&mut self, published: &Published) -> (Option<Speaker>, Vec<FlowTable>) {
+        let left = self.running.stop(published);
+        self.running.workers.all.iter().for_each(|worker| self.retired.absorb(&worker.stats));
+        left
     }
 }
 
-/// What was published last, by the one who publishes.
-struct Published {
+/// What was published last of how to forward.
+struct Publisher {
     compiler: Compiler,
     spec: TableSpec,
     /// `None` before the first table: what a crash left behind is in force until then.
     guarded: Option<Guarded>,
-    /// Where solicitations for owned VIPs are sent to.
-    groups: Groups,
+}
+
+/// What was published last of what this node owns.
+#[derive(Default)]
+struct Grants {
+    generation: u64,
+    grants: Vec<Grant>,
 }
 
 /// What the guard covers.
@@ -144,15 +96,21 @@ impl Dataplane {
         // Known interfaces, no VIPs: frames that come before the first table are dropped.
         let ports = config.ports.iter().map(empty_port).collect();
         let spec = TableSpec { ports, ..TableSpec::default() };
-        let shared = Arc::new(Shared::new(compiler.compile(&spec)));
+        let published = Arc::new(Published::new(compiler.compile(&spec)));
         // Random: it need not be the same on other nodes, and nobody outside shall know it.
         let steering_key = RandomState::new().hash_one(config.workers) as u32;
         let steering = Steering::new(config.workers, steering_key);
         let flows = flow_tables(config.flow_capacity, config.workers, Timeouts::default())?;
-        let running = Running::start(config, &shared, steering, flows, None)?;
-        let workers = Mutex::new(Workers { running, retired: WorkerStats::default() });
-        let compiler = Mutex::new(Published { compiler, spec, guarded: None, groups: Groups::default() });
-        Ok(Self { config: config.clone(), shared, steering_key, compiler, workers })
+        let running = Pool::start(config, &published, steering, flows, None)?;
+        Ok(Self {
+            config: config.clone(),
+            published,
+            steering_key,
+            publisher: Mutex::new(Publisher { compiler, spec, guarded: None }),
+            grants: Mutex::default(),
+            groups: Mutex::default(),
+            pool: Mutex::new(PoolOf { running, retired: WorkerStats::default() }),
+        })
     }
 
     /// Shares the frames between another number of workers from now on. Their sockets are opened anew, so frames that
@@ -163,39 +121,39 @@ impl Dataplane {
             return Err(StartError::Workers(workers));
         }
         // Nobody publishes meanwhile.
-        let mut published = self.compiler();
-        let mut team = self.workers();
-        let config = Config { ports: published.open_ports(), engine: Some(team.running.engine), ..self.config.clone() };
+        let mut publisher = lock(&self.publisher);
+        let mut pool = lock(&self.pool);
+        let config = Config { ports: publisher.open_ports(), engine: Some(pool.running.engine), ..self.config.clone() };
         // What can fail for want of memory comes before anything stops.
-        let timeouts = published.spec.timeouts;
+        let timeouts = publisher.spec.timeouts;
         let mut flows = flow_tables(config.flow_capacity, workers, timeouts)?;
-        let before = team.running.crew.members.len();
-        let (speaker, former) = team.stop(&self.shared);
+        let before = pool.running.workers.all.len();
+        let (speaker, former) = pool.stop(&self.published);
         // From here on nobody counts: what was counted is carried over.
-        let snapshot = published.recompile(workers);
+        let snapshot = publisher.recompile(workers);
         let steering = Steering::new(workers, self.steering_key);
         let moved = move_flows(&former, &mut flows, steering, &snapshot);
         drop(former);
-        self.shared.snapshot.store(Arc::new(snapshot));
-        let reason = team.running.engine_reason.take();
-        match Running::start(&config, &self.shared, steering, flows, speaker) {
-            Ok(running) => team.running = running.because(reason),
+        self.published.table.store(Arc::new(Table::new(snapshot)));
+        let reason = pool.running.engine_reason.take();
+        match Pool::start(&config, &self.published, steering, flows, speaker) {
+            Ok(running) => pool.running = running.because(reason),
             Err(error) => {
                 tracing::error!(%error, workers = before, "back to the former number of workers, without the flow table");
-                self.shared.snapshot.store(Arc::new(published.recompile(before)));
+                self.published.table.store(Arc::new(Table::new(publisher.recompile(before))));
                 let flows = flow_tables(config.flow_capacity, before, timeouts)?;
                 let steering = Steering::new(before, self.steering_key);
-                team.running = Running::start(&config, &self.shared, steering, flows, None)?.because(reason);
+                pool.running = Pool::start(&config, &self.published, steering, flows, None)?.because(reason);
                 return Err(error);
             }
         }
         Ok(moved)
     }
 
-    /// Publishes a table and returns its generation. The worker goes on with the old one until its next
-    /// batch; [`Self::wait_seen`] waits for that.
+    /// Publishes a table and returns its generation. The workers go on with the old one until their next
+    /// batch; [`Self::wait_for_table`] waits for that.
     pub fn publish(&self, spec: &TableSpec) -> Result<u64, GuardError> {
-        let mut published = self.compiler();
+        let mut publisher = lock(&self.publisher);
         let vips: Vec<IpAddr> = spec.vips.iter().map(|vip| vip.address).collect();
         // An interface that is gone has no hook to guard, and must not keep the table from the others.
         let interfaces = present(&self.config.ports);
@@ -203,33 +161,61 @@ impl Dataplane {
         let mut both = wanted.clone();
         // The guard before the first answer; and until after the last one when a VIP goes, because a packet
         // that finds neither would reach the kernel.
-        both.vips.extend(published.guarded.iter().flat_map(|guarded| &guarded.vips));
+        both.vips.extend(publisher.guarded.iter().flat_map(|guarded| &guarded.vips));
         both.vips.sort_unstable();
         both.vips.dedup();
-        published.install(&both)?;
-        published.groups.follow(spec);
-        published.spec.clone_from(spec);
-        let snapshot = published.compiler.compile(spec);
+        publisher.install(&both)?;
+        publisher.spec.clone_from(spec);
+        let snapshot = publisher.compiler.compile(spec);
         let generation = snapshot.generation;
-        let before = self.shared.snapshot.swap(Arc::new(snapshot));
-        self.crew().wake();
+        let before = self.published.table.swap(Arc::new(Table::new(snapshot)));
+        self.workers().wake();
         if both.vips.len() > wanted.vips.len() {
-            self.wait_seen(generation, Duration::from_secs(1));
-            published.install(&wanted)?;
+            self.wait_for_table(generation, Duration::from_secs(1));
+            publisher.install(&wanted)?;
         }
-        // Freed here if the worker has let go of it: it may be large.
+        // Freed here if the workers have let go of it: it may be large.
         drop(before);
         Ok(generation)
     }
 
+    /// Owns these VIPs from the workers' next batch on, as far as the table has them, and no others; apart from
+    /// [`Self::publish`], so that a takeover does not wait for a table. The generation, for [`Self::wait_for_grants`].
+    pub fn own(&self, grants: &[Grant]) -> u64 {
+        let mut own = lock(&self.grants);
+        own.generation += 1;
+        own.grants = grants.to_vec();
+        self.published.owned.store(Arc::new(Owned::new(own.generation, grants)));
+        self.workers().wake();
+        own.generation
+    }
+
+    /// Listens to the multicast groups of the owned VIPs, by the last table. It may wait for the kernel's lock on all
+    /// links, so it comes after what must be quick.
+    pub fn join_groups(&self) {
+        let mut groups = lock(&self.groups);
+        let spec = lock(&self.publisher).spec.clone();
+        let grants = lock(&self.grants).grants.clone();
+        groups.follow(&spec, &grants);
+    }
+
     /// Waits until no frame is judged by an older table any more. Whether that came about in time.
-    pub fn wait_seen(&self, generation: u64, timeout: Duration) -> bool {
+    pub fn wait_for_table(&self, generation: u64, timeout: Duration) -> bool {
+        self.wait_until(timeout, |workers| workers.judge_by_table(generation))
+    }
+
+    /// Waits until nobody speaks by older grants any more. Whether that came about in time.
+    pub fn wait_for_grants(&self, generation: u64, timeout: Duration) -> bool {
+        self.wait_until(timeout, |workers| workers.speak_by_grants(generation))
+    }
+
+    fn wait_until(&self, timeout: Duration, holds: impl Fn(&Workers) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
-        while !self.crew().has_seen(generation) {
+        while !holds(&self.workers()) {
             if Instant::now() >= deadline {
                 return false;
             }
-            // A batch takes microseconds; this is the rare path of a VIP that leaves.
+            // A batch takes microseconds.
             thread::sleep(Duration::from_micros(100));
         }
         true
@@ -238,87 +224,88 @@ impl Dataplane {
     /// The other load balancers that are heard on a segment of ours: the interface, and their address.
     pub fn heard_peers(&self) -> Vec<(usize, IpAddr)> {
         let now_ns = boottime_ns();
-        let snapshot = self.shared.snapshot.load();
-        let heard = snapshot.peers.iter().filter(|peer| peer.is_heard(now_ns));
+        let table = self.published.table.load();
+        let heard = table.snapshot.peers.iter().filter(|peer| peer.is_heard(now_ns));
         heard.map(|peer| (peer.spec.port, peer.spec.address)).collect()
     }
 
     /// Other stations that claimed a VIP of ours.
     pub fn conflicts(&self) -> Vec<Conflict> {
-        let workers = self.workers();
-        let at_work = workers.running.crew.members.iter().map(|member| &member.stats);
-        report::conflicts(at_work.chain([&workers.retired]))
+        let pool = lock(&self.pool);
+        let at_work = pool.running.workers.all.iter().map(|worker| &*worker.stats);
+        report::conflicts(at_work.chain([&pool.retired]))
     }
 
     /// The deadline of this node's answers.
     pub fn lease(&self) -> &Arc<LeaseClock> {
-        &self.shared.lease
+        &self.published.lease
     }
 
     /// The engine that runs.
     pub fn engine(&self) -> EngineKind {
-        self.workers().running.engine
+        lock(&self.pool).running.engine
     }
 
     /// Why it is not the best one, if it is not.
     pub fn engine_reason(&self) -> Option<String> {
-        self.workers().running.engine_reason.clone()
+        lock(&self.pool).running.engine_reason.clone()
     }
 
     /// How the workers are scheduled.
     pub fn scheduling(&self) -> Scheduling {
-        self.workers().running.scheduling.clone()
+        lock(&self.pool).running.scheduling.clone()
     }
 
     /// How many workers there are.
     pub fn worker_count(&self) -> usize {
-        self.crew().members.len()
+        self.workers().all.len()
     }
 
     /// Whether all workers still run.
     pub fn is_running(&self) -> bool {
-        self.workers().running.is_well()
+        lock(&self.pool).running.is_well()
     }
 
     /// The counters.
     pub fn report(&self) -> Report {
-        let workers = self.workers();
-        Report::new(&workers.running.crew.members, &workers.retired, &self.shared.snapshot.load())
+        let pool = lock(&self.pool);
+        let at_work: Vec<&WorkerStats> = pool.running.workers.all.iter().map(|worker| &*worker.stats).collect();
+        Report::new(&at_work, &pool.retired, &self.published.table.load().snapshot)
     }
 
     /// What would become of a packet. `None` if the worker does not answer.
     pub fn explain(&self, question: Question) -> Option<Explanation> {
-        let (crew, (reply, answer)) = (self.crew(), Reply::channel());
-        let home = match &question {
-            Question::Flow(tuple) => Some(crew.steering.flow(tuple)),
+        let (workers, (reply, answer)) = (self.workers(), Reply::channel());
+        let owner = match &question {
+            Question::Flow(tuple) => Some(workers.steering.flow(tuple)),
             Question::Frame(frame) => match packet::parse(frame) {
-                Packet::Fragment(Fragment { flow: Some(flow), .. }) => Some(crew.steering.flow(&flow.tuple)),
-                packet => crew.steering.packet(&packet),
+                Packet::Fragment(Fragment { flow: Some(flow), .. }) => Some(workers.steering.flow(&flow.tuple)),
+                packet => workers.steering.packet(&packet),
             },
         };
-        let home = home.unwrap_or(SPEAKER);
-        crew.members[home].mailbox.send(Errand::Explain(question.clone(), reply));
+        let owner = owner.unwrap_or(SPEAKER);
+        workers.all[owner].mailbox.send(Errand::Explain(question.clone(), reply));
         let explanation = answer.wait()?;
-        if home == SPEAKER {
+        if owner == SPEAKER {
             return Some(explanation);
         }
         // The speaker alone knows whether the node answers.
         let (reply, answer) = Reply::channel();
-        crew.members[SPEAKER].mailbox.send(Errand::Explain(question, reply));
+        workers.all[SPEAKER].mailbox.send(Errand::Explain(question, reply));
         Some(Explanation { answers: answer.wait()?.answers, ..explanation })
     }
 
     /// Looks through the flow tables piece by piece, while the workers go on. `visit` gets the live flows of a piece
     /// and the table by which they are forwarded; it returns whether to go on. Whether the workers have answered.
     pub fn flows(&self, mut visit: impl FnMut(&Snapshot, Vec<FlowEntry>) -> bool) -> bool {
-        for member in &self.crew().members {
+        for worker in &self.workers().all {
             let mut next = 0;
             loop {
                 let (reply, answer) = Reply::channel();
-                member.mailbox.send(Errand::ListFlows(next..next + FLOWS_AT_ONCE, reply));
+                worker.mailbox.send(Errand::ListFlows(next..next + FLOWS_AT_ONCE, reply));
                 let Some((entries, slots)) = answer.wait() else { return false };
                 next += FLOWS_AT_ONCE;
-                if !visit(&self.shared.snapshot.load(), entries) {
+                if !visit(&self.published.table.load().snapshot, entries) {
                     return true;
                 }
                 if next >= slots {
@@ -336,21 +323,18 @@ impl Dataplane {
     }
 
     fn stop_workers(&self) {
-        self.shared.lease.revoke();
-        self.workers().running.stop(&self.shared);
+        self.published.lease.revoke();
+        lock(&self.pool).running.stop(&self.published);
     }
 
-    fn workers(&self) -> MutexGuard<'_, Workers> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn workers(&self) -> Arc<Workers> {
+        lock(&self.pool).running.workers.clone()
     }
+}
 
-    fn compiler(&self) -> MutexGuard<'_, Published> {
-        self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn crew(&self) -> Arc<Crew> {
-        self.workers().running.crew.clone()
-    }
+/// What a panic has left behind is as good as before: nothing is changed in several steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Dataplane {
@@ -360,7 +344,7 @@ impl Drop for Dataplane {
     }
 }
 
-impl Published {
+impl Publisher {
     /// The interfaces as they are now. One that is gone, or another one than was published, waits until it is.
     fn open_ports(&self) -> Vec<PortConfig> {
         let ports = self.spec.ports.iter();

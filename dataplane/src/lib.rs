@@ -5,33 +5,30 @@
 //! Usable by itself: no tokio, no gRPC, no Raft. [`Dataplane::start`] opens the sockets and starts the
 //! workers; [`Dataplane::publish`] hands them tables.
 //!
-//! A frame's way, in the order of the files: `io` takes it from the ring, [`worker`] judges it
-//! ([`packet::parse()`], then [`forward::decide`] with [`forward::table`], [`forward::flow`] and
-//! [`forward::maglev`], then [`packet::rewrite`]), `io` sends it. Every frame ends as forwarded, answered
-//! or dropped with a counted [`forward::DropReason`].
+//! A frame's way, in the order of the modules: `io` takes it from the ring, [`worker`] judges it
+//! ([`packet::parse()`], then [`forward::decide`] with [`forward::snapshot`], [`forward::flow`] and [`forward::maglev`],
+//! or [`speaker`] for what asks the node itself), [`packet::rewrite`] changes it, `io` sends it. Every frame ends as
+//! forwarded, answered or dropped with a counted [`verdict::DropReason`].
 #![deny(unsafe_code)]
 
-pub mod announce;
-mod crew;
-mod errand;
+mod config;
+mod error;
 pub mod forward;
-mod groups;
 pub mod guard;
 mod handle;
 #[allow(unsafe_code, reason = "the kernel's interfaces; each block says why it is sound")]
 pub mod io;
-pub mod lease;
-mod limit;
-mod mailbox;
-pub mod neighbor;
 pub mod packet;
-mod report;
-mod segment;
+mod pool;
+mod query;
+pub mod speaker;
 pub mod stats;
+pub mod verdict;
 pub mod worker;
 
-pub use crew::Scheduling;
-pub use errand::{Explanation, Kind, Question};
-pub use handle::{Config, Dataplane, StartError};
-pub use report::{BackendReport, Conflict, Report, WorkerReport};
-pub use segment::PeerSpec;
+pub use config::Config;
+pub use error::StartError;
+pub use handle::Dataplane;
+pub use pool::Scheduling;
+pub use query::{BackendReport, Explanation, Kind, Outcome, Question, Report, WorkerReport};
+pub use speaker::permit::{Grant, LeaseClock, boottime_ns};

@@ -16,7 +16,10 @@ use tokio::{
 use crate::{
     api::{Context, Listeners, bind_cluster, bind_tcp},
     config::Config,
-    control::{Answered, Conflicts, Control, Leave, Retiring, reload, retire, take_care},
+    control::{
+        Answered, Conflicts, Leave, PublishGrants, PublishNode, PublishTable, Retiring, reload, retire,
+        run_leader_tasks,
+    },
     exit::Failure,
     link,
     ownership::{self, Ownership},
@@ -109,23 +112,31 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
 
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
-    followers.spawn(ownership.clone().release_silenced());
+    followers.spawn(ownership.clone().release_silent());
     let (links_as_they_are, links) = watch::channel(links);
     followers.spawn(link::follow(links_as_they_are));
-    let control = Control {
+    let publish_grants = PublishGrants {
         consensus: consensus.clone(),
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
-        links: links.clone(),
-        config: config.clone(),
-        heartbeat: Vec::new(),
-        in_force,
-        asked: None,
-        conflicts: Conflicts::default(),
         answered: Answered::default(),
     };
-    followers.spawn(control.run());
-    followers.spawn(take_care(consensus.clone()));
+    followers.spawn(publish_grants.run());
+    if let Some(dataplane) = dataplane.clone() {
+        let (consensus, links) = (consensus.clone(), links.clone());
+        followers.spawn(PublishTable { consensus, dataplane, links, in_force }.run());
+    }
+    let publish_node = PublishNode {
+        consensus: consensus.clone(),
+        dataplane: dataplane.clone(),
+        links,
+        config: config.clone(),
+        heartbeat: Vec::new(),
+        asked: None,
+        conflicts: Conflicts::default(),
+    };
+    followers.spawn(publish_node.run());
+    followers.spawn(run_leader_tasks(consensus.clone()));
     followers.spawn(reload(hangup, file, config.clone(), dataplane.clone()));
 
     announce_readiness(&config, &consensus);
@@ -145,8 +156,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
     }
     // Nothing may publish a table or give a lease back any more; then everything is let go of.
     followers.shutdown().await;
-    let links = links.borrow().clone();
-    let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), links, leave };
+    let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), leave };
     tokio::select! {
         () = retire(&retiring) => {}
         // A second signal: at once.

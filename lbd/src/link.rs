@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use lb_dataplane::{
-    forward::table::PortSpec,
+    forward::spec::PortSpec,
     io::{PortConfig, segments_tcp},
     packet::Mac,
 };

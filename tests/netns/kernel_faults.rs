@@ -10,7 +10,7 @@ use std::{
 use anyhow::ensure;
 use lb_dataplane::{
     Config, Dataplane,
-    forward::table::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+    forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     guard,
     io::{EngineKind, PortConfig},
     packet::{Mac, Protocol, VnetHeader},
@@ -40,14 +40,7 @@ fn table(ifindex: u32) -> TableSpec {
         table_size: 4093,
         backends: vec![backend],
     };
-    let vip = VipSpec {
-        address: VIP.into(),
-        owned: None,
-        first_grant: false,
-        answer_on: vec![0],
-        rejects: false,
-        services: vec![service],
-    };
+    let vip = VipSpec { address: VIP.into(), answer_on: vec![0], rejects: false, services: vec![service] };
     let port = PortSpec {
         name: "tap0".into(),
         ifindex,
@@ -86,7 +79,7 @@ pub(crate) fn a_ring_stops() -> anyhow::Result<()> {
             let config = Config { ports, engine: Some(engine), workers, realtime: false, flow_capacity: 1 << 12 };
             let dataplane = Dataplane::start(&config)?;
             let generation = dataplane.publish(&table(ifindex))?;
-            ensure!(dataplane.wait_seen(generation, Duration::from_secs(5)));
+            ensure!(dataplane.wait_for_table(generation, Duration::from_secs(5)));
             anyhow::Ok(dataplane)
         })?;
         // Enough flows for every worker.

@@ -1,14 +1,16 @@
 //! A packet of a VIP: which service, which backend, and why.
 
 use super::{
-    DropReason,
     flow::{FlowKey, FlowTable, Known, Tick},
     hash::TupleHash,
-    table::{Backend, BackendRef, BackendState, Service, Snapshot, Vip},
+    runtime::BackendRef,
+    snapshot::{Backend, Service, Snapshot, Vip},
+    spec::BackendState,
 };
 use crate::{
-    io::memory::prefetch,
+    io::sys::memory::prefetch,
     packet::{FlowPacket, Tuple},
+    verdict::DropReason,
 };
 
 /// A packet that goes on.
@@ -78,33 +80,53 @@ impl Place {
     }
 }
 
-/// Decides on a packet, and remembers the flow if it is new.
+/// What is known of flows. A worker that judges notes that a flow lives and remembers new ones; one that explains, or that
+/// looks for the flow that an ICMP error quotes, leaves everything as it is.
+pub trait Flows {
+    /// What is known of the flow of a packet.
+    fn known(&mut self, place: &Place, packet: &FlowPacket, now: Tick) -> Known;
+    /// A new flow has got its backend.
+    fn remember(&mut self, place: &Place, packet: &FlowPacket, backend: BackendRef, now: Tick);
+}
+
+impl Flows for FlowTable {
+    #[inline]
+    fn known(&mut self, place: &Place, packet: &FlowPacket, now: Tick) -> Known {
+        self.touch(place.hash, &place.key, packet, now)
+    }
+
+    #[inline]
+    fn remember(&mut self, place: &Place, packet: &FlowPacket, backend: BackendRef, now: Tick) {
+        self.insert(place.hash, &place.key, packet, backend, now);
+    }
+}
+
+/// A flow table that is only read.
+pub struct Unchanged<'a>(pub &'a FlowTable);
+
+impl Flows for Unchanged<'_> {
+    fn known(&mut self, place: &Place, packet: &FlowPacket, now: Tick) -> Known {
+        self.0.peek(place.hash, &place.key, packet.opens, now)
+    }
+
+    fn remember(&mut self, _: &Place, _: &FlowPacket, _: BackendRef, _: Tick) {}
+}
+
+/// Decides on a packet of a flow.
 #[inline]
 pub fn decide<'a>(
     snapshot: &'a Snapshot,
-    flows: &mut FlowTable,
+    flows: &mut impl Flows,
     packet: &FlowPacket,
     place: &Place,
     now: Tick,
 ) -> Result<Decision<'a>, DropReason> {
-    let known = flows.touch(place.hash, &place.key, packet, now);
+    let known = flows.known(place, packet, now);
     let decision = choose(snapshot, place, known, packet)?;
     if let Why::Maglev { .. } = decision.why {
-        flows.insert(place.hash, &place.key, packet, decision.backend.reference, now);
+        flows.remember(place, packet, decision.backend.reference, now);
     }
     Ok(decision)
-}
-
-/// What [`decide`] would do now with a packet; nothing is remembered.
-pub fn foresee<'a>(
-    snapshot: &'a Snapshot,
-    flows: &FlowTable,
-    packet: &FlowPacket,
-    now: Tick,
-) -> Result<Decision<'a>, DropReason> {
-    let place = Place::find(snapshot, &packet.tuple)?;
-    let known = flows.peek(place.hash, &place.key, packet.opens, now);
-    choose(snapshot, &place, known, packet)
 }
 
 #[inline]
@@ -118,7 +140,7 @@ fn choose<'a>(
     // The backend that the flow had, while it serves this service and has not been taken down.
     let had = |reference: BackendRef| {
         let backend = snapshot.backend(reference)?;
-        (backend.service == place.service && backend.state != BackendState::Down).then_some(backend)
+        (backend.service == place.service && super::egress::is_alive(backend)).then_some(backend)
     };
     if let Known::Flow(reference) = known
         && let Some(backend) = had(reference)

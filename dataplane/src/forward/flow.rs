@@ -10,10 +10,10 @@ use std::net::IpAddr;
 
 use super::{
     hash::TupleHash,
-    table::{BackendRef, VipId},
+    runtime::{BackendRef, VipId},
 };
 use crate::{
-    io::memory::{HugeSlice, Zeroed, prefetch},
+    io::sys::memory::{HugeSlice, Zeroed, prefetch},
     packet::{Address, FlowPacket, Protocol, Tuple},
 };
 

@@ -9,8 +9,11 @@ use std::{
     mem,
 };
 
-use super::{DropReason, table::BackendRef};
-use crate::packet::{DatagramId, Fragment, VnetHeader};
+use super::runtime::BackendRef;
+use crate::{
+    packet::{DatagramId, Fragment, VnetHeader},
+    verdict::DropReason,
+};
 
 /// Datagrams that are followed at the same time; a new one takes the place of the oldest.
 const MAX_DATAGRAMS: usize = 4096;
@@ -124,22 +127,21 @@ impl Fragments {
         let datagram = self.datagrams.entry(fragment.datagram).or_insert_with(|| {
             *serial += 1;
             ends.0.push_back(Deadline { at_ns: now_ns + LIFETIME_NS, id: fragment.datagram, serial: *serial });
-            Datagram { serial: *serial, fate: Fate::Unknown(Vec::new()), parts: BTreeMap::new(), end: None }
+            Datagram::new(*serial)
         });
-        if let Err(reason) = datagram.add(fragment) {
-            return Step::Drop(reason);
-        }
-        let step = match &datagram.fate {
-            Fate::Unknown(_) if fragment.flow.is_some() => Step::Decide,
-            Fate::Unknown(_) => Step::Wait,
-            Fate::Known(course) => Step::Follow(*course),
-            Fate::Dropped(reason) => Step::Drop(*reason),
-        };
+        let step = datagram.step(fragment);
         // Whole: nothing more can come. The one whose first fragment is being decided on is needed once more.
         if datagram.is_whole() && matches!(step, Step::Follow(_) | Step::Drop(_)) {
             self.datagrams.remove(&fragment.datagram);
         }
         step
+    }
+
+    /// What [`Self::arrive`] would say; nothing is noted.
+    pub fn foresee(&self, fragment: &Fragment) -> Step {
+        let known = self.datagrams.get(&fragment.datagram);
+        let mut datagram = known.map_or_else(|| Datagram::new(0), Datagram::without_frames);
+        datagram.step(fragment)
     }
 
     /// The first fragment's outcome; those that have waited for it share it.
@@ -235,6 +237,33 @@ impl Fragments {
 }
 
 impl Datagram {
+    fn new(serial: u64) -> Self {
+        Self { serial, fate: Fate::Unknown(Vec::new()), parts: BTreeMap::new(), end: None }
+    }
+
+    /// The same, as far as what comes next depends on it.
+    fn without_frames(&self) -> Self {
+        let fate = match &self.fate {
+            Fate::Unknown(_) => Fate::Unknown(Vec::new()),
+            Fate::Known(course) => Fate::Known(*course),
+            Fate::Dropped(reason) => Fate::Dropped(*reason),
+        };
+        Self { serial: self.serial, fate, parts: self.parts.clone(), end: self.end }
+    }
+
+    /// Notes a fragment and says what to do with it.
+    fn step(&mut self, fragment: &Fragment) -> Step {
+        if let Err(reason) = self.add(fragment) {
+            return Step::Drop(reason);
+        }
+        match &self.fate {
+            Fate::Unknown(_) if fragment.flow.is_some() => Step::Decide,
+            Fate::Unknown(_) => Step::Wait,
+            Fate::Known(course) => Step::Follow(*course),
+            Fate::Dropped(reason) => Step::Drop(*reason),
+        }
+    }
+
     /// Notes what came, if it fits to what came before.
     fn add(&mut self, fragment: &Fragment) -> Result<(), DropReason> {
         let (from, to) = (fragment.offset, fragment.offset + fragment.len);

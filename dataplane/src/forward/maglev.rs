@@ -5,11 +5,11 @@
 use std::net::IpAddr;
 
 use super::hash::HashKey;
-use crate::io::memory::prefetch;
+use crate::io::sys::memory::prefetch;
 
 /// A backend's place in the build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member {
+pub struct Candidate {
     /// Its permutation starts here, below the table's size.
     pub offset: u32,
     /// And steps by this, from 1 to the table's size - 1.
@@ -18,7 +18,7 @@ pub struct Member {
     pub weight: u16,
 }
 
-impl Member {
+impl Candidate {
     /// A backend's permutation, the same on every node.
     pub fn new(key: HashKey, address: IpAddr, weight: u16, size: u32) -> Self {
         let offset = (key.backend(address, 0) % u64::from(size)) as u32;
@@ -27,7 +27,7 @@ impl Member {
     }
 }
 
-/// A built table: each entry is the position of a member.
+/// A built table: each entry is the position of a candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Maglev {
     entries: Box<[u16]>,
@@ -37,28 +37,28 @@ pub struct Maglev {
 const FREE: u16 = u16::MAX;
 
 impl Maglev {
-    /// Builds a table of `size` entries, a prime. `None` without members.
-    pub fn build(members: &[Member], size: u32) -> Option<Self> {
-        let heaviest = members.iter().map(|member| u32::from(member.weight)).max()?;
-        debug_assert!(members.len() < usize::from(FREE) && heaviest > 0);
+    /// Builds a table of `size` entries, a prime. `None` without candidates.
+    pub fn build(candidates: &[Candidate], size: u32) -> Option<Self> {
+        let heaviest = candidates.iter().map(|candidate| u32::from(candidate.weight)).max()?;
+        debug_assert!(candidates.len() < usize::from(FREE) && heaviest > 0);
         let mut entries = vec![FREE; size as usize].into_boxed_slice();
-        let mut next: Vec<u32> = members.iter().map(|member| member.offset).collect();
-        let mut credit = vec![0u32; members.len()];
+        let mut next: Vec<u32> = candidates.iter().map(|candidate| candidate.offset).collect();
+        let mut credit = vec![0u32; candidates.len()];
         let mut filled = 0;
         loop {
-            for (position, member) in members.iter().enumerate() {
+            for (position, candidate) in candidates.iter().enumerate() {
                 // The heaviest takes a turn each round, the others as often as their weight allows.
-                credit[position] += u32::from(member.weight);
+                credit[position] += u32::from(candidate.weight);
                 if credit[position] < heaviest {
                     continue;
                 }
                 credit[position] -= heaviest;
                 let cursor = &mut next[position];
                 while entries[*cursor as usize] != FREE {
-                    *cursor = step(*cursor, member.skip, size);
+                    *cursor = step(*cursor, candidate.skip, size);
                 }
                 entries[*cursor as usize] = position as u16;
-                *cursor = step(*cursor, member.skip, size);
+                *cursor = step(*cursor, candidate.skip, size);
                 filled += 1;
                 if filled == size {
                     return Some(Self { entries });
@@ -67,7 +67,7 @@ impl Maglev {
         }
     }
 
-    /// The position of the member at an entry below [`Self::size`].
+    /// The position of the candidate at an entry below [`Self::size`].
     pub fn lookup(&self, entry: u32) -> usize {
         usize::from(self.entries[entry as usize])
     }
@@ -95,20 +95,20 @@ mod tests {
 
     use super::*;
 
-    fn table(members: &[Member], size: u32) -> Vec<usize> {
-        let maglev = Maglev::build(members, size).unwrap();
+    fn table(candidates: &[Candidate], size: u32) -> Vec<usize> {
+        let maglev = Maglev::build(candidates, size).unwrap();
         (0..size).map(|entry| maglev.lookup(entry)).collect()
     }
 
-    fn members(count: u8, weight: impl Fn(u8) -> u16, size: u32) -> Vec<Member> {
+    fn candidates(count: u8, weight: impl Fn(u8) -> u16, size: u32) -> Vec<Candidate> {
         let address = |i: u8| IpAddr::from([10, 0, 0, i]);
-        (1..=count).map(|i| Member::new(HashKey(42), address(i), weight(i), size)).collect()
+        (1..=count).map(|i| Candidate::new(HashKey(42), address(i), weight(i), size)).collect()
     }
 
     #[test]
     fn the_example_of_the_paper() {
-        let member = |offset, skip| Member { offset, skip, weight: 1 };
-        let [b0, b1, b2] = [member(3, 4), member(0, 2), member(3, 1)];
+        let candidate = |offset, skip| Candidate { offset, skip, weight: 1 };
+        let [b0, b1, b2] = [candidate(3, 4), candidate(0, 2), candidate(3, 1)];
         assert_eq!(table(&[b0, b1, b2], 7), [1, 0, 1, 0, 2, 2, 0], "table 1, before");
         assert_eq!(table(&[b0, b2], 7), [0, 0, 0, 0, 1, 1, 1], "table 1, after B1 is gone");
     }
@@ -117,7 +117,7 @@ mod tests {
     fn shares_follow_the_weights() {
         for weights in [[1, 1, 1, 1], [1, 2, 3, 4], [1000, 1, 500, 7]] {
             let size = 65537;
-            let entries = table(&members(4, |i| weights[usize::from(i) - 1], size), size);
+            let entries = table(&candidates(4, |i| weights[usize::from(i) - 1], size), size);
             let total: u16 = weights.iter().sum();
             for (position, weight) in weights.iter().enumerate() {
                 let share = entries.iter().filter(|&&p| p == position).count() as f64 / f64::from(size);
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_hundred_entries_a_backend_balance_within_one_percent() {
         let size = 16381;
-        let entries = table(&members(160, |_| 1, size), size);
+        let entries = table(&candidates(160, |_| 1, size), size);
         let counts: Vec<usize> = (0..160).map(|p| entries.iter().filter(|&&q| p == q).count()).collect();
         let mean = size as f64 / 160.0;
         for count in counts {
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_removed_backend_disturbs_few_others() {
         let size = 65537;
-        let all = members(100, |_| 1, size);
+        let all = candidates(100, |_| 1, size);
         let before = table(&all, size);
         let without = |gone: usize| [&all[..gone], &all[gone + 1..]].concat();
         for gone in [0, 50, 99] {
@@ -156,11 +156,11 @@ mod tests {
         #[test]
         fn every_entry_has_a_member(weights in proptest::collection::vec(1u16..=1000, 1..50), key: u128) {
             let size = 4093;
-            let members: Vec<Member> = weights.iter().enumerate()
-                .map(|(i, w)| Member::new(HashKey(key), IpAddr::from([10, 0, 1, i as u8]), *w, size)).collect();
-            let maglev = Maglev::build(&members, size).unwrap();
+            let candidates: Vec<Candidate> = weights.iter().enumerate()
+                .map(|(i, w)| Candidate::new(HashKey(key), IpAddr::from([10, 0, 1, i as u8]), *w, size)).collect();
+            let maglev = Maglev::build(&candidates, size).unwrap();
             for entry in 0..size {
-                prop_assert!(maglev.lookup(entry) < members.len());
+                prop_assert!(maglev.lookup(entry) < candidates.len());
             }
         }
     }

@@ -24,11 +24,11 @@ pub enum Operation {
 pub struct Arp {
     /// What it does.
     pub operation: Operation,
-    /// The sender's hardware address.
+    /// The sender's MAC address.
     pub sender_mac: Mac,
     /// The sender's protocol address.
     pub sender: Ipv4Addr,
-    /// The target's hardware address; unknown in a request.
+    /// The target's MAC address; unknown in a request.
     pub target_mac: Mac,
     /// The target's protocol address.
     pub target: Ipv4Addr,
@@ -79,7 +79,7 @@ pub fn answer_in_place(frame: &mut [u8], request: &Arp, mac: Mac) {
     frame[..FRAME_LEN].copy_from_slice(&emit(request.sender_mac, mac, &reply));
 }
 
-/// Asks for the hardware address of `target`: by broadcast, or of the host that had it last.
+/// Asks for the MAC address of `target`: by broadcast, or of the host that had it last.
 pub fn request(own: Mac, sender: Ipv4Addr, target: Ipv4Addr, last_known: Option<Mac>) -> [u8; FRAME_LEN] {
     let arp = Arp { operation: Operation::Request, sender_mac: own, sender, target_mac: Mac::ZERO, target };
     emit(last_known.unwrap_or(Mac::BROADCAST), own, &arp)
@@ -91,7 +91,7 @@ pub fn probe(own: Mac, address: Ipv4Addr) -> [u8; FRAME_LEN] {
 }
 
 /// Announces that `own` has `vip`, in the two forms that were found to be always accepted: a request
-/// whose sender and target are the VIP (RFC 5227 2.3), and a reply whose target hardware address is
+/// whose sender and target are the VIP (RFC 5227 2.3), and a reply whose target MAC address is
 /// the sender's. A reply with another target address is ignored by Linux routers within the first
 /// second of an entry; some switches learn from the request alone.
 pub fn announcements(own: Mac, vip: Ipv4Addr) -> [[u8; FRAME_LEN]; 2] {

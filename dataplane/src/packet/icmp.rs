@@ -31,7 +31,7 @@ pub struct Reply<'a> {
     pub to: &'a [u8],
     /// What was found in it.
     pub packet: &'a FlowPacket,
-    /// The hardware address of the interface that it came by.
+    /// The MAC address of the interface that it came by.
     pub mac: Mac,
 }
 
@@ -51,6 +51,19 @@ impl Reply<'_> {
         let v4 = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
         let v6 = Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port);
         self.error(self.packet.tuple.destination.into(), v4, v6)
+    }
+
+    /// Whether there is a [`Self::refusal`]: a reset is not answered by a reset (RFC 9293 3.10.7.1).
+    pub fn is_refusable(&self) -> bool {
+        let is_reset = || self.tcp().is_none_or(|tcp| tcp.rst());
+        source(self.to).is_some()
+            && self.ip_packet().is_some()
+            && !(self.packet.tuple.protocol == Protocol::Tcp && is_reset())
+    }
+
+    fn tcp(&self) -> Option<TcpHeaderSlice<'_>> {
+        let header = usize::from(self.packet.transport_at)..usize::from(self.packet.headers_len);
+        TcpHeaderSlice::from_slice(self.to.get(header)?).ok()
     }
 
     fn error(&self, own: IpAddr, v4: Icmpv4Type, v6: Icmpv6Type) -> Option<Vec<u8>> {
@@ -74,10 +87,9 @@ impl Reply<'_> {
     fn reset(&self) -> Option<Vec<u8>> {
         let tuple = &self.packet.tuple;
         let ip_packet = self.ip_packet()?;
-        let FlowPacket { transport_at, headers_len, .. } = *self.packet;
-        let (transport_at, headers_len) = (usize::from(transport_at), usize::from(headers_len));
+        let headers_len = usize::from(self.packet.headers_len);
         let payload_len = ip_packet.len().checked_sub(headers_len - ETHERNET_HEADER_LEN)?;
-        let tcp = TcpHeaderSlice::from_slice(self.to.get(transport_at..headers_len)?).ok()?;
+        let tcp = self.tcp()?;
         if tcp.rst() {
             return None;
         }

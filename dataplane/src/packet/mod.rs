@@ -16,7 +16,7 @@ use std::{fmt, net::IpAddr};
 
 pub use address::Address;
 pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, flow, parse};
-pub use vnet::VnetHeader;
+pub use vnet::{FrameMeta, VnetHeader};
 
 /// Destination, source, ethertype (IEEE 802.3 3.2).
 pub const ETHERNET_HEADER_LEN: usize = 14;
@@ -33,7 +33,7 @@ pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 /// The VLAN's number in the tag control information; the other bits are priority. 0 names no VLAN (IEEE 802.1Q 9.6).
 pub(crate) const VLAN_NUMBER: u16 = 0x0fff;
 
-/// An Ethernet hardware address.
+/// An Ethernet MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Mac(pub [u8; 6]);
 
@@ -89,7 +89,7 @@ pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// Asks for the hardware address of `target`, in the way of its family: everybody, or the host that had it last.
+/// Asks for the MAC address of `target`, in the way of its family: everybody, or the host that had it last.
 /// `None` where the two addresses are of different families.
 pub fn question(own: Mac, sender: IpAddr, target: IpAddr, last_known: Option<Mac>) -> Option<Vec<u8>> {
     match (sender, target) {

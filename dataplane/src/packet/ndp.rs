@@ -9,7 +9,7 @@ pub const SOLICITATION: u8 = 135;
 /// The ICMPv6 type of a neighbour advertisement.
 pub const ADVERTISEMENT: u8 = 136;
 
-/// Ethernet, IPv6, a message, and one option with a hardware address.
+/// Ethernet, IPv6, a message, and one option with a MAC address.
 pub const FRAME_LEN: usize = IPV6_END + MESSAGE_LEN + OPTION_LEN;
 
 const IPV6_END: usize = ETHERNET_HEADER_LEN + 40;
@@ -36,7 +36,7 @@ pub struct Message {
     pub source: Ipv6Addr,
     /// The address that is asked for or told of.
     pub target: Ipv6Addr,
-    /// The hardware address in its option: the sender's in a solicitation, the target's in an advertisement.
+    /// The MAC address in its option: the sender's in a solicitation, the target's in an advertisement.
     pub mac: Option<Mac>,
 }
 
@@ -45,7 +45,7 @@ pub struct Message {
 pub enum Kind {
     /// Who has the target address?
     Solicitation,
-    /// The target has this hardware address.
+    /// The target has this MAC address.
     Advertisement {
         /// It answers a solicitation.
         solicited: bool,
@@ -80,7 +80,7 @@ pub fn parse(frame: &[u8], at: usize, end: usize) -> Option<Message> {
     sound.then_some(Message { kind, source, target, mac })
 }
 
-/// The hardware address in the option of that type; `None` if the options are not sound.
+/// The MAC address in the option of that type; `None` if the options are not sound.
 fn option(mut options: &[u8], kind: u8) -> Option<Option<Mac>> {
     let mut found = None;
     while let [of_kind, units, ..] = options {
@@ -106,7 +106,7 @@ fn group_mac(group: Ipv6Addr) -> Mac {
     Mac([0x33, 0x33, a, b, c, d])
 }
 
-/// Asks for the hardware address of `target`: its group, or the host that had it last.
+/// Asks for the MAC address of `target`: its group, or the host that had it last.
 pub fn solicitation(own: Mac, sender: Ipv6Addr, target: Ipv6Addr, last_known: Option<Mac>) -> [u8; FRAME_LEN] {
     let group = solicited_node(target);
     // A known neighbour is asked at its own address (RFC 4861 7.2.4).

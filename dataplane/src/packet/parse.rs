@@ -1,7 +1,7 @@
 //! What a frame is: one pass, bounds-checked, without a copy.
 
 use super::{Address, ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, arp, be16, ndp};
-use crate::forward::DropReason;
+use crate::verdict::DropReason;
 
 const IPV4_MIN_HEADER_LEN: usize = 20;
 const IPV6_HEADER_LEN: usize = 40;

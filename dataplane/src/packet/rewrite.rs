@@ -10,7 +10,7 @@ const ECHO_REPLY: u8 = 0;
 /// RFC 4443 4.2
 const ECHO_REPLY_V6: u8 = 129;
 
-/// Sends the frame on: only the two hardware addresses change. The source too, or switches would
+/// Sends the frame on: only the two MAC addresses change. The source too, or switches would
 /// learn the router's address on our port.
 pub fn to_backend(frame: &mut [u8], backend: Mac, own: Mac) {
     frame[..6].copy_from_slice(&backend.0);

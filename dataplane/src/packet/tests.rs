@@ -4,7 +4,7 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::forward::DropReason;
+use crate::verdict::DropReason;
 
 const CLIENT: [u8; 4] = [192, 168, 1, 10];
 const VIP: [u8; 4] = [192, 168, 2, 1];

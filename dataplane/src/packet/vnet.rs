@@ -1,11 +1,13 @@
 //! The header that PACKET_VNET_HDR puts before each frame (struct virtio_net_hdr): without it, a frame with a partial
-//! checksum would be sent on broken, and a super-frame could not be sent at all.
+//! checksum would be sent on broken, and a GSO frame could not be sent at all.
 
 /// What the kernel says of a frame's checksum and segments. All zero: a whole frame, complete in itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct VnetHeader(pub [u8; Self::LEN]);
 
+/// linux/virtio_net.h
 const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
 
 impl VnetHeader {
     /// Bytes of it.
@@ -16,14 +18,29 @@ impl VnetHeader {
         bytes.first_chunk().copied().map(Self)
     }
 
-    /// The size of the segments that a super-frame stands for. Its numbers are in the machine's byte order.
+    /// The size of the segments that a GSO frame stands for. Its numbers are in the machine's byte order.
     pub fn gso_size(&self) -> Option<u16> {
         let [_, gso_type, _, _, low, high, ..] = self.0;
         (gso_type != GSO_NONE).then(|| u16::from_ne_bytes([low, high]))
     }
 
+    /// Of a frame that stands for several TCP segments with so many bytes of payload each.
+    pub fn tcp_segments_of(gso_size: u16) -> Self {
+        let [low, high] = gso_size.to_ne_bytes();
+        Self([0, GSO_TCPV4, 0, 0, low, high, 0, 0, 0, 0])
+    }
+
     /// Whether the frame stands for several.
-    pub fn is_super(&self) -> bool {
+    pub fn is_gso(&self) -> bool {
         self.gso_size().is_some()
     }
+}
+
+/// What the kernel says about a frame beside its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrameMeta {
+    /// It belongs to a VLAN, by a tag that the kernel has taken out of the frame.
+    pub vlan_tagged: bool,
+    /// What stands before it.
+    pub vnet: VnetHeader,
 }

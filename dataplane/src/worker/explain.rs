@@ -1,157 +1,180 @@
-//! What would become of a packet, by the functions that decide on frames; nothing is sent or remembered.
+//! What would become of a packet, by the decision tree that frames are judged by; nothing is sent or remembered.
 
 use std::net::IpAddr;
 
-use super::{Core, NotSent, Way, way};
+use etherparse::PacketBuilder;
+
+use super::{
+    classify::{Arrival, Came, Intent, Judge, Peek, Rare, Reading},
+    pipeline::Pipeline,
+};
 use crate::{
-    errand::{Explanation, Kind, Question},
-    forward::{DropReason, decide::foresee, flow::Tick},
-    packet::{self, FlowPacket, Fragment, Mac, Packet, Protocol, arp, ndp},
+    forward::{
+        decide::{Place, Unchanged, decide},
+        egress::Egress,
+        flow::Tick,
+    },
+    packet::{self, FlowPacket, Fragment, FrameMeta, Mac, Packet, Protocol, Tuple, VnetHeader, arp, ndp},
+    query::{Explanation, Kind, Outcome, Question},
+    speaker::answers::{Reaction, Voice},
+    verdict::DropReason,
 };
 
-impl Core {
-    /// What would become of a packet now.
+/// The station that a question's packet is said to come from: a host of the documentation range (RFC 7042 2.1.2).
+const ASKER: Mac = Mac([0x02, 0x00, 0x5e, 0x00, 0x53, 0x01]);
+
+impl Pipeline {
+    /// What would become of a packet now. It is taken to have been sent to this node, by a station that is neither a load
+    /// balancer nor a backend.
     pub(super) fn explain(&self, question: &Question) -> Explanation {
         let frame = match question {
-            Question::Flow(tuple) => return self.explain_flow(Kind::Flow, &FlowPacket::of(*tuple), 0),
-            Question::Frame(frame) => frame,
+            Question::Flow(tuple) => frame_of(tuple),
+            Question::Frame(frame) => frame.clone(),
         };
         // In a capture the tag stands in the frame; a socket gets it beside the frame.
-        match packet::vlan(frame) {
-            Some((0, untagged)) => self.explain_frame(&untagged),
-            Some(_) => self.dropped(Kind::Other, None, DropReason::VlanTagged),
-            None => self.explain_frame(frame),
-        }
-    }
-
-    fn explain_frame(&self, frame: &[u8]) -> Explanation {
-        let parsed = packet::parse(frame);
-        // A capture does not say whether a long TCP segment leaves as several.
-        let wire_len = match &parsed {
-            Packet::Flow(packet) if packet.tuple.protocol == Protocol::Tcp => packet.headers_len.into(),
-            _ => frame.len(),
+        let (vlan_tagged, mut frame) = match packet::vlan(&frame) {
+            Some((number, untagged)) => (number != 0, untagged),
+            None => (false, frame),
         };
-        match parsed {
-            Packet::Flow(packet) => self.explain_flow(Kind::Flow, &packet, wire_len),
-            Packet::Fragment(Fragment { flow: Some(packet), .. }) => {
-                self.explain_flow(Kind::Fragment, &packet, wire_len)
-            }
-            Packet::Fragment(fragment) => {
-                self.explain_address(Kind::Fragment, Some(fragment.datagram.destination.into()))
-            }
-            Packet::Error(error) => {
-                let explained = self.explain_flow(Kind::IcmpError, &FlowPacket::of(error.tuple), wire_len);
-                match explained.dropped {
-                    Some(DropReason::NoService) => {
-                        Explanation { dropped: Some(DropReason::IcmpUnrelated), ..explained }
-                    }
-                    _ => explained,
-                }
-            }
-            Packet::Echo(echo) => self.answered(Kind::Echo, echo.destination.into(), DropReason::EchoNotOurs),
-            Packet::Arp(arp) => self.explain_arp(&arp),
-            Packet::Neighbor(message) => self.explain_neighbor(&message),
-            Packet::Other(reason, destination) => self.dropped(Kind::Other, destination.map(IpAddr::from), reason),
+        let port = self.asked_at(&frame);
+        address(&mut frame, self.snapshot.ports.get(port).map_or(Mac::ZERO, |port| port.mac));
+        // A capture does not say whether a long TCP segment leaves as several: it does, if it is too long.
+        let mtu = self.snapshot.ports.get(port).map_or(0, |port| port.mtu as usize);
+        let leaves_in_segments = frame.len() > mtu + packet::ETHERNET_HEADER_LEN
+            && packet::flow(&frame).is_some_and(|flow| flow.tuple.protocol == Protocol::Tcp);
+        let vnet = if leaves_in_segments { VnetHeader::tcp_segments_of(1) } else { VnetHeader::default() };
+        self.explain_frame(port, FrameMeta { vlan_tagged, vnet }, &frame)
+    }
+
+    /// The interface at which a frame would ask for what it asks for.
+    fn asked_at(&self, frame: &[u8]) -> usize {
+        let target = match packet::parse(frame) {
+            Packet::Arp(arp) => IpAddr::V4(arp.target),
+            Packet::Neighbor(message) => IpAddr::V6(message.target),
+            _ => return 0,
+        };
+        self.snapshot.vip(target).and_then(|vip| self.snapshot.ports_of(vip).next()).map_or(0, |(port, _)| port)
+    }
+
+    /// What would become of a frame that comes by this port now.
+    pub(super) fn explain_frame(&self, port: usize, meta: FrameMeta, frame: &[u8]) -> Explanation {
+        let judge = Judge {
+            snapshot: &self.snapshot,
+            handoff: self.handoff.as_ref(),
+            permit: &self.permit,
+            speaker: self.speaker.as_ref(),
+            now_ns: self.now_ns,
+        };
+        let mut memory = Reading { flows: Unchanged(&self.flows), fragments: &self.fragments };
+        // Whoever asks has found the worker that owns the flow.
+        let arrival = Arrival { port, meta, frame, peek: &Peek::NOTHING, came: Came::FromWorker };
+        let intent = judge.classify(&arrival, &mut memory);
+        let mut explained = self.about(port, frame);
+        explained.outcome = self.outcome(&intent);
+        if let Intent::Forward { backend, why, egress, .. } = intent {
+            explained.backend = Some(backend.address);
+            explained.why = why.or(explained.why);
+            explained.mac = backend.mac();
+            explained.interface = Some(match egress {
+                Egress::Port(port, _) => self.snapshot.ports[port].name.clone(),
+                Egress::Local => "lo".to_owned(),
+            });
+        }
+        explained
+    }
+
+    fn outcome(&self, intent: &Intent<'_>) -> Outcome {
+        let drop = Outcome::Drop;
+        match intent {
+            Intent::Forward { egress: Egress::Port(..), .. } => Outcome::Forward,
+            Intent::Forward { egress: Egress::Local, .. } | Intent::Other(Rare::Deliver) => Outcome::Deliver,
+            Intent::Other(rare) => match rare {
+                Rare::HandOff(_) | Rare::Hold(_) => Outcome::WithFirstFragment,
+                Rare::React(Reaction::Answer(_)) => Outcome::Answer,
+                Rare::Refuse(_) if self.refusals.would_admit(self.now_ns) => drop(DropReason::Rejected),
+                Rare::Refuse(_) => drop(DropReason::NoService),
+                Rare::TooBig { .. } => drop(DropReason::TooBig),
+                Rare::React(Reaction::Drop { reason, .. }) | Rare::Drop(reason) => drop(*reason),
+                Rare::Deliver => Outcome::Deliver,
+            },
         }
     }
 
-    fn dropped(&self, kind: Kind, destination: Option<IpAddr>, reason: DropReason) -> Explanation {
-        Explanation { dropped: Some(reason), ..self.explain_address(kind, destination) }
-    }
-
-    /// A question about an address, which this node answers, or is silent.
-    fn answered(&self, kind: Kind, address: IpAddr, silent: DropReason) -> Explanation {
-        let explained = self.explain_address(kind, Some(address));
-        match (explained.answers, explained.is_vip, kind) {
-            (true, ..) | (_, false, Kind::Echo) => explained,
-            _ => Explanation { dropped: Some(silent), ..explained },
+    /// What a frame is, what it is about, and which backend its flow has, whether it gets there or not.
+    fn about(&self, port: usize, frame: &[u8]) -> Explanation {
+        let (kind, flow, destination) = match packet::parse(frame) {
+            Packet::Flow(packet) => (Kind::Flow, Some(packet), None),
+            Packet::Fragment(Fragment { flow: Some(packet), .. }) => (Kind::Fragment, Some(packet), None),
+            Packet::Fragment(fragment) => (Kind::Fragment, None, Some(fragment.datagram.destination.into())),
+            Packet::Error(error) => (Kind::IcmpError, Some(FlowPacket::of(error.tuple)), None),
+            Packet::Echo(echo) => (Kind::Echo, None, Some(echo.destination.into())),
+            Packet::Arp(arp) => (Kind::Arp, None, Some(self.asked_for(&arp))),
+            Packet::Neighbor(ndp::Message { target, .. }) => (Kind::Neighbor, None, Some(IpAddr::V6(target))),
+            Packet::Other(_, destination) => (Kind::Other, None, destination.map(IpAddr::from)),
+        };
+        let snapshot = &*self.snapshot;
+        let destination = flow.map(|flow| flow.tuple.destination.into()).or(destination);
+        let vip = destination.and_then(|address| snapshot.vip(address));
+        let voice = Voice { snapshot, permit: &self.permit, speaker: self.speaker.as_ref(), port };
+        let place = flow.map(|flow| (flow, Place::find(snapshot, &flow.tuple)));
+        let (mut service, mut decision) = (None, None);
+        if let Some((packet, Ok(place))) = place {
+            service = Some(place.service(snapshot));
+            let flows = &mut Unchanged(&self.flows);
+            decision = decide(snapshot, flows, &packet, &place, Tick::from_ns(self.now_ns)).ok();
         }
-    }
-
-    fn explain_arp(&self, arp: &arp::Arp) -> Explanation {
-        let sender = IpAddr::V4(arp.sender);
-        match arp.operation {
-            _ if self.is_claimed(sender, arp.sender_mac) => {
-                self.dropped(Kind::Arp, Some(sender), DropReason::ArpConflict)
-            }
-            arp::Operation::Request => self.answered(Kind::Arp, arp.target.into(), DropReason::ArpNotOurs),
-            _ => self.dropped(Kind::Arp, Some(arp.target.into()), DropReason::ArpNotOurs),
-        }
-    }
-
-    fn explain_neighbor(&self, message: &ndp::Message) -> Explanation {
-        let target = IpAddr::V6(message.target);
-        let claimed = message.mac.is_some_and(|mac| self.is_claimed(target, mac));
-        match message.kind {
-            ndp::Kind::Advertisement { .. } if claimed => {
-                self.dropped(Kind::Neighbor, Some(target), DropReason::NdpConflict)
-            }
-            ndp::Kind::Advertisement { .. } => self.dropped(Kind::Neighbor, Some(target), DropReason::NdpNotOurs),
-            ndp::Kind::Solicitation if message.source.is_unspecified() && self.owns(target) => {
-                self.dropped(Kind::Neighbor, Some(target), DropReason::NdpConflict)
-            }
-            ndp::Kind::Solicitation => self.answered(Kind::Neighbor, target, DropReason::NdpNotOurs),
-        }
-    }
-
-    fn owns(&self, address: IpAddr) -> bool {
-        self.snapshot.vip(address).is_some_and(|vip| vip.owned.is_some())
-    }
-
-    /// Another station says that it has an owned VIP.
-    fn is_claimed(&self, address: IpAddr, mac: Mac) -> bool {
-        self.owns(address) && !self.is_ours(mac)
-    }
-
-    /// Whether this node may answer for an address at this moment.
-    fn answers(&self, address: IpAddr) -> bool {
-        self.owns(address) && self.speaker.announcer.is_active(address) && self.shared.lease.is_valid()
-    }
-
-    fn explain_address(&self, kind: Kind, destination: Option<IpAddr>) -> Explanation {
-        let is_vip = destination.is_some_and(|address| self.snapshot.vip(address).is_some());
         Explanation {
             kind,
-            tuple: None,
+            outcome: Outcome::Drop(DropReason::NotVip),
+            tuple: flow.map(|flow| flow.tuple),
             destination,
-            is_vip,
-            answers: destination.is_some_and(|address| self.answers(address)),
-            service: None,
-            backend: None,
-            why: None,
-            table_size: None,
-            mac: None,
+            is_vip: vip.is_some(),
+            answers: vip.is_some_and(|vip| voice.answers(vip.address)),
+            service: service.map(|service| service.name.clone()),
+            backend: decision.map(|decision| decision.backend.address),
+            why: decision.map(|decision| decision.why),
+            table_size: service.and_then(|service| service.maglev.as_ref()).map(|maglev| maglev.size()),
+            mac: decision.and_then(|decision| decision.backend.mac()),
             interface: None,
-            dropped: (destination.is_some() && !is_vip).then_some(DropReason::NotVip),
         }
     }
 
-    /// By the functions that decide on frames.
-    fn explain_flow(&self, kind: Kind, packet: &FlowPacket, wire_len: usize) -> Explanation {
-        let snapshot = &*self.snapshot;
-        let tuple = &packet.tuple;
-        let at = self.explain_address(kind, Some(tuple.destination.into()));
-        let vip = snapshot.vip(tuple.destination);
-        let service = vip.and_then(|vip| vip.service(tuple.protocol, tuple.destination_port));
-        let service = service.map(|at| &snapshot.services[at as usize]);
-        let explained = Explanation { tuple: Some(*tuple), service: service.map(|s| s.name.clone()), ..at };
-        let to = match foresee(snapshot, &self.flows, packet, Tick::from_ns(self.now_ns)) {
-            Ok(to) => to,
-            Err(reason) => return Explanation { dropped: Some(reason), ..explained },
-        };
-        let way = way(snapshot, Mac::ZERO, wire_len, to.backend);
-        let interface = way.as_ref().ok().map(|way| match way {
-            Way::Port(port, _) => snapshot.ports[*port].name.clone(),
-            Way::OwnKernel => "lo".to_owned(),
-        });
-        Explanation {
-            backend: Some(to.backend.address),
-            why: Some(to.why),
-            table_size: service.and_then(|service| service.maglev.as_ref()).map(|maglev| maglev.size()),
-            mac: to.backend.mac(),
-            interface,
-            dropped: way.err().map(NotSent::reason),
-            ..explained
-        }
+    /// The address that an ARP packet is about: the VIP that it claims, or what it asks for.
+    fn asked_for(&self, arp: &arp::Arp) -> IpAddr {
+        let claims = self.permit.owns(arp.sender.into()) && !self.snapshot.is_own_mac(arp.sender_mac);
+        IpAddr::V4(if claims { arp.sender } else { arp.target })
+    }
+}
+
+/// Makes a frame one that a neutral station has sent to this node. Whoever captured it may have stood elsewhere.
+fn address(frame: &mut [u8], own: Mac) {
+    if packet::destination(frame).is_some_and(|destination| !destination.is_group()) {
+        frame[..6].copy_from_slice(&own.0);
+    }
+    if let Some(source) = frame.get_mut(6..12) {
+        source.copy_from_slice(&ASKER.0);
+    }
+}
+
+/// A packet of a flow, not the first of a TCP connection.
+fn frame_of(tuple: &Tuple) -> Vec<u8> {
+    let ethernet = PacketBuilder::ethernet2(ASKER.0, Mac::ZERO.0);
+    let (ports, mut frame) = ((tuple.source_port, tuple.destination_port), Vec::new());
+    let ip = match (tuple.source.into(), tuple.destination.into()) {
+        (IpAddr::V4(source), IpAddr::V4(vip)) => ethernet.ipv4(source.octets(), vip.octets(), 64),
+        (source, vip) => ethernet.ipv6(v6(source), v6(vip), 64),
+    };
+    let written = match tuple.protocol {
+        Protocol::Tcp => ip.tcp(ports.0, ports.1, 1, 1).ack(1).write(&mut frame, &[]),
+        Protocol::Udp => ip.udp(ports.0, ports.1).write(&mut frame, &[]),
+    };
+    debug_assert!(written.is_ok(), "a frame is written to memory");
+    frame
+}
+
+fn v6(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }

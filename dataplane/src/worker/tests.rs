@@ -1,21 +1,26 @@
 //! The whole way of a frame, without a socket: what hostile frames do to a worker, and that each is accounted for.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4::DestUnreachableHeader};
 
-use super::*;
+use super::{pipeline::REPLIES_PER_S, *};
 use crate::{
-    errand::Question,
     forward::{
-        flow::Timeouts,
+        compile::Compiler,
+        flow::{Tick, Timeouts},
+        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
         steering::Steering,
-        table::{BackendSpec, BackendState, Compiler, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     },
-    io::Lost,
-    packet::{Protocol, arp, ndp},
-    report::Report,
+    io::engine::Lost,
+    packet::{self, FrameMeta, Mac, Packet, Protocol, VnetHeader, arp, ndp},
+    query::{Outcome, Question, Report},
+    speaker::permit::{Grant, LeaseClock, Owned},
     stats::WorkerStats,
+    verdict::{DropReason, Verdict},
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -32,8 +37,8 @@ const FRAMES: u64 = 300_000;
 /// Takes everything.
 struct Sink(u64);
 
-impl Engine for Sink {
-    fn turn(&mut self, _: Duration, _: &mut Core) -> io::Result<()> {
+impl Engine<Pipeline> for Sink {
+    fn turn(&mut self, _: Duration, _: &mut Pipeline) -> io::Result<()> {
         Ok(())
     }
 
@@ -42,7 +47,7 @@ impl Engine for Sink {
         Ok(())
     }
 
-    fn set_filter(&mut self, _: &[crate::io::Instruction]) -> io::Result<()> {
+    fn set_filter(&mut self, _: &[crate::io::cbpf::Instruction]) -> io::Result<()> {
         Ok(())
     }
 
@@ -56,8 +61,6 @@ fn spec() -> TableSpec {
     let range = |protocol, first, last| PortRangeSpec { protocol, first, last };
     let vip = |address: IpAddr, id: u64| VipSpec {
         address,
-        owned: Some(1),
-        first_grant: false,
         answer_on: vec![0],
         rejects: true,
         services: vec![ServiceSpec {
@@ -90,20 +93,36 @@ fn spec() -> TableSpec {
     }
 }
 
-fn cores(workers: usize) -> Vec<(Core, Inbox)> {
-    let mut compiler = Compiler::default();
-    compiler.set_workers(workers);
-    let shared = Arc::new(Shared::new(compiler.compile(&spec())));
-    shared.lease.set(u64::MAX);
-    let (crew, inboxes) = Crew::new(Steering::new(workers, 0x5eed_1234)).unwrap();
-    let flows = || FlowTable::new(1 << 12, Timeouts::default()).unwrap();
-    let cores = crew.members.iter().map(|own| Core::new(shared.clone(), crew.clone(), own.clone(), flows(), None));
-    cores.zip(inboxes).collect()
+fn owned() -> Arc<Owned> {
+    let grants = [VIP.into(), VIP6.into()].map(|vip| Grant { vip, epoch: 1, first: false });
+    Arc::new(Owned::new(1, &grants))
 }
 
-/// A worker that is alone.
-fn core() -> Core {
-    cores(1).swap_remove(0).0
+fn flow_table() -> FlowTable {
+    FlowTable::new(1 << 12, Timeouts::default()).unwrap()
+}
+
+fn workers(count: usize) -> Vec<Worker> {
+    let mut compiler = Compiler::default();
+    compiler.set_workers(count);
+    let published = Arc::new(Published::new(compiler.compile(&spec())));
+    published.owned.store(owned());
+    published.lease.set(u64::MAX);
+    let (workers, inboxes) = Workers::new(Steering::new(count, 0x5eed_1234)).unwrap();
+    let ends = workers.all.iter().cloned().zip(inboxes);
+    ends.map(|end| Worker::new(published.clone(), &workers, end, flow_table(), None)).collect()
+}
+
+/// A worker that is alone, without a thread or a descriptor, and its lease.
+fn pipeline() -> (Pipeline, Arc<LeaseClock>) {
+    let lease = Arc::new(LeaseClock::default());
+    lease.set(u64::MAX);
+    let snapshot = Arc::new(Compiler::default().compile(&spec()));
+    let mut pipeline = Pipeline::new(snapshot.clone(), flow_table(), Arc::default(), lease.clone());
+    pipeline.set_time(boottime_ns());
+    pipeline.adopt(snapshot);
+    pipeline.own(owned());
+    (pipeline, lease)
 }
 
 /// One sound frame of each kind that a worker looks into.
@@ -157,12 +176,6 @@ fn sound() -> Vec<Vec<u8>> {
     frames
 }
 
-/// Of a frame that stands for several TCP segments.
-fn super_frame(gso_size: u16) -> VnetHeader {
-    let [low, high] = gso_size.to_ne_bytes();
-    VnetHeader([0, 1, 0, 0, low, high, 0, 0, 0, 0])
-}
-
 /// SplitMix64.
 struct Random(u64);
 
@@ -194,27 +207,31 @@ impl Random {
     }
 }
 
-fn judge(core: &mut Core, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
-    let mut sight = Sight::NOTHING;
-    core.look(frame, &mut sight);
-    core.look_closer(&mut sight);
-    core.judge(0, meta, frame, &sight)
+fn judge(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
+    let mut peek = Peek::NOTHING;
+    pipeline.peek(frame, &mut peek);
+    pipeline.look_ahead(&mut peek);
+    pipeline.judge(0, meta, frame, &peek)
+}
+
+/// Sends what has gathered; nothing of it is seen again.
+fn empty_outbox(pipeline: &mut Pipeline) -> usize {
+    pipeline.outbox.drain(..).count()
 }
 
 /// Frames received, and frames that have ended or wait, over all workers.
-fn counted<'a>(cores: impl Iterator<Item = &'a Core>) -> (u64, u64) {
-    let members: Vec<Arc<Member>> = cores.map(|core| core.own.clone()).collect();
-    let report = Report::new(&members, &WorkerStats::default(), &Compiler::default().compile(&TableSpec::default()));
-    let ended = report.forwarded + report.answered + report.drops.iter().map(|(_, count)| count).sum::<u64>();
-    (report.received, ended + report.held)
+fn counted<'a>(all: impl Iterator<Item = &'a WorkerStats>) -> (u64, u64) {
+    let empty = Compiler::default().compile(&TableSpec::default());
+    let Report { totals, drops, .. } = Report::new(&all.collect::<Vec<_>>(), &WorkerStats::default(), &empty);
+    let ended = totals.forwarded + totals.answered + drops.iter().map(|(_, count)| count).sum::<u64>();
+    (totals.received, ended + totals.held)
 }
 
 #[test]
 fn sound_frames_go_where_they_belong() {
-    let mut core = core();
-    core.speaker.announcer.due(core.now_ns);
+    let (mut pipeline, _) = pipeline();
     let verdicts: Vec<Verdict> =
-        sound().iter().map(|frame| judge(&mut core, FrameMeta::default(), &mut frame.clone())).collect();
+        sound().iter().map(|frame| judge(&mut pipeline, FrameMeta::default(), &mut frame.clone())).collect();
     let forward = Verdict::Forward { port: 0 };
     let drop = Verdict::Drop;
     use DropReason::{ArpConflict, NdpConflict, Rejected};
@@ -245,44 +262,84 @@ fn sound_frames_go_where_they_belong() {
         drop(NdpConflict),
     ];
     assert_eq!(verdicts, expected);
-    let (received, ended) = counted(std::iter::once(&core));
+    let (received, ended) = counted(std::iter::once(&*pipeline.stats));
     assert_eq!(received, ended);
 }
 
 /// Judges a frame, and sees that only what may have changed has.
-fn judge_by_the_laws(core: &mut Core, meta: FrameMeta, frame: &mut [u8], what: &str) -> Verdict {
+fn judge_by_the_laws(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8], what: &str) -> Verdict {
     let before = frame.to_vec();
-    let verdict = judge(core, meta, frame);
+    let verdict = judge(pipeline, meta, frame);
     match verdict {
         Verdict::Forward { .. } => {
             assert_eq!((&frame[..6], &frame[6..12]), (&BACKEND.0[..], &OWN.0[..]), "{what}");
             assert_eq!(frame[12..], before[12..], "{what}: {before:02x?}");
         }
         Verdict::Answer => assert_eq!(frame.len(), before.len(), "{what}"),
-        Verdict::Deliver | Verdict::Hold | Verdict::HandOver | Verdict::Drop(_) => {
+        Verdict::Deliver | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => {
             assert_eq!(frame, before, "{what}");
         }
     }
     verdict
 }
 
-/// What the fuzzer runs: the first byte says what the kernel tells beside the frame, the rest is the frame. Twice, so that
-/// the second meets what the first has left behind.
+/// Whether this node may answer.
+#[derive(Debug, Clone, Copy)]
+enum Lease {
+    Valid,
+    Expired,
+    /// Run out, and held on to.
+    Held,
+}
+
+impl Lease {
+    const ALL: [Self; 3] = [Self::Valid, Self::Expired, Self::Held];
+
+    fn set(self, lease: &LeaseClock) {
+        lease.set(if matches!(self, Self::Valid) { u64::MAX } else { 1 });
+        lease.hold(matches!(self, Self::Held));
+    }
+}
+
+/// The law of `explain`: what it says of a frame is what the judgement then does with it.
+fn explain_and_judge(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8], what: &str) -> Verdict {
+    let explained = pipeline.explain_frame(0, meta, frame);
+    let again = pipeline.explain_frame(0, meta, frame);
+    assert_eq!(explained, again, "{what}: an explanation changes nothing");
+    let verdict = judge_by_the_laws(pipeline, meta, frame, what);
+    let expected = match verdict {
+        Verdict::Forward { .. } => Outcome::Forward,
+        Verdict::Deliver => Outcome::Deliver,
+        Verdict::Answer => Outcome::Answer,
+        Verdict::Hold | Verdict::HandOff => Outcome::WithFirstFragment,
+        Verdict::Drop(reason) => Outcome::Drop(reason),
+    };
+    assert_eq!(explained.outcome, expected, "{what}: {explained:?}");
+    if let Verdict::Forward { port } = verdict {
+        assert_eq!(explained.interface.as_ref(), Some(&pipeline.snapshot.ports[port].name), "{what}");
+        assert_eq!(explained.mac.map(|mac| mac.0.to_vec()), Some(frame[..6].to_vec()), "{what}");
+        assert!(explained.backend.is_some(), "{what}");
+    }
+    verdict
+}
+
+/// What the fuzzer runs: the first byte says what the kernel tells beside the frame and how the lease is, the rest is the
+/// frame. Twice, so that the second meets what the first has left behind; with a worker of its own, so that what is found
+/// replays alone.
 fn fuzz(input: &[u8]) {
-    thread_local!(static CORE: std::cell::RefCell<Core> = std::cell::RefCell::new(core()));
     let Some((flags, frame)) = input.split_first() else { return };
-    let vnet = if flags & 1 != 0 { super_frame(1400) } else { VnetHeader::default() };
+    let vnet = if flags & 1 != 0 { VnetHeader::tcp_segments_of(1400) } else { VnetHeader::default() };
     let meta = FrameMeta { vlan_tagged: flags & 2 != 0, vnet };
-    CORE.with_borrow_mut(|core| {
-        for what in ["once", "again"] {
-            judge_by_the_laws(core, meta, &mut frame.to_vec(), what);
-            core.now_ns += 20_000;
-        }
-        core.tick();
-        core.send_outbox(&mut Sink(0));
-        let (received, ended) = counted(std::iter::once(&*core));
-        assert_eq!(received, ended);
-    });
+    let (mut pipeline, lease) = pipeline();
+    Lease::ALL[usize::from(flags >> 2) % Lease::ALL.len()].set(&lease);
+    for what in ["once", "again"] {
+        explain_and_judge(&mut pipeline, meta, &mut frame.to_vec(), what);
+        pipeline.now_ns += 20_000;
+    }
+    pipeline.tick();
+    empty_outbox(&mut pipeline);
+    let (received, ended) = counted(std::iter::once(&*pipeline.stats));
+    assert_eq!(received, ended);
 }
 
 /// Replays the corpus, and what a fuzzer has found, beside it in `__fuzz__`; then tries some of its own. For longer:
@@ -292,7 +349,8 @@ fn fuzzed_frames_keep_the_laws() {
     bolero::check!().for_each(fuzz);
 }
 
-/// Writes the corpus: a sound frame of each kind, plain, as a super-frame and with a tag.
+/// Writes the corpus: a sound frame of each kind, plain, as a GSO frame, with a tag, and by a lease that has run out or is
+/// held.
 #[test]
 #[ignore = "only when the kinds of frames have changed"]
 fn write_the_corpus() {
@@ -300,7 +358,7 @@ fn write_the_corpus() {
         concat!(env!("CARGO_MANIFEST_DIR"), "/src/worker/__fuzz__/worker__tests__fuzzed_frames_keep_the_laws/corpus");
     std::fs::create_dir_all(directory).unwrap();
     for (number, frame) in sound().iter().enumerate() {
-        for flags in 0..3u8 {
+        for flags in [0, 1, 2, 4, 8u8] {
             let path = format!("{directory}/{number:02}-{flags}");
             std::fs::write(path, [&[flags][..], &frame[..frame.len().min(600)]].concat()).unwrap();
         }
@@ -311,65 +369,65 @@ fn write_the_corpus() {
 fn mutated_frames_are_all_accounted_for_and_only_addresses_change() {
     let frames = std::env::var("LB_FUZZ_FRAMES").ok().and_then(|count| count.parse().ok()).unwrap_or(FRAMES);
     let seed = std::env::var("LB_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let (sound, mut random, mut core, mut sink) = (sound(), Random(seed), core(), Sink(0));
-    let mut forwarded = 0;
+    let (sound, mut random, (mut pipeline, lease)) = (sound(), Random(seed), pipeline());
+    let (mut forwarded, mut sent) = (0, 0);
     for number in 0..frames {
         let mut frame = sound[random.below(sound.len())].clone();
         random.mutate(&mut frame);
-        let vnet = if random.below(20) == 0 { super_frame(1400) } else { VnetHeader::default() };
+        let vnet = if random.below(20) == 0 { VnetHeader::tcp_segments_of(1400) } else { VnetHeader::default() };
         let meta = FrameMeta { vlan_tagged: random.below(50) == 0, vnet };
-        let verdict = judge_by_the_laws(&mut core, meta, &mut frame, &format!("frame {number} of seed {seed}"));
+        let state = Lease::ALL[random.below(40) % 20 % Lease::ALL.len()];
+        state.set(&lease);
+        let what = format!("frame {number} of seed {seed}, lease {state:?}");
+        let verdict = explain_and_judge(&mut pipeline, meta, &mut frame, &what);
         forwarded += u64::from(matches!(verdict, Verdict::Forward { .. }));
-        core.now_ns += 20_000;
+        pipeline.now_ns += 20_000;
         if number % 64 == 0 {
-            core.tick();
-            core.send_outbox(&mut sink);
+            pipeline.tick();
+            sent += empty_outbox(&mut pipeline);
         }
     }
     // What waits is given up in the end.
-    core.now_ns += 60_000_000_000;
-    core.tick();
-    core.send_outbox(&mut sink);
-    assert_eq!(core.own.stats.held.get(), 0);
-    let (received, ended) = counted(std::iter::once(&core));
+    pipeline.now_ns += 60_000_000_000;
+    pipeline.tick();
+    empty_outbox(&mut pipeline);
+    assert_eq!(pipeline.stats.held.get(), 0);
+    let (received, ended) = counted(std::iter::once(&*pipeline.stats));
     assert_eq!((received, ended), (frames, frames));
     assert!(forwarded > frames / 100, "only {forwarded} of {frames} were forwarded: this shows nothing");
-    assert!(sink.0 > 0);
+    assert!(sent > 0);
 }
 
 /// Gives a frame to a worker that need not be the right one, and lets all of them go on until nothing is on its way.
-fn arrive(cores: &mut [(Core, Inbox)], at: usize, frame: &[u8], sink: &mut Sink) -> Verdict {
-    let verdict = judge(&mut cores[at].0, FrameMeta::default(), &mut frame.to_vec());
-    for (core, inbox) in cores {
-        core.open_mail(inbox);
-        core.send_outbox(sink);
+fn arrive(workers: &mut [Worker], at: usize, frame: &[u8], sink: &mut Sink) -> Verdict {
+    let verdict = judge(&mut workers[at].pipeline, FrameMeta::default(), &mut frame.to_vec());
+    for worker in workers {
+        worker.open_mail();
+        worker.send_outbox(sink);
     }
     verdict
 }
 
 #[test]
 fn a_frame_is_judged_by_the_worker_that_has_its_flow() {
-    let mut cores = cores(3);
+    let mut workers = workers(3);
     let mut sink = Sink(0);
-    let speaker = &mut cores[0].0;
-    speaker.speaker.announcer.due(speaker.now_ns);
-    let mut alone = core();
-    alone.speaker.announcer.due(alone.now_ns);
+    let (mut alone, _) = pipeline();
     for (at, frame) in sound().iter().enumerate() {
         let expected = judge(&mut alone, FrameMeta::default(), &mut frame.clone());
         // Also where the kernel has not found the right one.
-        let verdicts: Vec<Verdict> = (0..3).map(|worker| arrive(&mut cores, worker, frame, &mut sink)).collect();
-        let here = verdicts.iter().filter(|verdict| **verdict != Verdict::HandOver).count();
+        let verdicts: Vec<Verdict> = (0..3).map(|worker| arrive(&mut workers, worker, frame, &mut sink)).collect();
+        let here = verdicts.iter().filter(|verdict| **verdict != Verdict::HandOff).count();
         if !matches!(packet::parse(frame), Packet::Fragment(_)) {
             assert_eq!(here, 1, "frame {at}: {verdicts:?}");
             assert!(verdicts.contains(&expected), "frame {at}: {verdicts:?} and not {expected:?}");
         }
     }
-    let (received, ended) = counted(cores.iter().map(|(core, _)| core));
+    let (received, ended) = counted(workers.iter().map(|worker| &*worker.handle.stats));
     assert_eq!((received, ended), (3 * sound().len() as u64, received));
     // Each flow is remembered once, by one worker.
-    let flows = |core: &Core| core.flows.entries(0..core.flows.slots(), Tick::from_ns(core.now_ns)).count();
-    assert_eq!(cores.iter().map(|(core, _)| flows(core)).sum::<usize>(), flows(&alone));
+    let flows = |of: &Pipeline| of.flows.entries(0..of.flows.slots(), Tick::from_ns(of.now_ns)).count();
+    assert_eq!(workers.iter().map(|worker| flows(&worker.pipeline)).sum::<usize>(), flows(&alone));
 }
 
 #[test]
@@ -386,19 +444,19 @@ fn fragments_meet_at_the_worker_that_has_the_flow_in_any_order() {
     for client in 1..60u8 {
         let parts = [part(0, true, client), part(3, true, client), part(6, false, client)];
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
-            let (mut cores, mut sink) = (cores(4), Sink(0));
+            let (mut workers, mut sink) = (workers(4), Sink(0));
             for at in order {
-                let steering = cores[0].0.crew.steering;
-                let home = steering.packet(&packet::parse(&parts[at])).unwrap();
-                match arrive(&mut cores, home, &parts[at], &mut sink) {
+                let steering = Steering::new(4, 0x5eed_1234);
+                let owner = steering.packet(&packet::parse(&parts[at])).unwrap();
+                match arrive(&mut workers, owner, &parts[at], &mut sink) {
                     Verdict::Forward { .. } => sink.0 += 1,
-                    Verdict::HandOver => crossed += 1,
+                    Verdict::HandOff => crossed += 1,
                     Verdict::Hold => {}
                     other => panic!("{other:?}"),
                 }
             }
             assert_eq!(sink.0, 3, "client {client}, order {order:?}");
-            let (received, ended) = counted(cores.iter().map(|(core, _)| core));
+            let (received, ended) = counted(workers.iter().map(|worker| &*worker.handle.stats));
             assert_eq!((received, ended), (3, 3));
         }
     }
@@ -434,34 +492,35 @@ fn explanations_say_what_the_judgement_does() {
         reply,
         advertised,
     ]);
-    let mut core = core();
-    core.speaker.announcer.due(core.now_ns);
+    let (mut pipeline, _) = pipeline();
     for (at, frame) in frames.iter().enumerate() {
         // Fragments depend on those before them.
         if matches!(packet::parse(frame), Packet::Fragment(_)) {
             continue;
         }
-        let explained = core.explain(&Question::Frame(frame.clone()));
+        let explained = pipeline.explain(&Question::Frame(frame.clone()));
         let (vlan_tagged, mut untagged) = match packet::vlan(frame) {
             Some((number, untagged)) => (number != 0, untagged),
             None => (false, frame.clone()),
         };
-        let verdict = judge(&mut core, FrameMeta { vlan_tagged, vnet: VnetHeader::default() }, &mut untagged);
+        let verdict = judge(&mut pipeline, FrameMeta { vlan_tagged, vnet: VnetHeader::default() }, &mut untagged);
+        let dropped = match explained.outcome {
+            Outcome::Drop(reason) => Some(reason),
+            _ => None,
+        };
         let expected = match verdict {
-            // Whether a port is refused depends on how often it was.
-            Verdict::Drop(DropReason::Rejected) => Some(DropReason::NoService),
             Verdict::Drop(reason) => Some(reason),
             _ => None,
         };
-        assert_eq!(explained.dropped, expected, "frame {at}: {verdict:?} and {explained:?}");
+        assert_eq!(dropped, expected, "frame {at}: {verdict:?} and {explained:?}");
     }
 }
 
 /// What a worker sends in answer to a frame.
-fn answers(core: &mut Core, frame: &[u8]) -> Vec<Vec<u8>> {
-    let verdict = judge(core, FrameMeta::default(), &mut frame.to_vec());
+fn answers(pipeline: &mut Pipeline, frame: &[u8]) -> Vec<Vec<u8>> {
+    let verdict = judge(pipeline, FrameMeta::default(), &mut frame.to_vec());
     assert!(matches!(verdict, Verdict::Drop(_)), "{verdict:?}");
-    core.outbox.drain(..).map(|outgoing| outgoing.frame).collect()
+    pipeline.outbox.drain(..).map(|outgoing| outgoing.frame).collect()
 }
 
 /// The same with a longer payload, too long for the interface. IPv4 must not be fragmented.
@@ -477,7 +536,7 @@ fn too_big(of: &[u8]) -> Vec<u8> {
 
 #[test]
 fn of_fragments_that_are_too_big_the_first_is_complained_of() {
-    let mut core = core();
+    let (mut pipeline, _) = pipeline();
     let sound = sound();
     let [first4, first6, later4, later6] = &sound[12..16] else { panic!() };
     for (first, later) in [(first4, later4), (first6, later6)] {
@@ -487,44 +546,44 @@ fn of_fragments_that_are_too_big_the_first_is_complained_of() {
             _ => (later[54 + 2], later[54 + 3]) = (7, 208),
         }
         for (frame, complaints) in [(&first, 1), (&later, 0)] {
-            let answers = answers(&mut core, frame);
+            let answers = answers(&mut pipeline, frame);
             assert_eq!(answers.len(), complaints, "{frame:02x?}");
             assert!(answers.iter().all(|answer| answer[..6] == ROUTER.0), "{answers:02x?}");
         }
     }
-    assert_eq!(core.own.stats.dropped(DropReason::TooBig).get(), 4);
+    assert_eq!(pipeline.stats.dropped(DropReason::TooBig).get(), 4);
 }
 
 #[test]
 fn a_port_scan_does_not_stop_path_mtu_discovery() {
-    let mut core = core();
+    let (mut pipeline, _) = pipeline();
     let sound = sound();
-    let refused: usize = (0..REPLIES_PER_S).map(|_| answers(&mut core, &sound[2]).len()).sum();
+    let refused: usize = (0..REPLIES_PER_S).map(|_| answers(&mut pipeline, &sound[2]).len()).sum();
     assert_eq!(refused as u64, REPLIES_PER_S / 10, "the rate is limited");
-    assert_eq!(answers(&mut core, &too_big(&sound[3])).len(), 1);
+    assert_eq!(answers(&mut pipeline, &too_big(&sound[3])).len(), 1);
 }
 
 #[test]
 fn a_node_without_an_address_of_the_family_complains_in_the_name_of_the_vip() {
-    let mut core = core();
+    let (mut pipeline, _) = pipeline();
     let mut snapshot = Compiler::default().compile(&spec());
     snapshot.ports[0].addresses.clear();
-    core.adopt(Arc::new(snapshot));
-    let answers = answers(&mut core, &too_big(&sound()[7]));
+    pipeline.adopt(Arc::new(snapshot));
+    let answers = answers(&mut pipeline, &too_big(&sound()[7]));
     let source: Option<&[u8]> = answers.first().map(|answer| &answer[22..38]);
     assert_eq!(source, Some(&VIP6.octets()[..]));
 }
 
 #[test]
 fn what_a_worker_holds_when_it_ends_is_counted() {
-    let mut cores = cores(2);
+    let mut workers = workers(2);
     let frames = sound();
     for frame in &frames {
-        for (core, _) in &mut cores {
-            judge(core, FrameMeta::default(), &mut frame.clone());
+        for worker in &mut workers {
+            judge(&mut worker.pipeline, FrameMeta::default(), &mut frame.clone());
         }
     }
-    let cores: Vec<Core> = cores.into_iter().map(|(core, inbox)| core.give_up(&inbox)).collect();
-    let (received, ended) = counted(cores.iter());
+    let ended: Vec<Pipeline> = workers.into_iter().map(Worker::give_up).collect();
+    let (received, ended) = counted(ended.iter().map(|pipeline| &*pipeline.stats));
     assert_eq!((received, ended), (2 * frames.len() as u64, received));
 }

@@ -8,11 +8,11 @@ use std::{
 
 use futures::Stream;
 use lb_dataplane::{
-    Dataplane, Explanation, Kind, Question,
+    Dataplane, Explanation, Kind, Outcome, Question,
     forward::{
         decide::Why,
         flow::{FlowEntry, FlowState},
-        table::Snapshot,
+        snapshot::Snapshot,
     },
     packet::{Protocol, Tuple},
 };
@@ -34,7 +34,7 @@ pub(super) struct Node(pub(super) Context);
 impl NodeService for Node {
     async fn get_stats(&self, _: Request<v1::GetStatsRequest>) -> Answer<v1::GetStatsResponse> {
         let report = self.0.dataplane.as_ref().map(|dataplane| dataplane.report()).unwrap_or_default();
-        let drop = |(reason, packets): (lb_dataplane::forward::DropReason, u64)| v1::DropCount {
+        let drop = |(reason, packets): (lb_dataplane::verdict::DropReason, u64)| v1::DropCount {
             reason: reason.label().into(),
             packets,
         };
@@ -51,29 +51,36 @@ impl NodeService for Node {
             bytes: backend.bytes,
         };
         let view = self.0.consensus.view();
-        let conflict = |conflict: lb_dataplane::Conflict| v1::Conflict {
+        let conflict = |conflict: lb_dataplane::stats::Conflict| v1::Conflict {
             vip: conflict.vip.to_string(),
             mac: conflict.mac.to_string(),
             packets: conflict.count,
             claimant: claimant(&view.table, &report.backends, conflict.mac).to_string(),
         };
         let conflicts = report.conflicts.iter().copied().map(conflict).collect();
+        let worker = |worker: &lb_dataplane::WorkerReport| v1::WorkerCount {
+            received: worker.received,
+            handed_over: worker.handed_off,
+        };
+        let counter = |(name, help, value): (&str, &str, u64)| v1::Counter {
+            name: name.to_owned(),
+            help: help.to_owned(),
+            value,
+        };
+        let totals = &report.totals;
         Ok(Response::new(v1::GetStatsResponse {
-            received: report.received,
-            forwarded: report.forwarded,
-            answered: report.answered,
+            received: totals.received,
+            forwarded: totals.forwarded,
+            answered: totals.answered,
+            held: totals.held,
+            ring_full: totals.ring_full,
+            originated: totals.originated,
+            segmented: totals.segmented,
+            flows_remembered: totals.flows_remembered,
+            flows_not_remembered: totals.flows_not_remembered,
+            counters: totals.iter().map(counter).collect(),
             drops: report.drops.into_iter().map(drop).collect(),
-            held: report.held,
-            ring_full: report.ring_full,
-            workers: report
-                .workers
-                .iter()
-                .map(|worker| v1::WorkerCount { received: worker.received, handed_over: worker.handed_over })
-                .collect(),
-            originated: report.originated,
-            segmented: report.segmented,
-            flows_remembered: report.flows_remembered,
-            flows_not_remembered: report.flows_not_remembered,
+            workers: report.workers.iter().map(worker).collect(),
             vips: report.vips.into_iter().map(vip).collect(),
             backends: report.backends.into_iter().map(backend).collect(),
             conflicts,
@@ -200,15 +207,20 @@ fn question(request: v1::ExplainRequest) -> Result<Question, Status> {
 }
 
 fn explained(explanation: &Explanation, table: &Table, node: &str) -> v1::ExplainResponse {
-    let (kind, fate) = match explanation.kind {
-        Kind::Flow => ("flow", "forward"),
-        Kind::Fragment if explanation.tuple.is_none() => ("fragment", "with_first_fragment"),
-        Kind::Fragment => ("fragment", "forward"),
-        Kind::IcmpError => ("icmp_error", "forward"),
-        Kind::Echo => ("echo", "answer"),
-        Kind::Arp => ("arp", "answer"),
-        Kind::Neighbor => ("neighbor", "answer"),
-        Kind::Other => ("other", "drop"),
+    let kind = match explanation.kind {
+        Kind::Flow => "flow",
+        Kind::Fragment => "fragment",
+        Kind::IcmpError => "icmp_error",
+        Kind::Echo => "echo",
+        Kind::Arp => "arp",
+        Kind::Neighbor => "neighbor",
+        Kind::Other => "other",
+    };
+    let verdict = match explanation.outcome {
+        Outcome::Forward | Outcome::Deliver => "forward",
+        Outcome::Answer => "answer",
+        Outcome::WithFirstFragment => "with_first_fragment",
+        Outcome::Drop(reason) => reason.label(),
     };
     let of_vip = explanation.destination.filter(|_| explanation.is_vip);
     let owner = of_vip.and_then(|vip| table.vip(vip)?.owner).and_then(|owner| table.node(owner.node));
@@ -221,7 +233,7 @@ fn explained(explanation: &Explanation, table: &Table, node: &str) -> v1::Explai
     };
     let text = |value: Option<String>| value.unwrap_or_default();
     v1::ExplainResponse {
-        verdict: explanation.dropped.map_or(fate, |reason| reason.label()).to_owned(),
+        verdict: verdict.to_owned(),
         kind: kind.to_owned(),
         source: text(tuple.map(|tuple| end(tuple.source.into(), tuple.source_port))),
         destination: match tuple {

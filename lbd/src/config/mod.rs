@@ -191,7 +191,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
                 .fault("interfaces", &format!("{name:?} is listed twice: each of its frames would be forwarded twice"));
         }
     }
-    if interfaces.len() > lb_dataplane::forward::table::MAX_PORTS {
+    if interfaces.len() > lb_dataplane::forward::spec::MAX_PORTS {
         dataplane.fault("interfaces", "at most 64 are supported");
     }
 

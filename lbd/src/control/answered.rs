@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_dataplane::forward::table::TableSpec;
+use lb_raft_store::table::Epoch;
 
 /// VIPs that are named in one line; of more only their number is told.
 const NAMED: usize = 8;
@@ -10,15 +10,13 @@ const NAMED: usize = 8;
 /// The VIPs for which this node answers, and their grants.
 #[derive(Debug, Default)]
 pub(crate) struct Answered {
-    vips: BTreeMap<IpAddr, u64>,
+    vips: BTreeMap<IpAddr, Epoch>,
 }
 
 impl Answered {
-    /// The dataplane works by this table now.
-    pub(crate) fn tell(&mut self, spec: &TableSpec) {
-        let owned = spec.vips.iter().filter_map(|vip| Some((vip.address, vip.owned?)));
-        let now: BTreeMap<IpAddr, u64> = owned.collect();
-        let before = std::mem::replace(&mut self.vips, now);
+    /// The dataplane answers for these now.
+    pub(crate) fn tell(&mut self, now: &BTreeMap<IpAddr, Epoch>) {
+        let before = std::mem::replace(&mut self.vips, now.clone());
         let given_up = named(&before, &self.vips);
         if !given_up.is_empty() {
             tracing::info!(vips = given_up, "this node no longer answers for VIPs");
@@ -31,9 +29,10 @@ impl Answered {
 }
 
 /// The grants that are in `these` and not in `those`.
-fn named(these: &BTreeMap<IpAddr, u64>, those: &BTreeMap<IpAddr, u64>) -> String {
+fn named(these: &BTreeMap<IpAddr, Epoch>, those: &BTreeMap<IpAddr, Epoch>) -> String {
     let only: Vec<_> = these.iter().filter(|(vip, epoch)| those.get(vip) != Some(epoch)).collect();
-    let mut text: Vec<String> = only.iter().take(NAMED).map(|(vip, epoch)| format!("{vip} (epoch {epoch})")).collect();
+    let mut text: Vec<String> =
+        only.iter().take(NAMED).map(|(vip, epoch)| format!("{vip} (epoch {})", epoch.0)).collect();
     if only.len() > NAMED {
         text.push(format!("and {} more", only.len() - NAMED));
     }
@@ -44,8 +43,8 @@ fn named(these: &BTreeMap<IpAddr, u64>, those: &BTreeMap<IpAddr, u64>) -> String
 mod tests {
     use super::*;
 
-    fn grants(of: impl IntoIterator<Item = (u8, u64)>) -> BTreeMap<IpAddr, u64> {
-        of.into_iter().map(|(last, epoch)| (IpAddr::from([192, 0, 2, last]), epoch)).collect()
+    fn grants(of: impl IntoIterator<Item = (u8, u64)>) -> BTreeMap<IpAddr, Epoch> {
+        of.into_iter().map(|(last, epoch)| (IpAddr::from([192, 0, 2, last]), Epoch(epoch))).collect()
     }
 
     #[test]

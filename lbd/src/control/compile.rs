@@ -3,19 +3,20 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_dataplane::{
-    PeerSpec,
-    forward::flow::Timeouts,
-    forward::table::{BackendSpec, BackendState, PortRangeSpec, ServiceSpec, TableSpec, VipSpec},
+    forward::{
+        flow::Timeouts,
+        spec::{BackendSpec, BackendState, PeerSpec, PortRangeSpec, ServiceSpec, TableSpec, VipSpec},
+    },
     packet::{self, Mac},
 };
 use lb_raft_store::table::{
     AdminState, Affinity, Backend, Cidr, FlowTimeouts, NodeId, PortRange, Protocol, Service, Table, Unmatched, Vip,
 };
 
-use crate::{link::Link, ownership::Held};
+use crate::link::Link;
 
-/// What a node forwards, and for which VIPs it may answer.
-pub(super) fn compile(table: &Table, me: NodeId, links: &[Link], held: &Held) -> TableSpec {
+/// How a node forwards, whether it owns VIPs or not.
+pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
     let peers = table.nodes().filter(|node| node.id != me);
     let mut peer_macs: Vec<Mac> = peers.flat_map(|node| node.attachments.iter().map(|a| Mac(a.mac.octets()))).collect();
     peer_macs.sort_unstable();
@@ -26,7 +27,7 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link], held: &Held) ->
     }
     let vip = |vip: &Vip| {
         let services = services.remove(&vip.settings.address).unwrap_or_default();
-        compile_vip(vip, services, me, links, held)
+        compile_vip(vip, services, links)
     };
     TableSpec {
         hash_key: table.hash_seed(),
@@ -38,16 +39,9 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link], held: &Held) ->
     }
 }
 
-fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, me: NodeId, links: &[Link], held: &Held) -> VipSpec {
-    let owned = vip.owner.filter(|owner| {
-        let ours = owner.node == me && Some(owner.lease) == held.lease;
-        let leaves = vip.intent.is_some() || vip.deleting;
-        ours && !leaves && !held.silenced.contains(&(vip.settings.address, owner.epoch))
-    });
+fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, links: &[Link]) -> VipSpec {
     VipSpec {
         address: vip.settings.address,
-        owned: owned.map(|owner| owner.epoch.0),
-        first_grant: vip.grants == 1,
         answer_on: answer_on(vip, links),
         rejects: vip.settings.unmatched == Unmatched::Reject,
         services,
@@ -183,36 +177,11 @@ mod tests {
         vec![link("eth0", "192.168.2.2", 1), link("eth1", "192.168.3.2", 2)]
     }
 
-    fn held(lease: u64) -> Held {
-        Held { lease: Some(LeaseId(lease)), ..Held::default() }
-    }
-
-    #[test]
-    fn a_vip_is_ours_only_under_the_lease_that_this_process_holds() {
-        let table = table();
-        let owned = |held: &Held| compile(&table, ME, &links(), held).vips[0].owned;
-        assert_eq!(owned(&held(3)), Some(5));
-        assert_eq!(owned(&held(4)), None, "a lease of another process");
-        assert_eq!(owned(&Held::default()), None);
-        assert_eq!(compile(&table, 99, &links(), &held(3)).vips[0].owned, None, "another node");
-    }
-
-    #[test]
-    fn a_leaving_or_silenced_vip_is_not_answered() {
-        let mut table = table();
-        let silenced = Held { silenced: [(ip("192.168.2.1"), Epoch(5))].into(), ..held(3) };
-        assert_eq!(compile(&table, ME, &links(), &silenced).vips[0].owned, None);
-        let delete = Mutation::DeleteVip { address: ip("192.168.2.1"), cascade: false };
-        let mutate = Mutate { request: None, expected_revision: 0, mutations: vec![delete] };
-        table.apply(6, &Command::Mutate(mutate)).result.unwrap();
-        assert_eq!(compile(&table, ME, &links(), &held(3)).vips[0].owned, None);
-    }
-
     #[test]
     fn a_vip_is_answered_on_its_segment_and_a_routed_one_everywhere() {
         let table = table();
-        assert_eq!(compile(&table, ME, &links(), &held(3)).vips[0].answer_on, [0]);
+        assert_eq!(compile(&table, ME, &links()).vips[0].answer_on, [0]);
         let elsewhere = &links()[1..];
-        assert_eq!(compile(&table, ME, elsewhere, &held(3)).vips[0].answer_on, [0], "routed: on every interface");
+        assert_eq!(compile(&table, ME, elsewhere).vips[0].answer_on, [0], "routed: on every interface");
     }
 }

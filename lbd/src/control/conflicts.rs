@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, net::IpAddr, time::Duration};
 
-use lb_dataplane::{BackendReport, Conflict, Dataplane, packet::Mac};
+use lb_dataplane::{BackendReport, Dataplane, packet::Mac, stats::Conflict};
 use lb_raft_store::table::{Node, Table};
 use tokio::time::Instant;
 

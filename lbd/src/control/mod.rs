@@ -1,15 +1,22 @@
-//! A revision's way out: [`compile`] turns the replicated table into what this node's dataplane
-//! forwards, [`reconcile`] publishes it. [`caretaker`] does what is nobody's request.
+//! A revision's way out: [`compile`] turns the replicated table into what this node's dataplane forwards,
+//! [`publish_table`] publishes it, and [`publish_grants`] which VIPs this node owns. [`publish_node`] says in the table what
+//! this node sees of its segments. [`leader_tasks`] does what is nobody's request, [`retire`] ends it all in the right order.
 
 mod answered;
-mod caretaker;
 mod compile;
 mod conflicts;
-mod reconcile;
+mod leader_tasks;
+mod publish_grants;
+mod publish_node;
+mod publish_table;
 mod reload;
+mod retire;
 
 pub(crate) use answered::Answered;
-pub(crate) use caretaker::take_care;
 pub(crate) use conflicts::{Conflicts, claimant};
-pub(crate) use reconcile::{Control, Leave, Retiring, retire};
+pub(crate) use leader_tasks::run_leader_tasks;
+pub(crate) use publish_grants::PublishGrants;
+pub(crate) use publish_node::PublishNode;
+pub(crate) use publish_table::PublishTable;
 pub(crate) use reload::reload;
+pub(crate) use retire::{Leave, Retiring, retire};

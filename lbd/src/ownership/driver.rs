@@ -2,16 +2,16 @@
 //! takes the lead when it says so, and gives grants up once the dataplane has fallen silent for them.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    collections::BTreeMap,
+    net::{SocketAddr, UdpSocket},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
-use lb_dataplane::lease::{LeaseClock, boottime_ns};
+use lb_dataplane::{LeaseClock, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Command, Epoch, LeaseId, NodeId},
+    table::{Command, LeaseId, NodeId},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    grants::{Grants, Plan},
     heartbeat::{Heartbeat, Input, Report, Start},
     member::Member,
     watchdog,
@@ -33,15 +34,6 @@ const LAST_PROPOSAL: Duration = Duration::from_millis(3000);
 /// Between two Released of the same grant.
 const RELEASE_AGAIN: Duration = Duration::from_millis(200);
 
-/// What this process holds, for `control`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Held {
-    /// The lease; VIPs that the table gives to another one are not ours.
-    pub(crate) lease: Option<LeaseId>,
-    /// Grants for which this process has stopped answering; they stay so until the grant changes.
-    pub(crate) silenced: HashSet<(IpAddr, Epoch)>,
-}
-
 /// This node's ownership of VIPs. Clones are handles to the same.
 #[derive(Clone)]
 pub(crate) struct Ownership {
@@ -54,7 +46,7 @@ struct Inner {
     /// Bound at the start; the heartbeat takes them when the node has joined.
     sockets: Mutex<Vec<UdpSocket>>,
     heartbeat: OnceLock<Heartbeat>,
-    held: watch::Sender<Held>,
+    grants: watch::Sender<Grants>,
     nonce: u64,
     parent: Parent,
 }
@@ -68,7 +60,7 @@ impl Ownership {
             clock,
             sockets: Mutex::new(sockets),
             heartbeat: OnceLock::new(),
-            held: watch::Sender::default(),
+            grants: watch::Sender::default(),
             nonce,
             parent,
         };
@@ -76,13 +68,15 @@ impl Ownership {
     }
 
     /// What this process holds.
-    pub(crate) fn held(&self) -> watch::Receiver<Held> {
-        self.inner.held.subscribe()
+    pub(crate) fn grants(&self) -> watch::Receiver<Grants> {
+        self.inner.grants.subscribe()
     }
 
-    /// The dataplane has taken up a table that was compiled for this lease: from now on it may be used.
-    pub(crate) fn table_in_force(&self, lease: Option<LeaseId>) {
-        self.tell(Input::InForce(lease));
+    /// No worker judges by anything older than this plan any more: its lease may be used, and what leaves by it is
+    /// given up from now on.
+    pub(crate) fn in_force(&self, plan: &Plan, view: &View) {
+        self.tell(Input::InForce(plan.lease));
+        self.update_grants(|grants| grants.in_force(plan, &view.table));
     }
 
     /// For how long this node may still answer, in milliseconds.
@@ -167,7 +161,7 @@ impl Ownership {
             }
             Report::Holds(lease) => {
                 tracing::debug!(node = me, ?lease, "the lease has changed");
-                self.update_held(|held| held.lease = lease);
+                self.update_grants(|grants| grants.hold(lease));
             }
             Report::Obituary(datagrams) => self.inner.parent.on_death_send(&datagrams),
         }
@@ -186,39 +180,19 @@ impl Ownership {
         }
     }
 
-    /// The grants that this node must let go of: VIPs that move away or are deleted.
-    pub(crate) fn leaving(&self, me: NodeId, view: &View) -> HashSet<(IpAddr, Epoch)> {
-        let lease = self.inner.held.borrow().lease;
-        let vips = view.table.vips_of(me).filter(|vip| vip.intent.is_some() || vip.deleting);
-        vips.filter_map(|vip| {
-            let owner = vip.owner.filter(|owner| Some(owner.lease) == lease)?;
-            Some((vip.settings.address, owner.epoch))
-        })
-        .collect()
-    }
-
-    /// Notes for which grants the dataplane has fallen silent. They are given up from now on, and no
-    /// later table wakes them up again.
-    pub(crate) fn silence(&self, leaving: &HashSet<(IpAddr, Epoch)>, view: &View) {
-        self.update_held(|held| {
-            held.silenced.extend(leaving);
-            held.silenced.retain(|(vip, epoch)| stands(view, *vip, *epoch));
-        });
-    }
-
-    /// Gives up the silenced grants, again and again until the table has changed.
-    pub(crate) async fn release_silenced(self) {
-        let mut held = self.held();
+    /// Gives up the grants that have fallen silent, again and again until the table has changed.
+    pub(crate) async fn release_silent(self) {
+        let mut held = self.grants();
         loop {
-            let silenced: Vec<(IpAddr, Epoch)> = held.borrow_and_update().silenced.iter().copied().collect();
-            let view = self.inner.consensus.view();
-            let standing = silenced.iter().copied().filter(|(vip, epoch)| stands(&view, *vip, *epoch));
-            let grants: Vec<(IpAddr, Epoch)> = standing.collect();
-            if !grants.is_empty() {
-                self.propose(Command::Released { grants });
+            let grants = held.borrow_and_update().clone();
+            if let Some(me) = self.inner.consensus.status().node {
+                let grants = grants.to_release(me, &self.inner.consensus.view().table);
+                if !grants.is_empty() {
+                    self.propose(Command::Released { grants });
+                }
             }
             tokio::select! {
-                () = tokio::time::sleep(RELEASE_AGAIN), if !silenced.is_empty() => {}
+                () = tokio::time::sleep(RELEASE_AGAIN), if grants.is_releasing() => {}
                 changed = held.changed() => if changed.is_err() { return },
             }
         }
@@ -242,11 +216,11 @@ impl Ownership {
         }
     }
 
-    fn update_held(&self, change: impl FnOnce(&mut Held)) {
-        self.inner.held.send_if_modified(|held| {
-            let before = held.clone();
-            change(held);
-            *held != before
+    fn update_grants(&self, change: impl FnOnce(&mut Grants)) {
+        self.inner.grants.send_if_modified(|grants| {
+            let before = grants.clone();
+            change(grants);
+            *grants != before
         });
     }
 
@@ -259,11 +233,6 @@ impl Ownership {
             }
         });
     }
-}
-
-/// Whether a grant is still the VIP's.
-fn stands(view: &View, vip: IpAddr, epoch: Epoch) -> bool {
-    view.table.vip(vip).and_then(|vip| vip.owner).is_some_and(|owner| owner.epoch == epoch)
 }
 
 /// Ends a task when it is dropped.

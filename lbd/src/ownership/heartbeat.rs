@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use lb_dataplane::lease::{LeaseClock, boottime_ns};
+use lb_dataplane::{LeaseClock, boottime_ns};
 use lb_raft_store::{
     Lead, View,
     table::{Command, LeaseId, NodeId},

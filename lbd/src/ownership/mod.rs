@@ -7,11 +7,13 @@
 //! before the first promise did, so it is silent before anybody else may speak.
 //!
 //! [`member`] puts the three pure roles together: [`lease`] (the holder), [`support`] (the voter) and
-//! [`takeover`] (the leader, and whoever replaces it). [`heartbeat`] is the thread that feeds it with
+//! [`takeover`] (the leader, and whoever replaces it). [`grants`] says which VIPs the lease gives this process, and in
+//! which order it lets go of them. [`heartbeat`] is the thread that feeds it with
 //! datagrams and the clock; [`driver`] is its connection to the log and to the dataplane. The rules and why
 //! they suffice: `docs/ownership.md`.
 
 mod driver;
+mod grants;
 mod heartbeat;
 mod lease;
 mod member;
@@ -24,7 +26,8 @@ mod watchdog;
 #[cfg(test)]
 mod simulation;
 
-pub(crate) use driver::{Guard, Held, Ownership, bind};
+pub(crate) use driver::{Guard, Ownership, bind};
+pub(crate) use grants::{Grants, Plan};
 pub(crate) use heartbeat::addresses;
 
 /// Faults that tests put in on purpose, to show that the simulation would find them.
@@ -61,6 +64,10 @@ enum Bug {
     NoHeardLately,
     /// A restarted process supports others before its own lease is applied.
     SupportBeforeLease,
+    /// A grant is given up before the workers judge by a plan without it.
+    ReleasedBeforeSilent,
+    /// A grant for which this process has fallen silent is answered again when its move is called off.
+    SilentAnsweredAgain,
 }
 
 #[cfg(test)]

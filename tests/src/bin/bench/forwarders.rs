@@ -17,7 +17,7 @@ use lb_dataplane::{
     Config, Dataplane,
     forward::{
         flow::Timeouts,
-        table::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     },
     guard,
     io::{EngineKind, PortConfig},
@@ -115,7 +115,7 @@ pub(crate) fn with_engine<T>(
         let config = Config { ports: vec![port], engine: Some(kind), workers: 1, realtime, flow_capacity };
         let dataplane = Dataplane::start(&config)?;
         let generation = dataplane.publish(&table_spec(site))?;
-        dataplane.wait_seen(generation, Duration::from_secs(5));
+        dataplane.wait_for_table(generation, Duration::from_secs(5));
         anyhow::Ok(dataplane)
     })?;
     let outcome = work(&dataplane);
@@ -133,8 +133,6 @@ fn table_spec(site: &Site) -> TableSpec {
     };
     let vip = |number: u32| VipSpec {
         address: Ipv4Addr::from(u32::from(site.vip) + number).into(),
-        first_grant: false,
-        owned: None,
         answer_on: vec![0],
         rejects: false,
         services: vec![ServiceSpec {

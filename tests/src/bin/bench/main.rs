@@ -13,11 +13,10 @@ mod latency;
 use std::{process::ExitCode, thread, time::Duration};
 
 use lb_dataplane::{
-    Config, Dataplane,
-    forward::DropReason,
-    guard,
+    Config, Dataplane, guard,
     io::EngineKind,
     packet::{Mac, Protocol},
+    verdict::DropReason,
 };
 use lb_tests::sys;
 
@@ -230,7 +229,7 @@ fn headroom() -> anyhow::Result<()> {
         thread::sleep(COUNTED);
         let report = dataplane.report();
         let failed = report.drops.iter().find(|(reason, _)| *reason == DropReason::SendFailed);
-        (report.ring_full, failed.map_or(0, |(_, count)| *count))
+        (report.totals.ring_full, failed.map_or(0, |(_, count)| *count))
     };
     println!(
         "  {:>10} {:>10} {:>10} {:>16} {:>12}",

@@ -1,0 +1,24 @@
+//! What a dataplane is started with.
+
+use crate::io::{EngineKind, PortConfig};
+
+/// What a dataplane is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The interfaces; a [`TableSpec`](crate::forward::spec::TableSpec)'s ports are these, in this order.
+    pub ports: Vec<PortConfig>,
+    /// The engine; `None` for the best that runs.
+    pub engine: Option<EngineKind>,
+    /// Threads that share the frames, up to [`MAX_WORKERS`](crate::forward::steering::MAX_WORKERS).
+    pub workers: usize,
+    /// Whether they go before all others on their cores, the kernel's receiving threads included ([`Scheduling`](crate::Scheduling)).
+    pub realtime: bool,
+    /// Slots for flows, of 32 bytes. Up to half of them all flows find one.
+    pub flow_capacity: usize,
+}
+
+impl Config {
+    /// Slots for four million flows, twice as many, so that hardly one finds its group of slots full: 256 MiB if all of
+    /// them are there.
+    pub const DEFAULT_FLOW_CAPACITY: usize = 1 << 23;
+}

@@ -1,0 +1,50 @@
+//! Why a dataplane does not start, or does not change as it should.
+
+use std::io;
+
+use crate::{
+    forward::steering::MAX_WORKERS,
+    guard::GuardError,
+    io::{EngineError, EngineKind},
+};
+
+/// Why a dataplane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No engine runs.
+    #[error("engine {kind}: {source}")]
+    Engine {
+        /// The one that was tried last.
+        kind: EngineKind,
+        /// Why it does not run.
+        source: EngineError,
+    },
+    /// The guard cannot be put in place.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// A thread, an event descriptor or the flow table.
+    #[error("{0}: {1}")]
+    Resource(&'static str, io::Error),
+    /// None, or more than are supported.
+    #[error("{0} workers: must be from 1 to {MAX_WORKERS}")]
+    Workers(usize),
+}
+
+impl StartError {
+    /// Whether a right is missing.
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::Engine { source: EngineError::Socket(error), .. } => error.is_permission(),
+            Self::Guard(error) => error.is_permission(),
+            _ => false,
+        }
+    }
+
+    /// Whether an interface is gone or down.
+    pub(crate) fn is_absent(&self) -> bool {
+        match self {
+            Self::Engine { source: EngineError::Socket(error), .. } => error.is_absent(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! From a [`TableSpec`] to a [`Snapshot`], off the workers' threads.
+//!
+//! Backends stand in slots that stay theirs from snapshot to snapshot, so a flow entry finds its backend without a
+//! search, and a slot's generation tells when it has become another backend's.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{
+    hash::HashKey,
+    maglev::{Candidate, Maglev},
+    runtime::{BackendRef, BackendRuntime, Peer, SLOT_BITS, VipId},
+    snapshot::{Backend, Service, Snapshot, Vip},
+    spec::{BackendSpec, BackendState, MAX_PORTS, ServiceSpec, TableSpec},
+};
+use crate::stats::TrafficByWorker;
+
+/// Compiles snapshots and remembers what goes on from one to the next: slots, counters, MACs, and the
+/// Maglev tables that have not changed.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    /// That count packets; at least one in any case.
+    workers: usize,
+    generation: u64,
+    slots: BTreeMap<u64, Kept>,
+    slot_count: usize,
+    generations: Vec<u32>,
+    free: VecDeque<usize>,
+    vips: BTreeMap<IpAddr, (VipId, Arc<TrafficByWorker>)>,
+    vip_count: u32,
+    maglevs: HashMap<String, (Vec<Candidate>, u32, Arc<Maglev>)>,
+    peers: Vec<Peer>,
+}
+
+/// Slots that are freed and not yet used again.
+const RESTING_SLOTS: usize = 1024;
+
+#[derive(Debug)]
+struct Kept {
+    slot: usize,
+    runtime: Arc<BackendRuntime>,
+}
+
+impl Compiler {
+    /// From the next snapshot on there are so many. The workers so far count nothing any more.
+    pub(crate) fn set_workers(&mut self, workers: usize) {
+        self.workers = workers;
+        for (_, traffic) in self.vips.values_mut() {
+            *traffic = Arc::new(traffic.divided_anew(workers));
+        }
+        for Kept { runtime, .. } in self.slots.values_mut() {
+            let renewed = BackendRuntime::new(runtime.traffic.divided_anew(workers));
+            renewed.set_mac(runtime.mac());
+            *runtime = Arc::new(renewed);
+        }
+    }
+
+    /// The snapshot of a table.
+    pub fn compile(&mut self, spec: &TableSpec) -> Snapshot {
+        self.forget_what_is_gone(spec);
+        self.generation += 1;
+        let hash_key = HashKey(spec.hash_key);
+        let mut services = Vec::new();
+        let mut backends: Vec<Option<Backend>> = Vec::new();
+        let mut vips: Vec<Vip> = Vec::with_capacity(spec.vips.len());
+        for vip in &spec.vips {
+            let first_service = services.len();
+            let mut rules = Vec::new();
+            let mut any = [None, None];
+            for service in &vip.services {
+                let index = services.len() as u32;
+                for range in &service.ports {
+                    match range.first {
+                        0 => any[range.protocol as usize] = Some(index),
+                        _ => rules.push((*range, index)),
+                    }
+                }
+                let compiled = self.service(spec, hash_key, service, index, &mut backends);
+                services.push(compiled);
+            }
+            rules.sort_unstable();
+            let (vip_count, workers) = (&mut self.vip_count, self.workers);
+            let (id, traffic) = self.vips.entry(vip.address).or_insert_with(|| {
+                *vip_count += 1;
+                (VipId(*vip_count), Arc::new(TrafficByWorker::new(workers)))
+            });
+            vips.push(Vip {
+                id: *id,
+                address: vip.address,
+                answer_on: vip.answer_on.iter().filter(|&&port| port < MAX_PORTS).fold(0, |set, port| set | 1 << port),
+                rules: rules.into(),
+                any,
+                rejects: vip.rejects,
+                is_served_here: services[first_service..].iter().any(|service: &Service| service.is_served_here),
+                traffic: traffic.clone(),
+            });
+        }
+        vips.sort_unstable_by_key(|vip| vip.address);
+        let vips_at = vips.iter().zip(0..).map(|(vip, at)| (vip.address.into(), at)).collect();
+        let runtime = |backend: &Option<Backend>| backend.as_ref().map(|backend| backend.runtime.clone());
+        let runtimes = backends.iter().map(runtime).collect();
+        let mut peer_macs = spec.peer_macs.clone();
+        peer_macs.sort_unstable();
+        self.peers = spec.peers.iter().map(|peer| Peer::new(peer, &self.peers)).collect();
+        Snapshot {
+            generation: self.generation,
+            hash_key,
+            ports: spec.ports.clone(),
+            vips_at,
+            vips,
+            services,
+            backends,
+            runtimes,
+            peer_macs,
+            peers: self.peers.clone(),
+            timeouts: spec.timeouts,
+        }
+    }
+
+    fn service(
+        &mut self,
+        spec: &TableSpec,
+        key: HashKey,
+        service: &ServiceSpec,
+        index: u32,
+        backends: &mut Vec<Option<Backend>>,
+    ) -> Service {
+        let mut members = Vec::new();
+        let mut places = Vec::new();
+        let mut is_served_here = false;
+        for backend in &service.backends {
+            let kept = self.keep(backend.id);
+            let (slot, runtime) = (kept.slot, kept.runtime.clone());
+            if backends.len() <= slot {
+                backends.resize_with(slot + 1, || None);
+            }
+            let own_port = spec.ports.iter().find(|port| port.has(backend.address));
+            if let Some(port) = own_port {
+                // Nobody would answer a question for it.
+                runtime.set_mac(Some(port.mac));
+                is_served_here |= backend.state != BackendState::Down;
+            }
+            backends[slot] = Some(Backend {
+                reference: BackendRef::new(slot, self.generations[slot]),
+                address: backend.address,
+                service: index,
+                port: port_towards(spec, backend),
+                is_self: own_port.is_some(),
+                state: backend.state,
+                given_mac: backend.mac,
+                runtime,
+            });
+            if backend.state == BackendState::Active {
+                members.push(slot as u32);
+                places.push(Candidate::new(key, backend.address, backend.weight, service.table_size));
+            }
+        }
+        let maglev = match self.maglevs.get(&service.name) {
+            Some((built, size, maglev)) if *built == places && *size == service.table_size => Some(maglev.clone()),
+            _ => Maglev::build(&places, service.table_size).map(Arc::new),
+        };
+        match &maglev {
+            Some(maglev) => {
+                self.maglevs.insert(service.name.clone(), (places, service.table_size, maglev.clone()));
+            }
+            None => drop(self.maglevs.remove(&service.name)),
+        }
+        Service {
+            name: service.name.clone(),
+            by_source: service.by_source,
+            maglev,
+            members: members.into(),
+            is_served_here,
+        }
+    }
+
+    fn keep(&mut self, id: u64) -> &Kept {
+        self.slots.entry(id).or_insert_with(|| {
+            // A freed slot rests until others have been freed after it; its generation then tells flow
+            // entries of its former backend that this is another one.
+            let rested = self.free.len() > RESTING_SLOTS;
+            let slot = if !rested && self.slot_count < 1 << SLOT_BITS {
+                self.slot_count += 1;
+                self.generations.push(1);
+                self.slot_count - 1
+            } else {
+                let slot = self.free.pop_front().unwrap_or(0);
+                self.generations[slot] = (self.generations[slot] % ((1 << (32 - SLOT_BITS)) - 1)) + 1;
+                slot
+            };
+            Kept { slot, runtime: Arc::new(BackendRuntime::new(TrafficByWorker::new(self.workers))) }
+        })
+    }
+
+    fn forget_what_is_gone(&mut self, spec: &TableSpec) {
+        let services = || spec.vips.iter().flat_map(|vip| &vip.services);
+        let alive: std::collections::HashSet<u64> =
+            services().flat_map(|service| &service.backends).map(|backend| backend.id).collect();
+        let free = &mut self.free;
+        self.slots.retain(|id, kept| {
+            let stays = alive.contains(id);
+            if !stays {
+                free.push_back(kept.slot);
+            }
+            stays
+        });
+        let vips: std::collections::HashSet<IpAddr> = spec.vips.iter().map(|vip| vip.address).collect();
+        self.vips.retain(|address, _| vips.contains(address));
+        let names: std::collections::HashSet<&str> = services().map(|service| service.name.as_str()).collect();
+        self.maglevs.retain(|name, _| names.contains(name.as_str()));
+    }
+}
+
+/// The interface on whose segment a backend is: as the kernel would find it, the narrowest of those that have a carrier.
+/// One whose MAC was given may be behind the first.
+fn port_towards(spec: &TableSpec, backend: &BackendSpec) -> Option<usize> {
+    let segments = spec.ports.iter().enumerate().filter_map(|(at, port)| {
+        let (_, len) = port.segment_of(backend.address)?;
+        Some(((port.carrier, *len, Reverse(at)), at))
+    });
+    let on_segment = segments.max().map(|(_, at)| at);
+    on_segment.or_else(|| (backend.mac.is_some() && !spec.ports.is_empty()).then_some(0))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! How a frame gets to its backend: by which interface and to which MAC address, or why it does not. Pure.
+
+use super::{
+    snapshot::{Backend, Snapshot},
+    spec::BackendState,
+};
+use crate::{
+    packet::{ETHERNET_HEADER_LEN, Mac},
+    verdict::DropReason,
+};
+
+/// The way of a frame that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Egress {
+    /// Out of this interface and to this MAC address.
+    Port(usize, Mac),
+    /// Up into the node's own kernel: this node is the backend.
+    Local,
+}
+
+/// Why a frame does not go to the backend that was chosen for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSent {
+    /// It is dropped.
+    For(DropReason),
+    /// It is larger than the outgoing interface takes, which its sender is to be told.
+    TooBig {
+        /// What the interface takes.
+        mtu: u32,
+    },
+}
+
+impl NotSent {
+    /// As it is counted.
+    pub fn reason(self) -> DropReason {
+        match self {
+            Self::For(reason) => reason,
+            Self::TooBig { .. } => DropReason::TooBig,
+        }
+    }
+}
+
+impl From<DropReason> for NotSent {
+    fn from(reason: DropReason) -> Self {
+        Self::For(reason)
+    }
+}
+
+/// The way of a frame from `source` to a backend. `wire_len`: the length of the longest frame that leaves for it.
+#[inline]
+pub fn egress(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backend) -> Result<Egress, NotSent> {
+    if backend.is_self {
+        return Ok(Egress::Local);
+    }
+    let out = backend.port.ok_or(DropReason::BackendUnreachable)?;
+    let mac = backend.mac().ok_or(DropReason::BackendUnresolved)?;
+    if mac == source {
+        return Err(DropReason::Hairpin.into());
+    }
+    let mtu = snapshot.ports[out].mtu;
+    if wire_len > ETHERNET_HEADER_LEN + mtu as usize {
+        return Err(NotSent::TooBig { mtu });
+    }
+    Ok(Egress::Port(out, mac))
+}
+
+/// Whether a backend still gets the packets that were decided on before.
+pub fn is_alive(backend: &Backend) -> bool {
+    backend.state != BackendState::Down
+}

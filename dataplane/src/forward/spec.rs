@@ -1,0 +1,165 @@
+//! What the control plane wants forwarded, in plain values: [`super::compile`] makes a [`super::snapshot::Snapshot`] of
+//! it.
+
+use std::net::IpAddr;
+
+use super::flow::Timeouts;
+use crate::packet::{Mac, Protocol};
+
+/// What the control plane wants forwarded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableSpec {
+    /// The key of all flow hashes, equal on every node.
+    pub hash_key: u128,
+    /// The interfaces, in the order in which the dataplane was started with them.
+    pub ports: Vec<PortSpec>,
+    /// All VIPs, owned or not: a frame that arrives for our MAC is forwarded in any case.
+    pub vips: Vec<VipSpec>,
+    /// The MAC addresses of the other load balancers.
+    pub peer_macs: Vec<Mac>,
+    /// Their addresses on segments of ours.
+    pub peers: Vec<PeerSpec>,
+    /// For how long flows are remembered.
+    pub timeouts: Timeouts,
+}
+
+/// An interface as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortSpec {
+    /// Its name.
+    pub name: String,
+    /// Its index in the kernel: another one after it was gone, 0 meanwhile.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// The largest IP packet that it sends.
+    pub mtu: u32,
+    /// Whether there is a carrier.
+    pub carrier: bool,
+    /// Whether it segments TCP GSO frames itself.
+    pub segments: bool,
+    /// The node's own addresses on it, with the lengths of their prefixes.
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
+impl PortSpec {
+    /// The node's own address on the segment that `address` is in.
+    pub fn address_towards(&self, address: IpAddr) -> Option<IpAddr> {
+        self.segment_of(address).map(|(own, _)| *own)
+    }
+
+    /// The narrowest of the interface's segments that `address` is in: the node's address there, and the length of the
+    /// prefix.
+    pub(super) fn segment_of(&self, address: IpAddr) -> Option<&(IpAddr, u8)> {
+        let with = self.addresses.iter().filter(|(own, len)| network(*own, *len) == network(address, *len));
+        with.max_by_key(|(_, len)| *len)
+    }
+
+    /// Whether there is no such interface at present.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.ifindex == 0
+    }
+
+    /// Whether an address is the node's own.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|(own, _)| *own == address)
+    }
+
+    /// An address of the node's own, of the same family as another one.
+    pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
+        let mut own = self.addresses.iter().map(|(own, _)| *own);
+        own.find(|own| own.is_ipv4() == other.is_ipv4())
+    }
+}
+
+/// The network of an address, and of which family it is.
+fn network(address: IpAddr, len: u8) -> (bool, u128) {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(len.min(32))).unwrap_or(0);
+            (true, (u32::from(address) & mask).into())
+        }
+        IpAddr::V6(address) => {
+            (false, u128::from(address) & u128::MAX.checked_shl(128 - u32::from(len.min(128))).unwrap_or(0))
+        }
+    }
+}
+
+/// A VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VipSpec {
+    /// The address.
+    pub address: IpAddr,
+    /// The interfaces on which it is answered and announced.
+    pub answer_on: Vec<usize>,
+    /// Whoever asks for a port that no service takes is told so, while this node owns the VIP.
+    pub rejects: bool,
+    /// What is balanced on it.
+    pub services: Vec<ServiceSpec>,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Its name, unique.
+    pub name: String,
+    /// Its ports.
+    pub ports: Vec<PortRangeSpec>,
+    /// All flows of a source address go to one backend.
+    pub by_source: bool,
+    /// Entries of its Maglev table.
+    pub table_size: u32,
+    /// Its backends, sorted by address.
+    pub backends: Vec<BackendSpec>,
+}
+
+/// Ports of a service, inclusive; 0 to 0 for any that no other service names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRangeSpec {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Unique for ever: a backend that was removed and added again has another one.
+    pub id: u64,
+    /// Its own address.
+    pub address: IpAddr,
+    /// Its MAC, if it shall not be resolved.
+    pub mac: Option<Mac>,
+    /// Its share of new flows.
+    pub weight: u16,
+    /// Whether it takes new flows, keeps those it has, or has none.
+    pub state: BackendState,
+}
+
+/// What a backend takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendState {
+    /// New and known flows.
+    Active,
+    /// Known flows only.
+    Draining,
+    /// Nothing.
+    Down,
+}
+
+/// Another load balancer's address on a segment of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerSpec {
+    /// The interface towards it.
+    pub port: usize,
+    /// Its own address there.
+    pub address: IpAddr,
+    /// Its MAC address there.
+    pub mac: Mac,
+}
+
+/// At most so many interfaces: they are bits of a word.
+pub const MAX_PORTS: usize = 64;

@@ -1,0 +1,178 @@
+//! The three ways of moving frames. An [`Engine`] takes frames, has each judged, and sends what the verdict says, in the order
+//! of arrival. The ring engine is the default; `multishot` needs no mapped ring, `mmsg` no io_uring.
+
+mod mmsg;
+mod multishot;
+mod ring;
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+use super::{
+    cbpf::Instruction,
+    fanout::{NotInTurn, Share},
+    sys::{
+        packet_ring,
+        socket::{PACKET_AUXDATA, PortConfig, SocketError},
+    },
+};
+use crate::{
+    packet::{FrameMeta, VnetHeader},
+    verdict::{DropReason, Sent, Verdict},
+};
+
+/// How frames are moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    /// io_uring sends straight out of a TPACKET_V2 receive ring.
+    Ring,
+    /// io_uring receives into provided buffers and sends from there.
+    Multishot,
+    /// recvmmsg and sendmmsg.
+    Mmsg,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ring => "ring",
+            Self::Multishot => "multishot",
+            Self::Mmsg => "mmsg",
+        })
+    }
+}
+
+/// Frames that did not come through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// That the kernel dropped for want of room.
+    pub(crate) frames: u64,
+    /// An interface gives no frame any more though frames come: only new sockets help.
+    pub(crate) is_stuck: bool,
+}
+
+impl Lost {
+    fn frames(frames: u64) -> Self {
+        Self { frames, is_stuck: false }
+    }
+}
+
+/// Whoever judges the frames that an engine moves.
+pub(crate) trait FrameJudge {
+    /// What a look at a frame has found.
+    type Peek: Copy;
+    /// Before the first look.
+    const NOTHING: Self::Peek;
+
+    /// The first look at a frame. Engines peek at several frames, and look ahead with all of them, before they have the
+    /// first one judged: what has to come from memory comes meanwhile.
+    fn peek(&self, frame: &[u8], peek: &mut Self::Peek);
+    /// The second look.
+    fn look_ahead(&self, peek: &mut Self::Peek);
+    /// Judges a frame, and rewrites it in place if it goes anywhere.
+    fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Self::Peek) -> Verdict;
+    /// Counts a frame that never was whole.
+    fn count_unseen(&mut self, verdict: Verdict);
+    /// The outgoing queue did not take a frame that was judged to be sent.
+    fn send_failed(&mut self, sent: Sent);
+}
+
+/// Moves frames between the sockets and whoever judges them.
+pub(crate) trait Engine<J> {
+    /// Judges and sends a batch of every interface that has frames; waits for at most `wait` if none
+    /// has.
+    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<()>;
+    /// Sends a frame that is not of the present batch.
+    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()>;
+    /// Replaces the filter in front of the sockets.
+    fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()>;
+    /// What was lost since the last call, between which there is at least one turn.
+    fn lost(&mut self) -> Lost;
+}
+
+/// Makes engines of one kind for one worker.
+pub(crate) struct EngineFactory {
+    /// Which.
+    pub(crate) kind: EngineKind,
+    /// Whose.
+    pub(crate) share: Share,
+    /// Ends their waiting.
+    pub(crate) wake: OwnedFd,
+}
+
+impl EngineFactory {
+    /// Opens the sockets and starts an engine on the calling thread, which must be the one that uses it.
+    pub(crate) fn start<J: FrameJudge>(
+        &self,
+        ports: &[PortConfig],
+        filter: &[Instruction],
+    ) -> Result<Box<dyn Engine<J>>, EngineError> {
+        let wake = self.wake.as_fd();
+        let mut opening = self.share.open(ports, filter).map_err(|NotInTurn| EngineError::NotInTurn)?;
+        let engine: Box<dyn Engine<J>> = match self.kind {
+            EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, &mut opening)?),
+            EngineKind::Multishot => Box::new(multishot::MultishotEngine::start(ports, wake, &mut opening)?),
+            EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, &mut opening)?),
+        };
+        opening.done();
+        Ok(engine)
+    }
+}
+
+/// Why an engine does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A packet socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// io_uring is not to be had.
+    #[error("io_uring: {0}{hint}", hint = uring_hint(.0))]
+    Uring(#[from] io::Error),
+    /// The workers before this one have not opened theirs.
+    #[error("the workers before this one have not opened their sockets yet")]
+    NotInTurn,
+}
+
+fn uring_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => " (sysctl kernel.io_uring_disabled or a seccomp filter forbids it)",
+        Some(libc::ENOSYS) => " (this kernel has none)",
+        Some(libc::ENOMEM) => " (raise RLIMIT_MEMLOCK)",
+        _ => "",
+    }
+}
+
+/// Where a judged frame goes.
+fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
+    match verdict {
+        Verdict::Forward { port } => Some(port),
+        Verdict::Answer => Some(came_by),
+        Verdict::Deliver | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => None,
+    }
+}
+
+/// What waits in the queue of an engine that receives from there. Under overload the queue is always full: a long one
+/// forwards no more, makes all frames late, and keeps the processor's caches cold.
+const RECEIVE_BUFFER: libc::c_int = 2 << 20;
+
+/// Room for one control message with struct tpacket_auxdata (20 bytes).
+const CONTROL_LEN: usize = 64;
+
+/// Whether a frame belongs to a VLAN, by the control message that came with it: struct cmsghdr (length, level, type),
+/// and behind it struct tpacket_auxdata, which starts with a status and ends with the tag. A packet socket sends one at
+/// most.
+fn is_vlan_tagged(control: &[u8]) -> bool {
+    let word = |at: usize| control.get(at..at + 4)?.first_chunk().copied();
+    let level = word(8).map(i32::from_ne_bytes);
+    let kind = word(12).map(i32::from_ne_bytes);
+    let is_auxdata = level == Some(libc::SOL_PACKET) && kind == Some(PACKET_AUXDATA);
+    let (status, tag) = (word(16).map(u32::from_ne_bytes), word(32));
+    let vlan_tci = tag.map(|[low, high, ..]| u16::from_ne_bytes([low, high]));
+    is_auxdata && status.zip(vlan_tci).is_some_and(|(status, tci)| packet_ring::is_vlan_tagged(status, tci))
+}
+
+/// A frame of which the ring's slot holds only a part.
+const TRUNCATED: Verdict = Verdict::Drop(DropReason::RingTruncated);

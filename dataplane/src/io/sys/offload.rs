@@ -1,0 +1,46 @@
+//! What an interface does itself (ethtool's offloads, linux/ethtool.h).
+
+use std::{io, mem, os::fd::AsRawFd as _};
+
+use rustix::net::{AddressFamily, SocketType};
+
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+const ETHTOOL_GTSO: u32 = 0x1e;
+
+/// struct ethtool_value
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+/// Whether an interface segments TCP GSO frames itself; else the kernel does it before it hands them over. The kernel
+/// may take its time for the answer: it holds the lock on all links meanwhile.
+///
+/// # Errors
+/// The interface is gone (ENODEV).
+pub fn segments_tcp(interface: &str) -> io::Result<bool> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    let mut value = Value { command: ETHTOOL_GTSO, data: 0 };
+    // SAFETY: plain data for which zero is a value.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // The last byte stays zero.
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request names an interface and points at a struct ethtool_value; both live for the call.
+    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
+    if outcome == 0 { Ok(value.data != 0) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_segments_and_an_absent_one_is_told() {
+        assert!(segments_tcp("lo").unwrap());
+        assert_eq!(segments_tcp("no such one, and long").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    }
+}

@@ -1,0 +1,158 @@
+//! One owner's voice: which VIPs this node may speak for ([`permit`]), when it announces them ([`announce`]), whom it asks
+//! ([`neighbor`] for backends, [`peers`] for the other load balancers), what it answers ([`answers`]), and which groups it
+//! listens to ([`multicast`]). Pure but for [`permit`], which alone reads the lease's clock, and [`multicast`], which joins.
+//!
+//! The worker drives it: what is due comes out as values, and is sent by [`crate::worker`].
+
+pub mod announce;
+pub(crate) mod answers;
+pub(crate) mod multicast;
+pub mod neighbor;
+pub(crate) mod peers;
+pub mod permit;
+
+use std::{hash::Hasher as _, net::IpAddr};
+
+use siphasher::sip::SipHasher13;
+
+use crate::{
+    forward::{snapshot::Snapshot, spec::PeerSpec},
+    packet::{self, Mac, arp, ndp},
+};
+use announce::{Announcer, Claim, Due};
+use neighbor::Neighbors;
+use peers::Prober;
+use permit::{Grant, Permit};
+
+/// What the node's one speaker knows, and carries over to the worker that speaks next.
+#[derive(Debug, Default)]
+pub(crate) struct Speaker {
+    pub(crate) announcer: Announcer,
+    neighbors: Neighbors,
+    prober: Prober,
+}
+
+/// A frame that the speaker wants sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Saying {
+    /// A question.
+    Question { port: usize, frame: Vec<u8> },
+    /// It says that this node has a VIP: only with a permit at the moment of its sending.
+    Claim { port: usize, frame: Vec<u8> },
+    /// An announcement is due, and there is no permit for it.
+    Withheld,
+}
+
+impl Speaker {
+    /// Works with another table, or with other grants, from now on.
+    pub(crate) fn adopt(&mut self, snapshot: &Snapshot, permit: &Permit, now_ns: u64) {
+        let claim = |grant: &Grant| {
+            let vip = snapshot.vip(grant.vip)?;
+            let mut place = SipHasher13::new();
+            for (_, port) in snapshot.ports.iter().enumerate().filter(|(at, _)| vip.answers_on(*at)) {
+                place.write(&port.mac.0);
+                // A link that comes back is announced on again: whoever is behind it may have missed the last one.
+                place.write_u8(port.carrier.into());
+            }
+            Some((grant.vip, Claim { epoch: grant.epoch, place: place.finish(), first: grant.first }))
+        };
+        self.announcer.set_owned(permit.grants().filter_map(claim), now_ns);
+    }
+
+    /// Asks for the backends of another table from now on.
+    pub(crate) fn adopt_backends(&mut self, snapshot: &Snapshot, now_ns: u64) {
+        self.neighbors.set_backends(snapshot, now_ns);
+    }
+
+    /// Learns from an ARP packet who has which address.
+    pub(crate) fn hear_arp(&mut self, snapshot: &Snapshot, port: usize, arp: &arp::Arp, now_ns: u64) {
+        let sender = IpAddr::V4(arp.sender);
+        // Nobody else has one of our MAC addresses.
+        if !snapshot.is_own_mac(arp.sender_mac) {
+            self.neighbors.heard(port, sender, arp.sender_mac, now_ns);
+        }
+        if arp.operation == arp::Operation::Reply && arp.target_mac == snapshot.ports[port].mac {
+            peers::heard(&snapshot.peers, port, sender, now_ns);
+        }
+    }
+
+    /// Learns from neighbour discovery who has which address. `to_us`: the frame was sent to this node alone.
+    pub(crate) fn hear_neighbor(
+        &mut self,
+        snapshot: &Snapshot,
+        port: usize,
+        message: &ndp::Message,
+        to_us: bool,
+        now_ns: u64,
+    ) {
+        let (address, is_answer) = match message.kind {
+            ndp::Kind::Advertisement { solicited } => (message.target, solicited),
+            ndp::Kind::Solicitation => (message.source, false),
+        };
+        let Some(mac) = message.mac else { return };
+        if !snapshot.is_own_mac(mac) {
+            self.neighbors.heard(port, address.into(), mac, now_ns);
+        }
+        if is_answer && to_us {
+            peers::heard(&snapshot.peers, port, address.into(), now_ns);
+        }
+    }
+
+    /// What is due now: announcements, and questions for backends and peers.
+    pub(crate) fn due(&mut self, snapshot: &Snapshot, permit: &Permit, now_ns: u64) -> Vec<Saying> {
+        let mut sayings = Vec::new();
+        for due in self.announcer.due(now_ns) {
+            match due {
+                Due::Announce(vip) => self.announce(snapshot, permit, vip, now_ns, &mut sayings),
+                Due::Probe(address) => {
+                    let on = snapshot.vip(address).into_iter().flat_map(|vip| snapshot.ports_of(vip));
+                    sayings
+                        .extend(on.map(|(port, of)| Saying::Question { port, frame: packet::probe(of.mac, address) }));
+                }
+            }
+        }
+        let mut questions: Vec<(usize, IpAddr, Option<Mac>)> = Vec::new();
+        if self.prober.is_due(now_ns) {
+            let peers = snapshot.peers.iter().map(|peer| &peer.spec);
+            questions.extend(peers.map(|PeerSpec { port, address, mac }: &PeerSpec| (*port, *address, Some(*mac))));
+        }
+        let probes = self.neighbors.due(now_ns);
+        questions.extend(probes.into_iter().map(|probe| (probe.port, probe.target, probe.last_known)));
+        sayings.extend(questions.into_iter().filter_map(|(port, target, last_known)| {
+            let of = &snapshot.ports[port];
+            let frame = packet::question(of.mac, of.address_towards(target)?, target, last_known)?;
+            Some(Saying::Question { port, frame })
+        }));
+        sayings
+    }
+
+    fn announce(
+        &mut self,
+        snapshot: &Snapshot,
+        permit: &Permit,
+        address: IpAddr,
+        now_ns: u64,
+        sayings: &mut Vec<Saying>,
+    ) {
+        let Some(vip) = snapshot.vip(address) else { return };
+        if !permit.to_announce() {
+            sayings.push(Saying::Withheld);
+            return;
+        }
+        for (port, of) in snapshot.ports_of(vip) {
+            let frames = packet::announcements(of.mac, address);
+            sayings.extend(frames.into_iter().map(|frame| Saying::Claim { port, frame }));
+        }
+        self.announcer.announced(address, now_ns);
+    }
+
+    /// When [`Self::due`] has something again. `retry_ns`: for how long an announcement waits that has no permit.
+    pub(crate) fn next_due_ns(&self, snapshot: &Snapshot, permit: &Permit, now_ns: u64, retry_ns: u64) -> Option<u64> {
+        let announcements = self.announcer.next_due_ns().map(|at| {
+            let withheld = at <= now_ns && !permit.to_announce();
+            if withheld { now_ns + retry_ns } else { at }
+        });
+        let probes = (!snapshot.peers.is_empty()).then(|| self.prober.next_due_ns());
+        [announcements, self.neighbors.next_due_ns(), probes].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,49 @@
+//! Which worker owns a packet's flow, where there are several: its frames go there, are judged there, and leave from there.
+
+use std::sync::Arc;
+
+use super::{classify::Came, shared::Workers};
+use crate::packet::{FrameMeta, Packet};
+
+/// A frame on its way to the worker that owns its flow.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    /// The interface that it came by.
+    pub(crate) port: usize,
+    pub(crate) meta: FrameMeta,
+    pub(crate) frame: Vec<u8>,
+}
+
+/// A worker's place among several.
+pub(super) struct Handoff {
+    workers: Arc<Workers>,
+    index: usize,
+}
+
+impl Handoff {
+    /// `None` for a worker that is alone.
+    pub(super) fn new(workers: &Arc<Workers>, index: usize) -> Option<Self> {
+        (workers.all.len() > 1).then(|| Self { workers: workers.clone(), index })
+    }
+
+    pub(super) fn workers(&self) -> u64 {
+        self.workers.all.len() as u64
+    }
+
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The worker that owns a packet's flow, if it is another one.
+    pub(super) fn owner_of(&self, packet: &Packet, came: Came) -> Option<usize> {
+        if came == Came::FromWorker {
+            return None;
+        }
+        self.workers.steering.packet(packet).filter(|owner| *owner != self.index)
+    }
+
+    /// Hands a frame off. Whether there was room.
+    pub(super) fn hand(&self, owner: usize, frame: Handed) -> bool {
+        self.workers.all[owner].mailbox.hand(frame)
+    }
+}

@@ -1,0 +1,140 @@
+//! What reaches a worker beside the frames of its sockets: frames that other workers hand over, and errands of the
+//! control plane. The queue of frames is bounded, and whoever finds it full drops the frame.
+
+mod doorbell;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use doorbell::Doorbell;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::handoff::Handed;
+use crate::query::Errand;
+
+/// Frames that wait for one worker.
+const CAPACITY: usize = 256;
+
+/// A worker's mailbox, as others see it.
+pub(crate) struct Mailbox {
+    frames: SyncSender<Handed>,
+    errands: Mutex<Vec<Errand>>,
+    bell: Doorbell,
+    /// Ends the worker's sleep.
+    wake: OwnedFd,
+}
+
+/// The worker's end.
+pub(crate) struct Inbox(Receiver<Handed>);
+
+impl Inbox {
+    /// What nobody has taken.
+    pub(crate) fn rest(&self) -> impl Iterator<Item = Handed> {
+        self.0.try_iter()
+    }
+}
+
+impl Mailbox {
+    /// And the end that its worker takes frames from.
+    pub(crate) fn new() -> io::Result<(Self, Inbox)> {
+        let (frames, receiver) = sync_channel(CAPACITY);
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok((Self { frames, errands: Mutex::default(), bell: Doorbell::default(), wake }, Inbox(receiver)))
+    }
+
+    /// What becomes readable when the worker shall not sleep.
+    pub(crate) fn waker(&self) -> io::Result<OwnedFd> {
+        self.wake.try_clone()
+    }
+
+    /// Ends the worker's sleep.
+    pub(crate) fn wake(&self) {
+        // It fails only when the counter is full, and then the worker is awake.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Hands a frame over. Whether there was room.
+    pub(crate) fn hand(&self, frame: Handed) -> bool {
+        let taken = self.frames.try_send(frame).is_ok();
+        if taken {
+            self.announce();
+        }
+        taken
+    }
+
+    /// Has the worker run an errand between two batches.
+    pub(crate) fn send(&self, errand: Errand) {
+        self.errands.lock().unwrap_or_else(PoisonError::into_inner).push(errand);
+        self.announce();
+    }
+
+    fn announce(&self) {
+        if self.bell.ring() {
+            self.wake();
+        }
+    }
+
+    /// Takes everything out that was put in before this call. `None` if there is nothing.
+    pub(crate) fn take<'a>(
+        &self,
+        Inbox(frames): &'a Inbox,
+    ) -> Option<(impl Iterator<Item = Handed> + use<'a>, Vec<Errand>)> {
+        if !self.bell.answer() {
+            return None;
+        }
+        let errands = std::mem::take(&mut *self.errands.lock().unwrap_or_else(PoisonError::into_inner));
+        // What comes from now on is announced again; so a flood of it does not keep the worker here.
+        Some((frames.try_iter().take(CAPACITY), errands))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread};
+
+    use super::*;
+    use crate::packet::FrameMeta;
+
+    fn frame(number: u64) -> Handed {
+        Handed { port: 0, meta: FrameMeta::default(), frame: number.to_be_bytes().to_vec() }
+    }
+
+    #[test]
+    fn a_full_mailbox_refuses() {
+        let (mailbox, inbox) = Mailbox::new().unwrap();
+        let taken = (0..1000).filter(|n| mailbox.hand(frame(*n))).count();
+        assert_eq!(taken, CAPACITY);
+        assert_eq!(mailbox.take(&inbox).unwrap().0.count(), CAPACITY);
+        assert!(mailbox.take(&inbox).is_none());
+        assert!(mailbox.hand(frame(0)));
+    }
+
+    #[test]
+    fn nothing_that_was_handed_over_is_left_lying() {
+        const EACH: u64 = 20_000;
+        let (mailbox, inbox) = Mailbox::new().unwrap();
+        let mailbox = Arc::new(mailbox);
+        let senders: Vec<_> = (0..2)
+            .map(|_| {
+                let mailbox = mailbox.clone();
+                thread::spawn(move || (0..EACH).filter(|n| mailbox.hand(frame(*n))).count())
+            })
+            .collect();
+        let mut got = 0;
+        let mut take = || got += mailbox.take(&inbox).map_or(0, |(frames, _)| frames.count());
+        while !senders.iter().all(thread::JoinHandle::is_finished) {
+            take();
+        }
+        // What was put in since the last look has rung.
+        take();
+        let handed: usize = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
+        assert_eq!(got, handed);
+        assert_eq!(inbox.rest().count(), 0);
+    }
+}

@@ -1,0 +1,200 @@
+//! The worker: a thread with an engine, a flow table, and its part of the counters. [`pipeline`] has the whole way of a frame,
+//! [`classify`] its decisions; this file is the thread's turn around them.
+
+mod classify;
+mod explain;
+mod handoff;
+mod limit;
+pub(crate) mod mailbox;
+mod outbox;
+pub mod pipeline;
+mod reopen;
+pub(crate) mod shared;
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+pub use classify::Peek;
+pub use pipeline::Pipeline;
+
+use handoff::Handoff;
+use mailbox::Inbox;
+use outbox::{Origin, Outgoing, To};
+use reopen::Reopening;
+use shared::{Published, Table, WorkerHandle, Workers};
+
+use crate::{
+    forward::{flow::FlowTable, steering::SPEAKER},
+    io::{
+        PortConfig,
+        engine::{Engine, EngineFactory},
+        local_delivery::LocalDelivery,
+    },
+    query::Errand,
+    speaker::{
+        Speaker,
+        permit::{Permit, boottime_ns},
+    },
+};
+
+/// The longest sleep: counters are brought up to date at least this often.
+const MAX_WAIT_NS: u64 = 100_000_000;
+/// The shortest one.
+const MIN_WAIT_NS: u64 = 1000;
+
+/// What a worker's thread takes along, and leaves behind.
+pub(crate) struct Worker {
+    pub(crate) pipeline: Pipeline,
+    table: Arc<Table>,
+    published: Arc<Published>,
+    handle: Arc<WorkerHandle>,
+    inbox: Inbox,
+    local: LocalDelivery,
+    /// When to bring the counters up to date that are not counted frame by frame.
+    count_at_ns: u64,
+}
+
+impl Worker {
+    /// One of a pool, and what the one that spoke for the node before it knew.
+    pub(crate) fn new(
+        published: Arc<Published>,
+        workers: &Arc<Workers>,
+        (handle, inbox): (Arc<WorkerHandle>, Inbox),
+        flows: FlowTable,
+        speaker: Option<Speaker>,
+    ) -> Self {
+        let table = published.table.load_full();
+        let permit = Permit::new(published.lease.clone(), published.owned.load_full());
+        let speaker = (handle.index == SPEAKER).then(|| speaker.unwrap_or_default());
+        let handoff = Handoff::new(workers, handle.index);
+        let stats = handle.stats.clone();
+        let mut pipeline = Pipeline::of_worker(table.snapshot.clone(), flows, stats, permit, speaker, handoff);
+        pipeline.now_ns = boottime_ns();
+        pipeline.adopt(table.snapshot.clone());
+        Self { pipeline, table, published, handle, inbox, local: LocalDelivery::default(), count_at_ns: 0 }
+    }
+
+    /// Runs until it is told to stop.
+    pub(crate) fn run(
+        &mut self,
+        engine: Box<dyn Engine<Pipeline>>,
+        factory: EngineFactory,
+        ports: Vec<PortConfig>,
+    ) -> io::Result<()> {
+        let mut sockets = Reopening::new(engine, factory, ports);
+        sockets.engine.set_filter(&self.table.filter)?;
+        let published = self.published.clone();
+        while !published.stop.load(Ordering::Acquire) {
+            self.take_up(&mut *sockets.engine);
+            let pipeline = &mut self.pipeline;
+            // Whatever was judged before this line was judged by an older table, or by older grants.
+            self.handle.seen.set(pipeline.snapshot.generation, pipeline.permit.generation());
+            pipeline.now_ns = boottime_ns();
+            sockets.follow(&pipeline.snapshot, &self.table.filter, pipeline.now_ns);
+            pipeline.tick();
+            self.open_mail();
+            self.send_outbox(&mut *sockets.engine);
+            let idle = self.idle().min(sockets.patience());
+            sockets.engine.turn(idle, &mut self.pipeline)?;
+            self.send_outbox(&mut *sockets.engine);
+            if self.pipeline.now_ns >= self.count_at_ns {
+                self.count_at_ns = self.pipeline.now_ns + MAX_WAIT_NS;
+                self.handle.stats.ring_full.add(sockets.lost());
+                self.pipeline.count_flows();
+            }
+        }
+        self.handle.stats.ring_full.add(sockets.engine.lost().frames);
+        Ok(())
+    }
+
+    /// Works by what is published.
+    fn take_up(&mut self, engine: &mut dyn Engine<Pipeline>) {
+        let owned = self.published.owned.load();
+        if owned.generation != self.pipeline.permit.generation() {
+            self.pipeline.own(owned.clone());
+        }
+        let table = self.published.table.load();
+        if table.snapshot.generation == self.pipeline.snapshot.generation {
+            return;
+        }
+        // A table whose VIPs the filter would not let by is not taken up: it is tried again next turn.
+        if table.filter != self.table.filter
+            && let Err(error) = engine.set_filter(&table.filter)
+        {
+            return tracing::error!(%error, "the socket filter cannot be replaced");
+        }
+        self.table = table.clone();
+        self.pipeline.adopt(self.table.snapshot.clone());
+    }
+
+    /// Takes what others have put into the mailbox.
+    pub(crate) fn open_mail(&mut self) {
+        let handle = self.handle.clone();
+        let Some((frames, errands)) = handle.mailbox.take(&self.inbox) else { return };
+        frames.for_each(|handed| self.pipeline.take_over(handed));
+        errands.into_iter().for_each(|errand| self.run_errand(errand));
+    }
+
+    /// Answers what the control plane has asked for.
+    fn run_errand(&self, errand: Errand) {
+        let pipeline = &self.pipeline;
+        match errand {
+            Errand::Explain(question, reply) => reply.give(pipeline.explain(&question)),
+            Errand::ListFlows(slots, reply) => {
+                let now = crate::forward::flow::Tick::from_ns(pipeline.now_ns);
+                let entries = pipeline.flows.entries(slots, now).collect();
+                reply.give((entries, pipeline.flows.slots()));
+            }
+        }
+    }
+
+    /// Sends what has gathered beside the frames of the engine.
+    pub(crate) fn send_outbox(&mut self, engine: &mut dyn Engine<Pipeline>) {
+        let mut outbox = std::mem::take(&mut self.pipeline.outbox);
+        for outgoing in outbox.drain(..) {
+            let counted_as = outgoing.counted_as();
+            let Outgoing { to, vnet, frame, origin } = outgoing;
+            // Right before each announcement, as before each answer.
+            if origin == Origin::Claim && !self.pipeline.permit.to_announce() {
+                self.handle.stats.announcements_withheld.add(1);
+                continue;
+            }
+            let sent = match to {
+                To::Port(port) => engine.send(port, &vnet, &frame),
+                To::Local => self.local.deliver(&vnet, &frame),
+            };
+            match (sent, counted_as) {
+                (Ok(()), Some(_)) => {}
+                (Ok(()), None) => self.handle.stats.originated.add(1),
+                (Err(_), Some(counted)) => self.pipeline.send_failed(counted),
+                // Announcements and questions are repeated anyway.
+                (Err(error), None) => tracing::debug!(%error, "a frame of our own was not sent"),
+            }
+        }
+        // Its room is used again.
+        self.pipeline.outbox = outbox;
+    }
+
+    /// How long there is nothing to do but frames.
+    fn idle(&self) -> Duration {
+        let now_ns = self.pipeline.now_ns;
+        let next = self.pipeline.next_due_ns();
+        let wait = next.map_or(MAX_WAIT_NS, |at| at.saturating_sub(now_ns)).min(MAX_WAIT_NS);
+        Duration::from_nanos(wait.max(MIN_WAIT_NS))
+    }
+
+    /// Its thread has ended, and nobody hands anything to it any more. What others go on with.
+    pub(crate) fn retire(self) -> (Option<Speaker>, FlowTable) {
+        self.give_up().retire()
+    }
+
+    fn give_up(self) -> Pipeline {
+        self.pipeline.give_up(self.inbox.rest())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,478 @@
+//! A worker's judgement of frames, without a thread, a socket or a ring: [`Pipeline::peek`], [`Pipeline::look_ahead`] and
+//! [`Pipeline::judge`] are the whole way of a frame. [`super::classify`] decides; here the decision is carried out: the
+//! frame is rewritten, counted, held, handed off or answered.
+//!
+//! Before: an engine of [`crate::io`] receives. After: it sends what the verdict says, and [`super`] sends the outbox.
+
+use std::sync::Arc;
+
+use super::{
+    classify::{Arrival, Came, Intent, Judge, Peek, Rare, Remembering},
+    handoff::{Handed, Handoff},
+    limit::Limiter,
+    outbox::{NOT_TAKEN, Origin, Outgoing, To},
+};
+use crate::{
+    forward::{
+        decide::Place,
+        egress::Egress,
+        flow::FlowTable,
+        fragment::{Course, Fragments, Waiting},
+        snapshot::{Backend, Snapshot, Vip},
+    },
+    io::{engine::FrameJudge, sys::memory::prefetch},
+    packet::{
+        self, Address, DatagramId, FlowPacket, FrameMeta, Mac, Packet, VnetHeader,
+        icmp::{self, Reply},
+        rewrite,
+    },
+    speaker::{
+        Saying, Speaker,
+        answers::{Answer, Contest, Reaction},
+        permit::{LeaseClock, Owned, Permit},
+    },
+    stats::WorkerStats,
+    verdict::{DropReason, Sent, Verdict},
+};
+
+/// ICMP errors of our own, and refusals, a second (Linux has the same in icmp_msgs_per_sec).
+pub(super) const REPLIES_PER_S: u64 = 1000;
+/// Before an announcement that the lease did not allow is tried again.
+const LEASE_RETRY_NS: u64 = 5_000_000;
+
+/// What a worker knows and decides.
+pub struct Pipeline {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) permit: Permit,
+    pub(super) flows: FlowTable,
+    pub(super) fragments: Fragments,
+    /// `None` in a worker that does not speak for the node.
+    pub(super) speaker: Option<Speaker>,
+    /// Of ICMP errors that senders need to go on, and of refusals that only spare them waiting: apart, so that whoever
+    /// scans ports does not stop the discovery of path MTUs.
+    pub(super) errors: Limiter,
+    pub(super) refusals: Limiter,
+    pub(super) outbox: Vec<Outgoing>,
+    pub(super) stats: Arc<WorkerStats>,
+    /// Which part of the counters of VIPs and backends is this worker's.
+    index: usize,
+    /// `None` in a worker that is alone.
+    pub(super) handoff: Option<Handoff>,
+    /// Of the last look at the clock, once a turn.
+    pub(super) now_ns: u64,
+}
+
+impl Pipeline {
+    /// One that is alone: it has all flows, and speaks for the node.
+    pub fn new(snapshot: Arc<Snapshot>, flows: FlowTable, stats: Arc<WorkerStats>, lease: Arc<LeaseClock>) -> Self {
+        Self::of_worker(snapshot, flows, stats, Permit::new(lease, Arc::default()), Some(Speaker::default()), None)
+    }
+
+    /// One of several, and what the one that spoke for the node before it knew.
+    pub(super) fn of_worker(
+        snapshot: Arc<Snapshot>,
+        flows: FlowTable,
+        stats: Arc<WorkerStats>,
+        permit: Permit,
+        speaker: Option<Speaker>,
+        handoff: Option<Handoff>,
+    ) -> Self {
+        let workers = handoff.as_ref().map_or(1, Handoff::workers);
+        Self {
+            snapshot,
+            permit,
+            flows,
+            fragments: Fragments::default(),
+            speaker,
+            errors: Limiter::new(REPLIES_PER_S / workers),
+            refusals: Limiter::new(REPLIES_PER_S / workers),
+            outbox: Vec::new(),
+            stats,
+            index: handoff.as_ref().map_or(0, Handoff::index),
+            handoff,
+            now_ns: 0,
+        }
+    }
+
+    /// The moment of all that follows.
+    pub fn set_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
+    /// Works with a new table from the next frame on.
+    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
+        self.flows.set_timeouts(snapshot.timeouts);
+        if let Some(speaker) = &mut self.speaker {
+            speaker.adopt(&snapshot, &self.permit, self.now_ns);
+            speaker.adopt_backends(&snapshot, self.now_ns);
+        }
+        self.snapshot = snapshot;
+    }
+
+    /// Owns other VIPs from the next frame on.
+    pub fn own(&mut self, owned: Arc<Owned>) {
+        self.permit.adopt(owned);
+        if let Some(speaker) = &mut self.speaker {
+            speaker.adopt(&self.snapshot, &self.permit, self.now_ns);
+        }
+    }
+
+    /// The first look at a frame. Engines peek at several frames, and look ahead with all of them, before they have the
+    /// first one judged: what has to come from memory comes meanwhile.
+    #[inline]
+    pub fn peek(&self, frame: &[u8], peek: &mut Peek) {
+        // Into its place: a copy of what was written just now, piece by piece, costs as much as the parsing.
+        *peek = Peek::NOTHING;
+        if let Some(flow) = packet::flow(frame) {
+            let hash = self.snapshot.hash_key.tuple(&flow.tuple);
+            self.flows.prefetch(hash);
+            let vip = self.snapshot.vip_at(flow.tuple.destination);
+            peek.found = vip.inspect(|at| prefetch(&self.snapshot.vips[*at as usize])).map(|vip| (vip, hash));
+            peek.flow = Some(flow);
+        }
+    }
+
+    /// The lookahead: where the frame belongs.
+    #[inline]
+    pub fn look_ahead(&self, peek: &mut Peek) {
+        if let (Some(flow), Some((vip, hash))) = (&peek.flow, peek.found) {
+            let place = Place::at(&self.snapshot, vip, &flow.tuple, hash);
+            if let Ok(place) = &place {
+                place.prefetch(&self.snapshot, &self.flows);
+            }
+            peek.place = Some(place);
+        }
+    }
+
+    /// The whole way of a frame that was peeked at. Rewritten in place if it goes anywhere.
+    pub fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek) -> Verdict {
+        self.stats.received.add(1);
+        let verdict = self.consider(port, meta, frame, peek, Came::FromWire);
+        self.count(verdict, &meta.vnet);
+        if verdict == Verdict::Deliver {
+            let frame = frame.to_vec();
+            self.outbox.push(Outgoing { to: To::Local, vnet: meta.vnet, frame, origin: Origin::Received });
+        }
+        verdict
+    }
+
+    fn count(&self, verdict: Verdict, vnet: &VnetHeader) {
+        let stats = &self.stats;
+        if let (Verdict::Forward { port }, true) = (verdict, vnet.is_gso())
+            && !self.snapshot.ports[port].segments
+        {
+            stats.segmented.add(1);
+        }
+        match verdict {
+            Verdict::Forward { .. } | Verdict::Deliver => stats.forwarded.add(1),
+            Verdict::Answer => stats.answered.add(1),
+            Verdict::Hold => {}
+            Verdict::HandOff => stats.handed_off.add(1),
+            Verdict::Drop(reason) => stats.dropped(reason).add(1),
+        }
+    }
+
+    /// Counts a frame that never was whole.
+    pub fn count_unseen(&mut self, verdict: Verdict) {
+        self.stats.received.add(1);
+        self.count(verdict, &VnetHeader::default());
+    }
+
+    /// The outgoing queue did not take a frame that was counted as sent.
+    pub fn send_failed(&mut self, sent: Sent) {
+        let stats = &self.stats;
+        match sent {
+            Sent::Forwarded => stats.forwarded.take_back(),
+            Sent::Answered => stats.answered.take_back(),
+        }
+        stats.dropped(NOT_TAKEN).add(1);
+    }
+
+    #[inline]
+    fn consider(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek, came: Came) -> Verdict {
+        let judge = Judge {
+            snapshot: &self.snapshot,
+            handoff: self.handoff.as_ref(),
+            permit: &self.permit,
+            speaker: self.speaker.as_ref(),
+            now_ns: self.now_ns,
+        };
+        let mut memory = Remembering { flows: &mut self.flows, fragments: &mut self.fragments, decided: None };
+        let intent = judge.classify(&Arrival { port, meta, frame, peek, came }, &mut memory);
+        let decided = memory.decided;
+        let verdict = match intent {
+            Intent::Forward { vip, backend, egress, .. } => {
+                dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
+            }
+            Intent::Other(rare) => self.act(rare, port, meta, frame),
+        };
+        if let Some((id, course)) = decided {
+            // The first goes first.
+            for waiting in self.fragments.decided(id, course) {
+                self.let_go(waiting, id.destination, course);
+            }
+        }
+        verdict
+    }
+
+    /// Carries out what is not simply forwarded.
+    fn act(&mut self, rare: Rare, port: usize, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
+        match rare {
+            Rare::Deliver => deliver(frame),
+            Rare::HandOff(owner) => self.hand_off(owner, port, meta, frame),
+            Rare::Hold(id) => self.hold(id, Waiting { port, vnet: meta.vnet, frame: frame.to_vec() }),
+            Rare::React(reaction) => self.react(reaction, port, frame),
+            Rare::Refuse(packet) => Verdict::Drop(self.refuse(port, frame, &packet)),
+            Rare::TooBig { packet, mtu } => {
+                self.say_too_big(port, frame, &packet, mtu);
+                Verdict::Drop(DropReason::TooBig)
+            }
+            Rare::Drop(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    fn hand_off(&self, owner: usize, port: usize, meta: FrameMeta, frame: &[u8]) -> Verdict {
+        let handed = Handed { port, meta, frame: frame.to_vec() };
+        match self.handoff.as_ref().is_some_and(|handoff| handoff.hand(owner, handed)) {
+            true => Verdict::HandOff,
+            false => Verdict::Drop(DropReason::HandoverFull),
+        }
+    }
+
+    /// Judges a frame that another worker has handed off.
+    pub(super) fn take_over(&mut self, handed: Handed) {
+        let Handed { port, meta, mut frame } = handed;
+        self.stats.taken_over.add(1);
+        let mut peek = Peek::NOTHING;
+        self.peek(&frame, &mut peek);
+        let verdict = self.consider(port, meta, &mut frame, &peek, Came::FromWorker);
+        self.count(verdict, &meta.vnet);
+        let (to, origin) = match verdict {
+            Verdict::Forward { port } => (To::Port(port), Origin::Received),
+            Verdict::Deliver => (To::Local, Origin::Received),
+            Verdict::Answer => (To::Port(port), Origin::Answer),
+            Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => return,
+        };
+        self.outbox.push(Outgoing { to, vnet: meta.vnet, frame, origin });
+    }
+
+    /// A fragment waits for the first one of its datagram.
+    fn hold(&mut self, id: DatagramId, waiting: Waiting) -> Verdict {
+        let given_up = self.fragments.hold(id, waiting, self.now_ns);
+        self.stats.dropped(DropReason::FragmentNoRoom).add(given_up as u64);
+        self.count_held();
+        Verdict::Hold
+    }
+
+    /// A fragment has waited for the first one, and this is what became of it.
+    fn let_go(&mut self, waiting: Waiting, vip: Address, course: Result<Course, DropReason>) {
+        let Waiting { port, vnet, mut frame } = waiting;
+        let meta = FrameMeta { vlan_tagged: false, vnet };
+        let judge = Judge {
+            snapshot: &self.snapshot,
+            handoff: self.handoff.as_ref(),
+            permit: &self.permit,
+            speaker: None,
+            now_ns: self.now_ns,
+        };
+        let source = packet::source(&frame).unwrap_or_default();
+        let intent = match course {
+            Ok(course) => judge.follow(source, frame.len(), vip, course, None, None),
+            Err(reason) => reason.into(),
+        };
+        let verdict = match intent {
+            Intent::Forward { vip, backend, egress, .. } => {
+                dispatch(&self.snapshot, self.index, &mut frame, (vip, backend), egress)
+            }
+            Intent::Other(rare) => self.act(rare, port, meta, &mut frame),
+        };
+        self.count(verdict, &vnet);
+        let to = match verdict {
+            Verdict::Forward { port } => Some(To::Port(port)),
+            Verdict::Deliver => Some(To::Local),
+            _ => None,
+        };
+        self.outbox.extend(to.map(|to| Outgoing { to, vnet, frame, origin: Origin::Received }));
+        self.count_held();
+    }
+
+    fn count_held(&self) {
+        self.stats.held.set(self.fragments.waiting() as u64);
+    }
+
+    /// Learns from a frame that asks this node itself, and answers it where that was decided.
+    fn react(&mut self, reaction: Reaction, port: usize, frame: &mut [u8]) -> Verdict {
+        self.hear(port, frame);
+        let own = self.snapshot.ports[port].mac;
+        match reaction {
+            Reaction::Answer(answer) => {
+                answer.write(frame, own);
+                Verdict::Answer
+            }
+            Reaction::Drop { reason, aside, conflict } => {
+                // The right to it was looked at just now.
+                let answer = aside.and_then(|answer: Answer| answer.apart(own));
+                self.outbox.extend(answer.map(|frame| Outgoing::own(port, frame)));
+                if let Some(Contest { vip, mac, is_claim }) = conflict {
+                    if is_claim && let Some(speaker) = &mut self.speaker {
+                        speaker.announcer.conflict(vip, self.now_ns);
+                        self.permit.contested(vip);
+                    }
+                    self.stats.conflict(vip, mac);
+                }
+                Verdict::Drop(reason)
+            }
+        }
+    }
+
+    fn hear(&mut self, port: usize, frame: &[u8]) {
+        let Some(speaker) = &mut self.speaker else { return };
+        match packet::parse(frame) {
+            Packet::Arp(arp) => speaker.hear_arp(&self.snapshot, port, &arp, self.now_ns),
+            Packet::Neighbor(message) => {
+                let to_us = packet::destination(frame) == Some(self.snapshot.ports[port].mac);
+                speaker.hear_neighbor(&self.snapshot, port, &message, to_us, self.now_ns);
+            }
+            _ => {}
+        }
+    }
+
+    /// Nobody serves the port: the VIP's owner says so.
+    fn refuse(&mut self, port: usize, frame: &[u8], packet: &FlowPacket) -> DropReason {
+        if !self.refusals.admits(self.now_ns) {
+            return DropReason::NoService;
+        }
+        let reply = Reply { to: frame, packet, mac: self.snapshot.ports[port].mac };
+        match reply.refusal() {
+            Some(frame) => {
+                self.outbox.push(Outgoing::own(port, frame));
+                DropReason::Rejected
+            }
+            None => DropReason::NoService,
+        }
+    }
+
+    /// Only a sender who asked for it is told; for everybody else the datagram is lost, as on any router that does
+    /// not fragment.
+    fn say_too_big(&mut self, port: usize, frame: &[u8], packet: &FlowPacket, mtu: u32) {
+        if icmp::may_be_fragmented(frame, packet) || !self.errors.admits(self.now_ns) {
+            return;
+        }
+        let ports = &self.snapshot.ports;
+        let near = ports[port].address_like(packet.tuple.source.into());
+        let own = near.or_else(|| ports.iter().find_map(|port| port.address_like(packet.tuple.source.into())));
+        // A node without an address of the family speaks for the VIP, as the backends do.
+        let own = own.unwrap_or(packet.tuple.destination.into());
+        let reply = Reply { to: frame, packet, mac: ports[port].mac };
+        if let Some(frame) = reply.too_big(own, mtu) {
+            self.outbox.push(Outgoing::own(port, frame));
+        }
+    }
+
+    /// What is due without a frame: announcements, questions for neighbours, and the end of what has waited too long.
+    pub(super) fn tick(&mut self) {
+        let given_up = self.fragments.expire(self.now_ns);
+        if given_up > 0 {
+            self.stats.dropped(DropReason::FragmentTimeout).add(given_up as u64);
+            self.count_held();
+        }
+        self.permit.look_again();
+        let Some(speaker) = &mut self.speaker else { return };
+        for saying in speaker.due(&self.snapshot, &self.permit, self.now_ns) {
+            match saying {
+                Saying::Question { port, frame } => self.outbox.push(Outgoing::own(port, frame)),
+                Saying::Claim { port, frame } => self.outbox.push(Outgoing::claim(port, frame)),
+                Saying::Withheld => self.stats.announcements_withheld.add(1),
+            }
+        }
+    }
+
+    /// When [`Self::tick`] has something to do again.
+    pub(super) fn next_due_ns(&self) -> Option<u64> {
+        let spoken = self
+            .speaker
+            .as_ref()
+            .and_then(|speaker| speaker.next_due_ns(&self.snapshot, &self.permit, self.now_ns, LEASE_RETRY_NS));
+        [spoken, self.fragments.next_due_ns()].into_iter().flatten().min()
+    }
+
+    /// Brings the counters up to date that are not counted frame by frame.
+    pub(super) fn count_flows(&self) {
+        let (remembered, not_remembered) = self.flows.inserted();
+        self.stats.flows_remembered.set(remembered);
+        self.stats.flows_not_remembered.set(not_remembered);
+    }
+
+    /// The worker has ended: what it still holds, and what nobody has taken of what was handed to it, is dropped.
+    pub(super) fn give_up(mut self, rest: impl Iterator<Item = Handed>) -> Self {
+        let stats = &self.stats;
+        for _ in rest {
+            stats.taken_over.add(1);
+            stats.dropped(DropReason::HandoverFull).add(1);
+        }
+        let held = self.fragments.waiting() as u64;
+        stats.dropped(DropReason::FragmentTimeout).add(held);
+        self.fragments = Fragments::default();
+        self.count_held();
+        self
+    }
+
+    /// What others go on with.
+    pub(crate) fn retire(self) -> (Option<Speaker>, FlowTable) {
+        (self.speaker, self.flows)
+    }
+}
+
+/// Rewrites a frame for its backend and counts it.
+#[inline]
+fn dispatch(
+    snapshot: &Snapshot,
+    worker: usize,
+    frame: &mut [u8],
+    (vip, backend): (&Vip, &Backend),
+    egress: Egress,
+) -> Verdict {
+    vip.traffic.of(worker).count(frame.len());
+    backend.runtime.traffic.of(worker).count(frame.len());
+    match egress {
+        Egress::Port(port, mac) => {
+            rewrite::to_backend(frame, mac, snapshot.ports[port].mac);
+            Verdict::Forward { port }
+        }
+        Egress::Local => deliver(frame),
+    }
+}
+
+/// For the node's own kernel.
+fn deliver(frame: &mut [u8]) -> Verdict {
+    // The loopback interface's MAC address.
+    rewrite::to_backend(frame, Mac::ZERO, Mac::ZERO);
+    Verdict::Deliver
+}
+
+impl FrameJudge for Pipeline {
+    type Peek = Peek;
+    const NOTHING: Peek = Peek::NOTHING;
+
+    #[inline]
+    fn peek(&self, frame: &[u8], peek: &mut Peek) {
+        self.peek(frame, peek);
+    }
+
+    #[inline]
+    fn look_ahead(&self, peek: &mut Peek) {
+        self.look_ahead(peek);
+    }
+
+    fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek) -> Verdict {
+        self.judge(port, meta, frame, peek)
+    }
+
+    fn count_unseen(&mut self, verdict: Verdict) {
+        self.count_unseen(verdict);
+    }
+
+    fn send_failed(&mut self, sent: Sent) {
+        self.send_failed(sent);
+    }
+}

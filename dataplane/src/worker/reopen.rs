@@ -1,0 +1,91 @@
+//! Interfaces that change under a running worker: its sockets are opened anew.
+
+use std::{mem, time::Duration};
+
+use super::pipeline::Pipeline;
+use crate::{
+    forward::{snapshot::Snapshot, spec::PortSpec},
+    io::{
+        PortConfig,
+        cbpf::Instruction,
+        engine::{Engine, EngineError, EngineFactory},
+    },
+};
+
+/// Before an interface that could not be opened is tried again.
+const REOPEN_NS: u64 = 1_000_000_000;
+/// Before a worker looks whether it is its turn to open its sockets.
+const TURN_NS: u64 = 1_000_000;
+
+/// The engine of a worker, which follows its interfaces.
+pub(super) struct Reopening {
+    pub(super) engine: Box<dyn Engine<Pipeline>>,
+    /// Makes another one.
+    factory: EngineFactory,
+    /// What this one was made for.
+    ports: Vec<PortConfig>,
+    retry_at_ns: u64,
+    is_waiting: bool,
+    /// The sockets give no frames any more.
+    is_stuck: bool,
+    /// By former engines, and not told yet.
+    lost_before: u64,
+}
+
+impl Reopening {
+    /// An engine, and what it was made of.
+    pub(super) fn new(engine: Box<dyn Engine<Pipeline>>, factory: EngineFactory, ports: Vec<PortConfig>) -> Self {
+        Self { engine, factory, ports, retry_at_ns: 0, is_waiting: false, is_stuck: false, lost_before: 0 }
+    }
+
+    /// For how long a worker may sleep.
+    pub(super) fn patience(&self) -> Duration {
+        if self.is_waiting { Duration::from_nanos(TURN_NS) } else { Duration::MAX }
+    }
+
+    /// What the engine has lost since the last look. One that is stuck is replaced with the next [`Self::follow`].
+    pub(super) fn lost(&mut self) -> u64 {
+        let lost = self.engine.lost();
+        if lost.is_stuck {
+            tracing::warn!("the kernel drops all frames though the ring has room: the sockets are opened anew");
+            self.is_stuck = true;
+            self.factory.share.ask_anew();
+        }
+        lost.frames + mem::take(&mut self.lost_before)
+    }
+
+    /// Opens the sockets anew where an interface is another one than before: it was gone, or its frames have
+    /// another size; or where it gives no frames any more. Frames that come meanwhile are lost, or, if several workers
+    /// change over one after the other, may be forwarded twice.
+    pub(super) fn follow(&mut self, snapshot: &Snapshot, filter: &[Instruction], now_ns: u64) {
+        let wanted = || self.ports.iter().zip(&snapshot.ports);
+        // The sockets of one that is gone are as good as others.
+        let same = |(open, port): (&PortConfig, &PortSpec)| {
+            port.is_gone() || (open.ifindex, open.mtu) == (port.ifindex, port.mtu)
+        };
+        if wanted().all(same) && !self.is_stuck && !self.factory.share.is_outdated() {
+            self.is_waiting = false;
+            return;
+        }
+        if now_ns < self.retry_at_ns {
+            return;
+        }
+        self.retry_at_ns = now_ns + REOPEN_NS;
+        self.is_waiting = false;
+        let ports: Vec<PortConfig> =
+            wanted().map(|(open, port)| PortConfig { ifindex: port.ifindex, mtu: port.mtu, ..open.clone() }).collect();
+        match self.factory.start(&ports, filter) {
+            Ok(engine) => {
+                tracing::info!("the sockets are open again");
+                self.lost_before += self.engine.lost().frames;
+                (self.engine, self.ports, self.is_stuck) = (engine, ports, false);
+                self.retry_at_ns = 0;
+            }
+            Err(EngineError::NotInTurn) => {
+                self.retry_at_ns = now_ns + TURN_NS;
+                self.is_waiting = true;
+            }
+            Err(error) => tracing::warn!(%error, "the sockets cannot be opened: tried again"),
+        }
+    }
+}

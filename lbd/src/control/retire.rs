@@ -1,0 +1,72 @@
+//! A node that stops: it falls silent for every VIP, hands them over, and goes on forwarding until their clients have found
+//! the new owners.
+
+use std::{sync::Arc, time::Duration};
+
+use lb_dataplane::Dataplane;
+use lb_raft_store::Consensus;
+use tokio::time::Instant;
+
+use super::publish_grants::in_force;
+use crate::ownership::{Ownership, Plan};
+
+/// No frame for so long means that the clients have found the new owner.
+const QUIET: Duration = Duration::from_secs(1);
+const QUIET_AT_MOST: Duration = Duration::from_secs(5);
+
+/// Falls silent for every VIP, hands them over, and goes on forwarding until their clients have found
+/// the new owners.
+pub(crate) async fn retire(retiring: &Retiring) {
+    let lease = retiring.ownership.stop().await.filter(|_| retiring.leave == Leave::HandingOver);
+    if retiring.leave == Leave::AtOnce {
+        return;
+    }
+    let release = async || {
+        if let Some(lease) = lease {
+            retiring.ownership.release(lease).await;
+        }
+    };
+    let Some(dataplane) = retiring.dataplane.clone() else { return release().await };
+    let status = retiring.consensus.status();
+    let owned_any = if let Some(me) = status.node {
+        let view = retiring.consensus.view();
+        // The worker may be between its look at the lease and its answer: only when it speaks by a plan without
+        // VIPs is it certainly silent.
+        if !in_force(&dataplane, &Plan::default(), &view).await {
+            tracing::error!("the dataplane does not fall silent: the other nodes will end the lease");
+            return;
+        }
+        view.table.vips_of(me).next().is_some()
+    } else {
+        false
+    };
+    release().await;
+    let started = Instant::now();
+    let (mut seen, mut since) = (dataplane.report().totals.forwarded, Instant::now());
+    while owned_any && since.elapsed() < QUIET && started.elapsed() < QUIET_AT_MOST {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let forwarded = dataplane.report().totals.forwarded;
+        if forwarded != seen {
+            (seen, since) = (forwarded, Instant::now());
+        }
+    }
+}
+
+/// How a node goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// It gives its lease back, and forwards until no more frames come.
+    HandingOver,
+    /// It forwards until no more frames come.
+    Forwarding,
+    /// It falls silent, and that is all.
+    AtOnce,
+}
+
+/// What a stop needs.
+pub(crate) struct Retiring {
+    pub(crate) leave: Leave,
+    pub(crate) consensus: Consensus,
+    pub(crate) ownership: Ownership,
+    pub(crate) dataplane: Option<Arc<Dataplane>>,
+}
