@@ -11,11 +11,11 @@ use etherparse::PacketBuilder;
 use lb_dataplane::{
     forward::{
         compile::Compiler,
-        flow::{FlowTable, Timeouts},
+        flow::FlowTable,
         hash::HashKey,
         maglev::{Candidate, Maglev},
         snapshot::Snapshot,
-        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
     },
     packet::{self, FrameMeta, Mac, Protocol},
     verdict::Verdict,

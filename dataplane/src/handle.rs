@@ -14,10 +14,10 @@ use crate::{
     error::StartError,
     forward::{
         compile::Compiler,
-        flow::{FlowEntry, FlowTable, Tick, Timeouts},
+        flow::{FlowEntry, FlowTable, Tick},
         runtime::VipId,
         snapshot::Snapshot,
-        spec::{PortSpec, TableSpec},
+        spec::{PortSpec, TableSpec, Timeouts},
         steering::{MAX_WORKERS, SPEAKER, Steering},
     },
     guard::{self, GuardError},

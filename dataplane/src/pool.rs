@@ -16,10 +16,7 @@ use thread_priority::{
 use crate::{
     config::Config,
     error::StartError,
-    forward::{
-        flow::{FlowTable, Timeouts},
-        steering::Steering,
-    },
+    forward::{flow::FlowTable, spec::Timeouts, steering::Steering},
     io::{
         EngineKind, PortConfig,
         cbpf::filter,

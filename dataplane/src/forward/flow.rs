@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use super::{
     hash::TupleHash,
     runtime::{BackendRef, VipId},
+    spec::Timeouts,
 };
 use crate::{
     io::sys::memory::{HugeSlice, Zeroed, prefetch},
@@ -40,24 +41,6 @@ impl Tick {
 
     const fn from_secs(secs: u64) -> u32 {
         ((secs * 1_000_000_000) >> TICK_SHIFT) as u32
-    }
-}
-
-/// How long a flow is remembered after its last packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// An open TCP connection (RFC 5382 REQ-5 asks for 2 h 4 min of a NAT; a load balancer may forget
-    /// earlier, because Maglev knows the backend as long as the set of backends stays).
-    pub tcp_s: u32,
-    /// A TCP connection of which a FIN or RST was seen.
-    pub fin_s: u32,
-    /// UDP.
-    pub udp_s: u32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { tcp_s: 7200, fin_s: 10, udp_s: 30 }
     }
 }
 

@@ -9,11 +9,10 @@ use std::{
 };
 
 use super::{
-    flow::Timeouts,
     hash::HashKey,
     maglev::Maglev,
     runtime::{BackendRef, BackendRuntime, Peer, VipId},
-    spec::{BackendState, PortRangeSpec, PortSpec},
+    spec::{BackendState, PortRangeSpec, PortSpec, Timeouts},
 };
 use crate::{
     io::sys::memory::prefetch,

@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use super::flow::Timeouts;
 use crate::packet::{Mac, Protocol};
 
 /// What the control plane wants forwarded.
@@ -163,3 +162,21 @@ pub struct PeerSpec {
 
 /// At most so many interfaces: they are bits of a word.
 pub const MAX_PORTS: usize = 64;
+
+/// How long a flow is remembered after its last packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// An open TCP connection (RFC 5382 REQ-5 asks for 2 h 4 min of a NAT; a load balancer may forget
+    /// earlier, because Maglev knows the backend as long as the set of backends stays).
+    pub tcp_s: u32,
+    /// A TCP connection of which a FIN or RST was seen.
+    pub fin_s: u32,
+    /// UDP.
+    pub udp_s: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { tcp_s: 7200, fin_s: 10, udp_s: 30 }
+    }
+}

@@ -2,7 +2,7 @@
 //! fragments, and the frame come in; an [`Intent`] comes out. The worker acts on it ([`super::pipeline`]), `explain` prints
 //! it ([`super::explain`]), so neither can say what the other does not do.
 
-use super::handoff::Handoff;
+use super::handoff::{Came, Handoff};
 use crate::{
     forward::{
         decide::{Decision, Flows, Place, Unchanged, Why, decide},
@@ -36,14 +36,6 @@ pub struct Peek {
 impl Peek {
     /// Before the first peek.
     pub const NOTHING: Self = Self { flow: None, found: None, place: None };
-}
-
-/// From where a frame came to this worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Came {
-    FromWire,
-    /// Another worker handed it off, because its flow is here.
-    FromWorker,
 }
 
 /// A frame to be judged.

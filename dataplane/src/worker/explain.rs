@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use etherparse::PacketBuilder;
 
 use super::{
-    classify::{Arrival, Came, Intent, Judge, Peek, Rare, Reading},
+    classify::{Arrival, Intent, Judge, Peek, Rare, Reading},
+    handoff::Came,
     pipeline::Pipeline,
 };
 use crate::{

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{classify::Came, shared::Workers};
-use crate::packet::{FrameMeta, Packet};
+use super::{mailbox::Handed, shared::Workers};
+use crate::packet::Packet;
 
-/// A frame on its way to the worker that owns its flow.
-#[derive(Debug)]
-pub(crate) struct Handed {
-    /// The interface that it came by.
-    pub(crate) port: usize,
-    pub(crate) meta: FrameMeta,
-    pub(crate) frame: Vec<u8>,
+/// From where a frame came to this worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Came {
+    FromWire,
+    /// Another worker handed it off, because its flow is here.
+    FromWorker,
 }
 
 /// A worker's place among several.

@@ -15,11 +15,19 @@ use std::{
 use doorbell::Doorbell;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::handoff::Handed;
-use crate::query::Errand;
+use crate::{packet::FrameMeta, query::Errand};
 
 /// Frames that wait for one worker.
 const CAPACITY: usize = 256;
+
+/// A frame on its way to the worker that owns its flow.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    /// The interface that it came by.
+    pub(crate) port: usize,
+    pub(crate) meta: FrameMeta,
+    pub(crate) frame: Vec<u8>,
+}
 
 /// A worker's mailbox, as others see it.
 pub(crate) struct Mailbox {
@@ -99,7 +107,6 @@ mod tests {
     use std::{sync::Arc, thread};
 
     use super::*;
-    use crate::packet::FrameMeta;
 
     fn frame(number: u64) -> Handed {
         Handed { port: 0, meta: FrameMeta::default(), frame: number.to_be_bytes().to_vec() }

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use super::{
-    classify::{Arrival, Came, Intent, Judge, Peek, Rare, Remembering},
-    handoff::{Handed, Handoff},
+    classify::{Arrival, Intent, Judge, Peek, Rare, Remembering},
+    handoff::{Came, Handoff},
     limit::Limiter,
+    mailbox::Handed,
     outbox::{NOT_TAKEN, Origin, Outgoing, To},
 };
 use crate::{

@@ -11,8 +11,8 @@ use super::{pipeline::REPLIES_PER_S, *};
 use crate::{
     forward::{
         compile::Compiler,
-        flow::{Tick, Timeouts},
-        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+        flow::Tick,
+        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
         steering::Steering,
     },
     io::engine::Lost,

@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_dataplane::{
-    forward::{
-        flow::Timeouts,
-        spec::{BackendSpec, BackendState, PeerSpec, PortRangeSpec, ServiceSpec, TableSpec, VipSpec},
-    },
+    forward::spec::{BackendSpec, BackendState, PeerSpec, PortRangeSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
     packet::{self, Mac},
 };
 use lb_raft_store::table::{

@@ -3,8 +3,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::{
     super::{
         decide::{Place, decide},
-        flow::{FlowTable, Tick, Timeouts},
-        spec::{PortRangeSpec, PortSpec, VipSpec},
+        flow::{FlowTable, Tick},
+        spec::{PortRangeSpec, PortSpec, Timeouts, VipSpec},
     },
     *,
 };

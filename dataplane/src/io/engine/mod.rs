@@ -1,22 +1,20 @@
 //! The three ways of moving frames. An [`Engine`] takes frames, has each judged, and sends what the verdict says, in the order
 //! of arrival. The ring engine is the default; `multishot` needs no mapped ring, `mmsg` no io_uring.
 
+mod factory;
 mod mmsg;
 mod multishot;
 mod ring;
 
-use std::{
-    fmt, io,
-    os::fd::{AsFd as _, OwnedFd},
-    time::Duration,
-};
+use std::{fmt, io, time::Duration};
+
+pub(crate) use factory::EngineFactory;
 
 use super::{
     cbpf::Instruction,
-    fanout::{NotInTurn, Share},
     sys::{
         packet_ring,
-        socket::{PACKET_AUXDATA, PortConfig, SocketError},
+        socket::{PACKET_AUXDATA, SocketError},
     },
 };
 use crate::{
@@ -91,35 +89,6 @@ pub(crate) trait Engine<J> {
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()>;
     /// What was lost since the last call, between which there is at least one turn.
     fn lost(&mut self) -> Lost;
-}
-
-/// Makes engines of one kind for one worker.
-pub(crate) struct EngineFactory {
-    /// Which.
-    pub(crate) kind: EngineKind,
-    /// Whose.
-    pub(crate) share: Share,
-    /// Ends their waiting.
-    pub(crate) wake: OwnedFd,
-}
-
-impl EngineFactory {
-    /// Opens the sockets and starts an engine on the calling thread, which must be the one that uses it.
-    pub(crate) fn start<J: FrameJudge>(
-        &self,
-        ports: &[PortConfig],
-        filter: &[Instruction],
-    ) -> Result<Box<dyn Engine<J>>, EngineError> {
-        let wake = self.wake.as_fd();
-        let mut opening = self.share.open(ports, filter).map_err(|NotInTurn| EngineError::NotInTurn)?;
-        let engine: Box<dyn Engine<J>> = match self.kind {
-            EngineKind::Ring => Box::new(ring::RingEngine::start(ports, wake, &mut opening)?),
-            EngineKind::Multishot => Box::new(multishot::MultishotEngine::start(ports, wake, &mut opening)?),
-            EngineKind::Mmsg => Box::new(mmsg::MmsgEngine::start(ports, wake, &mut opening)?),
-        };
-        opening.done();
-        Ok(engine)
-    }
 }
 
 /// Why an engine does not run.

@@ -15,10 +15,7 @@ use std::{
 use anyhow::Context as _;
 use lb_dataplane::{
     Config, Dataplane,
-    forward::{
-        flow::Timeouts,
-        spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
-    },
+    forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
     guard,
     io::{EngineKind, PortConfig},
     packet::{Mac, Protocol},

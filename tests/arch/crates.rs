@@ -1,10 +1,8 @@
-//! Who may know whom: the crates' directions, read from their manifests, and where unsafe code may be.
+//! The crates' directions, read from their manifests, and where unsafe code may be.
 
-use std::{fs, path::Path};
+use std::fs;
 
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
+use super::root;
 
 /// The `[dependencies]` of a crate.
 fn dependencies(folder: &str) -> Vec<String> {

@@ -1,0 +1,44 @@
+//! Makes engines: the one place that knows all of them.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use super::{
+    super::{
+        cbpf::Instruction,
+        fanout::{NotInTurn, Share},
+        sys::socket::PortConfig,
+    },
+    Engine, EngineError, EngineKind, FrameJudge,
+    mmsg::MmsgEngine,
+    multishot::MultishotEngine,
+    ring::RingEngine,
+};
+
+/// Makes engines of one kind for one worker.
+pub(crate) struct EngineFactory {
+    /// Which.
+    pub(crate) kind: EngineKind,
+    /// Whose.
+    pub(crate) share: Share,
+    /// Ends their waiting.
+    pub(crate) wake: OwnedFd,
+}
+
+impl EngineFactory {
+    /// Opens the sockets and starts an engine on the calling thread, which must be the one that uses it.
+    pub(crate) fn start<J: FrameJudge>(
+        &self,
+        ports: &[PortConfig],
+        filter: &[Instruction],
+    ) -> Result<Box<dyn Engine<J>>, EngineError> {
+        let wake = self.wake.as_fd();
+        let mut opening = self.share.open(ports, filter).map_err(|NotInTurn| EngineError::NotInTurn)?;
+        let engine: Box<dyn Engine<J>> = match self.kind {
+            EngineKind::Ring => Box::new(RingEngine::start(ports, wake, &mut opening)?),
+            EngineKind::Multishot => Box::new(MultishotEngine::start(ports, wake, &mut opening)?),
+            EngineKind::Mmsg => Box::new(MmsgEngine::start(ports, wake, &mut opening)?),
+        };
+        opening.done();
+        Ok(engine)
+    }
+}
