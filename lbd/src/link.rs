@@ -22,7 +22,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use crate::ownership::Guard;
+use crate::task::AbortOnDrop;
 
 /// Between two looks without a change.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -109,7 +109,7 @@ pub(crate) async fn read(names: &[String]) -> Result<Vec<Link>, LinkError> {
 /// namespaces down), and the table must not wait for that.
 pub(crate) async fn follow(links: watch::Sender<Vec<Link>>) {
     let (_driver, mut changes) = match changes() {
-        Ok((driver, changes)) => (Some(Guard(driver)), changes.left_stream()),
+        Ok((driver, changes)) => (Some(AbortOnDrop(driver)), changes.left_stream()),
         Err(error) => {
             tracing::warn!(%error, "changes of the interfaces are noticed late");
             (None, futures::stream::pending().right_stream())

@@ -16,6 +16,7 @@ mod ownership;
 mod raft;
 mod recover;
 mod supervise;
+mod task;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -6,15 +6,17 @@
 //! nodes through [`Transport`].
 #![forbid(unsafe_code)]
 
+mod codec;
 mod consensus;
+mod feed;
+mod raft;
 mod recovery;
 mod store;
 pub mod table;
-mod watch;
 
 pub use consensus::{
     Consensus, Lane, Lead, MembershipError, ProposeError, Settings, StartError, Status, Transport, TransportError,
 };
+pub use feed::{View, Watcher};
 pub use recovery::{RecoverError, Recovered, recover};
 pub use store::StoreError;
-pub use watch::{View, Watcher};

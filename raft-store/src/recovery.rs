@@ -16,17 +16,11 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
 use crate::{
-    consensus::{
-        new_key,
-        types::{LogId, SnapshotMeta, StoredMembership, Vote},
-    },
-    store::{
-        StoreError,
-        db::{Identity, Store},
-        keys,
-    },
+    consensus::new_key,
+    feed,
+    raft::{LogId, SnapshotMeta, StoredMembership, Vote},
+    store::{StoreError, identity::Identity, keys, open::Store},
     table::{Name, encode_table},
-    watch,
 };
 
 /// Where the new store is made.
@@ -67,7 +61,7 @@ pub async fn recover(data_dir: &Path, address: &str) -> Result<Recovered, Recove
     if !data_dir.join(keys::WITNESS_FILE).exists() && !data_dir.join(keys::SLED_DIR).exists() {
         return Err(RecoverError::Empty(data_dir.to_owned()));
     }
-    let old = Store::open(data_dir, watch::channel().0)?;
+    let old = Store::open(data_dir, feed::channel().0)?;
     let identity = old.identity.clone().ok_or_else(|| RecoverError::Empty(data_dir.to_owned()))?;
     let (me, previous, cluster) = (identity.node, identity.cluster, Uuid::new_v4());
     let (mut log, mut machine) = (old.log.clone(), old.machine.clone());
@@ -85,7 +79,7 @@ pub async fn recover(data_dir: &Path, address: &str) -> Result<Recovered, Recove
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).map_err(failed("remove an earlier attempt"))?;
     }
-    let mut new = Store::open(&unfinished, watch::channel().0)?;
+    let mut new = Store::open(&unfinished, feed::channel().0)?;
     let (table, lost) = machine.table().recovered(me, (cluster, new_key()), (address, new.uuid), index);
     let counts = (table.vips().count(), table.services().count(), table.backends().count());
     let id = LogId::new_term_index(term, index);

@@ -13,7 +13,7 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use lb_raft_store::{
     Consensus, Lane, Settings, Transport, TransportError,
-    table::{Command, Mutate, Mutation, Role, Unmatched, VipSettings},
+    table::{Body, Command, Mutation, Role, Unmatched, VipSettings},
 };
 use tokio::time::Instant;
 
@@ -78,7 +78,7 @@ async fn write(dir: PathBuf) {
         let address = std::net::Ipv4Addr::from(FIRST + number).into();
         let vip = VipSettings { address, prefer: None, segment: None, unmatched: Unmatched::Drop };
         let mutations = vec![Mutation::CreateVip(vip)];
-        let command = Command::Mutate(Mutate { request: None, expected_revision: 0, mutations });
+        let command = Command::from(Body::Mutate(mutations));
         consensus.propose(&command, Instant::now() + SOON).await.unwrap().result.unwrap();
         println!("acknowledged {}", number + 1);
     }

@@ -37,9 +37,45 @@ const FORBIDDEN: &[(&str, &str, &[&str])] = &[
     ("query", "io", &["io::sys::memory"]),
 ];
 
+const RAFT_STORE: &[&str] = &["codec", "table", "raft", "feed", "store", "consensus", "recovery", ""];
+
+const LBD: &[&str] = &[
+    "config",
+    "cli",
+    "task",
+    "link",
+    "supervise",
+    "ownership",
+    "raft",
+    "exit",
+    "control",
+    "api",
+    "recover",
+    "app",
+    "",
+];
+
+const LBCTL: &[&str] = &["exit", "connect", "cli", "output", "session", "commands", ""];
+
 #[test]
 fn the_dataplanes_modules_know_only_those_below() {
     check("dataplane", DATAPLANE, FORBIDDEN);
+}
+
+#[test]
+fn the_stores_modules_know_only_those_below() {
+    // openraft and sled stop above the table.
+    check("raft-store", RAFT_STORE, &[("table", "raft", &[])]);
+}
+
+#[test]
+fn the_daemons_modules_know_only_those_below() {
+    check("lbd", LBD, &[]);
+}
+
+#[test]
+fn the_command_lines_modules_know_only_those_below() {
+    check("lbctl", LBCTL, &[]);
 }
 
 fn check(folder: &str, order: &[&str], forbidden: &[(&str, &str, &[&str])]) {

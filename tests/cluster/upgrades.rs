@@ -20,9 +20,11 @@ pub(crate) fn a_rolling_upgrade() -> anyhow::Result<()> {
     let level = |site: &Site| site.nodes[0].lbctl_json(&["status"]).unwrap_or_default()["feature_level"].clone();
     let stream = UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), Duration::from_millis(2))?;
     wait::until("the stream is answered", PATIENCE, || stream.last_answer().is_some());
+    let known = site.nodes[0].lbctl_json(&["node", "list"])?["nodes"][0]["feature_level"].as_u64().unwrap_or_default();
+    wait::until("the level is what this build knows", SOON, || level(&site) == known);
     for number in 0..site.nodes.len() {
         let nodes = site.nodes[0].lbctl_json(&["node", "list"])?;
-        ensure!(level(&site) == 1, "before every node knows it the level is {}: {nodes}", level(&site));
+        ensure!(level(&site) == known, "before every node knows it the level is {}: {nodes}", level(&site));
         site.nodes[number].terminate()?;
         site.nodes[number].program = next;
         site.nodes[number].start()?;
@@ -33,7 +35,7 @@ pub(crate) fn a_rolling_upgrade() -> anyhow::Result<()> {
             node.lbctl_ok(&["backend", "set", "echo", "192.168.3.5", "--weight", &format!("{}", number + 2)])?;
         }
     }
-    wait::until("the level has risen", SOON, || level(&site) == 2);
+    wait::until("the level has risen", SOON, || level(&site) == known + 1);
     let report = stream.finish();
     println!("rolling upgrade: {report:?}");
     ensure!(report.lost == 0, "{report:?}");
@@ -42,6 +44,6 @@ pub(crate) fn a_rolling_upgrade() -> anyhow::Result<()> {
     site.nodes[2].spawn()?;
     let status = site.nodes[2].wait_for_end(SOON)?;
     ensure!(status.code() == Some(74), "an old build on what a new one has written: {status}");
-    ensure!(site.nodes[2].log().contains("needs feature level 2"));
+    ensure!(site.nodes[2].log().contains(&format!("needs feature level {}", known + 1)));
     Ok(())
 }

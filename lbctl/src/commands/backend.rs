@@ -2,11 +2,11 @@
 
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
-use super::{MAX_ANSWER_LEN, Session, none_is_empty};
 use crate::{
     cli::{BackendCommand, BackendName, State},
     exit::Failure,
     output::{self, views},
+    session::{MAX_ANSWER_LEN, Session, none_is_empty},
 };
 
 pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<(), Failure> {

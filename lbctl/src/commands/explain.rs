@@ -5,11 +5,11 @@ use std::{fs::File, net::IpAddr, path::Path};
 use lb_proto::v1::{self, node_service_client::NodeServiceClient};
 use pcap_file::{DataLink, pcap::PcapReader};
 
-use super::Session;
 use crate::{
     cli::{Destination, Explain, Format},
     exit::Failure,
     output::{self, views},
+    session::{MAX_ANSWER_LEN, Session},
 };
 
 pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Failure> {
@@ -66,7 +66,7 @@ fn frames(path: &Path) -> Result<Vec<v1::ExplainRequest>, Failure> {
 pub(super) async fn flows(session: &Session, vip: Option<IpAddr>, backend: Option<IpAddr>) -> Result<(), Failure> {
     let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     let request = v1::ListFlowsRequest { vip: text(vip), backend: text(backend) };
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(super::MAX_ANSWER_LEN);
+    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let mut pieces = session.read(request, |request| async move { client.list_flows(request).await }).await?;
     let mut flows = Vec::new();
     while let Some(piece) = pieces.message().await.map_err(|status| Failure::from_status(&status, None))? {

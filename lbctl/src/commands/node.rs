@@ -4,11 +4,11 @@ use std::{convert::Infallible, time::Duration};
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
-use super::{MAX_ANSWER_LEN, Session};
 use crate::{
     cli::{NodeCommand, Role},
     exit::Failure,
     output::{self, Change, views},
+    session::{MAX_ANSWER_LEN, Session},
 };
 
 pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), Failure> {

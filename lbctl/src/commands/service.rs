@@ -2,11 +2,11 @@
 
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
-use super::{MAX_ANSWER_LEN, Session};
 use crate::{
     cli::{Affinity, Port, ServiceCommand},
     exit::Failure,
     output::{self, views},
+    session::{MAX_ANSWER_LEN, Session},
 };
 
 pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<(), Failure> {

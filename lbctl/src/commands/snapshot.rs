@@ -4,11 +4,11 @@ use std::{fs, io::Write as _, path::Path};
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
-use super::Session;
 use crate::{
     cli::SnapshotCommand,
     exit::Failure,
     output::{self, Change},
+    session::Session,
 };
 
 const CHUNK_LEN: usize = 256 << 10;

@@ -5,11 +5,11 @@ use lb_proto::v1::{
     node_service_client::NodeServiceClient,
 };
 
-use super::{MAX_ANSWER_LEN, Session};
 use crate::{
     cli::Format,
     exit::Failure,
     output::{self, views},
+    session::{MAX_ANSWER_LEN, Session},
 };
 
 pub(super) async fn status(session: &Session) -> Result<(), Failure> {

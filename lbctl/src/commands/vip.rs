@@ -2,11 +2,11 @@
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
 
-use super::{MAX_ANSWER_LEN, Session, none_is_empty};
 use crate::{
     cli::{Unmatched, VipCommand},
     exit::Failure,
     output::{self, Change, views},
+    session::{MAX_ANSWER_LEN, Session, none_is_empty},
 };
 
 pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Failure> {

@@ -1,5 +1,7 @@
 //! The API's messages as they are printed.
 
+use std::collections::BTreeMap;
+
 use lb_proto::v1;
 use serde::Serialize;
 
@@ -377,16 +379,10 @@ impl Status {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Stats {
-    received: u64,
-    forwarded: u64,
-    answered: u64,
+    /// By name, as the node has them: a new one shows without a change here.
+    #[serde(flatten)]
+    counters: BTreeMap<String, u64>,
     drops: Vec<DropCount>,
-    held: u64,
-    ring_full: u64,
-    originated: u64,
-    segmented: u64,
-    flows_remembered: u64,
-    flows_not_remembered: u64,
     workers: Vec<WorkerCount>,
     vips: Vec<VipCount>,
     backends: Vec<BackendCount>,
@@ -443,16 +439,8 @@ impl From<v1::GetStatsResponse> for Stats {
             bytes: b.bytes,
         };
         Self {
-            received: stats.received,
-            forwarded: stats.forwarded,
-            answered: stats.answered,
+            counters: stats.counters.into_iter().map(|counter| (counter.name, counter.value)).collect(),
             drops: stats.drops.into_iter().map(drop).collect(),
-            held: stats.held,
-            ring_full: stats.ring_full,
-            originated: stats.originated,
-            segmented: stats.segmented,
-            flows_remembered: stats.flows_remembered,
-            flows_not_remembered: stats.flows_not_remembered,
             workers: stats.workers.into_iter().map(worker).collect(),
             vips: stats.vips.into_iter().map(vip).collect(),
             backends: stats.backends.into_iter().map(backend).collect(),
@@ -469,17 +457,12 @@ impl From<v1::GetStatsResponse> for Stats {
 impl Stats {
     /// For people.
     pub(crate) fn summary(&self) -> String {
-        let mut text = format!(
-            "revision   {}\nreceived   {}\nforwarded  {}\nanswered   {}\n",
-            self.table_revision, self.received, self.forwarded, self.answered
-        );
+        let mut text = format!("revision   {}\n", self.table_revision);
+        for (name, value) in &self.counters {
+            text += &format!("{:<10} {value}\n", name.replace('_', " "));
+        }
         for drop in &self.drops {
             text += &format!("dropped    {} {}\n", drop.packets, drop.reason);
-        }
-        text += &format!("held       {}\nring full  {}\noriginated {}\n", self.held, self.ring_full, self.originated);
-        if self.segmented > 0 {
-            text +=
-                &format!("segmented  {} by the kernel: the outgoing interface does not (ethtool -k)\n", self.segmented);
         }
         for (at, worker) in self.workers.iter().enumerate().filter(|_| self.workers.len() > 1) {
             text += &format!("worker {at:<3} {} received {} handed over\n", worker.received, worker.handed_over);

@@ -6,14 +6,14 @@ use futures::Stream;
 use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
-    table::{Command, Effect, Name, NodeId, Rejection, Reply, Role, decode_saved, encode_saved, restore},
+    table::{Body, Name, NodeId, Rejection, Role, SettingsPatch, decode_saved, encode_saved, restore},
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Context,
-    context::{Call, request_or_new},
+    context::{Call, Changed},
     convert, settings, status,
 };
 
@@ -43,17 +43,30 @@ impl Cluster {
         request_id: &str,
         expected_revision: u64,
         draining: bool,
-    ) -> Result<(NodeId, Reply, bool), Status> {
+    ) -> Result<(NodeId, Changed), Status> {
         let view = self.0.read(call).await?;
         let node = Self::node_id(&view, name)?;
-        let request = request_or_new(request_id)?;
-        let command = Command::SetDraining { request: Some(request.clone()), expected_revision, node, draining };
-        let reply = self.0.propose(&command, &request, call).await?;
-        let effect = *reply.result.as_ref().map_err(status::rejected)?;
-        if effect != Effect::Unchanged {
-            call.audit(&format!("{name} draining={draining}"), reply.revision);
-        }
-        Ok((node, reply, effect == Effect::Unchanged))
+        let what = format!("{name} draining={draining}");
+        let body = Body::SetDraining { node, draining };
+        Ok((node, self.0.change(call, request_id, expected_revision, body, &what).await?))
+    }
+
+    /// Changes settings as far as the cluster's feature level has commands for it: below level 2 all of them are written, and
+    /// of two changes at once one is lost.
+    async fn patch_settings(
+        &self,
+        call: &Call,
+        request_id: &str,
+        expected_revision: u64,
+        patch: SettingsPatch,
+    ) -> Result<Changed, Status> {
+        let table = &self.0.read(call).await?.table;
+        let settings = patch.of(table.settings());
+        let body = match table.feature_level() {
+            ..2 => Body::UpdateSettings(settings),
+            2.. => Body::PatchSettings(patch),
+        };
+        self.0.change(call, request_id, expected_revision, body, &format!("settings are {settings:?}")).await
     }
 
     /// Node changes are several entries; the revision is checked before they begin.
@@ -165,7 +178,7 @@ impl ClusterService for Cluster {
         let call = Call::new("DrainNode", &request);
         let request = request.get_ref();
         let name = &request.name;
-        let (node, reply, unchanged) =
+        let (node, reply) =
             self.set_draining(&call, name, &request.request_id, request.expected_revision, true).await?;
         let leaving = |view: &View| view.table.vips_of(node).any(|vip| vip.intent.is_some() || vip.deleting);
         let mut watcher = self.0.consensus.watch();
@@ -181,15 +194,15 @@ impl ClusterService for Cluster {
                 format!("{name} is marked and keeps {}: no other node is able to own them", kept.join(", ")),
             )));
         }
-        Ok(Response::new(v1::DrainNodeResponse { revision: reply.revision, unchanged }))
+        Ok(Response::new(v1::DrainNodeResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
     async fn undrain_node(&self, request: Request<v1::UndrainNodeRequest>) -> Answer<v1::UndrainNodeResponse> {
         let call = Call::new("UndrainNode", &request);
         let request = request.get_ref();
-        let (_, reply, unchanged) =
+        let (_, reply) =
             self.set_draining(&call, &request.name, &request.request_id, request.expected_revision, false).await?;
-        Ok(Response::new(v1::UndrainNodeResponse { revision: reply.revision, unchanged }))
+        Ok(Response::new(v1::UndrainNodeResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
     async fn move_vip(&self, request: Request<v1::MoveVipRequest>) -> Answer<v1::MoveVipResponse> {
@@ -198,21 +211,16 @@ impl ClusterService for Cluster {
         let vip = convert::address("address", &request.address)?;
         let view = self.0.read(&call).await?;
         let to = Self::node_id(&view, &request.node)?;
-        let id = request_or_new(&request.request_id)?;
-        let command =
-            Command::MoveIntent { request: Some(id.clone()), expected_revision: request.expected_revision, vip, to };
-        let reply = self.0.propose(&command, &id, &call).await?;
-        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
-        if effect != Effect::Unchanged {
-            call.audit(&format!("{vip} moves to {}", request.node), reply.revision);
-        }
+        let what = format!("{vip} moves to {}", request.node);
+        let body = Body::MoveIntent { vip, to };
+        let reply = self.0.change(&call, &request.request_id, request.expected_revision, body, &what).await?;
         let owner = |view: &View| view.table.vip(vip).and_then(|vip| vip.owner).filter(|owner| owner.node == to);
         let mut watcher = self.0.consensus.watch();
         let moved = watcher.wait_for(|view| view.applied >= reply.revision && owner(view).is_some());
         match timeout_at(call.deadline, moved).await {
             Ok(Ok(view)) => Ok(Response::new(v1::MoveVipResponse {
                 revision: view.table.revision(),
-                unchanged: effect == Effect::Unchanged,
+                unchanged: reply.unchanged(),
                 epoch: owner(&view).map_or(0, |owner| owner.epoch.0),
             })),
             _ => {
@@ -224,44 +232,31 @@ impl ClusterService for Cluster {
     async fn rebalance(&self, request: Request<v1::RebalanceRequest>) -> Answer<v1::RebalanceResponse> {
         let call = Call::new("Rebalance", &request);
         let request = request.get_ref();
-        let id = request_or_new(&request.request_id)?;
-        let command = Command::Rebalance { request: Some(id.clone()), expected_revision: request.expected_revision };
-        let reply = self.0.propose(&command, &id, &call).await?;
-        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
-        if effect != Effect::Unchanged {
-            call.audit("VIPs are rebalanced", reply.revision);
-        }
+        let what = "VIPs are rebalanced";
+        let reply = self.0.change(&call, &request.request_id, request.expected_revision, Body::Rebalance, what).await?;
         let mut watcher = self.0.consensus.watch();
         let settled = watcher
             .wait_for(|view| view.applied >= reply.revision && view.table.vips().all(|vip| vip.intent.is_none()));
         if timeout_at(call.deadline, settled).await.is_err() {
             return Err(status::timed_out("VIPs were asked to move, and have not all arrived yet"));
         }
-        Ok(Response::new(v1::RebalanceResponse { revision: reply.revision, unchanged: effect == Effect::Unchanged }))
+        Ok(Response::new(v1::RebalanceResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
     async fn get_settings(&self, request: Request<v1::GetSettingsRequest>) -> Answer<v1::GetSettingsResponse> {
         let call = Call::new("GetSettings", &request);
         let view = self.0.read(&call).await?;
         let revision = view.table.revision();
-        Ok(Response::new(v1::GetSettingsResponse { settings: settings::shown(&view.table.settings()), revision }))
+        let settings = Some(settings::shown(&view.table.settings()));
+        Ok(Response::new(v1::GetSettingsResponse { settings, revision }))
     }
 
     async fn update_settings(&self, request: Request<v1::UpdateSettingsRequest>) -> Answer<v1::UpdateSettingsResponse> {
         let call = Call::new("UpdateSettings", &request);
         let request = request.get_ref();
-        let view = self.0.read(&call).await?;
-        let settings = settings::merged(view.table.settings(), &request.settings)?;
-        let id = request_or_new(&request.request_id)?;
-        let expected_revision = request.expected_revision;
-        let command = Command::UpdateSettings { request: Some(id.clone()), expected_revision, settings };
-        let reply = self.0.propose(&command, &id, &call).await?;
-        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
-        let unchanged = effect == Effect::Unchanged;
-        if !unchanged {
-            call.audit(&format!("settings are {settings:?}"), reply.revision);
-        }
-        Ok(Response::new(v1::UpdateSettingsResponse { revision: reply.revision, unchanged }))
+        let patch = settings::patch(request.settings.as_ref())?;
+        let reply = self.patch_settings(&call, &request.request_id, request.expected_revision, patch).await?;
+        Ok(Response::new(v1::UpdateSettingsResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
     type SaveSnapshotStream = Pin<Box<dyn Stream<Item = Result<v1::SaveSnapshotResponse, Status>> + Send>>;
@@ -306,11 +301,8 @@ impl ClusterService for Cluster {
             self.0.mutate(&call, &request_id, view.table.revision(), mutations).await?;
         }
         if settings != view.table.settings() {
-            let id = request_or_new("")?;
-            let command = Command::UpdateSettings { request: Some(id.clone()), expected_revision: 0, settings };
-            let reply = self.0.propose(&command, &id, &call).await?;
-            reply.result.map_err(|rejection| status::rejected(&rejection))?;
-            call.audit(&format!("settings are {settings:?}"), reply.revision);
+            let what = format!("settings are {settings:?}");
+            self.0.change(&call, "", 0, Body::UpdateSettings(settings), &what).await?;
         }
         let revision = self.0.read(&call).await?.table.revision();
         let unchanged = revision == view.table.revision();

@@ -2,13 +2,13 @@
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use lb_dataplane::Dataplane;
 use lb_raft_store::{
     Consensus, View,
-    table::{Command, Effect, Mutate, Mutation, Reply, RequestId},
+    table::{Body, Command, Effect, Mutation, Principal, RequestId},
 };
 use tokio::time::Instant;
 use tonic::{
@@ -86,6 +86,13 @@ pub(super) struct Changed {
     pub(super) request: RequestId,
 }
 
+impl Changed {
+    /// Whether it was already so.
+    pub(super) fn unchanged(&self) -> bool {
+        self.effect == Effect::Unchanged
+    }
+}
+
 impl Context {
     /// The table, linearizable.
     pub(super) async fn read(&self, call: &Call) -> Result<Arc<View>, Status> {
@@ -100,25 +107,40 @@ impl Context {
         expected_revision: u64,
         mutations: Vec<Mutation>,
     ) -> Result<Changed, Status> {
-        let request = request_or_new(request_id)?;
         let what = format!("{mutations:?}");
-        let mutate = Mutate { request: Some(request.clone()), expected_revision, mutations };
-        let reply = self.propose(&Command::Mutate(mutate), &request, call).await?;
-        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
-        if effect != Effect::Unchanged {
-            call.audit(&what, reply.revision);
-        }
-        Ok(Changed { revision: reply.revision, effect, request })
+        self.change(call, request_id, expected_revision, Body::Mutate(mutations), &what).await
     }
 
-    pub(super) async fn propose(&self, command: &Command, request: &RequestId, call: &Call) -> Result<Reply, Status> {
-        let reply = self.consensus.propose(command, call.deadline).await;
-        reply.map_err(|error| status::not_proposed(&error, Some(request)))
+    /// Has a caller's command agreed on. `what`: for the audit, if it changes anything.
+    pub(super) async fn change(
+        &self,
+        call: &Call,
+        request_id: &str,
+        expected_revision: u64,
+        body: Body,
+        what: &str,
+    ) -> Result<Changed, Status> {
+        let request = request_or_new(request_id)?;
+        let node = self.consensus.status().node.unwrap_or_default();
+        let command = Command {
+            request: Some(request.clone()),
+            expected_revision,
+            stamp_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            principal: Some(Principal { name: call.caller.clone(), node }),
+            body,
+        };
+        let reply = self.consensus.propose(&command, call.deadline).await;
+        let reply = reply.map_err(|error| status::not_proposed(&error, Some(&request)))?;
+        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
+        if effect != Effect::Unchanged {
+            call.audit(what, reply.revision);
+        }
+        Ok(Changed { revision: reply.revision, effect, request })
     }
 }
 
 /// The caller's id, or one of our own: the node repeats a proposal whose fate it does not know.
-pub(super) fn request_or_new(request_id: &str) -> Result<RequestId, Status> {
+fn request_or_new(request_id: &str) -> Result<RequestId, Status> {
     let given = RequestId::parse(request_id).map_err(|rejection| status::rejected(&rejection))?;
     match given {
         Some(request) => Ok(request),

@@ -7,8 +7,9 @@ use lb_proto::v1;
 use lb_raft_store::{
     View,
     table::{
-        AdminState, Affinity, Backend, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, MacAddr, Mutation, Name, Node,
-        NodeId, PortRange, Protocol, Role, Service, ServiceSettings, Table, Unmatched, Vip, VipSettings, Weight,
+        AdminState, Affinity, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, MacAddr, Mutation,
+        Name, Node, NodeId, PortRange, Protocol, Role, Service, ServicePatch, ServiceSettings, Table, Unmatched, Vip,
+        VipPatch, VipSettings, Weight,
     },
 };
 use tonic::Status;
@@ -121,12 +122,12 @@ pub(super) fn create_vip(vip: Option<&v1::Vip>, table: &Table) -> Result<Mutatio
 }
 
 pub(super) fn update_vip(request: &v1::UpdateVipRequest, table: &Table) -> Result<Mutation, Status> {
-    Ok(Mutation::UpdateVip {
+    Ok(Mutation::UpdateVip(VipPatch {
         address: address("address", &request.address)?,
         prefer: request.prefer.as_deref().map(|name| node_id("prefer", name, table)).transpose()?,
         segment: request.segment.as_deref().map(|text| optional("segment", text)).transpose()?,
         unmatched: request.unmatched.map(unmatched).transpose()?,
-    })
+    }))
 }
 
 pub(super) fn delete_vip(request: &v1::DeleteVipRequest) -> Result<Mutation, Status> {
@@ -148,11 +149,11 @@ pub(super) fn create_service(service: Option<&v1::Service>) -> Result<Mutation, 
 }
 
 pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutation, Status> {
-    Ok(Mutation::UpdateService {
+    Ok(Mutation::UpdateService(ServicePatch {
         name: parsed("name", &request.name)?,
         ports: if request.ports.is_empty() { None } else { Some(ports(&request.ports)?) },
         affinity: request.affinity.map(affinity).transpose()?,
-    })
+    }))
 }
 
 pub(super) fn delete_service(request: &v1::DeleteServiceRequest) -> Result<Mutation, Status> {
@@ -171,13 +172,13 @@ pub(super) fn create_backend(backend: Option<&v1::Backend>) -> Result<Mutation, 
 }
 
 pub(super) fn update_backend(request: &v1::UpdateBackendRequest) -> Result<Mutation, Status> {
-    Ok(Mutation::UpdateBackend {
+    Ok(Mutation::UpdateBackend(BackendPatch {
         service: parsed("service", &request.service)?,
         address: address("address", &request.address)?,
         weight: request.weight.map(weight).transpose()?,
         mac: request.mac.as_deref().map(|text| optional("mac", text)).transpose()?,
         state: request.state.map(state).transpose()?,
-    })
+    }))
 }
 
 pub(super) fn delete_backend(request: &v1::DeleteBackendRequest) -> Result<Mutation, Status> {

@@ -39,6 +39,8 @@ pub(super) fn not_proposed(error: &ProposeError, request: Option<&RequestId>) ->
         ProposeError::NotAMember => (Code::FailedPrecondition, "WAITING_TO_BE_ADDED"),
         ProposeError::NoLeader => (Code::Unavailable, "NO_LEADER"),
         ProposeError::TimedOut => (Code::DeadlineExceeded, "TIMED_OUT"),
+        ProposeError::TooNew { .. } => (Code::FailedPrecondition, "FEATURE_LEVEL"),
+        ProposeError::Refused(_) => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
         ProposeError::Broken(_) => (Code::Unavailable, "STORE_BROKEN"),
     };
     let mut status = with_info(code, reason, &error.to_string(), &[]);

@@ -4,7 +4,7 @@ use std::{net::IpAddr, pin::Pin, time::Duration};
 
 use futures::Stream;
 use lb_proto::v1::{self, table_service_server::TableService};
-use lb_raft_store::table::{Effect, Mutation, Name};
+use lb_raft_store::table::{Mutation, Name};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
@@ -47,7 +47,7 @@ impl Table {
 fn answer(changed: &Changed) -> Response<v1::MutationResponse> {
     Response::new(v1::MutationResponse {
         revision: changed.revision,
-        unchanged: changed.effect == Effect::Unchanged,
+        unchanged: changed.unchanged(),
         request_id: changed.request.as_str().to_owned(),
     })
 }
@@ -71,14 +71,14 @@ impl TableService for Table {
     async fn create_vip(&self, request: Request<v1::CreateVipRequest>) -> Answer<v1::MutationResponse> {
         let call = Call::new("CreateVip", &request);
         let request = request.get_ref();
-        let mutation = convert::create_vip(request.vip.as_ref(), &self.0.consensus.view().table);
+        let mutation = convert::create_vip(request.vip.as_ref(), &self.0.read(&call).await?.table);
         self.change(&call, &request.request_id, request.expected_revision, mutation).await
     }
 
     async fn update_vip(&self, request: Request<v1::UpdateVipRequest>) -> Answer<v1::MutationResponse> {
         let call = Call::new("UpdateVip", &request);
         let request = request.get_ref();
-        let mutation = convert::update_vip(request, &self.0.consensus.view().table);
+        let mutation = convert::update_vip(request, &self.0.read(&call).await?.table);
         self.change(&call, &request.request_id, request.expected_revision, mutation).await
     }
 
@@ -187,7 +187,7 @@ impl TableService for Table {
         if request.dry_run {
             return Err(status::not_built("dry_run"));
         }
-        let table = &self.0.consensus.view().table;
+        let table = &self.0.read(&call).await?.table;
         let mutations = request.mutations.iter().map(|mutation| convert::mutation(mutation, table));
         let mutations = mutations.collect::<Result<Vec<_>, _>>()?;
         let changed = self.0.mutate(&call, &request.request_id, request.expected_revision, mutations).await?;

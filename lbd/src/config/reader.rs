@@ -1,11 +1,22 @@
 //! Takes values out of a TOML table and collects what is wrong with them. What nobody has taken at the
 //! end is an unknown key.
 
-use std::ops::RangeInclusive;
+use std::{fmt, ops::RangeInclusive};
 
 use toml::{Table, Value};
 
-use super::Fault;
+/// One fault and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) key: String,
+    pub(crate) problem: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.problem)
+    }
+}
 
 /// One `[section]`, or the file.
 pub(super) struct Section {

@@ -25,7 +25,7 @@ fn a_minimal_file_has_defaults_for_the_rest() {
     assert_eq!(config.cluster.name.as_str(), "lb");
     assert_eq!(config.cluster.advertise, "127.0.0.1:7401");
     assert!(!config.cluster.bootstrap && !config.insecure);
-    assert_eq!(config.api, [ApiListener::Unix(DEFAULT_SOCKET.into())]);
+    assert_eq!(config.api, [ApiListener::Unix("/run/lbd/lbd.sock".into())]);
     let dataplane = Dataplane { interfaces: vec!["eth0".into()], engine: None, workers: 1, realtime: false };
     assert_eq!(config.dataplane, Some(dataplane));
 }

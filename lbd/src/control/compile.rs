@@ -143,20 +143,20 @@ mod tests {
         };
         let vip = VipSettings { address: ip("192.168.2.1"), prefer: None, segment: None, unmatched: Unmatched::Drop };
         let commands = [
-            Command::CreateCluster {
+            Body::CreateCluster {
                 cluster: "7b0b8e9a-3f0e-4b6f-9a49-0c9d4f7c8a11".parse().unwrap(),
                 cluster_name: "lb".parse().unwrap(),
                 hash_seed: 5,
                 heartbeat_key: 6,
                 node,
             },
-            Command::PublishNode { node: ME, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 },
-            Command::OpenLease { node: ME, nonce: 9, previous: None },
-            Command::Ready { node: ME, lease: LeaseId(3) },
-            Command::Mutate(Mutate { request: None, expected_revision: 0, mutations: vec![Mutation::CreateVip(vip)] }),
+            Body::PublishNode { node: ME, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 },
+            Body::OpenLease { node: ME, nonce: 9, previous: None },
+            Body::Ready { node: ME, lease: LeaseId(3) },
+            Body::Mutate(vec![Mutation::CreateVip(vip)]),
         ];
         for (index, command) in (1..).zip(commands) {
-            table.apply(index, &command).result.unwrap();
+            table.apply(index, &command.into()).reply.result.unwrap();
         }
         table
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use lb_raft_store::{
     Consensus, View,
-    table::{Command, LeaseId, NodeId},
+    table::{Body, LeaseId, NodeId},
 };
 use tokio::time::{Instant, interval};
 
@@ -32,7 +32,7 @@ pub(crate) async fn run_leader_tasks(consensus: Consensus) {
         let steady = |node: NodeId, span: Duration| ready.get(&node).is_some_and(|(_, since)| since.elapsed() >= span);
         let commands = raised(&view).into_iter().chain(returning(&view, steady).into_iter().take(AT_ONCE));
         for command in commands {
-            if let Err(error) = consensus.propose(&command, Instant::now() + PROPOSAL).await {
+            if let Err(error) = consensus.propose(&command.clone().into(), Instant::now() + PROPOSAL).await {
                 tracing::debug!(%error, ?command, "not agreed on yet");
             }
         }
@@ -40,13 +40,13 @@ pub(crate) async fn run_leader_tasks(consensus: Consensus) {
 }
 
 /// The level that every node knows, if that is more than the table's.
-fn raised(view: &View) -> Option<Command> {
+fn raised(view: &View) -> Option<Body> {
     let level = view.table.nodes().map(|node| node.feature_level).min()?;
-    (level > view.table.feature_level()).then_some(Command::RaiseFeatureLevel { level })
+    (level > view.table.feature_level()).then_some(Body::RaiseFeatureLevel { level })
 }
 
 /// VIPs that are not where they should be, although that node has been able for long enough.
-fn returning(view: &View, steady: impl Fn(NodeId, Duration) -> bool) -> Vec<Command> {
+fn returning(view: &View, steady: impl Fn(NodeId, Duration) -> bool) -> Vec<Body> {
     let table = &view.table;
     let span = match table.settings().failback_s {
         0 => return Vec::new(),
@@ -57,7 +57,7 @@ fn returning(view: &View, steady: impl Fn(NodeId, Duration) -> bool) -> Vec<Comm
         let to = vip.settings.prefer.filter(|to| vip.owner.is_some_and(|owner| owner.node != *to))?;
         let able = table.is_able(to, vip) && table.node(to).is_some_and(|node| !node.draining) && steady(to, span);
         let vip = vip.settings.address;
-        able.then_some(Command::MoveIntent { request: None, expected_revision: 0, vip, to })
+        able.then_some(Body::MoveIntent { vip, to })
     })
     .collect()
 }

@@ -10,7 +10,7 @@ use std::{
 use lb_dataplane::Dataplane;
 use lb_raft_store::{
     Consensus, View,
-    table::{Attachment, Command, FEATURE_LEVEL, NodeId},
+    table::{Attachment, Body, FEATURE_LEVEL, NodeId},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -34,7 +34,7 @@ pub(crate) struct PublishNode {
     /// Where the other nodes reach this node's heartbeat; empty until that is known.
     pub(crate) heartbeat: Vec<SocketAddr>,
     /// What was proposed to be said of this node last, and when.
-    pub(crate) asked: Option<(Command, Instant)>,
+    pub(crate) asked: Option<(Body, Instant)>,
     /// Claims of others to VIPs of ours.
     pub(crate) conflicts: Conflicts,
 }
@@ -91,14 +91,14 @@ impl PublishNode {
         }
         let consensus = self.consensus.clone();
         let command =
-            Command::PublishNode { node: me, attachments, heartbeat: heartbeat.clone(), feature_level: FEATURE_LEVEL };
+            Body::PublishNode { node: me, attachments, heartbeat: heartbeat.clone(), feature_level: FEATURE_LEVEL };
         let asked = self.asked.as_ref().is_some_and(|(asked, at)| *asked == command && at.elapsed() < PROPOSAL);
         if asked {
             return;
         }
         self.asked = Some((command.clone(), Instant::now()));
         tokio::spawn(async move {
-            if let Err(error) = consensus.propose(&command, Instant::now() + PROPOSAL).await {
+            if let Err(error) = consensus.propose(&command.into(), Instant::now() + PROPOSAL).await {
                 tracing::debug!(%error, "this node's addresses are not published yet");
             }
         });

@@ -35,7 +35,7 @@ impl PublishTable {
     pub(crate) async fn run(mut self) {
         let mut table = self.consensus.watch();
         let mut published = None;
-        let mut last: Option<(Arc<View>, Vec<Link>)> = None;
+        let mut last: Option<(u64, Vec<Link>)> = None;
         let mut look_again = tokio::time::interval(LOOK_AGAIN);
         loop {
             tokio::select! {
@@ -46,11 +46,13 @@ impl PublishTable {
             let Some(me) = self.consensus.status().node else { continue };
             let view = table.borrow_and_update().clone();
             let links = self.links.borrow_and_update().clone();
-            // Compiling takes time, and of the same nothing else comes.
-            let same = |last: &(Arc<View>, Vec<Link>)| Arc::ptr_eq(&last.0, &view) && last.1 == links;
+            // Compiling takes time, and of the same nothing else comes: who owns what does not matter here.
+            let same = |last: &(u64, Vec<Link>)| last.0 == view.forwarding && last.1 == links;
             if published.is_none() || !last.as_ref().is_some_and(same) {
                 self.publish(me, &view, &links, &mut published).await;
-                last = Some((view, links));
+                last = Some((view.forwarding, links));
+            } else {
+                self.in_force.store(view.table.revision(), Ordering::Relaxed);
             }
         }
     }

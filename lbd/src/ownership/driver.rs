@@ -11,11 +11,10 @@ use std::{
 use lb_dataplane::{LeaseClock, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Command, LeaseId, NodeId},
+    table::{Body, LeaseId, NodeId},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
     time::Instant,
 };
 
@@ -25,7 +24,7 @@ use super::{
     member::Member,
     watchdog,
 };
-use crate::supervise::Parent;
+use crate::{supervise::Parent, task::AbortOnDrop};
 
 /// For one proposal; a new one follows if it is still needed.
 const PROPOSAL: Duration = Duration::from_millis(1000);
@@ -113,7 +112,7 @@ impl Ownership {
         let mut table = consensus.watch();
         let mut lead = consensus.lead();
         lead.mark_changed();
-        let mut watched: BTreeMap<NodeId, (String, Guard)> = BTreeMap::new();
+        let mut watched: BTreeMap<NodeId, (String, AbortOnDrop)> = BTreeMap::new();
         self.tell(Input::View(consensus.view()));
         loop {
             tokio::select! {
@@ -148,11 +147,13 @@ impl Ownership {
             Report::Propose(command) => self.propose(command),
             // Never by way of another leader: that one may have heard what this one has not.
             Report::ProposeInTerm(term, command) => {
-                if let Command::Fence { node, evidence, .. } = &command {
+                if let Body::Fence { node, evidence, .. } = &command {
                     let name = consensus.view().table.node(*node).map(|node| node.name.to_string());
                     tracing::warn!(node = name, ?evidence, "a node is gone: its lease ends, its VIPs move");
                 }
-                tokio::spawn(async move { consensus.propose_in_term(&command, term, Instant::now() + PROPOSAL).await });
+                tokio::spawn(async move {
+                    consensus.propose_in_term(&command.into(), term, Instant::now() + PROPOSAL).await
+                });
             }
             Report::Elect(from) => {
                 let name = consensus.view().table.node(from).map(|node| node.name.to_string());
@@ -168,14 +169,14 @@ impl Ownership {
     }
 
     /// Keeps a watch over each other node's process.
-    fn watch_processes(&self, me: NodeId, view: &View, watched: &mut BTreeMap<NodeId, (String, Guard)>) {
+    fn watch_processes(&self, me: NodeId, view: &View, watched: &mut BTreeMap<NodeId, (String, AbortOnDrop)>) {
         watched.retain(|id, (address, _)| view.table.node(*id).is_some_and(|node| node.address == *address));
         for node in view.table.nodes().filter(|node| node.id != me) {
             watched.entry(node.id).or_insert_with(|| {
                 let (ownership, id, address) = (self.clone(), node.id, node.address.clone());
                 let gone = move || ownership.tell(Input::Refused(id));
                 let watch = tokio::spawn(watchdog::watch(address, gone));
-                (node.address.clone(), Guard(watch.abort_handle()))
+                (node.address.clone(), AbortOnDrop(watch.abort_handle()))
             });
         }
     }
@@ -188,7 +189,7 @@ impl Ownership {
             if let Some(me) = self.inner.consensus.status().node {
                 let grants = grants.to_release(me, &self.inner.consensus.view().table);
                 if !grants.is_empty() {
-                    self.propose(Command::Released { grants });
+                    self.propose(Body::Released { grants });
                 }
             }
             tokio::select! {
@@ -211,7 +212,7 @@ impl Ownership {
     pub(crate) async fn release(&self, lease: LeaseId) {
         let Some(node) = self.inner.consensus.status().node else { return };
         let command = Member::own_release(node, lease);
-        if let Err(error) = self.inner.consensus.propose(&command, Instant::now() + LAST_PROPOSAL).await {
+        if let Err(error) = self.inner.consensus.propose(&command.into(), Instant::now() + LAST_PROPOSAL).await {
             tracing::warn!(%error, "the VIPs were not handed over; the other nodes will notice");
         }
     }
@@ -225,22 +226,13 @@ impl Ownership {
     }
 
     /// Proposes and does not wait: whatever is still needed is proposed again.
-    fn propose(&self, command: Command) {
+    fn propose(&self, command: Body) {
         let consensus = self.inner.consensus.clone();
         tokio::spawn(async move {
-            if let Err(error) = consensus.propose(&command, Instant::now() + PROPOSAL).await {
+            if let Err(error) = consensus.propose(&command.clone().into(), Instant::now() + PROPOSAL).await {
                 tracing::debug!(%error, ?command, "not agreed on yet");
             }
         });
-    }
-}
-
-/// Ends a task when it is dropped.
-pub(crate) struct Guard(pub(crate) AbortHandle);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

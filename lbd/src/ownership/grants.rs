@@ -112,9 +112,7 @@ fn stands(table: &Table, (vip, epoch): Grant) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use lb_raft_store::table::{
-        Attachment, BOOTSTRAP_NODE, Command, Mutate, Mutation, NewNode, Role, Unmatched, VipSettings,
-    };
+    use lb_raft_store::table::{Attachment, BOOTSTRAP_NODE, Body, Mutation, NewNode, Role, Unmatched, VipSettings};
 
     use super::*;
 
@@ -125,8 +123,8 @@ mod tests {
         IpAddr::from([192, 168, 2, 1])
     }
 
-    fn mutate(mutation: Mutation) -> Command {
-        Command::Mutate(Mutate { request: None, expected_revision: 0, mutations: vec![mutation] })
+    fn mutate(mutation: Mutation) -> Body {
+        Body::Mutate(vec![mutation])
     }
 
     /// One node with a ready lease (opened by entry 3), which entry 5 grants a VIP.
@@ -146,16 +144,16 @@ mod tests {
             hears: Vec::new(),
         };
         let commands = [
-            Command::CreateCluster {
+            Body::CreateCluster {
                 cluster: uuid::Uuid::from_u128(1),
                 cluster_name: "lb".parse().unwrap(),
                 hash_seed: 5,
                 heartbeat_key: 6,
                 node,
             },
-            Command::PublishNode { node: ME, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 },
-            Command::OpenLease { node: ME, nonce: 9, previous: None },
-            Command::Ready { node: ME, lease: LeaseId(3) },
+            Body::PublishNode { node: ME, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 },
+            Body::OpenLease { node: ME, nonce: 9, previous: None },
+            Body::Ready { node: ME, lease: LeaseId(3) },
             mutate(Mutation::CreateVip(VipSettings {
                 address: vip(),
                 prefer: None,
@@ -164,7 +162,7 @@ mod tests {
             })),
         ];
         for (index, command) in (1..).zip(commands) {
-            table.apply(index, &command).result.unwrap();
+            table.apply(index, &command.into()).reply.result.unwrap();
         }
         table
     }
@@ -187,7 +185,8 @@ mod tests {
     fn a_grant_is_released_only_after_the_workers_judge_without_it() {
         let (mut table, mut grants) = (table(), holding(LEASE));
         let before = grants.plan(ME, &table);
-        table.apply(6, &mutate(Mutation::DeleteVip { address: vip(), cascade: false })).result.unwrap();
+        let delete = mutate(Mutation::DeleteVip { address: vip(), cascade: false });
+        table.apply(6, &delete.into()).reply.result.unwrap();
         grants.in_force(&before, &table);
         assert_eq!(grants.to_release(ME, &table), [], "the workers still answer for it");
         let plan = grants.plan(ME, &table);
@@ -196,7 +195,8 @@ mod tests {
         grants.in_force(&plan, &table);
         assert_eq!(grants.to_release(ME, &table), [(vip(), Epoch(5))]);
         assert!(grants.is_releasing());
-        table.apply(7, &Command::Released { grants: vec![(vip(), Epoch(5))] }).result.unwrap();
+        let released = Body::Released { grants: vec![(vip(), Epoch(5))] };
+        table.apply(7, &released.into()).reply.result.unwrap();
         let plan = grants.plan(ME, &table);
         grants.in_force(&plan, &table);
         assert!(!grants.is_releasing(), "the table has no such grant any more");
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn a_vip_with_an_intent_leaves_and_a_silent_grant_is_not_answered_again() {
         let (mut table, mut grants) = (table(), holding(LEASE));
-        let intent = |to| Command::MoveIntent { request: None, expected_revision: 0, vip: vip(), to };
+        let intent = |to| Body::MoveIntent { vip: vip(), to };
         let second = NewNode {
             name: "lb2".parse().unwrap(),
             role: Role::Lb,
@@ -220,18 +220,18 @@ mod tests {
             hears: Vec::new(),
         };
         for (index, command) in [
-            (6, Command::AddNode(second)),
-            (7, Command::PublishNode { node: 6, attachments: vec![attachment], heartbeat: vec![], feature_level: 1 }),
-            (8, Command::OpenLease { node: 6, nonce: 10, previous: None }),
-            (9, Command::Ready { node: 6, lease: LeaseId(8) }),
+            (6, Body::AddNode(second)),
+            (7, Body::PublishNode { node: 6, attachments: vec![attachment], heartbeat: vec![], feature_level: 1 }),
+            (8, Body::OpenLease { node: 6, nonce: 10, previous: None }),
+            (9, Body::Ready { node: 6, lease: LeaseId(8) }),
             (10, intent(6)),
         ] {
-            table.apply(index, &command).result.unwrap();
+            table.apply(index, &command.into()).reply.result.unwrap();
         }
         let plan = grants.plan(ME, &table);
         assert!(plan.answered.is_empty(), "it moves away");
         grants.in_force(&plan, &table);
-        table.apply(11, &intent(ME)).result.unwrap();
+        table.apply(11, &intent(ME).into()).reply.result.unwrap();
         assert!(table.vip(vip()).unwrap().intent.is_none(), "called off");
         assert!(grants.plan(ME, &table).answered.is_empty(), "its release may be on its way");
         assert_eq!(grants.to_release(ME, &table), [(vip(), Epoch(5))]);

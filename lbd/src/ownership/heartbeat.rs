@@ -14,7 +14,7 @@ use std::{
 use lb_dataplane::{LeaseClock, boottime_ns};
 use lb_raft_store::{
     Lead, View,
-    table::{Command, LeaseId, NodeId},
+    table::{Body, LeaseId, NodeId},
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use thread_priority::{
@@ -53,8 +53,8 @@ pub(super) enum Input {
 
 /// What the thread has to say.
 pub(super) enum Report {
-    Propose(Command),
-    ProposeInTerm(u64, Command),
+    Propose(Body),
+    ProposeInTerm(u64, Body),
     Elect(NodeId),
     /// The lease that this process holds now.
     Holds(Option<LeaseId>),

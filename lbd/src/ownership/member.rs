@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use lb_raft_store::{
     Lead, View,
-    table::{Command, Evidence, LeaseId, NodeId, QuorumLoss},
+    table::{Body, Evidence, LeaseId, NodeId, QuorumLoss},
 };
 
 use super::{
@@ -24,9 +24,9 @@ pub(super) enum Output {
     /// Send it at once.
     Send(NodeId, Message),
     /// Have it agreed on, by way of whoever leads. What is still needed comes again.
-    Propose(Command),
+    Propose(Body),
     /// Have it agreed on as the leader of this term, or not at all.
-    ProposeInTerm(u64, Command),
+    ProposeInTerm(u64, Body),
     /// Take the lead from that node.
     Elect(NodeId),
 }
@@ -303,16 +303,16 @@ impl Member {
             (Some(lease), Some(held)) => {
                 let valid = self.holder.valid_until_ns() > now_ns && self.in_force == Some(lease);
                 if !held.ready && valid && due(&mut self.asked.ready) {
-                    self.output.push(Output::Propose(Command::Ready { node: me, lease }));
+                    self.output.push(Output::Propose(Body::Ready { node: me, lease }));
                 }
                 let configuration = table.configuration().index;
                 if held.configuration < configuration && due(&mut self.asked.confirm) {
-                    self.output.push(Output::Propose(Command::Confirm { node: me, lease, configuration }));
+                    self.output.push(Output::Propose(Body::Confirm { node: me, lease, configuration }));
                 }
                 let retract: Vec<(NodeId, LeaseId)> = self.supporter.to_retract(&timing, now_ns).collect();
                 if !retract.is_empty() && due(&mut self.asked.retract) {
                     for (node, of) in retract {
-                        let retract = Command::Retract { supporter: me, supporter_lease: lease, node, lease: of };
+                        let retract = Body::Retract { supporter: me, supporter_lease: lease, node, lease: of };
                         self.output.push(Output::Propose(retract));
                     }
                 }
@@ -320,7 +320,7 @@ impl Member {
             (_, held) => {
                 if due(&mut self.asked.open) {
                     let previous = held.map(|lease| lease.id);
-                    self.output.push(Output::Propose(Command::OpenLease { node: me, nonce: self.nonce, previous }));
+                    self.output.push(Output::Propose(Body::OpenLease { node: me, nonce: self.nonce, previous }));
                 }
             }
         }
@@ -341,7 +341,7 @@ impl Member {
         let withdrawn: Vec<(NodeId, LeaseId)> = self.supporter.withdrawn().collect();
         let own = Own { node: self.me, lease: self.holder.lease(), applied: self.view.applied, withdrawn: &withdrawn };
         for end in self.takeover.ends(&self.view.table, &own, &self.timing, now_ns) {
-            let fence = Command::Fence { node: end.node, lease: end.lease, evidence: end.evidence, heard: end.heard };
+            let fence = Body::Fence { node: end.node, lease: end.lease, evidence: end.evidence, heard: end.heard };
             self.output.push(Output::ProposeInTerm(self.lead.term, fence));
         }
     }
@@ -359,8 +359,8 @@ impl Member {
     }
 
     /// Ends the lease of a process that stops by itself.
-    pub(super) fn own_release(me: NodeId, lease: LeaseId) -> Command {
-        Command::Fence { node: me, lease, evidence: Evidence::OwnRelease, heard: Vec::new() }
+    pub(super) fn own_release(me: NodeId, lease: LeaseId) -> Body {
+        Body::Fence { node: me, lease, evidence: Evidence::OwnRelease, heard: Vec::new() }
     }
 }
 
@@ -389,19 +389,19 @@ mod tests {
             address: format!("10.0.0.{id}:7401"),
             store: Uuid::from_u128(id.into()),
         };
-        let create = Command::CreateCluster {
+        let create = Body::CreateCluster {
             cluster: Uuid::from_u128(1),
             cluster_name: "lb".parse().unwrap(),
             hash_seed: 1,
             heartbeat_key: 1,
             node: node(1),
         };
-        let open = |node| Command::OpenLease { node, nonce: 10 + node, previous: None };
-        let commands = [create, Command::AddNode(node(2)), Command::AddNode(node(3)), open(1), open(2), open(3)];
+        let open = |node| Body::OpenLease { node, nonce: 10 + node, previous: None };
+        let commands = [create, Body::AddNode(node(2)), Body::AddNode(node(3)), open(1), open(2), open(3)];
         for (index, command) in (1..).zip(&commands) {
-            table.apply(index, command).result.unwrap();
+            table.apply(index, &command.clone().into()).reply.result.unwrap();
         }
-        Arc::new(View { table, applied: 6, voters: BTreeSet::from([1, 2, 3]) })
+        Arc::new(View { table, applied: 6, forwarding: 6, voters: BTreeSet::from([1, 2, 3]) })
     }
 
     /// The lease of a node in that table.
@@ -482,7 +482,7 @@ mod tests {
         member.take_output();
         let fences = |member: &mut Member, nonce| {
             member.on_message(2, &Message::Obituary { nonce }, 1002 * MS);
-            let fence = |output: &Output| matches!(output, Output::ProposeInTerm(4, Command::Fence { node: 2, .. }));
+            let fence = |output: &Output| matches!(output, Output::ProposeInTerm(4, Body::Fence { node: 2, .. }));
             member.take_output().iter().filter(|output| fence(output)).count()
         };
         assert_eq!(fences(&mut member, 77), 0, "of the process before");

@@ -26,7 +26,7 @@ mod watchdog;
 #[cfg(test)]
 mod simulation;
 
-pub(crate) use driver::{Guard, Ownership, bind};
+pub(crate) use driver::{Ownership, bind};
 pub(crate) use grants::{Grants, Plan};
 pub(crate) use heartbeat::addresses;
 

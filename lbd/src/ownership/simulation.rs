@@ -21,8 +21,8 @@ use std::{
 use lb_raft_store::{
     Lead, View,
     table::{
-        Attachment, Command, Evidence, Lease, LeaseId, MacAddr, Mutate, Mutation, NewNode, NodeId, Role, Table, Timing,
-        Unmatched, VipSettings,
+        Attachment, Body, Evidence, Lease, LeaseId, MacAddr, Mutation, NewNode, NodeId, Role, Table, Timing, Unmatched,
+        VipSettings,
     },
 };
 use uuid::Uuid;
@@ -92,7 +92,7 @@ impl Random {
 
 #[derive(Debug, Clone)]
 enum Entry {
-    Command(Command),
+    Command(Body),
     Configuration(Vec<BTreeSet<NodeId>>),
 }
 
@@ -257,7 +257,7 @@ impl World {
         // Index 0 stands for the log's first entry, as in openraft.
         let mut table = Table::default();
         table.configure(0, vec![voters]);
-        let view = View { voters: (1..=count).collect(), table, applied: 0 };
+        let view = View { voters: (1..=count).collect(), table, applied: 0, forwarding: 0 };
         self.views = vec![Arc::new(view)];
         let node = |id: u64, role| NewNode {
             name: format!("lb{id}").parse().expect("a name"),
@@ -265,7 +265,7 @@ impl World {
             address: format!("10.0.0.{id}:7401"),
             store: Uuid::from_u128(id.into()),
         };
-        self.append(Entry::Command(Command::CreateCluster {
+        self.append(Entry::Command(Body::CreateCluster {
             cluster: Uuid::from_u128(1),
             cluster_name: "lb".parse().expect("a name"),
             hash_seed: 1,
@@ -275,7 +275,7 @@ impl World {
         // Ids come from the log: entries 2, 3, ... add nodes 2, 3, ...
         for id in 2..=count {
             let role = if id == 3 && self.random.one_in(3) { Role::Witness } else { Role::Lb };
-            self.append(Entry::Command(Command::AddNode(node(id, role))));
+            self.append(Entry::Command(Body::AddNode(node(id, role))));
         }
         for id in 1..=count {
             self.attach(id);
@@ -308,7 +308,7 @@ impl World {
             hears: Vec::new(),
         };
         let command =
-            Command::PublishNode { node: id, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 };
+            Body::PublishNode { node: id, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 };
         self.append(Entry::Command(command));
     }
 
@@ -342,7 +342,7 @@ impl World {
             }
         }
         self.log.push(entry);
-        self.views.push(Arc::new(View { table, applied: index, voters }));
+        self.views.push(Arc::new(View { table, applied: index, forwarding: index, voters }));
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for id in ids {
             self.schedule_apply(id);
@@ -476,8 +476,8 @@ impl World {
         }
     }
 
-    fn propose(&mut self, by: NodeId, command: Command, term: Option<u64>) {
-        if planted(Bug::NoRetract) && matches!(command, Command::Retract { .. }) {
+    fn propose(&mut self, by: NodeId, command: Body, term: Option<u64>) {
+        if planted(Bug::NoRetract) && matches!(command, Body::Retract { .. }) {
             return;
         }
         let entry = Entry::Command(command);
@@ -654,7 +654,7 @@ impl World {
         let grants = node.grants.to_release(id, &self.views[node.applied].table);
         let releasing = !grants.is_empty();
         if releasing {
-            self.propose(id, Command::Released { grants }, None);
+            self.propose(id, Body::Released { grants }, None);
         }
         releasing
     }
@@ -784,11 +784,11 @@ impl World {
             9 | 10 => {
                 let to = a;
                 let vip = vip(self.random.below(VIPS.into()) as u8);
-                self.propose(b, Command::MoveIntent { request: None, expected_revision: 0, vip, to }, None);
+                self.propose(b, Body::MoveIntent { vip, to }, None);
                 if self.random.one_in(3) {
                     // Called off.
                     let to = b;
-                    self.propose(a, Command::MoveIntent { request: None, expected_revision: 0, vip, to }, None);
+                    self.propose(a, Body::MoveIntent { vip, to }, None);
                 }
             }
             11 => {
@@ -802,7 +802,7 @@ impl World {
             }
             12 => {
                 let draining = self.random.one_in(2);
-                self.propose(a, Command::SetDraining { request: None, expected_revision: 0, node: a, draining }, None);
+                self.propose(a, Body::SetDraining { node: a, draining }, None);
             }
             13 => self.change_membership(a),
             14 | 15 => {
@@ -867,7 +867,7 @@ impl World {
                 address: format!("10.0.0.{id}:7401"),
                 store: Uuid::from_u128(u128::from(id)),
             };
-            self.append(Entry::Command(Command::AddNode(node)));
+            self.append(Entry::Command(Body::AddNode(node)));
             self.attach(id);
             self.start(id, self.log.len());
             new.insert(id);
@@ -978,8 +978,8 @@ fn local_time(now: u64, offset: u64, drift_ppm: i64) -> u64 {
     (i128::from(offset) + i128::from(now) + drift) as u64
 }
 
-fn mutate(mutation: Mutation) -> Command {
-    Command::Mutate(Mutate { request: None, expected_revision: 0, mutations: vec![mutation] })
+fn mutate(mutation: Mutation) -> Body {
+    Body::Mutate(vec![mutation])
 }
 
 fn create(number: u8) -> Entry {
@@ -988,28 +988,28 @@ fn create(number: u8) -> Entry {
 }
 
 /// Applies an entry as every node does, but for the planted faults of the table.
-fn apply(table: &mut Table, index: u64, command: &Command) {
+fn apply(table: &mut Table, index: u64, command: &Body) {
     let planted_command = match (PLANTED.get(), command) {
         (
             Some(Bug::EvidenceNotWeighedAgain | Bug::BlockingSetOffByOne | Bug::OnlyPresentConfiguration),
-            Command::Fence { node, lease, evidence: Evidence::Withdrawals(_), heard },
-        ) => table.lease(*node).filter(|held| held.id == *lease).map(|Lease { nonce, .. }| Command::Fence {
+            Body::Fence { node, lease, evidence: Evidence::Withdrawals(_), heard },
+        ) => table.lease(*node).filter(|held| held.id == *lease).map(|Lease { nonce, .. }| Body::Fence {
             node: *node,
             lease: *lease,
             evidence: Evidence::Obituary { nonce: *nonce },
             heard: heard.clone(),
         }),
-        (Some(Bug::NoCompareAndSet), Command::OpenLease { node, nonce, .. }) => {
+        (Some(Bug::NoCompareAndSet), Body::OpenLease { node, nonce, .. }) => {
             let previous = table.lease(*node).map(|lease| lease.id);
-            Some(Command::OpenLease { node: *node, nonce: *nonce, previous })
+            Some(Body::OpenLease { node: *node, nonce: *nonce, previous })
         }
         _ => None,
     };
     // A refusal is an answer too.
-    drop(table.apply(index, planted_command.as_ref().unwrap_or(command)));
+    drop(table.apply(index, &planted_command.as_ref().unwrap_or(command).clone().into()));
     let released = match (PLANTED.get(), command) {
-        (Some(Bug::DirectMoves), Command::MoveIntent { vip, .. }) => Some(*vip),
-        (Some(Bug::NoDeletingMark), Command::Mutate(mutate)) => match mutate.mutations[..] {
+        (Some(Bug::DirectMoves), Body::MoveIntent { vip, .. }) => Some(*vip),
+        (Some(Bug::NoDeletingMark), Body::Mutate(mutations)) => match mutations[..] {
             [Mutation::DeleteVip { address, .. }] => Some(address),
             _ => None,
         },
@@ -1017,7 +1017,7 @@ fn apply(table: &mut Table, index: u64, command: &Command) {
     };
     if let Some(owner) = released.and_then(|vip| table.vip(vip)).and_then(|vip| vip.owner) {
         let vip = released.expect("checked");
-        drop(table.apply(index, &Command::Released { grants: vec![(vip, owner.epoch)] }));
+        drop(table.apply(index, &Body::Released { grants: vec![(vip, owner.epoch)] }.into()));
     }
 }
 
@@ -1104,7 +1104,7 @@ fn the_simulation_finds_each_planted_fault() {
     assert_eq!(missed, [], "planted, and not found");
 }
 
-fn settings_command(timing: Timing) -> Command {
+fn settings_command(timing: Timing) -> Body {
     let settings = lb_raft_store::table::ClusterSettings { timing, ..Default::default() };
-    Command::UpdateSettings { request: None, expected_revision: 0, settings }
+    Body::UpdateSettings(settings)
 }

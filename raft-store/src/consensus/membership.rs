@@ -15,12 +15,15 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::{
-    message::{AddNodeRecord, Answer, DescriptionRecord, JoinRecord, RefusedKind, RemoveNodeRecord, Request},
+    message::{AddNode, Answer, Description, Join, RefusedKind, Remove, Request},
     network::{CallError, Lane},
-    node::{Consensus, Member, new_key},
-    types::TypeConfig,
+    node::{Consensus, Member},
+    start::new_key,
 };
-use crate::table::{Command, Effect, Name, NewNode, NodeId, Rejection, Role, Table};
+use crate::{
+    raft::TypeConfig,
+    table::{Body, Effect, Name, NewNode, NodeId, Rejection, Role, Table},
+};
 
 /// For a question that a machine can answer at once.
 const QUESTION: Duration = Duration::from_secs(2);
@@ -53,7 +56,7 @@ impl Consensus {
         deadline: Instant,
     ) -> Result<(), MembershipError> {
         let request = |timeout_ms| {
-            Request::AddNode(AddNodeRecord {
+            Request::AddNode(AddNode {
                 name: name.to_string(),
                 address: address.to_owned(),
                 witness: role == Role::Witness,
@@ -65,7 +68,7 @@ impl Consensus {
 
     /// Removes a node; with `force` also one that does not answer.
     pub async fn remove_node(&self, name: &Name, force: bool, deadline: Instant) -> Result<(), MembershipError> {
-        let request = |timeout_ms| Request::RemoveNode(RemoveNodeRecord { name: name.to_string(), force, timeout_ms });
+        let request = |timeout_ms| Request::RemoveNode(Remove { name: name.to_string(), force, timeout_ms });
         self.change_membership(request, deadline).await
     }
 
@@ -102,17 +105,17 @@ impl Consensus {
         Err(MembershipError::NoLeader)
     }
 
-    pub(super) async fn add_node_as_leader(&self, member: &Member, record: AddNodeRecord) -> Answer {
+    pub(super) async fn add_node_as_leader(&self, member: &Member, record: AddNode) -> Answer {
         let deadline = Instant::now() + Duration::from_millis(record.timeout_ms);
         answer(self.add(member, &record, deadline).await)
     }
 
-    pub(super) async fn remove_node_as_leader(&self, member: &Member, record: RemoveNodeRecord) -> Answer {
+    pub(super) async fn remove_node_as_leader(&self, member: &Member, record: Remove) -> Answer {
         let deadline = Instant::now() + Duration::from_millis(record.timeout_ms);
         answer(self.remove(member, &record, deadline).await)
     }
 
-    async fn add(&self, member: &Member, record: &AddNodeRecord, deadline: Instant) -> Result<(), Failure> {
+    async fn add(&self, member: &Member, record: &AddNode, deadline: Instant) -> Result<(), Failure> {
         let _one_at_a_time = self.inner.changing_membership.lock().await;
         if !self.is_leader() {
             return Err(Failure::NotLeader(self.leader().map_or(0, |(leader, _)| leader)));
@@ -130,15 +133,12 @@ impl Consensus {
         };
         let new = self.check_description(member, record, &description)?;
         let store = new.store;
-        let id = match self.write(Command::AddNode(new), deadline).await? {
+        let id = match self.write(Body::AddNode(new), deadline).await? {
             Effect::NodeAdded(id) => id,
             effect => return Err(Failure::refused(format!("the table answered {effect:?}"))),
         };
-        let join = JoinRecord {
-            cluster: member.identity.cluster.as_bytes().to_vec(),
-            node: id,
-            store: store.as_bytes().to_vec(),
-        };
+        let join =
+            Join { cluster: member.identity.cluster.as_bytes().to_vec(), node: id, store: store.as_bytes().to_vec() };
         match member.peers.call(id, address, Lane::Bulk, Request::Join(join), QUESTION * 2).await {
             Ok(Answer::Done(_)) => {}
             Ok(_) => return Err(Failure::refused(format!("{address} answered something else than was asked"))),
@@ -155,8 +155,8 @@ impl Consensus {
     fn check_description(
         &self,
         member: &Member,
-        record: &AddNodeRecord,
-        description: &DescriptionRecord,
+        record: &AddNode,
+        description: &Description,
     ) -> Result<NewNode, Failure> {
         let (address, name) = (&record.address, &record.name);
         if description.name != *name {
@@ -201,7 +201,7 @@ impl Consensus {
         })
     }
 
-    async fn remove(&self, member: &Member, record: &RemoveNodeRecord, deadline: Instant) -> Result<(), Failure> {
+    async fn remove(&self, member: &Member, record: &Remove, deadline: Instant) -> Result<(), Failure> {
         let _one_at_a_time = self.inner.changing_membership.lock().await;
         let view = self.view();
         let Some(node) = view.table.node_named(&record.name) else { return Ok(()) };
@@ -212,7 +212,7 @@ impl Consensus {
                 record.name
             )));
         }
-        let drain = Command::SetDraining { request: None, expected_revision: 0, node: id, draining: true };
+        let drain = Body::SetDraining { node: id, draining: true };
         self.write(drain, deadline).await?;
         self.wait_until_free(id, record, deadline).await?;
         if id == member.identity.node {
@@ -230,7 +230,7 @@ impl Consensus {
             let change = ChangeMembers::RemoveNodes(gone);
             within(deadline, "it leaves the membership", member.raft.change_membership(change, true)).await?;
         }
-        self.write(Command::RemoveNode { node: id, heartbeat_key: new_key() }, deadline).await?;
+        self.write(Body::RemoveNode { node: id, heartbeat_key: new_key() }, deadline).await?;
         // It may be gone for good: what it does not hear now, it hears from whoever it asks.
         let told = member.peers.call(id, &address, Lane::Bulk, Request::Removed(true), QUESTION).await;
         if let Err(error) = told {
@@ -240,7 +240,7 @@ impl Consensus {
     }
 
     /// Waits until the node owns nothing, or until nobody else could.
-    async fn wait_until_free(&self, id: NodeId, record: &RemoveNodeRecord, deadline: Instant) -> Result<(), Failure> {
+    async fn wait_until_free(&self, id: NodeId, record: &Remove, deadline: Instant) -> Result<(), Failure> {
         let stuck = |table: &Table| {
             let mut held = table.vips_of(id).peekable();
             held.peek().is_some() && held.all(|vip| vip.intent.is_none() && !vip.deleting)
@@ -288,8 +288,8 @@ impl Consensus {
         Err(Failure::TimedOut("no other node took the lead".into()))
     }
 
-    async fn write(&self, command: Command, deadline: Instant) -> Result<Effect, Failure> {
-        let reply = self.propose(&command, deadline).await.map_err(|error| Failure::TimedOut(error.to_string()))?;
+    async fn write(&self, body: Body, deadline: Instant) -> Result<Effect, Failure> {
+        let reply = self.propose(&body.into(), deadline).await.map_err(|error| Failure::TimedOut(error.to_string()))?;
         reply.result.map_err(|Rejection { message, .. }| Failure::refused(message))
     }
 }

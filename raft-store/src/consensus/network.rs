@@ -17,11 +17,12 @@ use prost::Message as _;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{
-    message::{Answer, PeerReply, PeerRequest, RefusedKind, RefusedRecord, Request, SnapshotRecord},
-    types::{Snapshot, TypeConfig, Vote},
+use super::message::{Answer, PeerReply, PeerRequest, Refused, RefusedKind, Request};
+use crate::{
+    codec::record,
+    raft::{Snapshot, TypeConfig, Vote},
+    table::NodeId,
 };
-use crate::table::NodeId;
 
 /// A message that did not reach its addressee, or whose answer did not come back.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -71,7 +72,7 @@ pub(crate) enum CallError {
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error("{}", .0.message)]
-    Refused(RefusedRecord),
+    Refused(Refused),
     #[error("it answered something else than was asked")]
     Nonsense,
 }
@@ -213,7 +214,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let failed = |error: &dyn std::fmt::Display| {
             StreamingError::Network(NetworkError::new(&AnyError::error(error.to_string())))
         };
-        let request = Request::Snapshot(SnapshotRecord {
+        let request = Request::Snapshot(record::Snapshot {
             vote: Some(vote.into()),
             meta: Some((&snapshot.meta).into()),
             data: snapshot.snapshot,

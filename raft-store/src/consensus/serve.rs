@@ -6,14 +6,15 @@ use tokio::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{
-    message::{Answer, DescriptionRecord, JoinRecord, PeerReply, PeerRequest, RefusedKind, Request},
-    node::{Attempt, Consensus, Member},
-    types::{Snapshot, TypeConfig},
-    wire::required_vote,
+    message::{Answer, Description, Join, PeerReply, PeerRequest, RefusedKind, Request},
+    node::{Consensus, Member},
+    propose::{Attempt, ProposeError},
 };
 use crate::{
-    store::db::Identity,
-    table::{DecodeError, FEATURE_LEVEL, Role, decode_command, encode_reply},
+    codec::{DecodeError, FEATURE_LEVEL, record},
+    raft::{Snapshot, TypeConfig, records::required_vote},
+    store::identity::Identity,
+    table::{Role, decode_command, encode_reply},
 };
 
 /// For a command that a follower forwarded; the follower gives up earlier if its caller does.
@@ -86,7 +87,16 @@ impl Consensus {
                 Answer::Snapshot(response.map_err(ServeError::raft)?.vote.into())
             }
             Request::Propose(command) => {
-                let command = decode_command(&command)?;
+                // Whoever has forwarded it may be newer: that is no reason to stop.
+                let command = match decode_command(&command) {
+                    Err(error @ DecodeError::TooNew { .. }) => return Ok(Answer::refused(RefusedKind::TooNew, error)),
+                    command => command?,
+                };
+                let level = self.view().table.feature_level();
+                if !command.is_allowed_at(level) {
+                    let error = ProposeError::TooNew { needed: command.needs_level(), level };
+                    return Ok(Answer::refused(RefusedKind::TooNew, error));
+                }
                 match self.write_as_leader(member, &command, Instant::now() + FORWARDED).await {
                     Attempt::Done(reply) => Answer::Proposed(encode_reply(&reply)),
                     Attempt::NotSent => self.not_leader(),
@@ -103,6 +113,11 @@ impl Consensus {
                 self.stop(removed(&format!("this node ({})", member.identity.name)));
                 Answer::Done(true)
             }
+            Request::Fingerprint(index) => {
+                let fingerprints = self.inner.store.machine.fingerprints().clone();
+                let of_table = tokio::task::spawn_blocking(move || fingerprints.at(index)).await;
+                Answer::Fingerprint(record::Fingerprint { of_table: of_table.ok().flatten().unwrap_or_default() })
+            }
             Request::Describe(_) | Request::Join(_) => Answer::refused(RefusedKind::Internal, "answered elsewhere"),
         })
     }
@@ -112,18 +127,18 @@ impl Consensus {
     }
 
     /// Says once, for everyone who asks, why this node must not go on.
-    fn stop(&self, reason: String) {
+    pub(super) fn stop(&self, reason: String) {
         tracing::error!(%reason, "this node stops");
         self.inner.fatal.send_replace(Some(reason));
     }
 
-    fn describe(&self) -> DescriptionRecord {
+    fn describe(&self) -> Description {
         let inner = &self.inner;
         let (cluster, node) = match inner.member.get() {
             Some(member) => (member.identity.cluster.as_bytes().to_vec(), member.identity.node),
             None => (Vec::new(), 0),
         };
-        DescriptionRecord {
+        Description {
             name: inner.settings.name.to_string(),
             witness: inner.settings.role == Role::Witness,
             store: inner.store.uuid.as_bytes().to_vec(),
@@ -135,7 +150,7 @@ impl Consensus {
     }
 
     /// Takes up the place that the leader gives it. Repeating it changes nothing.
-    async fn join(&self, join: &JoinRecord) -> Answer {
+    async fn join(&self, join: &Join) -> Answer {
         let inner = &self.inner;
         let _one_at_a_time = inner.joining.lock().await;
         let Ok(cluster) = Uuid::from_slice(&join.cluster) else {

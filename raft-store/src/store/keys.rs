@@ -3,7 +3,7 @@
 
 /// The lock that keeps a second process out.
 pub(crate) const LOCK_FILE: &str = "lock";
-/// The witness beside sled.
+/// The watermark beside sled.
 pub(crate) const WITNESS_FILE: &str = "witness";
 /// sled's own directory.
 pub(crate) const SLED_DIR: &str = "sled";

@@ -15,15 +15,16 @@ use openraft::{
 use prost::Message;
 
 use super::{
-    StoreError, codec,
-    db::{DirLock, refused_by_sled},
+    StoreError, envelope,
+    error::refused_by_sled,
     keys,
-    witness::Witness,
+    lock::DirLock,
+    watermark::Watermark,
     writer::{Note, Writer},
 };
-use crate::consensus::{
-    types::{Entry, LogId, TypeConfig, Vote},
-    wire::{EntryRecord, LogIdRecord, VoteRecord},
+use crate::{
+    codec::record,
+    raft::{self, Entry, LogId, TypeConfig, Vote},
 };
 
 /// Entries removed in one batch while purging, so that a purge never holds sled up for long.
@@ -46,9 +47,9 @@ impl LogStore {
         Self { path, log, meta, writer, _lock: lock }
     }
 
-    /// Reads the whole log and refuses it unless it holds at least what the witness says, without a
+    /// Reads the whole log and refuses it unless it holds at least what the watermark says, without a
     /// hole, and in order.
-    pub(crate) fn verify(&self, witness: &Witness) -> Result<Found, StoreError> {
+    pub(crate) fn verify(&self, watermark: &Watermark) -> Result<Found, StoreError> {
         let damaged = |what: String| Err(StoreError::damaged(&self.path, what));
         let purged = self.log_id(keys::PURGED)?;
         let committed = self.log_id(keys::COMMITTED)?;
@@ -73,15 +74,15 @@ impl LogStore {
             last = Some(id);
         }
         let index = |id: Option<LogId>| id.map_or("none".to_owned(), |id| id.index().to_string());
-        if witness.last > last {
+        if watermark.last > last {
             return damaged(format!(
                 "acknowledged entries are gone: the log ended at {}, and now ends at {}",
-                index(witness.last),
+                index(watermark.last),
                 index(last)
             ));
         }
         // partial_cmp: votes of one term for two nodes compare as neither, and then one of them is wrong.
-        let vote_held = match (&witness.vote, &vote) {
+        let vote_held = match (&watermark.vote, &vote) {
             (None, _) => true,
             (Some(_), None) => false,
             (Some(seen), Some(held)) => held >= seen,
@@ -102,21 +103,21 @@ impl LogStore {
     fn record<M: Message + Default>(&self, key: &str) -> Result<Option<M>, StoreError> {
         let record = self.meta.get(key).map_err(|error| refused_by_sled(&self.path, error))?;
         record
-            .map(|record| codec::open_message(key.as_bytes(), &record))
+            .map(|record| envelope::open_message(key.as_bytes(), &record))
             .transpose()
             .map_err(|error| StoreError::damaged(&self.path, format!("record {key}: {error}")))
     }
 
     fn log_id(&self, key: &str) -> Result<Option<LogId>, StoreError> {
-        Ok(self.record::<LogIdRecord>(key)?.map(Into::into))
+        Ok(self.record::<record::LogId>(key)?.map(Into::into))
     }
 
     fn vote(&self) -> Result<Option<Vote>, StoreError> {
-        Ok(self.record::<VoteRecord>(keys::VOTE)?.map(Into::into))
+        Ok(self.record::<record::Vote>(keys::VOTE)?.map(Into::into))
     }
 
     fn put(&self, key: &str, record: &impl Message) -> io::Result<()> {
-        self.meta.insert(key, codec::seal_message(key.as_bytes(), record)).map_err(io::Error::other)?;
+        self.meta.insert(key, envelope::seal_message(key.as_bytes(), record)).map_err(io::Error::other)?;
         Ok(())
     }
 
@@ -166,7 +167,7 @@ impl Entries<'_> {
         let Some((index, number)) = keys::parse_entry(&key) else {
             return Some(Err(StoreError::damaged(path, "a log key has not 10 bytes")));
         };
-        let body = codec::open(&key, &record).map(|body| Part { index, number, body: body.to_vec() });
+        let body = envelope::open(&key, &record).map(|body| Part { index, number, body: body.to_vec() });
         Some(body.map_err(|error| StoreError::damaged(path, format!("log entry {index}, part {number}: {error}"))))
     }
 
@@ -190,9 +191,9 @@ impl Entries<'_> {
                 }
             }
         }
-        let record = EntryRecord::decode(&*whole).map_err(|error| damaged(error.to_string()))?;
+        let record = record::Entry::decode(&*whole).map_err(|error| damaged(error.to_string()))?;
         let unreadable = |error| StoreError::unreadable(&self.store.path, format!("log entry {index}"), error);
-        Ok((index, record.into_entry().map_err(unreadable)?))
+        Ok((index, raft::records::entry(record).map_err(unreadable)?))
     }
 }
 
@@ -210,7 +211,7 @@ impl Iterator for Entries<'_> {
 /// An entry's parts with their keys.
 fn parts(entry: &Entry) -> Vec<([u8; 10], Vec<u8>)> {
     let index = entry.log_id.index();
-    let record = EntryRecord::from(entry).encode_to_vec();
+    let record = record::Entry::from(entry).encode_to_vec();
     let count = record.len().div_ceil(keys::PART_LEN).max(1) as u16;
     let mut parts = Vec::with_capacity(count.into());
     let mut chunks = record.chunks(keys::PART_LEN);
@@ -218,7 +219,7 @@ fn parts(entry: &Entry) -> Vec<([u8; 10], Vec<u8>)> {
         let key = keys::entry(index, part);
         let chunk = chunks.next().unwrap_or_default();
         let body = if part == 0 { [&count.to_be_bytes()[..], chunk].concat() } else { chunk.to_vec() };
-        parts.push((key, codec::seal(&key, &body)));
+        parts.push((key, envelope::seal(&key, &body)));
     }
     parts
 }
@@ -252,7 +253,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
             if index >= end || bytes >= REPLICATED_BYTES {
                 break;
             }
-            bytes += EntryRecord::from(&entry).encoded_len();
+            bytes += record::Entry::from(&entry).encoded_len();
             entries.push(entry);
         }
         Ok(entries)
@@ -284,13 +285,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        self.put(keys::VOTE, &VoteRecord::from(*vote))?;
+        self.put(keys::VOTE, &record::Vote::from(*vote))?;
         self.writer.barrier(Note::Voted(*vote)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         // Not synced: it only shortens recovery, and the next append carries it along.
-        committed.map_or(Ok(()), |id| self.put(keys::COMMITTED, &LogIdRecord::from(id)))
+        committed.map_or(Ok(()), |id| self.put(keys::COMMITTED, &record::LogId::from(id)))
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -315,7 +316,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        // The witness first: it must never ask for entries that are being removed.
+        // The watermark first: it must never ask for entries that are being removed.
         self.writer.barrier(Note::Truncated(last)).await?;
         self.remove_from(last.map_or(0, |last| last.index() + 1))?;
         self.writer.barrier(Note::Nothing).await
@@ -323,7 +324,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, last: LogId) -> Result<(), io::Error> {
         // The marker first: entries behind it may then vanish in any order.
-        self.put(keys::PURGED, &LogIdRecord::from(last))?;
+        self.put(keys::PURGED, &record::LogId::from(last))?;
         self.writer.barrier(Note::Nothing).await?;
         let mut batch = sled::Batch::default();
         for (removed, key) in self.log.range(..keys::entry(last.index() + 1, 0)).keys().enumerate() {

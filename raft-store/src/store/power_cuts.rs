@@ -16,14 +16,13 @@ use openraft::{
 };
 
 use super::{
-    StoreError,
-    db::Store,
-    keys,
-    witness::{Disk, Files, SLOT_LEN},
+    StoreError, keys,
+    open::Store,
+    watermark::{Disk, Files, SLOT_LEN},
 };
 use crate::{
-    consensus::types::{Entry, LogId, TypeConfig, Vote},
-    watch,
+    feed,
+    raft::{Entry, LogId, TypeConfig, Vote},
 };
 
 const BLOCK: usize = 512;
@@ -37,8 +36,8 @@ struct Image {
     /// sled's file as the fdatasync found it, and as it left it.
     before: Vec<u8>,
     after: Vec<u8>,
-    /// The witness's file after the commit, when it is synced too.
-    witness: Vec<u8>,
+    /// The watermark's file after the commit, when it is synced too.
+    watermark: Vec<u8>,
 }
 
 /// Copies the files around each of our syncs.
@@ -53,7 +52,7 @@ impl Camera {
         fs::read(self.dir.join(keys::SLED_DIR).join(keys::SLED_FILE))
     }
 
-    fn witness(&self) -> io::Result<Vec<u8>> {
+    fn watermark(&self) -> io::Result<Vec<u8>> {
         fs::read(self.dir.join(keys::WITNESS_FILE))
     }
 }
@@ -62,17 +61,17 @@ impl Disk for Camera {
     fn sync_log(&mut self) -> io::Result<()> {
         let before = self.sled()?;
         self.files.sync_log()?;
-        let witness = self.witness()?;
+        let watermark = self.watermark()?;
         let mut images = self.images.lock().unwrap();
-        images.push(Image { before, after: self.sled()?, witness });
+        images.push(Image { before, after: self.sled()?, watermark });
         Ok(())
     }
 
-    fn write_witness(&mut self, offset: u64, slot: &[u8; SLOT_LEN]) -> io::Result<()> {
-        self.files.write_witness(offset, slot)?;
-        let witness = self.witness()?;
+    fn write_watermark(&mut self, offset: u64, slot: &[u8; SLOT_LEN]) -> io::Result<()> {
+        self.files.write_watermark(offset, slot)?;
+        let watermark = self.watermark()?;
         if let Some(image) = self.images.lock().unwrap().last_mut() {
-            image.witness = witness;
+            image.watermark = watermark;
         }
         Ok(())
     }
@@ -91,7 +90,7 @@ fn write(dir: &Path) -> (Vec<Image>, Vec<Acknowledged>) {
     let mut acknowledged = Vec::new();
     let camera = |files| -> Box<dyn Disk> { Box::new(Camera { files, dir: dir.to_owned(), images: images.clone() }) };
     TypeConfig::run(async {
-        let mut log = Store::open_on(dir, watch::channel().0, camera).unwrap().log;
+        let mut log = Store::open_on(dir, feed::channel().0, camera).unwrap().log;
         let mut term = 1;
         for index in 0..ENTRIES {
             if index % 12 == 0 {
@@ -158,9 +157,9 @@ fn after_a_power_cut_everything_acknowledged_is_there_or_the_store_is_refused() 
             let sled = cut(&done.after, &later.before, &mut random);
             fs::write(copy.path().join(keys::SLED_DIR).join(keys::SLED_FILE), sled).unwrap();
             // The next slot may be written already, and then sled's file is synced: that is the next state's case.
-            fs::write(copy.path().join(keys::WITNESS_FILE), &done.witness).unwrap();
+            fs::write(copy.path().join(keys::WITNESS_FILE), &done.watermark).unwrap();
             // sled answers some states with a panic of its own: that is a refusal too.
-            let result = std::panic::catch_unwind(|| Store::open(copy.path(), watch::channel().0));
+            let result = std::panic::catch_unwind(|| Store::open(copy.path(), feed::channel().0));
             match result {
                 Ok(Ok(store)) => {
                     opened += 1;
@@ -194,7 +193,7 @@ fn the_files_stay_small_however_much_is_written() {
     const BATCH: u64 = 200;
     let dir = tempfile::tempdir().unwrap();
     TypeConfig::run(async {
-        let mut log = Store::open(dir.path(), watch::channel().0).unwrap().log;
+        let mut log = Store::open(dir.path(), feed::channel().0).unwrap().log;
         log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
         for first in (0..WRITTEN).step_by(BATCH as usize) {
             let (done, wait) = TypeConfig::oneshot();
@@ -216,7 +215,7 @@ fn the_files_stay_small_however_much_is_written() {
 fn recovery_of_100_000_entries() {
     let dir = tempfile::tempdir().unwrap();
     TypeConfig::run(async {
-        let mut log = Store::open(dir.path(), watch::channel().0).unwrap().log;
+        let mut log = Store::open(dir.path(), feed::channel().0).unwrap().log;
         log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
         for first in (0..100_000u64).step_by(1000) {
             let (done, wait) = TypeConfig::oneshot();
@@ -228,7 +227,7 @@ fn recovery_of_100_000_entries() {
     for _ in 0..3 {
         let begun = std::time::Instant::now();
         let store = loop {
-            if let Ok(store) = Store::open(dir.path(), watch::channel().0) {
+            if let Ok(store) = Store::open(dir.path(), feed::channel().0) {
                 break store;
             }
         };

@@ -8,21 +8,18 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{EntryResponder, RaftStateMachine},
 };
-use prost::Message;
 
 use super::{
-    StoreError, codec,
-    db::refused_by_sled,
+    StoreError, envelope,
+    error::refused_by_sled,
     keys,
     writer::{Note, Writer},
 };
 use crate::{
-    consensus::{
-        types::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
-        wire::SnapshotMetaRecord,
-    },
-    table::{Reply, Table, decode_table, encode_table},
-    watch::{Publisher, View},
+    codec::{DecodeError, record},
+    feed::{Fingerprints, Publisher, View},
+    raft::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
+    table::{Applied, Reply, Table, decode_table, encode_table},
 };
 
 /// The table and how far it got.
@@ -34,23 +31,13 @@ pub(crate) struct StateMachine {
     writer: Writer,
     publisher: Publisher,
     table: Table,
+    fingerprints: Fingerprints,
+    /// The last entry that changed how frames are forwarded.
+    forwarding: u64,
     applied: Option<LogId>,
     membership: StoredMembership,
     /// One that builds, installs or reads the snapshot at a time.
     storing: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// Names the snapshot that is complete; its chunks carry its generation in their keys.
-#[derive(Clone, PartialEq, Message)]
-struct SnapshotRecord {
-    #[prost(message, optional, tag = "1")]
-    meta: Option<SnapshotMetaRecord>,
-    #[prost(uint64, tag = "2")]
-    generation: u64,
-    #[prost(uint32, tag = "3")]
-    chunks: u32,
-    #[prost(uint64, tag = "4")]
-    len: u64,
 }
 
 impl StateMachine {
@@ -69,6 +56,8 @@ impl StateMachine {
             writer,
             publisher,
             table: Table::default(),
+            fingerprints: Fingerprints::default(),
+            forwarding: 0,
             applied: None,
             membership: StoredMembership::default(),
             storing: Arc::default(),
@@ -82,6 +71,7 @@ impl StateMachine {
     fn adopt(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StoreError> {
         self.table = decode_table(data).map_err(|error| StoreError::unreadable(&self.path, "the snapshot", error))?;
         self.applied = meta.last_log_id;
+        self.forwarding = meta.last_log_id.map_or(0, |id| id.index());
         self.membership = meta.last_membership.clone();
         self.publish();
         Ok(())
@@ -90,15 +80,28 @@ impl StateMachine {
     /// Applies one entry, and shows it to nobody yet.
     pub(crate) fn apply_entry(&mut self, entry: &Entry) -> Reply {
         self.applied = Some(entry.log_id);
-        match &entry.payload {
+        let reply = match &entry.payload {
             EntryPayload::Blank => Reply::default(),
-            EntryPayload::Normal(command) => self.table.apply(entry.log_id.index(), command),
+            EntryPayload::Normal(command) => {
+                let Applied { reply, touched } = self.table.apply(entry.log_id.index(), command);
+                if touched.changes_forwarding() {
+                    self.forwarding = entry.log_id.index();
+                }
+                reply
+            }
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
                 self.table.configure(entry.log_id.index(), membership.get_joint_config().clone());
                 Reply::default()
             }
-        }
+        };
+        self.fingerprints.note(entry.log_id.index(), &self.table);
+        reply
+    }
+
+    /// What the table was at round indexes.
+    pub(crate) fn fingerprints(&self) -> &Fingerprints {
+        &self.fingerprints
     }
 
     /// The table as it is now.
@@ -115,14 +118,15 @@ impl StateMachine {
         self.publisher.publish(View {
             table: self.table.clone(),
             applied: self.applied.map_or(0, |id| id.index()),
+            forwarding: self.forwarding,
             voters: self.membership.voter_ids().collect(),
         });
     }
 
-    fn stored_record(&self) -> Result<Option<SnapshotRecord>, StoreError> {
+    fn stored_record(&self) -> Result<Option<record::StoredSnapshot>, StoreError> {
         let record = self.meta.get(keys::SNAPSHOT).map_err(|error| refused_by_sled(&self.path, error))?;
         record
-            .map(|record| codec::open_message(keys::SNAPSHOT.as_bytes(), &record))
+            .map(|record| envelope::open_message(keys::SNAPSHOT.as_bytes(), &record))
             .transpose()
             .map_err(|error| StoreError::damaged(&self.path, format!("the snapshot's record: {error}")))
     }
@@ -138,14 +142,14 @@ impl StateMachine {
                 .get(key)
                 .map_err(|error| refused_by_sled(&self.path, error))?
                 .ok_or_else(|| damaged(format!("chunk {position} is missing")))?;
-            let body = codec::open(&key, &chunk).map_err(|error| damaged(format!("chunk {position}: {error}")))?;
+            let body = envelope::open(&key, &chunk).map_err(|error| damaged(format!("chunk {position}: {error}")))?;
             data.extend_from_slice(body);
         }
         if data.len() as u64 != record.len {
             return Err(damaged(format!("it has {} bytes instead of {}", data.len(), record.len)));
         }
         let meta = record.meta.ok_or_else(|| damaged("it does not say what it holds".into()))?;
-        let meta = meta.try_into().map_err(|error: crate::table::DecodeError| damaged(error.to_string()))?;
+        let meta = meta.try_into().map_err(|error: DecodeError| damaged(error.to_string()))?;
         Ok(Some(Snapshot { meta, snapshot: data }))
     }
 
@@ -154,7 +158,8 @@ impl StateMachine {
     async fn store(&self, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
         let _turn = self.storing.lock().await;
         let stored = self.stored_record()?;
-        let stored_last = stored.as_ref().and_then(|record| record.meta.as_ref()).and_then(|meta| meta.last());
+        let stored_last: Option<LogId> =
+            stored.as_ref().and_then(|record| record.meta.as_ref()).and_then(|meta| meta.last).map(Into::into);
         if stored_last > meta.last_log_id {
             return Ok(()); // One that was built while a newer one was installed.
         }
@@ -162,13 +167,13 @@ impl StateMachine {
         let mut chunks = 0;
         for (position, chunk) in (0u32..).zip(data.chunks(keys::PART_LEN)) {
             let key = keys::chunk(generation, position);
-            self.snapshots.insert(key, codec::seal(&key, chunk)).map_err(io::Error::other)?;
+            self.snapshots.insert(key, envelope::seal(&key, chunk)).map_err(io::Error::other)?;
             chunks = position + 1;
         }
         self.writer.barrier(Note::Nothing).await?;
-        let record = SnapshotRecord { meta: Some(meta.into()), generation, chunks, len: data.len() as u64 };
+        let record = record::StoredSnapshot { meta: Some(meta.into()), generation, chunks, len: data.len() as u64 };
         let key = keys::SNAPSHOT;
-        self.meta.insert(key, codec::seal_message(key.as_bytes(), &record)).map_err(io::Error::other)?;
+        self.meta.insert(key, envelope::seal_message(key.as_bytes(), &record)).map_err(io::Error::other)?;
         self.writer.barrier(Note::Nothing).await?;
         for key in self.snapshots.range(..keys::chunk(generation, 0)).keys() {
             self.snapshots.remove(key.map_err(io::Error::other)?).map_err(io::Error::other)?;

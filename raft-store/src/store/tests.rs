@@ -12,18 +12,20 @@ use openraft::{
 use prost::Message as _;
 use tempfile::TempDir;
 
-use super::{StoreError, db::Store, keys, log_store::LogStore, state_machine::StateMachine, witness::SLOT_DISTANCE};
+use super::{
+    StoreError, keys, log_store::LogStore, open::Store, state_machine::StateMachine, watermark::SLOT_DISTANCE,
+};
 use crate::{
-    consensus::types::{Entry, LogId, SnapshotMeta, TypeConfig, Vote},
+    feed,
+    raft::{Entry, LogId, SnapshotMeta, TypeConfig, Vote},
     table::{
-        AdminState, Affinity, BackendSettings, Command, DEFAULT_TABLE_SIZE, Mutate, Mutation, PortRange, Protocol,
+        AdminState, Affinity, BackendSettings, Body, Command, DEFAULT_TABLE_SIZE, Mutation, PortRange, Protocol,
         ServiceSettings, Table, Unmatched, VipSettings, Weight, encode_table,
     },
-    watch,
 };
 
 fn open(dir: &Path) -> Result<Store, StoreError> {
-    Store::open(dir, watch::channel().0)
+    Store::open(dir, feed::channel().0)
 }
 
 struct Builder;
@@ -107,10 +109,10 @@ fn an_undamaged_store_opens_with_everything() {
 }
 
 #[test]
-fn a_missing_witness_is_refused() {
+fn a_missing_watermark_is_refused() {
     let dir = written();
     fs::remove_file(dir.path().join(keys::WITNESS_FILE)).unwrap();
-    assert_damaged(dir.path(), "no witness");
+    assert_damaged(dir.path(), "no watermark");
 }
 
 #[test]
@@ -123,11 +125,11 @@ fn a_missing_sled_file_is_refused() {
 }
 
 #[test]
-fn the_witness_of_another_store_is_refused() {
+fn the_watermark_of_another_store_is_refused() {
     let (dir, other) = (written(), written());
     // Both hold the same vote and the same entries: only the store's identity tells them apart, and
     // that exists once a node has joined.
-    let identity = super::db::Identity {
+    let identity = super::identity::Identity {
         node: 1,
         cluster: uuid::Uuid::from_u128(1),
         cluster_name: "lb".into(),
@@ -138,11 +140,11 @@ fn the_witness_of_another_store_is_refused() {
     TypeConfig::run(async { open(dir.path()).unwrap().adopt(&identity).await.unwrap() });
     wait_until_closed(dir.path());
     fs::copy(other.path().join(keys::WITNESS_FILE), dir.path().join(keys::WITNESS_FILE)).unwrap();
-    assert_damaged(dir.path(), "foreign witness");
+    assert_damaged(dir.path(), "foreign watermark");
 }
 
 #[test]
-fn two_flipped_witness_records_are_refused() {
+fn two_flipped_watermark_records_are_refused() {
     let dir = written();
     let file = fs::File::options().read(true).write(true).open(dir.path().join(keys::WITNESS_FILE)).unwrap();
     for at in [5, SLOT_DISTANCE + 5] {
@@ -150,7 +152,7 @@ fn two_flipped_witness_records_are_refused() {
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
     }
-    assert_damaged(dir.path(), "flipped witness");
+    assert_damaged(dir.path(), "flipped watermark");
 }
 
 #[test]
@@ -216,13 +218,13 @@ fn a_log_that_lost_entries_a_vote_or_its_order_is_refused() {
         ("order", |log, _| {
             let key = keys::entry(41, 0);
             let entry = Entry::new_blank(LogId::new_term_index(0, 41));
-            let record = crate::consensus::wire::EntryRecord::from(&entry).encode_to_vec();
-            log.insert(key, super::codec::seal(&key, &[&[0, 1], &record[..]].concat())).unwrap();
+            let record = crate::codec::record::Entry::from(&entry).encode_to_vec();
+            log.insert(key, super::envelope::seal(&key, &[&[0, 1], &record[..]].concat())).unwrap();
         }),
         ("committed", |_, meta| {
-            let id = crate::consensus::wire::LogIdRecord::from(LogId::new_term_index(1, 99));
+            let id = crate::codec::record::LogId::from(LogId::new_term_index(1, 99));
             let key = keys::COMMITTED;
-            meta.insert(key, super::codec::seal_message(key.as_bytes(), &id)).unwrap();
+            meta.insert(key, super::envelope::seal_message(key.as_bytes(), &id)).unwrap();
         }),
     ];
     let dir = written();
@@ -250,19 +252,19 @@ fn a_second_process_is_told_who_holds_the_store() {
 #[test]
 fn a_failed_sync_is_final() {
     struct Failing(u32);
-    impl super::witness::Disk for Failing {
+    impl super::watermark::Disk for Failing {
         fn sync_log(&mut self) -> std::io::Result<()> {
             self.0 += 1;
             if self.0 == 2 { Err(std::io::Error::other("no space left on device")) } else { Ok(()) }
         }
-        fn write_witness(&mut self, _: u64, _: &[u8; 512]) -> std::io::Result<()> {
+        fn write_watermark(&mut self, _: u64, _: &[u8; 512]) -> std::io::Result<()> {
             Ok(())
         }
     }
     let dir = tempfile::tempdir().unwrap();
     let db = sled::Config::new().path(dir.path()).open().unwrap();
-    let witness = super::witness::Witness::fresh();
-    let writer = super::writer::Writer::start(db, Box::new(Failing(0)), witness).unwrap();
+    let watermark = super::watermark::Watermark::fresh();
+    let writer = super::writer::Writer::start(db, Box::new(Failing(0)), watermark).unwrap();
     TypeConfig::run(async {
         writer.barrier(super::writer::Note::Nothing).await.unwrap();
         writer.barrier(super::writer::Note::Nothing).await.unwrap_err();
@@ -293,9 +295,9 @@ fn names_on_disk_are_frozen() {
     assert_eq!(keys::parse_entry(&keys::entry(7, 9)), Some((7, 9)));
     assert_eq!(keys::chunk(3, 4), [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4]);
     // An entry as it stood in the first version: term 5, index 7, nothing in it.
-    let record = crate::consensus::wire::EntryRecord::from(&Entry::new_blank(LogId::new_term_index(5, 7)));
+    let record = crate::codec::record::Entry::from(&Entry::new_blank(LogId::new_term_index(5, 7)));
     assert_eq!(record.encode_to_vec(), [0x0a, 4, 8, 5, 0x10, 7]);
-    assert_eq!(super::codec::seal(b"", &[])[0], 1, "the envelope's version");
+    assert_eq!(super::envelope::seal(b"", &[])[0], 1, "the envelope's version");
 }
 
 /// A command that makes an entry of several megabytes.
@@ -310,7 +312,7 @@ fn large_command() -> Command {
         })
     };
     let mutations = (1..60_000).map(backend).collect();
-    Command::Mutate(Mutate { request: None, expected_revision: 0, mutations })
+    Body::Mutate(mutations).into()
 }
 
 #[test]
@@ -339,11 +341,8 @@ fn nothing_goes_where_sled_does_not_sync() {
             table_size: DEFAULT_TABLE_SIZE,
         };
         let first = vec![Mutation::CreateVip(settings), Mutation::CreateService(service)];
-        table
-            .apply(1, &Command::Mutate(Mutate { request: None, expected_revision: 0, mutations: first }))
-            .result
-            .unwrap();
-        table.apply(2, &large_command()).result.unwrap();
+        table.apply(1, &Body::Mutate(first).into()).reply.result.unwrap();
+        table.apply(2, &large_command()).reply.result.unwrap();
         let data = encode_table(&table);
         assert!(data.len() > 3 << 20, "{}", data.len());
         let meta = SnapshotMeta { last_log_id: Some(LogId::new_term_index(1, 30)), ..SnapshotMeta::default() };
@@ -378,8 +377,8 @@ fn a_bootstrap_that_was_cut_short_goes_on() {
     });
     wait_until_closed(dir.path());
     open(dir.path()).unwrap();
-    // Or the witness's file was not finished.
+    // Or the watermark's file was not finished.
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("witness.new"), b"unfinished").unwrap();
+    fs::write(dir.path().join("watermark.new"), b"unfinished").unwrap();
     open(dir.path()).unwrap();
 }

@@ -1,6 +1,6 @@
 //! The one thread that makes things durable. Callers put their records into sled (readable at once)
 //! and hand over what to complete; the thread takes all that has gathered, syncs once, moves the
-//! witness, and completes them. A failed sync is final: nothing is known about what the kernel has
+//! watermark, and completes them. A failed sync is final: nothing is known about what the kernel has
 //! still to write, so nothing is acknowledged ever after.
 
 use std::{
@@ -13,8 +13,8 @@ use std::{
 use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 
-use super::witness::{Disk, Witness};
-use crate::consensus::types::{LogId, TypeConfig, Vote};
+use super::watermark::{Disk, Watermark};
+use crate::raft::{LogId, TypeConfig, Vote};
 
 /// What becomes true once the records are durable.
 pub(crate) enum Note {
@@ -60,13 +60,13 @@ const LOOK: Duration = Duration::from_millis(500);
 const MAX_WAITING: usize = 32;
 
 impl Writer {
-    pub(crate) fn start(db: sled::Db, disk: Box<dyn Disk>, witness: Witness) -> io::Result<Self> {
+    pub(crate) fn start(db: sled::Db, disk: Box<dyn Disk>, watermark: Watermark) -> io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
         let failure = Failure::default();
         let (watched, end) = mpsc::channel();
         let (watched_db, watched_failure) = (db.clone(), failure.clone());
         thread::Builder::new().name("store-watch".into()).spawn(move || watch(&watched_db, &watched_failure, &end))?;
-        let state = State { db, disk, witness, failure: failure.clone() };
+        let state = State { db, disk, watermark, failure: failure.clone() };
         thread::Builder::new().name("store-writer".into()).spawn(move || state.run(&inbox))?;
         Ok(Self { jobs, failure, _watched: watched })
     }
@@ -83,7 +83,7 @@ impl Writer {
         wait.await.map_err(|_| gone())?
     }
 
-    /// Makes what was found at the start durable, and has the witness ask for it.
+    /// Makes what was found at the start durable, and has the watermark ask for it.
     pub(crate) fn recover(&self, vote: Option<Vote>, last: Option<LogId>) -> io::Result<()> {
         let (done, wait) = mpsc::channel();
         self.send(Job { note: Note::Found { vote, last }, completion: Completion::Opener(done) })?;
@@ -137,7 +137,7 @@ fn watch(db: &sled::Db, failure: &Failure, end: &mpsc::Receiver<()>) {
 struct State {
     db: sled::Db,
     disk: Box<dyn Disk>,
-    witness: Witness,
+    watermark: Watermark,
     failure: Failure,
 }
 
@@ -168,23 +168,23 @@ impl State {
         }
         self.db.flush().map_err(io::Error::other)?;
         self.disk.sync_log()?;
-        let before = self.witness.clone();
+        let before = self.watermark.clone();
         for job in group {
             match &job.note {
-                Note::Appended(last) => self.witness.last = self.witness.last.max(*last),
-                Note::Truncated(last) => self.witness.last = *last,
-                Note::Voted(vote) => self.witness.vote = Some(*vote),
+                Note::Appended(last) => self.watermark.last = self.watermark.last.max(*last),
+                Note::Truncated(last) => self.watermark.last = *last,
+                Note::Voted(vote) => self.watermark.vote = Some(*vote),
                 Note::Found { vote, last } => {
-                    self.witness.vote = *vote;
-                    self.witness.last = self.witness.last.max(*last);
+                    self.watermark.vote = *vote;
+                    self.watermark.last = self.watermark.last.max(*last);
                 }
                 Note::Nothing => {}
             }
         }
-        if self.witness == before {
+        if self.watermark == before {
             return Ok(());
         }
-        self.witness.sequence += 1;
-        self.disk.write_witness(self.witness.slot(), &self.witness.encode())
+        self.watermark.sequence += 1;
+        self.disk.write_watermark(self.watermark.slot(), &self.watermark.encode())
     }
 }

@@ -1,21 +1,60 @@
-//! What the log carries and what applying it answers. Whatever depends on time or chance was decided
-//! by a node before and travels inside the command.
+//! What the log carries. Whatever depends on time or chance was decided by a node before and
+//! travels inside the command.
 
 use std::net::{IpAddr, SocketAddr};
 
+use prost::Message as _;
 use uuid::Uuid;
 
 use super::{
-    model::{
-        AdminState, Affinity, Attachment, BackendSettings, ClusterSettings, PortRange, Role, ServiceSettings,
-        Unmatched, VipSettings,
-    },
-    types::{Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, Revision, Weight},
+    backend::{BackendPatch, BackendSettings},
+    node::{Attachment, NewNode},
+    requests::RequestId,
+    service::{ServicePatch, ServiceSettings},
+    settings::{ClusterSettings, SettingsPatch},
+    types::{Epoch, LeaseId, Name, NodeId, Revision},
+    vip::{VipPatch, VipSettings},
+};
+use crate::codec::{
+    self, DecodeError, FEATURE_LEVEL, Field, WRONG, record,
+    record::{command::Body as BodyRecord, fence::Evidence as EvidenceRecord, mutation::Kind},
+    recorded,
 };
 
-/// One entry of the log.
+/// One entry of the log: what it does, and what holds for all that is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
+pub struct Command {
+    /// Makes a repeated request apply once.
+    pub request: Option<RequestId>,
+    /// The revision that the caller has seen; 0 for any.
+    pub expected_revision: Revision,
+    /// The proposer's clock, in milliseconds since 1970; 0 where it said none.
+    pub stamp_ms: u64,
+    /// On whose behalf.
+    pub principal: Option<Principal>,
+    /// What it does.
+    pub body: Body,
+}
+
+/// Who asked for a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// As the node that took the request knows it.
+    pub name: String,
+    /// That node, which vouches for the name.
+    pub node: NodeId,
+}
+
+impl From<Body> for Command {
+    /// What a node needs itself.
+    fn from(body: Body) -> Self {
+        Self { request: None, expected_revision: 0, stamp_ms: 0, principal: None, body }
+    }
+}
+
+/// What a command does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
     /// The first entry of a cluster.
     CreateCluster {
         /// The cluster's identity, carried by every message between nodes.
@@ -29,20 +68,20 @@ pub enum Command {
         /// The node that bootstraps it; its id is 1.
         node: NewNode,
     },
-    /// Changes to VIPs, services and backends: all or none.
-    Mutate(Mutate),
+    /// Changes to VIPs, services and backends, in this order: all or none.
+    Mutate(Vec<Mutation>),
     /// A machine becomes known; its id is this entry's index.
     AddNode(NewNode),
     /// A node is forgotten and its lease ends. Refused while it owns a VIP.
     RemoveNode {
-        /// Who.
+        /// The node.
         node: NodeId,
         /// The key of the heartbeats' signatures from now on, which the removed node does not learn.
         heartbeat_key: u128,
     },
     /// What a node says of itself.
     PublishNode {
-        /// Who.
+        /// The node.
         node: NodeId,
         /// Its addresses on its listed interfaces.
         attachments: Vec<Attachment>,
@@ -53,18 +92,14 @@ pub enum Command {
     },
     /// A node is drained, or no longer so.
     SetDraining {
-        /// Makes a repeated request apply once.
-        request: Option<RequestId>,
-        /// The revision that the caller has seen; 0 for any.
-        expected_revision: Revision,
-        /// Who.
+        /// The node.
         node: NodeId,
         /// Whether it shall own nothing while another node can.
         draining: bool,
     },
     /// A process asks for a lease. A no-op unless the node's lease is `previous`.
     OpenLease {
-        /// Who.
+        /// The node.
         node: NodeId,
         /// Chosen by that process.
         nonce: u64,
@@ -73,16 +108,16 @@ pub enum Command {
     },
     /// The holder has held its lease validly once and can own VIPs from now on.
     Ready {
-        /// Who.
+        /// The node.
         node: NodeId,
-        /// Which lease.
+        /// The lease.
         lease: LeaseId,
     },
     /// A lease ends and its VIPs are placed anew. A no-op unless it is the node's lease.
     Fence {
-        /// Whose.
+        /// Its holder.
         node: NodeId,
-        /// Which.
+        /// The lease that ends.
         lease: LeaseId,
         /// Why this is safe; weighed again when it is applied.
         evidence: Evidence,
@@ -91,16 +126,16 @@ pub enum Command {
     },
     /// A holder counts in this configuration from now on, and in no older one again.
     Confirm {
-        /// Who.
+        /// The node.
         node: NodeId,
-        /// Which lease.
+        /// The lease.
         lease: LeaseId,
         /// The index of the configuration's entry.
         configuration: u64,
     },
     /// A supporter hears a holder again from which it had withdrawn: its evidence up to here is void.
     Retract {
-        /// Who takes it back.
+        /// The node that takes it back.
         supporter: NodeId,
         /// Under which lease of its own.
         supporter_lease: LeaseId,
@@ -109,22 +144,12 @@ pub enum Command {
         /// The holder's lease.
         lease: LeaseId,
     },
-    /// Settings of the whole cluster change.
-    UpdateSettings {
-        /// Makes a repeated request apply once.
-        request: Option<RequestId>,
-        /// The revision that the caller has seen; 0 for any.
-        expected_revision: Revision,
-        /// The settings from now on.
-        settings: ClusterSettings,
-    },
+    /// All settings of the whole cluster change: what two callers change at once, one of them loses.
+    UpdateSettings(ClusterSettings),
+    /// Some settings of the whole cluster change, the others stay as they are. Feature level 2.
+    PatchSettings(SettingsPatch),
     /// VIPs move until no node has two more than another that could own them. Preferred nodes keep theirs.
-    Rebalance {
-        /// Makes a repeated request apply once.
-        request: Option<RequestId>,
-        /// The revision that the caller has seen; 0 for any.
-        expected_revision: Revision,
-    },
+    Rebalance,
     /// Commands up to this level may be proposed from now on. A no-op unless every node knows it.
     RaiseFeatureLevel {
         /// The level.
@@ -132,20 +157,45 @@ pub enum Command {
     },
     /// An owner has stopped answering for VIPs. A no-op for those whose epoch is not the VIP's.
     Released {
-        /// Which, and in which grant.
+        /// The VIPs, and their grants.
         grants: Vec<(IpAddr, Epoch)>,
     },
     /// A VIP shall move; it does when its owner has released it.
     MoveIntent {
-        /// Makes a repeated request apply once.
-        request: Option<RequestId>,
-        /// The revision that the caller has seen; 0 for any.
-        expected_revision: Revision,
-        /// Which.
+        /// The VIP that moves.
         vip: IpAddr,
-        /// Where to.
+        /// The node that it moves to.
         to: NodeId,
     },
+}
+
+impl Command {
+    /// The feature level that a table must have for it: whoever knows only a lower one would do something else with it, or
+    /// nothing. A function of the whole content.
+    pub fn needs_level(&self) -> u32 {
+        let of_envelope = match &self.body {
+            _ if self.request.is_none() && self.expected_revision == 0 => 1,
+            Body::Mutate(_)
+            | Body::SetDraining { .. }
+            | Body::UpdateSettings(_)
+            | Body::Rebalance
+            | Body::MoveIntent { .. } => 1,
+            // Whoever knows only level 1 looks for a request id in no other body.
+            _ => 2,
+        };
+        let of_body = match &self.body {
+            // Whoever does not know what it allows must not go past it.
+            Body::RaiseFeatureLevel { level } => *level,
+            Body::PatchSettings(_) => 2,
+            _ => 1,
+        };
+        of_envelope.max(of_body)
+    }
+
+    /// Whether a table of that level takes it. The raise itself is decided by what the nodes know.
+    pub fn is_allowed_at(&self, level: u32) -> bool {
+        matches!(self.body, Body::RaiseFeatureLevel { .. }) || self.needs_level() <= level
+    }
 }
 
 /// Why a lease may be ended without two nodes answering for a VIP.
@@ -165,7 +215,7 @@ pub enum Evidence {
 /// A voter's word that its promise to a holder has run out and that it gives no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Withdrawal {
-    /// Who.
+    /// The voter.
     pub supporter: NodeId,
     /// Under which lease of its own: another process of the same node knows nothing of it.
     pub lease: LeaseId,
@@ -173,172 +223,242 @@ pub struct Withdrawal {
     pub as_of: u64,
 }
 
-/// A machine that joins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewNode {
-    /// Its name.
-    pub name: Name,
-    /// What it does.
-    pub role: Role,
-    /// Its cluster address.
-    pub address: String,
-    /// The identity of its store.
-    pub store: Uuid,
-}
-
-/// Chosen by a caller: the same id twice applies once.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(String);
-
-impl RequestId {
-    /// `None` for an empty text, which asks for no such protection; an error past 64 bytes.
-    pub fn parse(text: &str) -> Result<Option<Self>, Rejection> {
-        match text.len() {
-            0 => Ok(None),
-            1..=64 => Ok(Some(Self(text.to_owned()))),
-            len => Err(Rejection::invalid("request_id", format!("it has {len} bytes; at most 64 are taken"))),
-        }
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Changes that are made together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mutate {
-    /// Makes a repeated request apply once.
-    pub request: Option<RequestId>,
-    /// The revision that the caller has seen; 0 for any.
-    pub expected_revision: Revision,
-    /// In this order.
-    pub mutations: Vec<Mutation>,
-}
-
-/// One change. In a patch, `None` leaves a value as it is.
+/// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are those of the settings that they change")]
 pub enum Mutation {
     CreateVip(VipSettings),
-    UpdateVip {
-        address: IpAddr,
-        prefer: Option<Option<NodeId>>,
-        segment: Option<Option<Cidr>>,
-        unmatched: Option<Unmatched>,
-    },
-    DeleteVip {
-        address: IpAddr,
-        cascade: bool,
-    },
+    UpdateVip(VipPatch),
+    DeleteVip { address: IpAddr, cascade: bool },
     CreateService(ServiceSettings),
-    UpdateService {
-        name: Name,
-        ports: Option<Vec<PortRange>>,
-        affinity: Option<Affinity>,
-    },
-    DeleteService {
-        name: Name,
-        cascade: bool,
-    },
+    UpdateService(ServicePatch),
+    DeleteService { name: Name, cascade: bool },
     CreateBackend(BackendSettings),
-    UpdateBackend {
-        service: Name,
-        address: IpAddr,
-        weight: Option<Weight>,
-        mac: Option<Option<MacAddr>>,
-        state: Option<AdminState>,
-    },
-    DeleteBackend {
-        service: Name,
-        address: IpAddr,
-    },
+    UpdateBackend(BackendPatch),
+    DeleteBackend { service: Name, address: IpAddr },
 }
 
-/// What applying an entry answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reply {
-    /// The table's revision after the entry.
-    pub revision: Revision,
-    /// What it did, or why it did nothing.
-    pub result: Result<Effect, Rejection>,
+recorded!(Principal => Principal { name, node });
+recorded!(Withdrawal => Withdrawal { supporter, lease, as_of });
+
+/// A command as it stands in the log.
+pub fn encode_command(command: &Command) -> Vec<u8> {
+    let mut record = record::Command {
+        needs_level: command.needs_level(),
+        stamp_ms: command.stamp_ms,
+        principal: command.principal.put(),
+        body: Some(command.body.put()),
+        ..record::Command::default()
+    };
+    let request = command.request.put();
+    match record.body.as_mut().and_then(guards) {
+        Some((of_body, expected_revision)) => (*of_body, *expected_revision) = (request, command.expected_revision),
+        None => (record.request, record.expected_revision) = (request, command.expected_revision),
+    }
+    record.encode_to_vec()
 }
 
-impl Default for Reply {
-    fn default() -> Self {
-        Self { revision: 0, result: Ok(Effect::Unchanged) }
+/// The inverse of [`encode_command`].
+pub fn decode_command(bytes: &[u8]) -> Result<Command, DecodeError> {
+    let record = record::Command::decode(bytes)?;
+    if record.needs_level > FEATURE_LEVEL {
+        return Err(DecodeError::too_new(record.needs_level));
+    }
+    let mut record: record::Command = codec::decode(bytes)?;
+    let (request, expected_revision) = match record.body.as_mut().and_then(guards) {
+        Some((request, expected_revision)) => (std::mem::take(request), *expected_revision),
+        None => (record.request, record.expected_revision),
+    };
+    Ok(Command {
+        request: Field::read(request)?,
+        expected_revision,
+        stamp_ms: record.stamp_ms,
+        principal: Field::read(record.principal)?,
+        body: Field::read(record.body.ok_or(DecodeError::too_new(record.needs_level))?)?,
+    })
+}
+
+/// The bodies that carry the request's id and the expected revision themselves.
+fn guards(body: &mut BodyRecord) -> Option<(&mut String, &mut u64)> {
+    Some(match body {
+        BodyRecord::Mutate(record) => (&mut record.request, &mut record.expected_revision),
+        BodyRecord::SetDraining(record) => (&mut record.request, &mut record.expected_revision),
+        BodyRecord::UpdateSettings(record) => (&mut record.request, &mut record.expected_revision),
+        BodyRecord::Rebalance(record) => (&mut record.request, &mut record.expected_revision),
+        BodyRecord::MoveIntent(record) => (&mut record.request, &mut record.expected_revision),
+        _ => return None,
+    })
+}
+
+/// Says which body is which record, and which of its fields are which.
+macro_rules! bodies {
+    ($($body:ident { $($field:ident),* } => $record:ident,)+) => {
+        impl Body {
+            /// One with named fields.
+            fn put_fields(&self) -> Option<BodyRecord> {
+                match self {
+                    $(Self::$body { $($field),* } => {
+                        #[allow(clippy::needless_update, reason = "the guards, and fields of other bodies")]
+                        let record = record::$record {
+                            $($field: Field::put($field),)*
+                            ..record::$record::default()
+                        };
+                        Some(BodyRecord::$body(record))
+                    })+
+                    _ => None,
+                }
+            }
+
+            /// The inverse of [`Self::put_fields`]; what has no named fields comes back.
+            fn take_fields(body: BodyRecord) -> Result<Result<Self, BodyRecord>, DecodeError> {
+                Ok(match body {
+                    $(BodyRecord::$body(record) => Ok(Self::$body {
+                        $($field: Field::read(record.$field)
+                            .map_err(|error| error.named(stringify!($field)))?,)*
+                    }),)+
+                    other => Err(other),
+                })
+            }
+        }
+    };
+}
+
+bodies! {
+    CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => CreateCluster,
+    RemoveNode { node, heartbeat_key } => RemoveNode,
+    PublishNode { node, attachments, heartbeat, feature_level } => PublishNode,
+    SetDraining { node, draining } => SetDraining,
+    OpenLease { node, nonce, previous } => OpenLease,
+    Fence { node, lease, evidence, heard } => Fence,
+    Retract { supporter, supporter_lease, node, lease } => Retract,
+    Released { grants } => Released,
+    MoveIntent { vip, to } => MoveIntent,
+}
+
+impl Field<BodyRecord> for Body {
+    fn put(&self) -> BodyRecord {
+        match self {
+            Self::Mutate(mutations) => {
+                BodyRecord::Mutate(record::Mutate { mutations: mutations.put(), ..record::Mutate::default() })
+            }
+            Self::AddNode(node) => BodyRecord::AddNode(node.put()),
+            Self::UpdateSettings(settings) => {
+                let settings = settings.put();
+                BodyRecord::UpdateSettings(record::UpdateSettings { settings, ..record::UpdateSettings::default() })
+            }
+            Self::PatchSettings(patch) => BodyRecord::PatchSettings(patch.put()),
+            Self::Rebalance => BodyRecord::Rebalance(record::Rebalance::default()),
+            Self::RaiseFeatureLevel { level } => BodyRecord::RaiseFeatureLevel(*level),
+            Self::Ready { node, lease } => {
+                BodyRecord::Ready(record::Lease { node: *node, id: lease.0, ..record::Lease::default() })
+            }
+            Self::Confirm { node, lease, configuration } => BodyRecord::Confirm(record::Lease {
+                node: *node,
+                id: lease.0,
+                configuration: *configuration,
+                ..record::Lease::default()
+            }),
+            // Every other one has named fields.
+            body => body.put_fields().unwrap_or(BodyRecord::RaiseFeatureLevel(0)),
+        }
+    }
+
+    fn read(record: BodyRecord) -> Result<Self, DecodeError> {
+        Ok(match Self::take_fields(record)? {
+            Ok(body) => body,
+            Err(BodyRecord::Mutate(record)) => Self::Mutate(Field::read(record.mutations)?),
+            Err(BodyRecord::AddNode(record)) => Self::AddNode(Field::read(record)?),
+            Err(BodyRecord::UpdateSettings(record)) => {
+                Self::UpdateSettings(Field::read(record.settings).map_err(|error| error.named("settings"))?)
+            }
+            Err(BodyRecord::PatchSettings(record)) => Self::PatchSettings(Field::read(record)?),
+            Err(BodyRecord::Rebalance(_)) => Self::Rebalance,
+            Err(BodyRecord::RaiseFeatureLevel(level)) => Self::RaiseFeatureLevel { level },
+            Err(BodyRecord::Ready(record)) => Self::Ready { node: record.node, lease: LeaseId(record.id) },
+            Err(BodyRecord::Confirm(record)) => {
+                let (lease, configuration) = (LeaseId(record.id), record.configuration);
+                Self::Confirm { node: record.node, lease, configuration }
+            }
+            Err(_) => return Err(WRONG),
+        })
     }
 }
 
-/// What an entry did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Effect {
-    /// It was already so.
-    #[default]
-    Unchanged,
-    /// The table changed.
-    Changed,
-    /// A node got this id.
-    NodeAdded(NodeId),
-    /// A lease got this id.
-    LeaseOpened(LeaseId),
+impl Field<Option<EvidenceRecord>> for Evidence {
+    fn put(&self) -> Option<EvidenceRecord> {
+        Some(match self {
+            Self::OwnRelease => EvidenceRecord::OwnRelease(true),
+            Self::Obituary { nonce } => EvidenceRecord::Obituary(*nonce),
+            Self::Withdrawals(withdrawals) => {
+                EvidenceRecord::Withdrawals(record::Withdrawals { withdrawals: withdrawals.put() })
+            }
+        })
+    }
+
+    fn read(record: Option<EvidenceRecord>) -> Result<Self, DecodeError> {
+        Ok(match record.ok_or(WRONG)? {
+            EvidenceRecord::OwnRelease(_) => Self::OwnRelease,
+            EvidenceRecord::Obituary(nonce) => Self::Obituary { nonce },
+            EvidenceRecord::Withdrawals(record) => Self::Withdrawals(Field::read(record.withdrawals)?),
+        })
+    }
 }
 
-/// Which kind of refusal a rejection is; it picks the caller's status code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RejectionKind {
-    /// A value that can never be right.
-    InvalidArgument,
-    /// What is named is not there.
-    NotFound,
-    /// It is there already, with other settings.
-    AlreadyExists,
-    /// The table as it is does not allow it.
-    FailedPrecondition,
-    /// A bound is reached.
-    ResourceExhausted,
+impl Field<record::Grant> for (IpAddr, Epoch) {
+    fn put(&self) -> record::Grant {
+        record::Grant { vip: self.0.put(), epoch: self.1.put() }
+    }
+
+    fn read(record: record::Grant) -> Result<Self, DecodeError> {
+        Ok((Field::read(record.vip).map_err(|error: DecodeError| error.named("vip"))?, Epoch(record.epoch)))
+    }
 }
 
-/// Why the table refused a command.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Rejection {
-    /// Which kind of refusal.
-    pub kind: RejectionKind,
-    /// The field or the rule, in the API's words.
-    pub subject: String,
-    /// For people: what is wrong and what to try.
-    pub message: String,
-}
-
-impl Rejection {
-    fn new(kind: RejectionKind, subject: &str, message: String) -> Self {
-        Self { kind, subject: subject.to_owned(), message }
+impl Field<record::Mutation> for Mutation {
+    fn put(&self) -> record::Mutation {
+        let kind = match self {
+            Self::CreateVip(settings) => Kind::CreateVip(settings.put()),
+            Self::UpdateVip(patch) => Kind::UpdateVip(patch.put()),
+            Self::DeleteVip { address, cascade } => {
+                let address = address.put();
+                Kind::DeleteVip(record::Delete { address, cascade: *cascade, ..record::Delete::default() })
+            }
+            Self::CreateService(settings) => Kind::CreateService(settings.put()),
+            Self::UpdateService(patch) => Kind::UpdateService(patch.put()),
+            Self::DeleteService { name, cascade } => {
+                let name = name.put();
+                Kind::DeleteService(record::Delete { name, cascade: *cascade, ..record::Delete::default() })
+            }
+            Self::CreateBackend(settings) => Kind::CreateBackend(settings.put()),
+            Self::UpdateBackend(patch) => Kind::UpdateBackend(patch.put()),
+            Self::DeleteBackend { service, address } => {
+                Kind::DeleteBackend(record::Delete { address: address.put(), name: service.put(), cascade: false })
+            }
+        };
+        record::Mutation { kind: Some(kind) }
     }
 
-    /// A field's value can never be right.
-    pub fn invalid(field: &str, problem: impl std::fmt::Display) -> Self {
-        Self::new(RejectionKind::InvalidArgument, field, format!("{field}: {problem}"))
-    }
-
-    /// What is named is not there.
-    pub fn not_found(what: &str, message: String) -> Self {
-        Self::new(RejectionKind::NotFound, what, message)
-    }
-
-    /// It is there already, with other settings.
-    pub fn exists(what: &str, message: String) -> Self {
-        Self::new(RejectionKind::AlreadyExists, what, message)
-    }
-
-    /// The table as it is does not allow it.
-    pub fn precondition(rule: &str, message: String) -> Self {
-        Self::new(RejectionKind::FailedPrecondition, rule, message)
-    }
-
-    /// A bound is reached.
-    pub fn exhausted(bound: &str, message: String) -> Self {
-        Self::new(RejectionKind::ResourceExhausted, bound, message)
+    fn read(record: record::Mutation) -> Result<Self, DecodeError> {
+        // The tag of a kind that is not known was skipped.
+        Ok(match record.kind.ok_or(DecodeError::too_new(0))? {
+            Kind::CreateVip(record) => Self::CreateVip(Field::read(record)?),
+            Kind::UpdateVip(record) => Self::UpdateVip(Field::read(record)?),
+            Kind::DeleteVip(record) => Self::DeleteVip {
+                address: Field::read(record.address).map_err(|error: DecodeError| error.named("address"))?,
+                cascade: record.cascade,
+            },
+            Kind::CreateService(record) => Self::CreateService(Field::read(record)?),
+            Kind::UpdateService(record) => Self::UpdateService(Field::read(record)?),
+            Kind::DeleteService(record) => Self::DeleteService {
+                name: Field::read(record.name).map_err(|error: DecodeError| error.named("name"))?,
+                cascade: record.cascade,
+            },
+            Kind::CreateBackend(record) => Self::CreateBackend(Field::read(record)?),
+            Kind::UpdateBackend(record) => Self::UpdateBackend(Field::read(record)?),
+            Kind::DeleteBackend(record) => Self::DeleteBackend {
+                service: Field::read(record.name).map_err(|error: DecodeError| error.named("name"))?,
+                address: Field::read(record.address).map_err(|error: DecodeError| error.named("address"))?,
+            },
+        })
     }
 }

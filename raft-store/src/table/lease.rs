@@ -1,196 +1,81 @@
-//! Leases: opened by a process, fenced on evidence. Evidence is weighed here, at apply, and not where it
-//! was gathered: what has happened since may have voided it.
-//!
-//! ```text
-//!             OpenLease             Ready
-//!   (none) ------------> open -----------------> ready
-//!      ^                   |                       |
-//!      +---- Fence with sufficient evidence -------+---- OpenLease of the next process: a new lease
-//! ```
+//! Leases, and who votes on them.
 
 use std::collections::BTreeSet;
 
-use uuid::Uuid;
+use super::types::{LeaseId, NodeId};
+use crate::codec::{DecodeError, Field, record};
 
-use super::{
-    Table,
-    apply::no_node,
-    command::{Effect, Evidence, Rejection, Withdrawal},
-    model::{Configuration, Lease, Node},
-    types::{LeaseId, Name, NodeId},
-};
+/// A node's permission to own VIPs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The index of the entry that opened it.
+    pub id: LeaseId,
+    /// Chosen anew by each process, so that a replayed entry is not taken for its own.
+    pub nonce: u64,
+    /// Its holder has held it validly once, so it may be given VIPs.
+    pub ready: bool,
+    /// The configuration (the index of its entry) since which its holder counts majorities.
+    pub configuration: u64,
+}
 
-type Outcome = Result<Effect, Rejection>;
+/// Who votes. While it changes there are two sets of voters, and a majority means one in each.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Configuration {
+    /// The index of the entry that it came with.
+    pub index: u64,
+    /// One set of voters, or two.
+    pub halves: Vec<BTreeSet<NodeId>>,
+}
 
-impl Table {
-    pub(super) fn open_lease(&mut self, index: u64, node: NodeId, nonce: u64, previous: Option<LeaseId>) -> Outcome {
-        if !self.nodes.contains_key(&node) {
-            return Err(no_node(node));
-        }
-        // Compare-and-set: an entry that was delayed or sent twice must not end a newer lease.
-        if self.leases.get(&node).map(|lease| lease.id) != previous {
-            return Ok(Effect::Unchanged);
-        }
-        self.end_lease(node);
-        let id = LeaseId(index);
-        // The holder has applied this entry, so it counts in this configuration or in a later one.
-        let configuration = self.configuration().index;
-        self.leases.insert_mut(node, Lease { id, nonce, ready: false, configuration });
-        self.disown_all(index, node, &[]);
-        Ok(Effect::LeaseOpened(id))
+impl Configuration {
+    /// Everybody who votes.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        self.halves.iter().flatten().copied().collect()
     }
 
-    pub(super) fn ready(&mut self, index: u64, node: NodeId, lease: LeaseId) -> Outcome {
-        match self.leases.get(&node) {
-            Some(held) if held.id == lease && !held.ready => {
-                let held = Lease { ready: true, ..*held };
-                self.leases.insert_mut(node, held);
-                self.place_all(index);
-                Ok(Effect::Changed)
-            }
-            _ => Ok(Effect::Unchanged),
-        }
+    /// Whether those nodes are a majority of each half.
+    pub fn is_majority(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        !self.halves.is_empty() && self.halves.iter().all(|half| half.intersection(nodes).count() > half.len() / 2)
     }
 
-    pub(super) fn confirm(&mut self, node: NodeId, lease: LeaseId, configuration: u64) -> Outcome {
-        let known = self.configurations.contains_key(&configuration);
-        match self.leases.get(&node) {
-            Some(held) if held.id == lease && known && held.configuration < configuration => {
-                let held = Lease { configuration, ..*held };
-                self.leases.insert_mut(node, held);
-                self.forget_old_configurations();
-                Ok(Effect::Changed)
-            }
-            _ => Ok(Effect::Unchanged),
-        }
+    /// Whether no half has a majority without those nodes.
+    pub fn is_blocked_by(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        !self.halves.is_empty() && self.halves.iter().all(|half| lacks_majority_without(half, nodes))
     }
 
-    pub(super) fn fence(
-        &mut self,
-        index: u64,
-        node: NodeId,
-        lease: LeaseId,
-        evidence: &Evidence,
-        heard: &[NodeId],
-    ) -> Outcome {
-        if !self.suffices(node, lease, evidence) {
-            return Ok(Effect::Unchanged);
-        }
-        self.end_lease(node);
-        self.disown_all(index, node, heard);
-        Ok(Effect::Changed)
+    /// Whether some half has no majority without those nodes: then there is none of the whole.
+    pub fn is_lost_without(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        self.halves.iter().any(|half| lacks_majority_without(half, nodes))
+    }
+}
+
+fn lacks_majority_without(half: &BTreeSet<NodeId>, nodes: &BTreeSet<NodeId>) -> bool {
+    half.difference(nodes).count() <= half.len() / 2
+}
+
+/// A lease and whose it is.
+pub(super) struct LeaseOf(pub(super) NodeId, pub(super) Lease);
+
+impl Field<record::Lease> for LeaseOf {
+    fn put(&self) -> record::Lease {
+        let Lease { id, nonce, ready, configuration } = self.1;
+        record::Lease { node: self.0, id: id.0, nonce, ready, configuration }
     }
 
-    /// Whether the evidence, as things are now, ends that lease.
-    pub fn suffices(&self, node: NodeId, lease: LeaseId, evidence: &Evidence) -> bool {
-        let Some(held) = self.leases.get(&node).filter(|held| held.id == lease) else { return false };
-        match evidence {
-            Evidence::OwnRelease => true,
-            Evidence::Obituary { nonce } => held.nonce == *nonce,
-            Evidence::Withdrawals(withdrawals) => {
-                let against: BTreeSet<NodeId> = withdrawals
-                    .iter()
-                    .filter(|withdrawal| self.counts(node, withdrawal))
-                    .map(|withdrawal| withdrawal.supporter)
-                    .collect();
-                // The holder may count in any configuration since the one that it has confirmed.
-                self.configurations_of(held).all(|configuration| configuration.is_blocked_by(&against))
-            }
-        }
+    fn read(record: record::Lease) -> Result<Self, DecodeError> {
+        let record::Lease { node, id, nonce, ready, configuration } = record;
+        Ok(Self(node, Lease { id: LeaseId(id), nonce, ready, configuration }))
+    }
+}
+
+impl Field<record::Configuration> for Configuration {
+    fn put(&self) -> record::Configuration {
+        let half = |half: &BTreeSet<NodeId>| record::Voters { voters: half.iter().copied().collect() };
+        record::Configuration { index: self.index, halves: self.halves.iter().map(half).collect() }
     }
 
-    /// Whether a withdrawal still stands.
-    fn counts(&self, node: NodeId, withdrawal: &Withdrawal) -> bool {
-        let supporter = withdrawal.supporter;
-        supporter != node
-            && self.leases.get(&supporter).is_some_and(|own| own.id == withdrawal.lease)
-            && self.retractions.get(&(node, supporter)).is_none_or(|since| withdrawal.as_of >= *since)
-    }
-
-    /// The entry before which the supporter's evidence against the holder's present lease is void.
-    pub fn retraction(&self, node: NodeId, supporter: NodeId) -> Option<u64> {
-        self.retractions.get(&(node, supporter)).copied()
-    }
-
-    /// The configurations in which a holder may be counting.
-    fn configurations_of(&self, lease: &Lease) -> impl Iterator<Item = &Configuration> {
-        self.configurations.range(lease.configuration..).map(|(_, configuration)| configuration)
-    }
-
-    /// Whether every holder counts in the present configuration: the next change may begin.
-    pub fn is_configuration_confirmed(&self) -> bool {
-        let present = self.configuration().index;
-        self.leases.values().all(|lease| lease.configuration >= present)
-    }
-
-    pub(super) fn retract(
-        &mut self,
-        index: u64,
-        (supporter, supporter_lease): (NodeId, LeaseId),
-        (node, lease): (NodeId, LeaseId),
-    ) -> Outcome {
-        let holds = |id: NodeId, lease: LeaseId| self.leases.get(&id).is_some_and(|held| held.id == lease);
-        if !holds(supporter, supporter_lease) || !holds(node, lease) {
-            return Ok(Effect::Unchanged);
-        }
-        self.retractions.insert_mut((node, supporter), index);
-        Ok(Effect::Changed)
-    }
-
-    /// A membership entry was applied: who votes from now on.
-    pub fn configure(&mut self, index: u64, halves: Vec<BTreeSet<NodeId>>) {
-        self.configurations.insert_mut(index, Configuration { index, halves });
-        self.forget_old_configurations();
-    }
-
-    /// A lease and all that was said about it.
-    pub(super) fn end_lease(&mut self, node: NodeId) {
-        if self.leases.remove_mut(&node) {
-            let about = |(holder, supporter): &(NodeId, NodeId)| *holder == node || *supporter == node;
-            let past: Vec<(NodeId, NodeId)> = self.retractions.keys().filter(|key| about(key)).copied().collect();
-            for key in past {
-                self.retractions.remove_mut(&key);
-            }
-            self.forget_old_configurations();
-        }
-    }
-
-    /// The table of a new cluster in which `me` is the only node: of all that concerns nodes nothing else is left.
-    /// The new cluster's id and key; the node's address and store. And the names of those that are not part of it.
-    pub(crate) fn recovered(
-        &self,
-        me: NodeId,
-        (cluster, heartbeat_key): (Uuid, u128),
-        (address, store): (&str, Uuid),
-        index: u64,
-    ) -> (Self, Vec<Name>) {
-        let mut table = self.clone();
-        let lost: Vec<NodeId> = self.nodes().map(|node| node.id).filter(|id| *id != me).collect();
-        let names = lost.iter().filter_map(|id| self.node(*id)).map(|node| node.name.clone()).collect();
-        for holder in self.nodes().map(|node| node.id) {
-            table.end_lease(holder);
-            table.disown_all(index, holder, &[]);
-        }
-        for id in &lost {
-            table.forget_node(*id);
-        }
-        if let Some(node) = self.node(me) {
-            let node = Node { address: address.to_owned(), store, draining: false, ..node.clone() };
-            table.nodes.insert_mut(me, node);
-        }
-        table.cluster = cluster;
-        table.heartbeat_keys = [(index, heartbeat_key)].into_iter().collect();
-        table.configurations =
-            [index].into_iter().map(|i| (i, Configuration { index, halves: vec![[me].into()] })).collect();
-        table.revision = index;
-        (table, names)
-    }
-
-    fn forget_old_configurations(&mut self) {
-        let present = self.configuration().index;
-        let oldest = self.leases.values().map(|lease| lease.configuration).min().unwrap_or(present).min(present);
-        while let Some(first) = self.configurations.keys().next().copied().filter(|first| *first < oldest) {
-            self.configurations.remove_mut(&first);
-        }
+    fn read(record: record::Configuration) -> Result<Self, DecodeError> {
+        let halves = record.halves.into_iter().map(|half| half.voters.into_iter().collect()).collect();
+        Ok(Self { index: record.index, halves })
     }
 }

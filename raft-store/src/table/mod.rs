@@ -4,60 +4,58 @@
 //! Before: `consensus` gets an entry agreed on, `store::state_machine` hands it here. After:
 //! [`crate::View`] shows the new table to the daemon.
 //!
-//! Collections are persistent maps: a clone costs nothing, so a batch of mutations works on a copy
-//! and becomes visible as a whole or not at all, and readers keep the table that they were given.
+//! A file a noun: its settings, its patch, its record, its rules. [`apply`](mod@apply) is what every entry goes through.
 
 mod apply;
+mod backend;
 mod command;
+mod encoding;
+#[cfg(test)]
+mod golden;
 mod lease;
-mod model;
-mod ownership;
-mod placement;
+mod node;
+mod rejection;
+mod reply;
+mod requests;
+mod rows;
+mod rules;
 mod saved;
+mod service;
+mod settings;
 mod types;
-mod wire;
+mod vip;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rpds::RedBlackTreeMapSync as Map;
 use uuid::Uuid;
 
-pub use command::{
-    Command, Effect, Evidence, Mutate, Mutation, NewNode, Rejection, RejectionKind, Reply, RequestId, Withdrawal,
-};
-pub use model::{
-    AdminState, Affinity, Attachment, Backend, BackendSettings, CLOCK_DRIFT_PPM, ClusterSettings, Configuration,
-    DEFAULT_TABLE_SIZE, FlowTimeouts, Lease, Node, Owner, PortRange, Protocol, QuorumLoss, Role, Service,
-    ServiceSettings, TABLE_SIZES, Timing, Unmatched, Vip, VipSettings,
-};
+pub use apply::{Applied, Touched};
+pub use backend::{AdminState, Backend, BackendPatch, BackendSettings};
+pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, decode_command, encode_command};
+pub(crate) use encoding::{decode_table, encode_table};
+pub use lease::{Configuration, Lease};
+pub use node::{Attachment, NewNode, Node, Role};
+pub use rejection::{Rejection, RejectionKind};
+pub use reply::{Effect, Reply, decode_reply, encode_reply};
+pub use requests::RequestId;
+pub use rules::Rules;
 pub use saved::{decode_saved, encode_saved, restore};
+pub use service::{
+    Affinity, DEFAULT_TABLE_SIZE, PortRange, Protocol, Service, ServicePatch, ServiceSettings, TABLE_SIZES,
+};
+pub use settings::{CLOCK_DRIFT_PPM, ClusterSettings, FlowTimeouts, QuorumLoss, SettingsPatch, Timing};
 pub use types::{
     BOOTSTRAP_NODE, Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, ParseError, Revision, Weight, is_host_address,
 };
-pub use wire::{DecodeError, decode_command, decode_reply, encode_command, encode_reply};
-pub(crate) use wire::{decode_table, encode_table};
+pub use vip::{Owner, Unmatched, Vip, VipPatch, VipSettings};
 
-/// The highest feature level that this build knows. No command above the table's level is proposed.
-pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-feature-level") { 2 } else { 1 };
+pub use crate::codec::{DecodeError, FEATURE_LEVEL};
+use requests::Answered;
+use rows::Rows;
 
 /// The level of every table before it is raised, whichever build reads it: equal on all nodes.
 const FIRST_FEATURE_LEVEL: u32 = 1;
-
-/// How much a table holds at most.
-pub mod bounds {
-    /// VIPs.
-    pub const VIPS: usize = 4096;
-    /// Services.
-    pub const SERVICES: usize = 16_384;
-    /// Backends.
-    pub const BACKENDS: usize = 65_536;
-    /// Port ranges of one service.
-    pub const PORTS_PER_SERVICE: usize = 64;
-    /// Nodes.
-    pub const NODES: usize = 9;
-    /// Remembered request ids; the oldest is forgotten first.
-    pub const REQUESTS: usize = 16_384;
-}
 
 /// A backend's key: its service and its address.
 pub type BackendKey = (Name, IpAddr);
@@ -71,8 +69,8 @@ pub struct Table {
     feature_level: u32,
     revision: Revision,
     next_backend_id: u64,
-    nodes: Map<NodeId, Node>,
-    leases: Map<NodeId, Lease>,
+    nodes: Rows<NodeId, Node>,
+    leases: Rows<NodeId, Lease>,
     /// By the index of their entries: the present one, and before it as many as an open lease may count in.
     configurations: Map<u64, Configuration>,
     /// For (holder, supporter): evidence older than this entry is void.
@@ -82,23 +80,16 @@ pub struct Table {
     longest_withdraw_ms: u32,
     /// By the index of the entry that each came with: the present one and the one before.
     heartbeat_keys: Map<u64, u128>,
-    vips: Map<IpAddr, Vip>,
-    services: Map<Name, Service>,
-    backends: Map<BackendKey, Backend>,
+    vips: Rows<IpAddr, Vip>,
+    services: Rows<Name, Service>,
+    backends: Rows<BackendKey, Backend>,
+    /// The services of each VIP.
+    services_by_vip: Map<(IpAddr, Name), ()>,
+    /// The backends of each address.
+    backends_by_address: Map<(IpAddr, Name), ()>,
     requests: Map<RequestId, Answered>,
     /// The index of the entry that brought each remembered request, so that the oldest is found.
     request_order: Map<u64, RequestId>,
-}
-
-/// What a request with an id was and what it was answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Answered {
-    /// The entry that brought it.
-    index: u64,
-    /// Of the command without its id, so that another command under the same id is refused.
-    fingerprint: u64,
-    effect: Effect,
-    revision: Revision,
 }
 
 impl Default for Table {
@@ -110,16 +101,18 @@ impl Default for Table {
             feature_level: FIRST_FEATURE_LEVEL,
             revision: 0,
             next_backend_id: 1,
-            nodes: Map::new_sync(),
-            leases: Map::new_sync(),
+            nodes: Rows::default(),
+            leases: Rows::default(),
             configurations: Map::new_sync(),
             retractions: Map::new_sync(),
             settings: ClusterSettings::default(),
             longest_withdraw_ms: Timing::DEFAULT.withdraw_ms,
             heartbeat_keys: Map::new_sync(),
-            vips: Map::new_sync(),
-            services: Map::new_sync(),
-            backends: Map::new_sync(),
+            vips: Rows::default(),
+            services: Rows::default(),
+            backends: Rows::default(),
+            services_by_vip: Map::new_sync(),
+            backends_by_address: Map::new_sync(),
             requests: Map::new_sync(),
             request_order: Map::new_sync(),
         }
@@ -234,7 +227,8 @@ impl Table {
 
     /// The services on a VIP.
     pub fn services_on(&self, vip: IpAddr) -> impl Iterator<Item = &Service> {
-        self.services().filter(move |service| service.settings.vip == vip)
+        let of_vip = self.services_by_vip.range((vip, Name::LOWEST)..).take_while(move |((of, _), ())| *of == vip);
+        of_vip.filter_map(|((_, name), ())| self.services.get(name))
     }
 
     /// All backends by service and address.
@@ -247,9 +241,16 @@ impl Table {
         self.backends.get(&(service.clone(), address))
     }
 
+    /// The backends with an address, of all services.
+    pub fn backends_with(&self, address: IpAddr) -> impl Iterator<Item = &Backend> {
+        let with = self.backends_by_address.range((address, Name::LOWEST)..);
+        let with = with.take_while(move |((of, _), ())| *of == address);
+        with.filter_map(|((address, service), ())| self.backends.get(&(service.clone(), *address)))
+    }
+
     /// The backends of a service.
     pub fn backends_of<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = &'a Backend> {
-        let lowest = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        let lowest = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         self.backends
             .range((service.clone(), lowest)..)
             .map(|(_, backend)| backend)

@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 
 use super::{
     Table,
+    backend::{Backend, BackendPatch},
     command::Mutation,
-    model::{Backend, Service, Vip},
+    encoding::{decode_table, encode_table},
+    service::{Service, ServicePatch},
     types::Name,
-    wire::{DecodeError, decode_table, encode_table},
+    vip::{Vip, VipPatch},
 };
+use crate::codec::DecodeError;
 
 /// The file's bytes.
 pub fn encode_saved(table: &Table) -> Vec<u8> {
@@ -61,11 +64,11 @@ pub fn restore(present: &Table, saved: &Table) -> Vec<Mutation> {
         changes.extend(match present.service(&settings.name).filter(|_| kept.contains(&settings.name)) {
             None => Some(Mutation::CreateService(settings)),
             Some(now) if now.settings == settings => None,
-            Some(_) => Some(Mutation::UpdateService {
+            Some(_) => Some(Mutation::UpdateService(ServicePatch {
                 name: settings.name,
                 ports: Some(settings.ports),
                 affinity: Some(settings.affinity),
-            }),
+            })),
         });
     }
     for backend in saved.backends() {
@@ -74,13 +77,13 @@ pub fn restore(present: &Table, saved: &Table) -> Vec<Mutation> {
         changes.extend(match now {
             None => Some(Mutation::CreateBackend(settings)),
             Some(now) if now.settings == settings => None,
-            Some(_) => Some(Mutation::UpdateBackend {
+            Some(_) => Some(Mutation::UpdateBackend(BackendPatch {
                 service: settings.service,
                 address: settings.address,
                 weight: Some(settings.weight),
                 mac: Some(settings.mac),
                 state: Some(settings.state),
-            }),
+            })),
         });
     }
     changes
@@ -93,11 +96,11 @@ fn restored_vip(present: &Table, saved: &Table, vip: &Vip) -> Option<Mutation> {
     match present.vip(settings.address) {
         None => Some(Mutation::CreateVip(settings)),
         Some(now) if now.settings == settings => None,
-        Some(_) => Some(Mutation::UpdateVip {
+        Some(_) => Some(Mutation::UpdateVip(VipPatch {
             address: settings.address,
             prefer: Some(settings.prefer),
             segment: Some(settings.segment),
             unmatched: Some(settings.unmatched),
-        }),
+        })),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use crate::codec::{DecodeError, Field, WRONG};
+
 /// A node's id: the index of the log entry that added it, so it is never used twice. The node that
 /// bootstraps a cluster is 1, because entry 1 is always the first leader's blank entry.
 pub type NodeId = u64;
@@ -36,7 +38,7 @@ impl ParseError {
     }
 }
 
-/// An Ethernet hardware address that a host can have: neither zero nor a group address.
+/// An Ethernet MAC address that a host can have: neither zero nor a group address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr([u8; 6]);
 
@@ -173,6 +175,9 @@ impl TryFrom<u32> for Weight {
 pub struct Name(String);
 
 impl Name {
+    /// Before every name.
+    pub(super) const LOWEST: Self = Self(String::new());
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -200,6 +205,91 @@ impl FromStr for Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Field<u64> for LeaseId {
+    fn put(&self) -> u64 {
+        self.0
+    }
+
+    fn read(number: u64) -> Result<Self, DecodeError> {
+        Ok(Self(number))
+    }
+}
+
+impl Field<u64> for Epoch {
+    fn put(&self) -> u64 {
+        self.0
+    }
+
+    fn read(number: u64) -> Result<Self, DecodeError> {
+        Ok(Self(number))
+    }
+}
+
+impl Field<Vec<u8>> for MacAddr {
+    fn put(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<Self, DecodeError> {
+        let octets = <[u8; 6]>::try_from(bytes.as_slice()).map_err(|_| WRONG)?;
+        Self::try_from(octets).map_err(|_| WRONG)
+    }
+}
+
+/// Where no bytes stand for none.
+impl Field<Vec<u8>> for Option<MacAddr> {
+    fn put(&self) -> Vec<u8> {
+        self.map(|mac| mac.0.to_vec()).unwrap_or_default()
+    }
+
+    fn read(bytes: Vec<u8>) -> Result<Self, DecodeError> {
+        if bytes.is_empty() { Ok(None) } else { Field::read(bytes).map(Some) }
+    }
+}
+
+impl Field<String> for Cidr {
+    fn put(&self) -> String {
+        self.to_string()
+    }
+
+    fn read(text: String) -> Result<Self, DecodeError> {
+        text.parse().map_err(|_| WRONG)
+    }
+}
+
+/// Where an empty text stands for none.
+impl Field<String> for Option<Cidr> {
+    fn put(&self) -> String {
+        self.map(|network| network.to_string()).unwrap_or_default()
+    }
+
+    fn read(text: String) -> Result<Self, DecodeError> {
+        if text.is_empty() { Ok(None) } else { Field::read(text).map(Some) }
+    }
+}
+
+impl Field<u32> for Weight {
+    fn put(&self) -> u32 {
+        self.0.into()
+    }
+
+    fn read(number: u32) -> Result<Self, DecodeError> {
+        // As stored, whatever may be asked for today: a parser that has become stricter must not make a log unreadable.
+        u16::try_from(number).map(Self).map_err(|_| WRONG)
+    }
+}
+
+impl Field<String> for Name {
+    fn put(&self) -> String {
+        self.0.clone()
+    }
+
+    fn read(text: String) -> Result<Self, DecodeError> {
+        // As stored, too.
+        if text.is_empty() { Err(WRONG) } else { Ok(Self(text)) }
     }
 }
 

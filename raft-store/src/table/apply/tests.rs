@@ -28,7 +28,7 @@ impl Log {
     /// A cluster of `count` nodes lb1.. on 192.168.2.0/24, each with a ready lease.
     fn with_nodes(count: u8) -> (Self, Vec<NodeId>) {
         let mut log = Self { table: Table::default(), index: 1 };
-        log.ok(Command::CreateCluster {
+        log.ok(Body::CreateCluster {
             cluster: Uuid::from_u128(7),
             cluster_name: name("lb"),
             hash_seed: 9,
@@ -37,7 +37,7 @@ impl Log {
         });
         let mut ids = vec![BOOTSTRAP_NODE];
         for number in 2..=count {
-            match log.ok(Command::AddNode(new_node(&format!("lb{number}")))) {
+            match log.ok(Body::AddNode(new_node(&format!("lb{number}")))) {
                 Effect::NodeAdded(id) => ids.push(id),
                 other => panic!("{other:?}"),
             }
@@ -50,7 +50,7 @@ impl Log {
                 prefix_len: 24,
                 hears: Vec::new(),
             };
-            log.ok(Command::PublishNode {
+            log.ok(Body::PublishNode {
                 node: id,
                 attachments: vec![attachment],
                 heartbeat: vec!["10.77.1.9:7401".parse().unwrap()],
@@ -61,20 +61,22 @@ impl Log {
         (log, ids)
     }
 
-    fn apply(&mut self, command: Command) -> Reply {
+    fn apply(&mut self, command: impl Into<Command>) -> Reply {
+        let command = command.into();
         self.index += 1;
         // Everything goes through its wire form, as it does in the log.
         let command = decode_command(&encode_command(&command)).unwrap();
-        let reply = self.table.apply(self.index, &command);
+        let reply = self.table.apply(self.index, &command).reply;
         assert_eq!(decode_table(&encode_table(&self.table)).as_ref(), Ok(&self.table));
         decode_reply(&encode_reply(&reply)).unwrap()
     }
 
-    fn ok(&mut self, command: Command) -> Effect {
+    fn ok(&mut self, command: impl Into<Command>) -> Effect {
+        let command = command.into();
         self.apply(command.clone()).result.unwrap_or_else(|rejection| panic!("{command:?}: {rejection}"))
     }
 
-    fn refused(&mut self, command: Command) -> Rejection {
+    fn refused(&mut self, command: impl Into<Command>) -> Rejection {
         let before = self.table.clone();
         let rejection = self.apply(command).result.unwrap_err();
         assert_eq!(self.table, before, "a refused command changed the table");
@@ -87,9 +89,9 @@ impl Log {
 
     fn open_and_ready(&mut self, node: NodeId) -> LeaseId {
         let previous = self.table.lease(node).map(|lease| lease.id);
-        match self.ok(Command::OpenLease { node, nonce: self.index, previous }) {
+        match self.ok(Body::OpenLease { node, nonce: self.index, previous }) {
             Effect::LeaseOpened(lease) => {
-                self.ok(Command::Ready { node, lease });
+                self.ok(Body::Ready { node, lease });
                 lease
             }
             other => panic!("{other:?}"),
@@ -102,7 +104,7 @@ impl Log {
 
     fn fence(&mut self, node: NodeId) -> Effect {
         let Lease { id: lease, nonce, .. } = *self.table.lease(node).unwrap();
-        self.ok(Command::Fence { node, lease, evidence: Evidence::Obituary { nonce }, heard: Vec::new() })
+        self.ok(Body::Fence { node, lease, evidence: Evidence::Obituary { nonce }, heard: Vec::new() })
     }
 
     fn configure(&mut self, halves: &[&[NodeId]]) -> u64 {
@@ -120,17 +122,17 @@ impl Log {
     fn fence_by(&mut self, node: NodeId, against: &[Withdrawal]) -> Effect {
         let lease = self.table.lease(node).unwrap().id;
         let evidence = Evidence::Withdrawals(against.to_vec());
-        self.ok(Command::Fence { node, lease, evidence, heard: Vec::new() })
+        self.ok(Body::Fence { node, lease, evidence, heard: Vec::new() })
     }
 
     fn retract(&mut self, supporter: NodeId, node: NodeId) -> Effect {
         let lease = |id| self.table.lease(id).unwrap().id;
-        self.ok(Command::Retract { supporter, supporter_lease: lease(supporter), node, lease: lease(node) })
+        self.ok(Body::Retract { supporter, supporter_lease: lease(supporter), node, lease: lease(node) })
     }
 }
 
-fn mutation(mutations: Vec<Mutation>) -> Command {
-    Command::Mutate(Mutate { request: None, expected_revision: 0, mutations })
+fn mutation(mutations: Vec<Mutation>) -> Body {
+    Body::Mutate(mutations)
 }
 
 fn vip(address: &str) -> Mutation {
@@ -225,31 +227,30 @@ fn a_backend_on_no_segment_needs_its_mac() {
 fn a_request_id_applies_once_even_after_a_snapshot() {
     let (mut log, _) = Log::with_nodes(1);
     let request = RequestId::parse("r-1").unwrap();
-    let add = Command::Mutate(Mutate { request: request.clone(), expected_revision: 0, mutations: vec![vip(VIP)] });
+    let add = Command { request: request.clone(), ..mutation(vec![vip(VIP)]).into() };
     let first = log.apply(add.clone());
     log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
     let again = log.apply(add);
     assert_eq!(again, first, "the same answer, and nothing is done again");
-    let other = Command::Mutate(Mutate { request, expected_revision: 0, mutations: vec![vip("192.168.2.101")] });
+    let other = Command { request, ..mutation(vec![vip("192.168.2.101")]).into() };
     assert_eq!(log.refused(other).subject, "request_id");
 }
 
 #[test]
 fn remembered_requests_are_bounded() {
     let mut table = Table::default();
-    for index in 1..=(bounds::REQUESTS as u64 + 10) {
+    for index in 1..=(Table::default().rules().requests as u64 + 10) {
         let request = RequestId::parse(&format!("r{index}")).unwrap();
-        table.apply(index, &Command::Mutate(Mutate { request, expected_revision: 0, mutations: vec![] }));
+        table.apply(index, &Command { request, ..mutation(vec![]).into() });
     }
-    assert_eq!(table.requests.size(), bounds::REQUESTS);
-    assert_eq!(table.request_order.size(), bounds::REQUESTS);
+    assert_eq!(table.requests.size(), Table::default().rules().requests);
+    assert_eq!(table.request_order.size(), Table::default().rules().requests);
 }
 
 #[test]
 fn a_moved_revision_refuses_a_guarded_change() {
     let (mut log, _) = Log::with_nodes(1);
-    let guarded =
-        |expected_revision| Command::Mutate(Mutate { request: None, expected_revision, mutations: vec![vip(VIP)] });
+    let guarded = |expected_revision| Command { expected_revision, ..mutation(vec![vip(VIP)]).into() };
     let seen = log.table.revision();
     assert_eq!(log.refused(guarded(seen - 1)).subject, "expected_revision");
     log.ok(guarded(seen));
@@ -294,9 +295,9 @@ fn a_late_fence_or_a_late_open_ends_no_newer_lease() {
     let (mut log, ids) = Log::with_nodes(1);
     let old = log.table.lease(ids[0]).unwrap().id;
     let new = log.open_and_ready(ids[0]);
-    let late = Command::Fence { node: ids[0], lease: old, evidence: Evidence::OwnRelease, heard: Vec::new() };
+    let late = Body::Fence { node: ids[0], lease: old, evidence: Evidence::OwnRelease, heard: Vec::new() };
     assert_eq!(log.ok(late), Effect::Unchanged);
-    assert_eq!(log.ok(Command::OpenLease { node: ids[0], nonce: 1, previous: Some(old) }), Effect::Unchanged);
+    assert_eq!(log.ok(Body::OpenLease { node: ids[0], nonce: 1, previous: Some(old) }), Effect::Unchanged);
     assert_eq!(log.table.lease(ids[0]).unwrap().id, new);
 }
 
@@ -317,14 +318,14 @@ fn a_move_waits_for_the_release_of_that_epoch() {
     log.mutate(vec![vip(VIP)]);
     let from = log.owner(VIP).unwrap();
     let to = if from.node == ids[0] { ids[1] } else { ids[0] };
-    log.ok(Command::MoveIntent { request: None, expected_revision: 0, vip: ip(VIP), to });
+    log.ok(Body::MoveIntent { vip: ip(VIP), to });
     assert_eq!(log.owner(VIP), Some(from), "an intent moves nothing");
-    let stale = Command::Released { grants: vec![(ip(VIP), Epoch(from.epoch.0 - 1))] };
+    let stale = Body::Released { grants: vec![(ip(VIP), Epoch(from.epoch.0 - 1))] };
     assert_eq!(log.ok(stale), Effect::Unchanged);
-    log.ok(Command::Released { grants: vec![(ip(VIP), from.epoch)] });
+    log.ok(Body::Released { grants: vec![(ip(VIP), from.epoch)] });
     assert_eq!(log.owner(VIP).unwrap().node, to);
     assert!(log.owner(VIP).unwrap().epoch > from.epoch);
-    let back = Command::MoveIntent { request: None, expected_revision: 0, vip: ip(VIP), to: 99 };
+    let back = Body::MoveIntent { vip: ip(VIP), to: 99 };
     assert_eq!(log.refused(back).kind, RejectionKind::NotFound);
 }
 
@@ -334,10 +335,10 @@ fn a_vip_leaves_an_owner_that_is_no_longer_on_its_segment() {
     log.mutate(vec![vip(VIP)]);
     let owner = log.owner(VIP).unwrap();
     let other = if owner.node == ids[0] { ids[1] } else { ids[0] };
-    log.ok(Command::PublishNode { node: owner.node, attachments: vec![], heartbeat: vec![], feature_level: 1 });
+    log.ok(Body::PublishNode { node: owner.node, attachments: vec![], heartbeat: vec![], feature_level: 1 });
     assert_eq!(log.owner(VIP), Some(owner), "it has to let go first");
     assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(other));
-    log.ok(Command::Released { grants: vec![(ip(VIP), owner.epoch)] });
+    log.ok(Body::Released { grants: vec![(ip(VIP), owner.epoch)] });
     assert_eq!(log.owner(VIP).unwrap().node, other);
 }
 
@@ -349,7 +350,7 @@ fn a_node_that_hears_nobody_while_others_hear_each_other_is_not_able() {
     let hear = |log: &mut Log, id: NodeId, hears: &[NodeId]| {
         let mut attachments = log.table.node(id).unwrap().attachments.clone();
         attachments[0].hears = hears.to_vec();
-        log.ok(Command::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1 });
+        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1 });
     };
     for (at, id) in ids.iter().enumerate() {
         hear(&mut log, *id, &[ids[(at + 1) % 3], ids[(at + 2) % 3]]);
@@ -358,7 +359,7 @@ fn a_node_that_hears_nobody_while_others_hear_each_other_is_not_able() {
     hear(&mut log, owner.node, &[]);
     assert!(others.contains(&log.table.vip(ip(VIP)).unwrap().intent.unwrap()), "the others hear each other");
     // Nor does it hear that one of two that are left; nobody knows whose fault that is.
-    log.ok(Command::Released { grants: vec![(ip(VIP), owner.epoch)] });
+    log.ok(Body::Released { grants: vec![(ip(VIP), owner.epoch)] });
     let now = log.owner(VIP).unwrap();
     log.fence(others.iter().copied().find(|id| *id != now.node).unwrap());
     hear(&mut log, now.node, &[]);
@@ -370,7 +371,7 @@ fn a_release_with_no_other_node_able_comes_back_under_a_new_epoch() {
     let (mut log, ids) = Log::with_nodes(1);
     log.mutate(vec![vip(VIP)]);
     let before = log.owner(VIP).unwrap();
-    log.ok(Command::Released { grants: vec![(ip(VIP), before.epoch)] });
+    log.ok(Body::Released { grants: vec![(ip(VIP), before.epoch)] });
     let after = log.owner(VIP).unwrap();
     assert_eq!(after.node, ids[0]);
     assert!(after.epoch > before.epoch);
@@ -384,7 +385,7 @@ fn an_owned_vip_vanishes_only_when_its_owner_lets_go() {
     log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
     assert!(log.table.vip(ip(VIP)).unwrap().deleting);
     assert_eq!(log.refused(mutation(vec![vip(VIP)])).subject, "vip");
-    log.ok(Command::Released { grants: vec![(ip(VIP), epoch)] });
+    log.ok(Body::Released { grants: vec![(ip(VIP), epoch)] });
     assert!(log.table.vip(ip(VIP)).is_none());
     log.mutate(vec![vip(VIP)]);
     log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: false }]);
@@ -396,12 +397,12 @@ fn an_owned_vip_vanishes_only_when_its_owner_lets_go() {
 fn a_drained_node_sends_its_vips_away_and_is_the_last_to_get_new_ones() {
     let (mut log, ids) = Log::with_nodes(3);
     log.mutate((100..106).map(|last| vip(&format!("192.168.2.{last}"))).collect());
-    log.ok(Command::SetDraining { request: None, expected_revision: 0, node: ids[0], draining: true });
+    log.ok(Body::SetDraining { node: ids[0], draining: true });
     let leaving: Vec<_> = log.table.vips_of(ids[0]).cloned().collect();
     let targets: Vec<_> = leaving.iter().map(|vip| vip.intent.unwrap()).collect();
     assert_eq!(targets.iter().filter(|to| **to == ids[1]).count(), 1, "{targets:?}");
     for vip in leaving {
-        log.ok(Command::Released { grants: vec![(vip.settings.address, vip.owner.unwrap().epoch)] });
+        log.ok(Body::Released { grants: vec![(vip.settings.address, vip.owner.unwrap().epoch)] });
     }
     assert_eq!(log.table.vips_of(ids[0]).count(), 0);
     log.mutate(vec![vip("192.168.2.150")]);
@@ -418,7 +419,7 @@ fn a_drained_nodes_vips_leave_when_another_node_becomes_able() {
     let from = log.owner(VIP).unwrap().node;
     let other = if from == ids[0] { ids[1] } else { ids[0] };
     log.fence(other);
-    log.ok(Command::SetDraining { request: None, expected_revision: 0, node: from, draining: true });
+    log.ok(Body::SetDraining { node: from, draining: true });
     assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, None, "nobody else is able");
     log.open_and_ready(other);
     assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(other));
@@ -430,11 +431,11 @@ fn a_node_that_owns_a_vip_is_not_removed() {
     log.mutate(vec![vip(VIP)]);
     let owner = log.owner(VIP).unwrap();
     assert_eq!(
-        log.refused(Command::RemoveNode { node: owner.node, heartbeat_key: 12 }).kind,
+        log.refused(Body::RemoveNode { node: owner.node, heartbeat_key: 12 }).kind,
         RejectionKind::FailedPrecondition
     );
     log.fence(owner.node);
-    log.ok(Command::RemoveNode { node: owner.node, heartbeat_key: 12 });
+    log.ok(Body::RemoveNode { node: owner.node, heartbeat_key: 12 });
     let keys: Vec<u128> = log.table.heartbeat_keys().map(|(_, key)| key).collect();
     assert_eq!(keys, [11, 12], "the removed node does not know the last one");
     assert_eq!(log.table.nodes().count(), 1);
@@ -445,9 +446,9 @@ fn a_node_that_owns_a_vip_is_not_removed() {
 #[test]
 fn a_known_name_with_another_store_is_refused() {
     let (mut log, ids) = Log::with_nodes(2);
-    assert_eq!(log.ok(Command::AddNode(new_node("lb2"))), Effect::NodeAdded(ids[1]));
+    assert_eq!(log.ok(Body::AddNode(new_node("lb2"))), Effect::NodeAdded(ids[1]));
     let wiped = NewNode { store: Uuid::from_u128(1234), ..new_node("lb2") };
-    let rejection = log.refused(Command::AddNode(wiped));
+    let rejection = log.refused(Body::AddNode(wiped));
     assert!(rejection.message.contains("lbctl node remove lb2"), "{rejection}");
 }
 
@@ -463,9 +464,9 @@ fn a_vip_on_no_segment_is_routed_and_any_node_may_own_it() {
 fn bounds_hold() {
     let (mut log, _) = Log::with_nodes(1);
     let fill = |count: usize| (0..count).map(|i| vip(&format!("10.{}.{}.1", i / 256, i % 256))).collect::<Vec<_>>();
-    log.table.apply(1000, &mutation(fill(bounds::VIPS)));
-    assert_eq!(log.table.vips().count(), bounds::VIPS);
-    let reply = log.table.apply(1001, &mutation(vec![vip("172.16.0.1")]));
+    log.table.apply(1000, &mutation(fill(Table::default().rules().vips)).into());
+    assert_eq!(log.table.vips().count(), Table::default().rules().vips);
+    let reply = log.table.apply(1001, &mutation(vec![vip("172.16.0.1")]).into()).reply;
     assert_eq!(reply.result.unwrap_err().kind, RejectionKind::ResourceExhausted);
 }
 
@@ -517,7 +518,7 @@ fn evidence_blocks_every_configuration_that_the_holder_may_count_in() {
     let new = against(&log, &ids[2..]);
     assert_eq!(log.fence_by(holder, &new), Effect::Unchanged, "a majority of the first three may support it");
     assert!(!log.table.is_configuration_confirmed());
-    log.ok(Command::Confirm { node: holder, lease, configuration: wide });
+    log.ok(Body::Confirm { node: holder, lease, configuration: wide });
     assert_eq!(log.table.lease(holder).unwrap().configuration, wide);
     assert_eq!(log.fence_by(holder, &new), Effect::Changed, "it counts in the five alone");
 }
@@ -533,7 +534,7 @@ fn an_old_configuration_is_forgotten_when_no_lease_counts_in_it() {
     assert_eq!(log.table.configurations.size(), 2);
     for id in &ids {
         let lease = log.table.lease(*id).unwrap().id;
-        log.ok(Command::Confirm { node: *id, lease, configuration: both });
+        log.ok(Body::Confirm { node: *id, lease, configuration: both });
     }
     assert!(log.table.is_configuration_confirmed());
     assert_eq!(log.table.configurations.size(), 1);
@@ -547,7 +548,7 @@ fn those_that_were_heard_are_given_the_vips_of_a_dead_node_first() {
     let evidence = Evidence::Obituary { nonce };
     assert!(log.table.vips_of(ids[0]).count() > 0);
     let before = log.table.vips_of(ids[3]).count();
-    log.ok(Command::Fence { node: ids[0], lease, evidence, heard: vec![ids[1], ids[2]] });
+    log.ok(Body::Fence { node: ids[0], lease, evidence, heard: vec![ids[1], ids[2]] });
     assert_eq!(log.table.vips_of(ids[0]).count(), 0);
     assert_eq!(log.table.vips_of(ids[3]).count(), before, "it was not heard");
 }
@@ -557,7 +558,7 @@ fn a_timing_that_could_give_two_owners_is_refused() {
     let (mut log, _) = Log::with_nodes(1);
     let set = |timing| {
         let settings = ClusterSettings { timing, ..ClusterSettings::default() };
-        Command::UpdateSettings { request: None, expected_revision: 0, settings }
+        Body::UpdateSettings(settings)
     };
     assert_eq!(log.ok(set(Timing::DEFAULT)), Effect::Unchanged);
     assert_eq!(log.ok(set(Timing::RELAXED)), Effect::Changed);
@@ -581,12 +582,12 @@ fn rebalancing_moves_no_more_than_it_must_and_leaves_what_is_preferred() {
     log.fence(ids[0]);
     log.open_and_ready(ids[0]);
     assert_eq!(log.table.vips_of(ids[0]).count(), 0, "nothing moves by itself");
-    let rebalance = || Command::Rebalance { request: None, expected_revision: 0 };
+    let rebalance = || Body::Rebalance;
     log.ok(rebalance());
     let leaving: Vec<_> = log.table.vips().filter(|vip| vip.intent.is_some()).cloned().collect();
     assert_eq!(leaving.len(), 3);
     let grants = leaving.iter().map(|vip| (vip.settings.address, vip.owner.unwrap().epoch)).collect();
-    log.ok(Command::Released { grants });
+    log.ok(Body::Released { grants });
     assert!(ids.iter().all(|id| log.table.vips_of(*id).count() == 3));
     assert_eq!(log.ok(rebalance()), Effect::Unchanged);
 }
@@ -596,12 +597,12 @@ fn the_feature_level_rises_only_to_what_every_node_knows() {
     let (mut log, ids) = Log::with_nodes(2);
     let publish = |log: &mut Log, id: NodeId| {
         let attachments = log.table.node(id).unwrap().attachments.clone();
-        log.ok(Command::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 2 });
+        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 2 });
     };
     // Its wire form is refused above what this build knows, so it is applied as it is.
     let raise = |log: &Log, level| {
         let mut table = log.table.clone();
-        let effect = table.apply(log.index + 1, &Command::RaiseFeatureLevel { level }).result.unwrap();
+        let effect = table.apply(log.index + 1, &Body::RaiseFeatureLevel { level }.into()).reply.result.unwrap();
         (effect, table.feature_level())
     };
     publish(&mut log, ids[0]);
@@ -609,6 +610,103 @@ fn the_feature_level_rises_only_to_what_every_node_knows() {
     publish(&mut log, ids[1]);
     assert_eq!(raise(&log, 3), (Effect::Unchanged, 1));
     assert_eq!(raise(&log, 2), (Effect::Changed, 2));
-    let unknown = encode_command(&Command::RaiseFeatureLevel { level: 99 });
+    let unknown = encode_command(&Body::RaiseFeatureLevel { level: 99 }.into());
     assert!(matches!(decode_command(&unknown), Err(DecodeError::TooNew { needed: 99, .. })));
+}
+
+#[test]
+fn what_must_hold_is_looked_at_once_all_is_done() {
+    let (mut log, _) = Log::with_nodes(1);
+    log.mutate(vec![vip(VIP), service("a", VIP, &[(1001, 1001)]), service("b", VIP, &[(1002, 1002)])]);
+    let ports = |label: &str, port: u16| {
+        let range = PortRange { protocol: Protocol::Tcp, first: port, last: port };
+        Mutation::UpdateService(ServicePatch { name: name(label), ports: Some(vec![range]), affinity: None })
+    };
+    assert_eq!(log.mutate(vec![ports("a", 1002), ports("b", 1001)]), Effect::Changed, "they swap their ports");
+    let refused = log.refused(mutation(vec![ports("a", 1001)]));
+    assert_eq!((refused.kind, &*refused.subject), (RejectionKind::FailedPrecondition, "ports"));
+    // In any order.
+    log.mutate(vec![backend("c", "192.168.2.50"), service("c", "192.168.2.101", &[(80, 80)]), vip("192.168.2.101")]);
+    let delete_vip = Mutation::DeleteVip { address: ip("192.168.2.101"), cascade: false };
+    let delete_service = Mutation::DeleteService { name: name("c"), cascade: true };
+    assert_eq!(log.refused(mutation(vec![delete_vip.clone()])).subject, "dependants");
+    log.mutate(vec![delete_vip, delete_service]);
+    assert_eq!(log.refused(mutation(vec![backend("d", "192.168.2.50")])).kind, RejectionKind::NotFound);
+    assert_eq!(log.refused(mutation(vec![service("d", "192.168.2.99", &[(1, 1)])])).kind, RejectionKind::NotFound);
+    let twice = vec![service("e", VIP, &[(7, 9)]), service("f", VIP, &[(9, 9)])];
+    assert_eq!(log.refused(mutation(twice)).subject, "ports");
+    let both = vec![backend("a", "192.168.2.60"), vip("192.168.2.60")];
+    assert_eq!(log.refused(mutation(both)).subject, "address");
+}
+
+#[test]
+fn an_entry_says_which_rows_it_has_touched() {
+    let (mut log, ids) = Log::with_nodes(2);
+    let mut touched = |command: Body| {
+        log.index += 1;
+        log.table.apply(log.index, &command.into()).touched
+    };
+    let created = touched(mutation(vec![vip(VIP), service("web", VIP, &[(80, 80)]), backend("web", "192.168.2.50")]));
+    assert_eq!((created.vips, created.services), (vec![ip(VIP)], vec![name("web")]));
+    assert_eq!(created.backends, [(name("web"), ip("192.168.2.50"))]);
+    let again = touched(mutation(vec![vip(VIP)]));
+    assert_eq!(again, Touched::default(), "it was so already");
+    let refused = touched(mutation(vec![vip("192.168.2.101"), service("x", "192.168.2.99", &[(1, 1)])]));
+    assert_eq!(refused, Touched::default());
+    let weight = Some(Weight::try_from(9).unwrap());
+    let patch = BackendPatch { service: name("web"), address: ip("192.168.2.50"), weight, mac: None, state: None };
+    let weighed = touched(Body::Mutate(vec![Mutation::UpdateBackend(patch)]));
+    assert!(weighed.vips.is_empty() && weighed.owners.is_empty() && weighed.changes_forwarding());
+    let moved = touched(Body::SetDraining { node: ids[0], draining: true });
+    assert_eq!((moved.vips, moved.owners, moved.nodes), (vec![], vec![ip(VIP)], vec![ids[0]]));
+    let fenced = touched(Body::OpenLease { node: ids[1], nonce: 1, previous: None });
+    assert!(!fenced.changes_forwarding());
+    let settings = touched(Body::UpdateSettings(ClusterSettings { failback_s: 9, ..ClusterSettings::default() }));
+    assert!(settings.cluster && settings.changes_forwarding());
+}
+
+#[test]
+fn the_indexes_are_those_of_the_rows() {
+    let (mut log, _) = Log::with_nodes(1);
+    let other = "192.168.2.101";
+    log.mutate(vec![vip(VIP), vip(other), service("a", VIP, &[(1, 1)]), service("b", other, &[(1, 1)])]);
+    log.mutate(vec![service("c", VIP, &[(2, 2)]), backend("a", "192.168.2.50"), backend("c", "192.168.2.50")]);
+    let on = |log: &Log, vip| log.table.services_on(ip(vip)).map(|s| s.settings.name.to_string()).collect::<Vec<_>>();
+    let with = |log: &Log| log.table.backends_with(ip("192.168.2.50")).count();
+    assert_eq!((on(&log, VIP), on(&log, other), with(&log)), (vec!["a".into(), "c".into()], vec!["b".into()], 2));
+    log.mutate(vec![Mutation::DeleteService { name: name("a"), cascade: true }]);
+    assert_eq!((on(&log, VIP), with(&log)), (vec!["c".to_owned()], 1));
+    log.mutate(vec![Mutation::DeleteVip { address: ip(VIP), cascade: true }]);
+    assert_eq!((on(&log, VIP).len(), with(&log)), (0, 0));
+}
+
+#[test]
+fn a_command_is_refused_where_not_all_nodes_know_it() {
+    let (mut log, ids) = Log::with_nodes(1);
+    let patch = Body::PatchSettings(SettingsPatch { failback_s: Some(60), ..SettingsPatch::default() });
+    assert_eq!(log.refused(patch.clone()).subject, "feature_level");
+    let request = RequestId::parse("r").unwrap();
+    let guarded = Command { request, ..Body::RemoveNode { node: 99, heartbeat_key: 1 }.into() };
+    assert_eq!(log.refused(guarded.clone()).subject, "feature_level", "an older reader would overlook the request id");
+    let Node { attachments, heartbeat, .. } = log.table.node(ids[0]).unwrap().clone();
+    log.ok(Body::PublishNode { node: ids[0], attachments, heartbeat, feature_level: 2 });
+    log.ok(Body::RaiseFeatureLevel { level: 2 });
+    log.ok(patch);
+    log.ok(guarded);
+    assert_eq!(log.table.settings().failback_s, 60);
+}
+
+#[test]
+fn two_changes_of_settings_at_once_both_hold() {
+    let (mut log, ids) = Log::with_nodes(1);
+    let Node { attachments, heartbeat, .. } = log.table.node(ids[0]).unwrap().clone();
+    log.ok(Body::PublishNode { node: ids[0], attachments, heartbeat, feature_level: 2 });
+    log.ok(Body::RaiseFeatureLevel { level: 2 });
+    log.ok(Body::PatchSettings(SettingsPatch { failback_s: Some(600), ..SettingsPatch::default() }));
+    let hold = Some(QuorumLoss::Hold);
+    log.ok(Body::PatchSettings(SettingsPatch { on_quorum_loss: hold, ..SettingsPatch::default() }));
+    let settings = log.table.settings();
+    assert_eq!((settings.failback_s, settings.on_quorum_loss), (600, QuorumLoss::Hold));
+    let bad = SettingsPatch { flow_udp_s: Some(0), ..SettingsPatch::default() };
+    assert_eq!(log.refused(Body::PatchSettings(bad)).kind, RejectionKind::InvalidArgument);
 }

@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use super::{
+use super::super::{
     Table,
-    model::{Attachment, Role, Vip},
+    node::{Attachment, Role},
     types::NodeId,
+    vip::Vip,
 };
 
 /// How many VIPs each node has, those on their way to it included.
-pub(super) type Loads = BTreeMap<NodeId, usize>;
+pub(in crate::table) type Loads = BTreeMap<NodeId, usize>;
 
 impl Table {
     /// Whether a node can own a VIP: it forwards, holds a ready lease and is where the VIP lives.
@@ -41,7 +42,7 @@ impl Table {
     }
 
     /// The VIPs of each node, and those that are to come to it.
-    pub(super) fn loads(&self) -> Loads {
+    pub(in crate::table) fn loads(&self) -> Loads {
         let mut loads = Loads::new();
         for vip in self.vips() {
             if let Some(node) = vip.intent.or(vip.owner.map(|owner| owner.node)) {
@@ -53,7 +54,13 @@ impl Table {
 
     /// The best owner for a VIP, if it is not to be `but`. Better is, in this order: `heard` lately, not
     /// draining, preferred, fewer VIPs, the last owner, the smaller id. `loads` is counted once for many VIPs.
-    pub(super) fn best_owner(&self, vip: &Vip, but: Option<NodeId>, loads: &Loads, heard: &[NodeId]) -> Option<NodeId> {
+    pub(in crate::table) fn best_owner(
+        &self,
+        vip: &Vip,
+        but: Option<NodeId>,
+        loads: &Loads,
+        heard: &[NodeId],
+    ) -> Option<NodeId> {
         let able = self.nodes().filter(|node| Some(node.id) != but && self.is_able(node.id, vip));
         let best = able.min_by_key(|node| {
             let load = loads.get(&node.id).copied().unwrap_or(0);

@@ -1,6 +1,10 @@
 //! The table's way out: whoever watches sees every state that was applied last, never one half-made.
 
+mod fingerprints;
+
 use std::{collections::BTreeSet, sync::Arc};
+
+pub(crate) use fingerprints::Fingerprints;
 
 use tokio::sync::watch;
 
@@ -13,6 +17,8 @@ pub struct View {
     pub table: Table,
     /// The index of the last applied entry, also of one that changed nothing.
     pub applied: u64,
+    /// The index of the last entry that changed how frames are forwarded, and not only who owns what.
+    pub forwarding: u64,
     /// The voters of the present configuration.
     pub voters: BTreeSet<NodeId>,
 }

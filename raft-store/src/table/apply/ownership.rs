@@ -15,17 +15,20 @@
 use std::net::IpAddr;
 
 use super::{
-    Table,
-    apply::no_node,
-    command::{Effect, Rejection},
-    model::{Owner, Vip},
-    types::{Epoch, NodeId},
+    super::{
+        Table,
+        rejection::Rejection,
+        reply::Effect,
+        types::{Epoch, NodeId},
+        vip::{Owner, Vip},
+    },
+    node::no_node,
 };
 
 type Outcome = Result<Effect, Rejection>;
 
 impl Table {
-    pub(super) fn released(&mut self, index: u64, grants: &[(IpAddr, Epoch)]) -> Outcome {
+    pub(in crate::table) fn released(&mut self, index: u64, grants: &[(IpAddr, Epoch)]) -> Outcome {
         let mut effect = Effect::Unchanged;
         for (address, epoch) in grants {
             let vip = self.vips.get(address).filter(|vip| vip.owner.is_some_and(|owner| owner.epoch == *epoch));
@@ -44,7 +47,7 @@ impl Table {
         Ok(effect)
     }
 
-    pub(super) fn move_intent(&mut self, index: u64, address: IpAddr, to: NodeId) -> Outcome {
+    pub(in crate::table) fn move_intent(&mut self, index: u64, address: IpAddr, to: NodeId) -> Outcome {
         let Some(target) = self.nodes.get(&to) else { return Err(no_node(to)) };
         let Some(vip) = self.vips.get(&address).filter(|vip| !vip.deleting) else {
             return Err(Rejection::not_found("vip", format!("there is no VIP {address}")));
@@ -80,7 +83,7 @@ impl Table {
     }
 
     /// Marks a node and asks its VIPs to leave it, each for the best of the other able nodes.
-    pub(super) fn set_draining(&mut self, index: u64, id: NodeId, draining: bool) -> Outcome {
+    pub(in crate::table) fn set_draining(&mut self, index: u64, id: NodeId, draining: bool) -> Outcome {
         let Some(node) = self.nodes.get(&id) else { return Err(no_node(id)) };
         let mut node = node.clone();
         let marked = node.draining != draining;
@@ -132,7 +135,7 @@ impl Table {
 
     /// Gives VIPs intents until no node has two more than another one that could own one of them. As few as that
     /// takes; a VIP on the node that it prefers stays.
-    pub(super) fn rebalance(&mut self) -> Effect {
+    pub(in crate::table) fn rebalance(&mut self) -> Effect {
         let mut loads = self.loads();
         let mut effect = Effect::Unchanged;
         let settled: Vec<Vip> = self.vips().filter(|vip| vip.intent.is_none() && !vip.deleting).cloned().collect();
@@ -165,7 +168,7 @@ impl Table {
 
     /// A node may be able now that was not, or the reverse: what nobody owns finds an owner, and what nodes keep
     /// that should not own it is asked to leave.
-    pub(super) fn place_all(&mut self, index: u64) {
+    pub(in crate::table) fn place_all(&mut self, index: u64) {
         self.place_unowned(index);
         self.leave_the_unable();
         let draining: Vec<NodeId> = self.nodes().filter(|node| node.draining).map(|node| node.id).collect();
@@ -175,12 +178,12 @@ impl Table {
     }
 
     /// Gives every unowned VIP to its best able node.
-    pub(super) fn place_unowned(&mut self, index: u64) {
+    pub(in crate::table) fn place_unowned(&mut self, index: u64) {
         self.place_unowned_with(index, &[]);
     }
 
     /// The same; those that were `heard` lately come first, if anybody was.
-    pub(super) fn place_unowned_with(&mut self, index: u64, heard: &[NodeId]) {
+    pub(in crate::table) fn place_unowned_with(&mut self, index: u64, heard: &[NodeId]) {
         let unowned: Vec<Vip> = self.vips().filter(|vip| vip.owner.is_none()).cloned().collect();
         if unowned.is_empty() {
             return;
@@ -195,7 +198,7 @@ impl Table {
     }
 
     /// Takes everything from a node and places it anew.
-    pub(super) fn disown_all(&mut self, index: u64, node: NodeId, heard: &[NodeId]) {
+    pub(in crate::table) fn disown_all(&mut self, index: u64, node: NodeId, heard: &[NodeId]) {
         let held: Vec<Vip> = self.vips_of(node).cloned().collect();
         for vip in &held {
             self.disown(vip);

@@ -1,4 +1,9 @@
-//! openraft's type parameters. Standard Raft: one leader a term, log ids are (term, index).
+//! openraft's values: its type parameters, and in [`records`] how they are stored and sent. Below the store and the
+//! consensus, which both speak of them.
+//!
+//!  Standard Raft: one leader a term, log ids are (term, index).
+
+pub(crate) mod records;
 
 use std::fmt;
 

@@ -1,0 +1,69 @@
+//! `[dataplane]`.
+
+use lb_dataplane::{
+    forward::{spec::MAX_PORTS, steering::MAX_WORKERS},
+    io::EngineKind,
+};
+use lb_raft_store::table::Role;
+
+use super::reader::Section;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dataplane {
+    pub(crate) interfaces: Vec<String>,
+    /// `None` is "auto".
+    pub(crate) engine: Option<EngineKind>,
+    /// Threads that share the frames.
+    pub(crate) workers: usize,
+    /// Whether these go before all others on their cores.
+    pub(crate) realtime: bool,
+}
+
+/// `None` on a witness. `is_given`: the file has the section.
+pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Option<Dataplane> {
+    let interfaces = dataplane.list("interfaces", interface_name);
+    let engine = dataplane.optional("engine", parse_engine).flatten();
+    let workers = dataplane.integer("workers", 1..=MAX_WORKERS).unwrap_or(1);
+    let realtime = dataplane.flag("realtime");
+    match role {
+        Role::Lb if interfaces.is_empty() && !dataplane.has_fault("interfaces") => {
+            dataplane.fault(
+                "interfaces",
+                "is required for role \"lb\": the interfaces on the segments of VIPs and backends, such as [\"eth0\"]",
+            );
+        }
+        Role::Witness if is_given => {
+            dataplane.fault("interfaces", "a witness has no [dataplane]: it votes only");
+        }
+        _ => {}
+    }
+    for (at, name) in interfaces.iter().enumerate() {
+        if interfaces[..at].contains(name) {
+            dataplane
+                .fault("interfaces", &format!("{name:?} is listed twice: each of its frames would be forwarded twice"));
+        }
+    }
+    if interfaces.len() > MAX_PORTS {
+        dataplane.fault("interfaces", "at most 64 are supported");
+    }
+    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime })
+}
+
+fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {
+    match text {
+        "auto" => Ok(None),
+        "ring" => Ok(Some(EngineKind::Ring)),
+        "mmsg" => Ok(Some(EngineKind::Mmsg)),
+        "multishot" => Ok(Some(EngineKind::Multishot)),
+        _ => Err(format!("{text:?} is none of \"auto\", \"ring\", \"multishot\", \"mmsg\"")),
+    }
+}
+
+fn interface_name(text: &str) -> Result<String, String> {
+    // IFNAMSIZ is 16 with the zero.
+    if (1..=15).contains(&text.len()) && !text.contains(['/', ' ']) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is not the name of an interface"))
+    }
+}

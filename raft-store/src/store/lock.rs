@@ -1,0 +1,64 @@
+//! One process a store: the lock on its directory, and the wait for a store that is just being closed.
+
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, Write as _},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{error::StoreError, keys};
+
+/// For a store that closes to let go of its files.
+const CLOSING: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
+/// Held for as long as any part of the store is in use; the kernel drops it with the process.
+pub(crate) struct DirLock {
+    _file: File,
+}
+
+/// sled's threads let go of its file some time after the last handle is dropped. Nobody but a store that
+/// closes can hold it: the directory's lock is ours.
+pub(super) fn wait_for_sled(path: &Path) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("lock", path, error);
+    let file = File::open(path).map_err(failed)?;
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Given back with the descriptor, right before sled takes it.
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+/// Takes the directory for this process.
+pub(super) fn lock(dir: &Path) -> Result<DirLock, StoreError> {
+    let path = dir.join(keys::LOCK_FILE);
+    let at = |step: &'static str| {
+        let path = path.clone();
+        move |error| StoreError::io(step, &path, error)
+    };
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(at("open"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // Only to name the holder: an unreadable note takes nothing away from the refusal.
+            let _ = file.read_to_string(&mut holder);
+            return Err(StoreError::Locked { path: dir.to_owned(), holder: holder.trim().parse().ok() });
+        }
+        Err(error) => return Err(at("lock")(error.into())),
+    }
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| write!(file, "{}", std::process::id()))
+        .map_err(at("write"))?;
+    Ok(DirLock { _file: file })
+}

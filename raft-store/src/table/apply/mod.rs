@@ -1,0 +1,230 @@
+//! Applying entries: what every entry goes through, and which rule each kind is handed to. The rules are with the nouns that
+//! they are about.
+
+mod backend;
+mod bounds;
+mod lease;
+mod node;
+mod ownership;
+mod placement;
+mod requests;
+mod service;
+mod settings;
+mod vip;
+
+use std::net::IpAddr;
+
+use super::{
+    Table,
+    command::{Body, Command, Mutation},
+    rejection::Rejection,
+    reply::{Effect, Reply},
+    types::{BOOTSTRAP_NODE, Name, NodeId, Revision},
+};
+
+type Outcome = Result<Effect, Rejection>;
+
+/// What an entry did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// What it is answered.
+    pub reply: Reply,
+    /// The rows that it touched; none if it was refused.
+    pub touched: Touched,
+}
+
+/// The rows that an entry touched, by kind.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Touched {
+    /// VIPs whose settings changed, or that came or went.
+    pub vips: Vec<IpAddr>,
+    /// VIPs of which only the owner, or where they are going, changed.
+    pub owners: Vec<IpAddr>,
+    /// Services.
+    pub services: Vec<Name>,
+    /// Backends.
+    pub backends: Vec<(Name, IpAddr)>,
+    /// Nodes.
+    pub nodes: Vec<NodeId>,
+    /// Holders of leases.
+    pub leases: Vec<NodeId>,
+    /// Settings of the whole cluster, or its identity.
+    pub cluster: bool,
+}
+
+impl Touched {
+    /// Whether it changes how frames are forwarded: more than who owns what.
+    pub fn changes_forwarding(&self) -> bool {
+        let Self { vips, owners: _, services, backends, nodes, leases: _, cluster } = self;
+        *cluster || !(vips.is_empty() && services.is_empty() && backends.is_empty() && nodes.is_empty())
+    }
+}
+
+impl Table {
+    /// Applies the entry at `index`. The table changes only if the reply says so.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Applied {
+        if let Some(reply) = self.already_answered(command) {
+            return Applied { reply, touched: Touched::default() };
+        }
+        // On a copy: a command that fails half-way leaves nothing behind.
+        let mut next = self.clone();
+        let result = next.apply_whole(index, command);
+        let mut touched = Touched::default();
+        if let Ok(effect) = result {
+            if effect != Effect::Unchanged {
+                next.revision = index;
+            }
+            next.remember(index, command, effect);
+            touched = next.take_touched(self);
+            *self = next;
+        }
+        Applied { reply: Reply { revision: self.revision, result }, touched }
+    }
+
+    /// All of an entry, and then what must hold of all that it has touched: its changes may be in any order.
+    fn apply_whole(&mut self, index: u64, command: &Command) -> Outcome {
+        if !command.is_allowed_at(self.feature_level) {
+            return Err(Rejection::precondition(
+                "feature_level",
+                format!(
+                    "it needs feature level {}, and the cluster is at {}: every node must run a version that knows it",
+                    command.needs_level(),
+                    self.feature_level
+                ),
+            ));
+        }
+        self.check_revision(command.expected_revision)?;
+        let effect = self.dispatch(index, &command.body)?;
+        if effect == Effect::Unchanged {
+            return Ok(effect);
+        }
+        match command.body {
+            Body::Mutate(_) => {
+                self.check_touched()?;
+                // Where nothing about VIPs changed, nothing is placed anew.
+                if !self.vips.touched().is_empty() {
+                    self.place_all(index);
+                }
+            }
+            Body::AddNode(_) => self.check_bounds()?,
+            _ => {}
+        }
+        Ok(effect)
+    }
+
+    fn dispatch(&mut self, index: u64, body: &Body) -> Outcome {
+        match body {
+            Body::CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => {
+                if !self.cluster.is_nil() {
+                    return Err(Rejection::precondition("cluster", "the cluster exists already".into()));
+                }
+                self.cluster = *cluster;
+                self.cluster_name = Some(cluster_name.clone());
+                self.hash_seed = *hash_seed;
+                self.heartbeat_keys.insert_mut(index, *heartbeat_key);
+                self.insert_node(BOOTSTRAP_NODE, node)
+            }
+            Body::Mutate(mutations) => self.mutate(index, mutations),
+            Body::AddNode(node) => self.add_node(index, node),
+            Body::RemoveNode { node, heartbeat_key } => self.remove_node(index, *node, *heartbeat_key),
+            Body::PublishNode { node, attachments, heartbeat, feature_level } => {
+                self.publish_node(index, *node, attachments, heartbeat, *feature_level)
+            }
+            Body::SetDraining { node, draining } => self.set_draining(index, *node, *draining),
+            Body::OpenLease { node, nonce, previous } => self.open_lease(index, *node, *nonce, *previous),
+            Body::Ready { node, lease } => self.ready(index, *node, *lease),
+            Body::Fence { node, lease, evidence, heard } => self.fence(index, *node, *lease, evidence, heard),
+            Body::Confirm { node, lease, configuration } => self.confirm(*node, *lease, *configuration),
+            Body::Retract { supporter, supporter_lease, node, lease } => {
+                self.retract(index, (*supporter, *supporter_lease), (*node, *lease))
+            }
+            Body::UpdateSettings(settings) => self.update_settings(*settings),
+            Body::PatchSettings(patch) => self.update_settings(patch.of(self.settings)),
+            Body::Rebalance => Ok(self.rebalance()),
+            Body::RaiseFeatureLevel { level } => Ok(self.raise_feature_level(*level)),
+            Body::Released { grants } => self.released(index, grants),
+            Body::MoveIntent { vip, to } => self.move_intent(index, *vip, *to),
+        }
+    }
+
+    fn mutate(&mut self, index: u64, mutations: &[Mutation]) -> Outcome {
+        let mut effect = Effect::Unchanged;
+        for mutation in mutations {
+            if self.mutate_one(index, mutation)? {
+                effect = Effect::Changed;
+            }
+        }
+        Ok(effect)
+    }
+
+    /// Whether the mutation changed anything.
+    fn mutate_one(&mut self, index: u64, mutation: &Mutation) -> Result<bool, Rejection> {
+        match mutation {
+            Mutation::CreateVip(settings) => self.create_vip(index, settings),
+            Mutation::UpdateVip(patch) => self.patch_vip(index, patch),
+            Mutation::DeleteVip { address, cascade } => Ok(self.delete_vip(index, *address, *cascade)),
+            Mutation::CreateService(settings) => self.create_service(index, settings),
+            Mutation::UpdateService(patch) => self.patch_service(index, patch),
+            Mutation::DeleteService { name, cascade } => Ok(self.delete_service(name, *cascade)),
+            Mutation::CreateBackend(settings) => self.create_backend(index, settings),
+            Mutation::UpdateBackend(patch) => self.patch_backend(index, patch),
+            Mutation::DeleteBackend { service, address } => Ok(self.delete_backend(service, *address)),
+        }
+    }
+
+    fn check_revision(&self, expected: Revision) -> Result<(), Rejection> {
+        if expected == 0 || expected == self.revision {
+            return Ok(());
+        }
+        Err(Rejection::precondition(
+            "expected_revision",
+            format!("the table is at revision {}, not {expected}: read it again and decide anew", self.revision),
+        ))
+    }
+
+    /// What must hold of the rows that the entry has touched.
+    fn check_touched(&self) -> Result<(), Rejection> {
+        for vip in self.vips.touched() {
+            self.check_vip(*vip)?;
+        }
+        for service in self.services.touched() {
+            self.check_service(service)?;
+        }
+        for (service, address) in self.backends.touched() {
+            self.check_backend(service, *address)?;
+        }
+        self.check_bounds()
+    }
+
+    /// What an entry has touched, each row once.
+    fn take_touched(&mut self, before: &Self) -> Touched {
+        let mut vips = self.vips.take_touched();
+        vips.sort_unstable();
+        vips.dedup();
+        let (vips, owners) = vips.into_iter().partition(|address| {
+            let of =
+                |table: &Self| table.vips.get(address).map(|vip| (vip.settings.clone(), vip.deleting, vip.revision));
+            of(self) != of(before)
+        });
+        Touched {
+            vips,
+            owners,
+            services: once(self.services.take_touched()),
+            backends: once(self.backends.take_touched()),
+            nodes: once(self.nodes.take_touched()),
+            leases: once(self.leases.take_touched()),
+            cluster: self.settings != before.settings
+                || self.cluster != before.cluster
+                || self.feature_level != before.feature_level,
+        }
+    }
+}
+
+fn once<K: Ord>(mut keys: Vec<K>) -> Vec<K> {
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+#[cfg(test)]
+mod tests;

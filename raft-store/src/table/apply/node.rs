@@ -1,0 +1,114 @@
+//! The rules of nodes' coming and going.
+
+use std::net::SocketAddr;
+
+use super::super::{
+    FIRST_FEATURE_LEVEL, Table,
+    node::{Attachment, NewNode, Node},
+    rejection::Rejection,
+    reply::Effect,
+    types::NodeId,
+    vip::Vip,
+};
+
+type Outcome = Result<Effect, Rejection>;
+
+impl Table {
+    pub(in crate::table) fn add_node(&mut self, index: u64, new: &NewNode) -> Outcome {
+        if let Some(node) = self.node_named(new.name.as_str()) {
+            return if (node.role, node.address.as_str(), node.store) == (new.role, new.address.as_str(), new.store) {
+                Ok(Effect::NodeAdded(node.id))
+            } else {
+                Err(Rejection::exists(
+                    "name",
+                    format!(
+                        "node {} exists at {} as {} with another store or address: remove it first ('lbctl node \
+                         remove {}'); a node whose data was lost is always removed and added anew",
+                        node.name, node.address, node.role, node.name
+                    ),
+                ))
+            };
+        }
+        if let Some(node) = self.nodes().find(|node| node.address == new.address || node.store == new.store) {
+            return Err(Rejection::precondition(
+                "address",
+                format!("{} at {} is node {} already", new.name, new.address, node.name),
+            ));
+        }
+        self.insert_node(index, new)
+    }
+
+    pub(in crate::table) fn insert_node(&mut self, id: NodeId, new: &NewNode) -> Outcome {
+        let node = Node {
+            id,
+            name: new.name.clone(),
+            role: new.role,
+            address: new.address.clone(),
+            store: new.store,
+            attachments: Vec::new(),
+            heartbeat: Vec::new(),
+            feature_level: FIRST_FEATURE_LEVEL,
+            draining: false,
+        };
+        self.nodes.insert_mut(id, node);
+        Ok(Effect::NodeAdded(id))
+    }
+
+    pub(in crate::table) fn remove_node(&mut self, index: u64, id: NodeId, heartbeat_key: u128) -> Outcome {
+        let Some(node) = self.nodes.get(&id) else { return Ok(Effect::Unchanged) };
+        if let Some(vip) = self.vips_of(id).next() {
+            return Err(Rejection::precondition(
+                "node",
+                format!("{} owns VIP {}: drain it first", node.name, vip.settings.address),
+            ));
+        }
+        self.end_lease(id);
+        self.forget_node(id);
+        let newest = self.heartbeat_keys.last().map(|(index, _)| *index);
+        self.heartbeat_keys = self.heartbeat_keys().filter(|(index, _)| Some(*index) == newest).collect();
+        self.heartbeat_keys.insert_mut(index, heartbeat_key);
+        // A VIP on whose segment only this node was is a routed one now: others are able to own it.
+        self.place_all(index);
+        Ok(Effect::Changed)
+    }
+
+    /// Takes a node out, wherever it is named.
+    pub(in crate::table) fn forget_node(&mut self, id: NodeId) {
+        self.nodes.remove_mut(&id);
+        let named: Vec<Vip> = self
+            .vips()
+            .filter(|vip| [vip.settings.prefer, vip.home, vip.intent].contains(&Some(id)))
+            .cloned()
+            .collect();
+        for mut vip in named {
+            for reference in [&mut vip.settings.prefer, &mut vip.home, &mut vip.intent] {
+                *reference = reference.filter(|node| *node != id);
+            }
+            self.vips.insert_mut(vip.settings.address, vip);
+        }
+    }
+
+    pub(in crate::table) fn publish_node(
+        &mut self,
+        index: u64,
+        id: NodeId,
+        attachments: &[Attachment],
+        heartbeat: &[SocketAddr],
+        feature_level: u32,
+    ) -> Outcome {
+        let mut node = self.nodes.get(&id).ok_or_else(|| no_node(id))?.clone();
+        if node.attachments == attachments && node.heartbeat == heartbeat && node.feature_level == feature_level {
+            return Ok(Effect::Unchanged);
+        }
+        node.attachments = attachments.to_vec();
+        node.heartbeat = heartbeat.to_vec();
+        node.feature_level = feature_level;
+        self.nodes.insert_mut(id, node);
+        self.place_all(index);
+        Ok(Effect::Changed)
+    }
+}
+
+pub(in crate::table) fn no_node(id: NodeId) -> Rejection {
+    Rejection::not_found("node", format!("there is no node {id}: 'lbctl node list' shows them"))
+}

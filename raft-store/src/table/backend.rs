@@ -1,0 +1,60 @@
+//! Backends: the servers of a service.
+
+use std::net::IpAddr;
+
+use super::types::{MacAddr, Name, Revision, Weight};
+use crate::codec::{numbered, recorded, recorded_with_settings};
+
+/// What an operator wants of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AdminState {
+    /// It takes flows.
+    #[default]
+    Active,
+    /// It keeps the flows it has and takes no new ones.
+    Drain,
+    /// It takes nothing; its flows are placed anew.
+    Down,
+}
+
+/// What an operator says of a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendSettings {
+    /// The service that it serves.
+    pub service: Name,
+    /// Its own address, which serves to find its MAC.
+    pub address: IpAddr,
+    /// Its share of new flows.
+    pub weight: Weight,
+    /// Its MAC, where it shall not be resolved.
+    pub mac: Option<MacAddr>,
+    /// What the operator wants of it.
+    pub state: AdminState,
+}
+
+/// A server of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// What the operator said.
+    pub settings: BackendSettings,
+    /// Counted up with each backend ever added, so that a removed and re-added one is another one.
+    pub id: u64,
+    /// The revision of its last change.
+    pub revision: Revision,
+}
+
+/// A change of a backend's settings; `None` leaves a value as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are those of the settings that they change")]
+pub struct BackendPatch {
+    pub service: Name,
+    pub address: IpAddr,
+    pub weight: Option<Weight>,
+    pub mac: Option<Option<MacAddr>>,
+    pub state: Option<AdminState>,
+}
+
+numbered!(AdminState: Active, Drain, Down);
+recorded!(BackendSettings => Backend { service, address, weight, mac, state });
+recorded_with_settings!(Backend => Backend { id, revision });
+recorded!(BackendPatch => BackendPatch { service, address, weight, mac, state });

@@ -1,0 +1,130 @@
+//! Nodes: the machines that run `lbd`.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use uuid::Uuid;
+
+use super::types::{Cidr, MacAddr, Name, NodeId};
+use crate::codec::{DecodeError, Field, numbered, record, recorded};
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// It forwards and votes.
+    #[default]
+    Lb,
+    /// It votes only.
+    Witness,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lb => "lb",
+            Self::Witness => "witness",
+        })
+    }
+}
+
+/// An address of a node on one of its listed interfaces.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// The interface's name on that node.
+    pub interface: String,
+    /// The interface's MAC.
+    pub mac: MacAddr,
+    /// The node's own address there.
+    pub address: IpAddr,
+    /// The length of that network's prefix.
+    pub prefix_len: u8,
+    /// The other nodes that answer ARP there, sorted.
+    pub hears: Vec<NodeId>,
+}
+
+impl Attachment {
+    /// The network that this attaches the node to.
+    pub fn segment(&self) -> Option<Cidr> {
+        Cidr::containing(self.address, self.prefix_len)
+    }
+}
+
+/// A machine that runs `lbd`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name, unique in the cluster.
+    pub name: Name,
+    /// What it does.
+    pub role: Role,
+    /// Its cluster address, `HOST:PORT`.
+    pub address: String,
+    /// The identity of its store; another store under the same id is refused.
+    pub store: Uuid,
+    /// The addresses on its listed interfaces, as it published them.
+    pub attachments: Vec<Attachment>,
+    /// Where it listens for heartbeats, as it published them.
+    pub heartbeat: Vec<SocketAddr>,
+    /// The highest feature level that it knows.
+    pub feature_level: u32,
+    /// It shall own nothing while another node can.
+    pub draining: bool,
+}
+
+impl Node {
+    /// Whether the node is on the segment that `address` is in.
+    pub fn is_attached_to(&self, address: IpAddr) -> bool {
+        self.attachments.iter().filter_map(Attachment::segment).any(|s| s.contains(address))
+    }
+}
+
+/// A machine that joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewNode {
+    /// Its name.
+    pub name: Name,
+    /// What it does.
+    pub role: Role,
+    /// Its cluster address.
+    pub address: String,
+    /// The identity of its store.
+    pub store: Uuid,
+}
+
+numbered!(Role: Lb, Witness);
+recorded!(NewNode => NewNode { name, role, address, store });
+recorded!(Attachment => Attachment { interface, mac, address, prefix_len, hears });
+
+impl Field<record::Node> for Node {
+    fn put(&self) -> record::Node {
+        let settings =
+            NewNode { name: self.name.clone(), role: self.role, address: self.address.clone(), store: self.store };
+        record::Node {
+            id: self.id,
+            settings: settings.put(),
+            attachments: self.attachments.put(),
+            heartbeat: self.heartbeat.put(),
+            feature_level: self.feature_level,
+            draining: self.draining,
+        }
+    }
+
+    fn read(record: record::Node) -> Result<Self, DecodeError> {
+        let NewNode { name, role, address, store } =
+            Field::read(record.settings).map_err(|error: DecodeError| error.named("node"))?;
+        Ok(Self {
+            id: record.id,
+            name,
+            role,
+            address,
+            store,
+            attachments: Field::read(record.attachments)?,
+            heartbeat: Field::read(record.heartbeat).map_err(|error: DecodeError| error.named("heartbeat"))?,
+            feature_level: record.feature_level,
+            draining: record.draining,
+        })
+    }
+}

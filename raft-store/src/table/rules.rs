@@ -1,0 +1,23 @@
+//! The constants that decide what applying an entry does, bound to the feature level: builds that agree on the level agree on
+//! them, so the same log makes the same table on every node.
+
+/// How much a table of some feature level holds at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// VIPs.
+    pub vips: usize,
+    /// Services.
+    pub services: usize,
+    /// Backends.
+    pub backends: usize,
+    /// Port ranges of one service.
+    pub ports_per_service: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// Remembered request ids; the oldest is forgotten first.
+    pub requests: usize,
+}
+
+/// Of the first level, and of all since that change nothing.
+pub(super) const FIRST: Rules =
+    Rules { vips: 4096, services: 16_384, backends: 65_536, ports_per_service: 64, nodes: 9, requests: 16_384 };

@@ -1,0 +1,117 @@
+//! Services: the ports of a VIP that share one set of backends.
+
+use std::{fmt, net::IpAddr};
+
+use super::types::{Name, Revision};
+use crate::codec::{numbered, recorded, recorded_with_settings};
+
+/// Transport protocols that are balanced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// RFC 9293
+    Tcp,
+    /// RFC 768
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Destination ports of a service, inclusive. `first = 0` stands for any port that no other service
+/// of the VIP names, `last` is then 0 too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRange {
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Whether it takes every port that no other service of the VIP names.
+    pub fn is_any(&self) -> bool {
+        self.first == 0
+    }
+
+    /// Whether both claim a port. Any port gives way to a named one, so the two do not collide.
+    pub fn collides_with(&self, other: &Self) -> bool {
+        self.protocol == other.protocol
+            && self.is_any() == other.is_any()
+            && self.first <= other.last
+            && other.first <= self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.first, self.last) {
+            (0, _) => write!(f, "any/{}", self.protocol),
+            (first, last) if first == last => write!(f, "{first}/{}", self.protocol),
+            (first, last) => write!(f, "{first}-{last}/{}", self.protocol),
+        }
+    }
+}
+
+/// What ties a client to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Affinity {
+    /// Each flow (5-tuple) is placed by itself.
+    #[default]
+    Flow,
+    /// All flows of a source address go to one backend.
+    Source,
+}
+
+/// The sizes that a Maglev table may have: primes near the powers of two.
+pub const TABLE_SIZES: [u32; 4] = [4093, 16381, 65537, 655_373];
+
+/// The table size of a service that names none.
+pub const DEFAULT_TABLE_SIZE: u32 = 16381;
+
+/// What an operator says of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSettings {
+    /// Its name, unique in the cluster.
+    pub name: Name,
+    /// The VIP it is on.
+    pub vip: IpAddr,
+    /// The ports that share its backends, sorted.
+    pub ports: Vec<PortRange>,
+    /// What ties a client to a backend.
+    pub affinity: Affinity,
+    /// Entries of its Maglev table; fixed at creation.
+    pub table_size: u32,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// What the operator said.
+    pub settings: ServiceSettings,
+    /// The revision of its last change.
+    pub revision: Revision,
+}
+
+/// A change of a service's settings; `None` leaves a value as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are those of the settings that they change")]
+pub struct ServicePatch {
+    pub name: Name,
+    pub ports: Option<Vec<PortRange>>,
+    pub affinity: Option<Affinity>,
+}
+
+numbered!(Protocol: Tcp, Udp);
+numbered!(Affinity: Flow, Source);
+recorded!(PortRange => Port { protocol, first, last });
+recorded!(ServiceSettings => Service { name, vip, ports, affinity, table_size });
+recorded_with_settings!(Service => Service { revision });
+recorded!(ServicePatch => ServicePatch { name, ports, affinity });
