@@ -109,7 +109,7 @@ impl Pool {
             let end = (own.clone(), inbox);
             let worker = Worker::new(published.clone(), &workers, end, flows, speaker.take());
             let choices = match (own.index, config.engine) {
-                (0, None) => vec![EngineKind::Ring, EngineKind::Multishot, EngineKind::Mmsg],
+                (0, None) => EngineKind::ALL.to_vec(),
                 (0, Some(kind)) => vec![kind],
                 _ => vec![pool.engine],
             };

@@ -10,31 +10,33 @@ mod segments;
 mod takeover;
 mod upgrades;
 
+use lb_tests::runner::Test;
+
 fn main() -> std::process::ExitCode {
-    lb_tests::runner::main(&[
-        ("a_killed_owners_vip_is_taken_over", takeover::owner_is_killed),
-        ("all_nodes_killed_during_writes_lose_nothing", crashes::all_killed_during_writes),
-        ("a_write_without_quorum_ends_with_4_and_its_retry_applies_once", crashes::quorum_loss),
-        ("every_node_takes_every_command", membership::any_node_takes_commands),
-        ("a_node_joins_and_the_leader_leaves_under_traffic", membership::join_and_leave),
-        ("one_node_becomes_five_and_one_again_without_a_loss", membership::one_five_one),
-        ("a_node_that_was_off_when_removed_is_told", membership::removed_while_off),
-        ("a_node_that_is_another_one_is_refused", membership::refusals),
-        ("two_nodes_and_a_witness_survive_the_loss_of_the_owner", membership::witness),
-        ("one_owner_follows_the_other_whatever_happens", faults::one_owner_follows_the_other),
-        ("a_partition_has_one_owner_and_heals_without_a_loss", faults::a_partition_has_one_owner),
-        ("a_short_campaign_breaks_no_promise", campaign::no_promise_is_broken),
-        ("the_campaign_finds_a_second_owner", campaign::a_second_owner_is_found),
-        ("a_lost_segment_is_left", segments::a_lost_segment_is_left),
-        ("an_address_in_use_is_not_taken", segments::an_address_in_use_is_not_taken),
-        ("without_a_majority_owners_let_go_or_hold_on_as_told", faults::quorum_loss),
-        ("vips_go_back_and_spread_when_told", faults::failback_and_rebalance),
-        ("a_single_survivor_goes_on_alone", recovery::a_survivor_goes_on_alone),
-        ("a_snapshot_is_saved_and_restored", recovery::a_snapshot_is_saved_and_restored),
-        ("a_rolling_upgrade_loses_nothing_and_has_no_way_back", upgrades::a_rolling_upgrade),
-        ("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),
-        ("settings_are_shown_set_and_refused", faults::settings),
-        ("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
-        ("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),
+    lb_tests::runner::main([
+        Test::once("a_killed_owners_vip_is_taken_over", takeover::owner_is_killed),
+        Test::once("all_nodes_killed_during_writes_lose_nothing", crashes::all_killed_during_writes),
+        Test::once("a_write_without_quorum_ends_with_4_and_its_retry_applies_once", crashes::quorum_loss),
+        Test::once("every_node_takes_every_command", membership::any_node_takes_commands),
+        Test::once("a_node_joins_and_the_leader_leaves_under_traffic", membership::join_and_leave),
+        Test::once("one_node_becomes_five_and_one_again_without_a_loss", membership::one_five_one),
+        Test::once("a_node_that_was_off_when_removed_is_told", membership::removed_while_off),
+        Test::once("a_node_that_is_another_one_is_refused", membership::refusals),
+        Test::once("two_nodes_and_a_witness_survive_the_loss_of_the_owner", membership::witness),
+        Test::once("one_owner_follows_the_other_whatever_happens", faults::one_owner_follows_the_other),
+        Test::once("a_partition_has_one_owner_and_heals_without_a_loss", faults::a_partition_has_one_owner),
+        Test::once("a_short_campaign_breaks_no_promise", campaign::no_promise_is_broken),
+        Test::once("the_campaign_finds_a_second_owner", campaign::a_second_owner_is_found),
+        Test::once("a_lost_segment_is_left", segments::a_lost_segment_is_left),
+        Test::once("an_address_in_use_is_not_taken", segments::an_address_in_use_is_not_taken),
+        Test::once("without_a_majority_owners_let_go_or_hold_on_as_told", faults::quorum_loss),
+        Test::once("vips_go_back_and_spread_when_told", faults::failback_and_rebalance),
+        Test::once("a_single_survivor_goes_on_alone", recovery::a_survivor_goes_on_alone),
+        Test::once("a_snapshot_is_saved_and_restored", recovery::a_snapshot_is_saved_and_restored),
+        Test::once("a_rolling_upgrade_loses_nothing_and_has_no_way_back", upgrades::a_rolling_upgrade),
+        Test::once("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),
+        Test::once("settings_are_shown_set_and_refused", faults::settings),
+        Test::once("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
+        Test::once("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),
     ])
 }

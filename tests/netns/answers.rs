@@ -9,7 +9,7 @@ use std::{
 use anyhow::ensure;
 use lb_dataplane::packet::Mac;
 use lb_tests::{
-    site::{ENGINES, HTTP_ADDRESS, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6},
+    site::{HTTP_ADDRESS, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6},
     traffic::{HttpClient, http_who},
     wait,
 };
@@ -116,67 +116,63 @@ fn captured(site: &Site) -> anyhow::Result<()> {
 
 /// An interface gets another hardware address, vanishes and comes back as another one: it is served again, without a
 /// restart, in both families.
-pub(crate) fn an_interface_changes() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
-        site.start_both()?;
-        for address in HTTP_ADDRESSES {
-            ensure!(http_who(&site.client.ns, address, PATIENCE)? == "web1");
-        }
-        let host = &site.node_hosts[0];
-        let mac = Mac([2, 0, 0, 0, 0x77, 0x77]);
-        host.set_mac("eth0", mac)?;
-        for address in HTTP_ADDRESSES {
-            wait::until(&format!("{engine}: the router is told the new hardware address"), PATIENCE, || {
-                site.router.neighbor("eth1", address.ip()).is_ok_and(|known| known == Some(mac))
-            });
-            ensure!(http_who(&site.client.ns, address, PATIENCE)? == "web1", "{engine}");
-        }
-        let before = host.ns.ifindex("eth0")?;
-        host.remove("eth0")?;
-        wait::until("the loss is noticed", PATIENCE, || site.nodes[0].log().contains("an interface is lost"));
-        site.net.attach(host, "eth0", "lan", &["192.168.2.11/24", "192.168.3.11/24"])?;
-        ensure!(host.ns.ifindex("eth0")? != before, "the kernel gave the same index again");
-        host.enable_ipv6()?;
-        for address in ["2001:db8:2::11/64", "2001:db8:3::11/64"] {
-            host.add_address("eth0", address)?;
-        }
-        for address in HTTP_ADDRESSES {
-            wait::until(&format!("{engine}: {address} is served by the new interface"), PATIENCE, || {
-                http_who(&site.client.ns, address, Duration::from_secs(1)).is_ok_and(|who| who == "web1")
-            });
-        }
+pub(crate) fn an_interface_changes(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
+    site.start_both()?;
+    for address in HTTP_ADDRESSES {
+        ensure!(http_who(&site.client.ns, address, PATIENCE)? == "web1");
+    }
+    let host = &site.node_hosts[0];
+    let mac = Mac([2, 0, 0, 0, 0x77, 0x77]);
+    host.set_mac("eth0", mac)?;
+    for address in HTTP_ADDRESSES {
+        wait::until(&format!("{engine}: the router is told the new hardware address"), PATIENCE, || {
+            site.router.neighbor("eth1", address.ip()).is_ok_and(|known| known == Some(mac))
+        });
+        ensure!(http_who(&site.client.ns, address, PATIENCE)? == "web1", "{engine}");
+    }
+    let before = host.ns.ifindex("eth0")?;
+    host.remove("eth0")?;
+    wait::until("the loss is noticed", PATIENCE, || site.nodes[0].log().contains("an interface is lost"));
+    site.net.attach(host, "eth0", "lan", &["192.168.2.11/24", "192.168.3.11/24"])?;
+    ensure!(host.ns.ifindex("eth0")? != before, "the kernel gave the same index again");
+    host.enable_ipv6()?;
+    for address in ["2001:db8:2::11/64", "2001:db8:3::11/64"] {
+        host.add_address("eth0", address)?;
+    }
+    for address in HTTP_ADDRESSES {
+        wait::until(&format!("{engine}: {address} is served by the new interface"), PATIENCE, || {
+            http_who(&site.client.ns, address, Duration::from_secs(1)).is_ok_and(|who| who == "web1")
+        });
     }
     Ok(())
 }
 
 /// Of two interfaces that have vanished one comes back: it is served, and the number of workers can be changed, while the
 /// other one is still gone.
-pub(crate) fn one_interface_returns() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
-        site.start()?;
-        let (lb, host) = (&site.nodes[0], &site.node_hosts[0]);
-        lb.change(&["vip", "set", VIP_TEXT, "--unmatched", "reject"])?;
-        ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web1");
-        host.remove("eth0")?;
-        host.remove("eth1")?;
-        wait::until("the loss is noticed", PATIENCE, || lb.log().matches("an interface is lost").count() >= 2);
-        site.net.attach(host, "eth0", "vips", &["192.168.2.11/24"])?;
-        let is_refused = || {
-            let to = (VIP, 81).into();
-            let connected = site.client.ns.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)));
-            connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        };
-        wait::until(&format!("{engine}: the VIP is answered for by the one that is back"), PATIENCE, is_refused);
-        for workers in [2, 1] {
-            lb.set_workers(workers)?;
-            wait::until(&format!("{engine}: also by {workers} workers"), PATIENCE, is_refused);
-        }
-        site.net.attach(host, "eth1", "servers", &["192.168.3.11/24"])?;
-        wait::until(&format!("{engine}: the servers are reached again"), PATIENCE, || {
-            http_who(&site.client.ns, HTTP_ADDRESS, Duration::from_secs(1)).is_ok_and(|who| who == "web1")
-        });
+pub(crate) fn one_interface_returns(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
+    site.start()?;
+    let (lb, host) = (&site.nodes[0], &site.node_hosts[0]);
+    lb.change(&["vip", "set", VIP_TEXT, "--unmatched", "reject"])?;
+    ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web1");
+    host.remove("eth0")?;
+    host.remove("eth1")?;
+    wait::until("the loss is noticed", PATIENCE, || lb.log().matches("an interface is lost").count() >= 2);
+    site.net.attach(host, "eth0", "vips", &["192.168.2.11/24"])?;
+    let is_refused = || {
+        let to = (VIP, 81).into();
+        let connected = site.client.ns.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)));
+        connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    wait::until(&format!("{engine}: the VIP is answered for by the one that is back"), PATIENCE, is_refused);
+    for workers in [2, 1] {
+        lb.set_workers(workers)?;
+        wait::until(&format!("{engine}: also by {workers} workers"), PATIENCE, is_refused);
     }
+    site.net.attach(host, "eth1", "servers", &["192.168.3.11/24"])?;
+    wait::until(&format!("{engine}: the servers are reached again"), PATIENCE, || {
+        http_who(&site.client.ns, HTTP_ADDRESS, Duration::from_secs(1)).is_ok_and(|who| who == "web1")
+    });
     Ok(())
 }

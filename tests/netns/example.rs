@@ -11,28 +11,12 @@ use lb_tests::{
 
 const BULK: usize = 100_000_000;
 
-pub(crate) fn one_interface_ring() -> anyhow::Result<()> {
-    example(false, "ring")
+pub(crate) fn one_interface(engine: &'static str) -> anyhow::Result<()> {
+    example(false, engine)
 }
 
-pub(crate) fn two_interfaces_ring() -> anyhow::Result<()> {
-    example(true, "ring")
-}
-
-pub(crate) fn one_interface_mmsg() -> anyhow::Result<()> {
-    example(false, "mmsg")
-}
-
-pub(crate) fn two_interfaces_mmsg() -> anyhow::Result<()> {
-    example(true, "mmsg")
-}
-
-pub(crate) fn one_interface_multishot() -> anyhow::Result<()> {
-    example(false, "multishot")
-}
-
-pub(crate) fn two_interfaces_multishot() -> anyhow::Result<()> {
-    example(true, "multishot")
+pub(crate) fn two_interfaces(engine: &'static str) -> anyhow::Result<()> {
+    example(true, engine)
 }
 
 fn example(two_interfaces: bool, engine: &'static str) -> anyhow::Result<()> {

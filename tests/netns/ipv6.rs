@@ -8,7 +8,7 @@ use lb_dataplane::packet::{Mac, Packet, ndp, parse};
 use lb_tests::{
     capture::{Capture, Injector},
     cluster::wait_ready,
-    site::{ECHO, ENGINES, HTTP_ADDRESS, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP6},
+    site::{ECHO, HTTP_ADDRESS, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP6},
     traffic::http_who,
     wait,
 };
@@ -23,43 +23,41 @@ fn start(nodes: u8, engine: &'static str) -> anyhow::Result<Site> {
 }
 
 /// Clients reach both backends; the packet arrives as it was sent, and from the VIP come the answers.
-pub(crate) fn served() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let site = start(1, engine)?;
-        let (node, router) = (&site.node_hosts[0], &site.router);
-        let is_v6_tcp = |frame: &[u8]| frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.get(20) == Some(&6);
-        let sent = Capture::start(site.net.switch(), &node.port("eth0").switch_port, is_v6_tcp)?;
-        let arrived: Vec<Capture> = site
-            .servers
-            .iter()
-            .map(|server| Capture::start(&server.host.ns, "eth0", is_v6_tcp))
-            .collect::<Result<_, _>>()?;
-        let mut who = std::collections::BTreeSet::new();
-        wait::until("both backends answer", PATIENCE, || {
-            who.extend(http_who(&site.client.ns, HTTP6, PATIENCE));
-            who.len() == 2
-        });
-        let sent: Vec<Vec<u8>> =
-            sent.finish().into_iter().filter(|seen| seen.outgoing).map(|seen| seen.packet().to_vec()).collect();
-        let arrived: Vec<_> = arrived.into_iter().flat_map(Capture::finish).filter(|seen| !seen.outgoing).collect();
-        ensure!(!arrived.is_empty());
-        for seen in arrived {
-            ensure!(sent.iter().any(|packet| packet == seen.packet()), "{engine}: a packet was changed");
-            ensure!(seen.source() == node.port("eth0").mac);
-        }
-        ensure!(router.neighbor("eth1", VIP6)? == Some(node.port("eth0").mac), "the router has another neighbour");
-        // An IPv4 VIP, and a backend that is known by its IPv6 address alone.
-        let lb = &site.nodes[0];
-        for server in &site.servers {
-            lb.change(&["backend", "remove", "web", &server.address.to_string()])?;
-        }
-        lb.change(&["backend", "add", "web", &site.servers[1].address6.to_string()])?;
-        lb.wait_resolved(7);
-        ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web2", "{engine}");
-        // The owner hears what is sent to the group of its VIP, and switches that snoop know it (MLD).
-        let groups = node.ns.enter(|| fs::read_to_string("/proc/thread-self/net/igmp6"))?;
-        ensure!(groups.contains("ff0200000000000000000001ff000001"), "{groups}");
+pub(crate) fn served(engine: &'static str) -> anyhow::Result<()> {
+    let site = start(1, engine)?;
+    let (node, router) = (&site.node_hosts[0], &site.router);
+    let is_v6_tcp = |frame: &[u8]| frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.get(20) == Some(&6);
+    let sent = Capture::start(site.net.switch(), &node.port("eth0").switch_port, is_v6_tcp)?;
+    let arrived: Vec<Capture> = site
+        .servers
+        .iter()
+        .map(|server| Capture::start(&server.host.ns, "eth0", is_v6_tcp))
+        .collect::<Result<_, _>>()?;
+    let mut who = std::collections::BTreeSet::new();
+    wait::until("both backends answer", PATIENCE, || {
+        who.extend(http_who(&site.client.ns, HTTP6, PATIENCE));
+        who.len() == 2
+    });
+    let sent: Vec<Vec<u8>> =
+        sent.finish().into_iter().filter(|seen| seen.outgoing).map(|seen| seen.packet().to_vec()).collect();
+    let arrived: Vec<_> = arrived.into_iter().flat_map(Capture::finish).filter(|seen| !seen.outgoing).collect();
+    ensure!(!arrived.is_empty());
+    for seen in arrived {
+        ensure!(sent.iter().any(|packet| packet == seen.packet()), "{engine}: a packet was changed");
+        ensure!(seen.source() == node.port("eth0").mac);
     }
+    ensure!(router.neighbor("eth1", VIP6)? == Some(node.port("eth0").mac), "the router has another neighbour");
+    // An IPv4 VIP, and a backend that is known by its IPv6 address alone.
+    let lb = &site.nodes[0];
+    for server in &site.servers {
+        lb.change(&["backend", "remove", "web", &server.address.to_string()])?;
+    }
+    lb.change(&["backend", "add", "web", &site.servers[1].address6.to_string()])?;
+    lb.wait_resolved(7);
+    ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web2", "{engine}");
+    // The owner hears what is sent to the group of its VIP, and switches that snoop know it (MLD).
+    let groups = node.ns.enter(|| fs::read_to_string("/proc/thread-self/net/igmp6"))?;
+    ensure!(groups.contains("ff0200000000000000000001ff000001"), "{groups}");
     Ok(())
 }
 
@@ -184,128 +182,125 @@ fn kernel_says_nothing(site: &Site) -> anyhow::Result<()> {
 }
 
 /// Extension headers that lie, fragments of fragments, and neighbour discovery that breaks a rule.
-pub(crate) fn hostile_frames() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let site = start(1, engine)?;
-        http_who(&site.client.ns, HTTP6, PATIENCE)?;
-        let (node, router) = (site.node_hosts[0].port("eth0").mac, site.router.port("eth1").mac);
-        let client: std::net::Ipv6Addr = "2001:db8:1::10".parse()?;
-        let mut plain = Vec::new();
-        PacketBuilder::ethernet2(router.0, node.0)
-            .ipv6(client.octets(), VIP6.octets(), 64)
-            .udp(5, ECHO)
-            .write(&mut plain, b"x")?;
-        // The first kind, and headers of eight bytes, each naming the next.
-        let with = |kind: u8, headers: &[[u8; 8]]| {
-            let mut frame = plain.clone();
-            frame.splice(54..54, headers.concat());
-            (frame[19], frame[20]) = (9 + 8 * headers.len() as u8, kind);
-            frame
-        };
-        let mut longer = plain.clone();
-        longer[18] = 1;
-        let with_source = |source: Mac| {
-            let mut frame = plain.clone();
-            frame[6..12].copy_from_slice(&source.0);
-            frame
-        };
-        let tagged = |tags: &[u8]| {
-            let mut frame = plain.clone();
-            frame.splice(12..12, tags.iter().copied());
-            frame
-        };
-        let mut elsewhere = plain.clone();
-        elsewhere[..6].copy_from_slice(&[2, 0, 0, 0, 9, 9]);
-        let mut hairpin = with_source(site.servers[0].mac);
-        // By whichever of the two it was chosen for: one of 64 ports at least is this one's.
-        let hairpins: Vec<Vec<u8>> = (0..64)
-            .map(|port| {
-                hairpin[55] = port;
-                hairpin.clone()
-            })
-            .collect();
-        let mut unrelated = plain.clone();
-        unrelated.truncate(54);
-        unrelated.extend([1, 4, 0, 0, 0, 0, 0, 0, 0x60]);
-        (unrelated[19], unrelated[20]) = (9, 58);
-        let mut long_datagram = plain.clone();
-        long_datagram[59] = 10;
-        let mut neither = plain.clone();
-        neither[20] = 132;
-        let mut distant = ndp::solicitation(router, client, VIP6, Some(node));
-        distant[21] = 64;
-        let mut forged = ndp::solicitation(router, client, VIP6, Some(node));
-        forged[57] ^= 1;
-        let mut endless_option = ndp::solicitation(router, client, VIP6, Some(node));
-        endless_option[79] = 0;
-        let cases = [
-            ("bad_source", with_source(node)),
-            ("bad_source", with_source(Mac::ZERO)),
-            ("bad_source", with_source(Mac([0x33, 0x33, 0, 0, 0, 1]))),
-            ("not_for_us", elsewhere),
-            ("vlan_tagged", tagged(&[0x81, 0, 0, 5])),
-            ("vlan_tagged", tagged(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6])),
-            ("icmp_unrelated", unrelated),
-            ("malformed", long_datagram),
-            ("ndp_conflict", ndp::announcement(router, VIP6).to_vec()),
-            ("protocol_unsupported", neither),
-            ("malformed", longer),
-            ("malformed", plain[..56].to_vec()),
-            ("malformed", with(60, &[[17, 9, 0, 0, 0, 0, 0, 0]])),
-            ("malformed", with(60, &[[0, 0, 1, 4, 0, 0, 0, 0], [17, 0, 1, 4, 0, 0, 0, 0]])),
-            ("malformed", with(44, &[[44, 0, 0, 1, 0, 0, 0, 1], [17, 0, 0, 1, 0, 0, 0, 1]])),
-            ("malformed", with(60, &[[60, 0, 1, 4, 0, 0, 0, 0]; 12])),
-            ("protocol_unsupported", with(43, &[[17, 0, 0, 1, 0, 0, 0, 0]])),
-            ("fragment_timeout", with(44, &[[17, 0, 0, 8, 0, 0, 0, 9]])),
-            ("malformed", distant.to_vec()),
-            ("malformed", forged.to_vec()),
-            ("malformed", endless_option.to_vec()),
-        ];
-        // Whatever the node sends on but neighbour discovery, which it uses itself, and the errors of the client, who has
-        // asked nothing and gets the answers.
-        let is_error = |frame: &[u8]| frame.get(20) == Some(&58) && frame.get(54..56) == Some(&[1, 4]);
-        let forwarded = move |frame: &[u8]| {
-            frame.get(6..12) == Some(&node.0)
-                && !is_error(frame)
-                && frame.get(12..14) == Some(&[0x86, 0xdd])
-                && !matches!(parse(frame), Packet::Neighbor(_))
-        };
-        let at_servers: Vec<Capture> = site
-            .servers
-            .iter()
-            .map(|server| Capture::start(&server.host.ns, "eth0", forwarded))
-            .collect::<Result<_, _>>()?;
-        // From inside the switch's cable to the node, as a switch that floods would send them.
-        let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
-        for (number, (reason, frame)) in cases.iter().enumerate() {
-            let before = site.nodes[0].drops(reason)?;
-            injector.send(frame)?;
-            wait::until(&format!("{engine}: {reason} of case {number} is counted"), PATIENCE, || {
-                site.nodes[0].drops(reason).is_ok_and(|now| now > before)
-            });
-        }
-        let before = site.nodes[0].drops("hairpin")?;
-        hairpins.iter().try_for_each(|frame| injector.send(frame))?;
-        wait::until(&format!("{engine}: hairpin is counted"), PATIENCE, || {
-            site.nodes[0].drops("hairpin").is_ok_and(|now| now > before)
+pub(crate) fn hostile_frames(engine: &'static str) -> anyhow::Result<()> {
+    let site = start(1, engine)?;
+    http_who(&site.client.ns, HTTP6, PATIENCE)?;
+    let (node, router) = (site.node_hosts[0].port("eth0").mac, site.router.port("eth1").mac);
+    let client: std::net::Ipv6Addr = "2001:db8:1::10".parse()?;
+    let mut plain = Vec::new();
+    PacketBuilder::ethernet2(router.0, node.0)
+        .ipv6(client.octets(), VIP6.octets(), 64)
+        .udp(5, ECHO)
+        .write(&mut plain, b"x")?;
+    // The first kind, and headers of eight bytes, each naming the next.
+    let with = |kind: u8, headers: &[[u8; 8]]| {
+        let mut frame = plain.clone();
+        frame.splice(54..54, headers.concat());
+        (frame[19], frame[20]) = (9 + 8 * headers.len() as u8, kind);
+        frame
+    };
+    let mut longer = plain.clone();
+    longer[18] = 1;
+    let with_source = |source: Mac| {
+        let mut frame = plain.clone();
+        frame[6..12].copy_from_slice(&source.0);
+        frame
+    };
+    let tagged = |tags: &[u8]| {
+        let mut frame = plain.clone();
+        frame.splice(12..12, tags.iter().copied());
+        frame
+    };
+    let mut elsewhere = plain.clone();
+    elsewhere[..6].copy_from_slice(&[2, 0, 0, 0, 9, 9]);
+    let mut hairpin = with_source(site.servers[0].mac);
+    // By whichever of the two it was chosen for: one of 64 ports at least is this one's.
+    let hairpins: Vec<Vec<u8>> = (0..64)
+        .map(|port| {
+            hairpin[55] = port;
+            hairpin.clone()
+        })
+        .collect();
+    let mut unrelated = plain.clone();
+    unrelated.truncate(54);
+    unrelated.extend([1, 4, 0, 0, 0, 0, 0, 0, 0x60]);
+    (unrelated[19], unrelated[20]) = (9, 58);
+    let mut long_datagram = plain.clone();
+    long_datagram[59] = 10;
+    let mut neither = plain.clone();
+    neither[20] = 132;
+    let mut distant = ndp::solicitation(router, client, VIP6, Some(node));
+    distant[21] = 64;
+    let mut forged = ndp::solicitation(router, client, VIP6, Some(node));
+    forged[57] ^= 1;
+    let mut endless_option = ndp::solicitation(router, client, VIP6, Some(node));
+    endless_option[79] = 0;
+    let cases = [
+        ("bad_source", with_source(node)),
+        ("bad_source", with_source(Mac::ZERO)),
+        ("bad_source", with_source(Mac([0x33, 0x33, 0, 0, 0, 1]))),
+        ("not_for_us", elsewhere),
+        ("vlan_tagged", tagged(&[0x81, 0, 0, 5])),
+        ("vlan_tagged", tagged(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6])),
+        ("icmp_unrelated", unrelated),
+        ("malformed", long_datagram),
+        ("ndp_conflict", ndp::announcement(router, VIP6).to_vec()),
+        ("protocol_unsupported", neither),
+        ("malformed", longer),
+        ("malformed", plain[..56].to_vec()),
+        ("malformed", with(60, &[[17, 9, 0, 0, 0, 0, 0, 0]])),
+        ("malformed", with(60, &[[0, 0, 1, 4, 0, 0, 0, 0], [17, 0, 1, 4, 0, 0, 0, 0]])),
+        ("malformed", with(44, &[[44, 0, 0, 1, 0, 0, 0, 1], [17, 0, 0, 1, 0, 0, 0, 1]])),
+        ("malformed", with(60, &[[60, 0, 1, 4, 0, 0, 0, 0]; 12])),
+        ("protocol_unsupported", with(43, &[[17, 0, 0, 1, 0, 0, 0, 0]])),
+        ("fragment_timeout", with(44, &[[17, 0, 0, 8, 0, 0, 0, 9]])),
+        ("malformed", distant.to_vec()),
+        ("malformed", forged.to_vec()),
+        ("malformed", endless_option.to_vec()),
+    ];
+    // Whatever the node sends on but neighbour discovery, which it uses itself, and the errors of the client, who has
+    // asked nothing and gets the answers.
+    let is_error = |frame: &[u8]| frame.get(20) == Some(&58) && frame.get(54..56) == Some(&[1, 4]);
+    let forwarded = move |frame: &[u8]| {
+        frame.get(6..12) == Some(&node.0)
+            && !is_error(frame)
+            && frame.get(12..14) == Some(&[0x86, 0xdd])
+            && !matches!(parse(frame), Packet::Neighbor(_))
+    };
+    let at_servers: Vec<Capture> = site
+        .servers
+        .iter()
+        .map(|server| Capture::start(&server.host.ns, "eth0", forwarded))
+        .collect::<Result<_, _>>()?;
+    // From inside the switch's cable to the node, as a switch that floods would send them.
+    let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
+    for (number, (reason, frame)) in cases.iter().enumerate() {
+        let before = site.nodes[0].drops(reason)?;
+        injector.send(frame)?;
+        wait::until(&format!("{engine}: {reason} of case {number} is counted"), PATIENCE, || {
+            site.nodes[0].drops(reason).is_ok_and(|now| now > before)
         });
-        // What is sound arrives as it was sent: options in two headers, a traffic class, a flow label.
-        let mut sound = with(0, &[[60, 0, 1, 4, 0, 0, 0, 0], [17, 0, 1, 4, 0, 0, 0, 0]]);
-        sound[14..18].copy_from_slice(&[0x6b, 0x81, 0x23, 0x45]);
-        injector.send(&sound)?;
-        // MLD reports go out as well.
-        let to_vip = |seen: &lb_tests::capture::Seen| seen.frame.get(38..54) == Some(&VIP6.octets()[..]);
-        let is_sound = |seen: &lb_tests::capture::Seen| seen.packet() == &sound[14..];
-        wait::until(&format!("{engine}: the sound frame arrives"), PATIENCE, || {
-            at_servers.iter().flat_map(Capture::so_far).any(|seen| to_vip(&seen) && is_sound(&seen))
-        });
-        let arrived: Vec<_> = at_servers.into_iter().flat_map(Capture::finish).filter(to_vip).collect();
-        // Those that would have gone to the other server are sound there.
-        let hostile =
-            arrived.iter().filter(|seen| !is_sound(seen) && !hairpins.iter().any(|f| f[14..] == *seen.packet()));
-        ensure!(hostile.count() == 0, "{engine}: hostile frames reached a server: {arrived:02x?}");
-        ensure!(arrived.iter().filter(|seen| is_sound(seen)).count() == 1, "{engine}: the sound frame arrived twice");
     }
+    let before = site.nodes[0].drops("hairpin")?;
+    hairpins.iter().try_for_each(|frame| injector.send(frame))?;
+    wait::until(&format!("{engine}: hairpin is counted"), PATIENCE, || {
+        site.nodes[0].drops("hairpin").is_ok_and(|now| now > before)
+    });
+    // What is sound arrives as it was sent: options in two headers, a traffic class, a flow label.
+    let mut sound = with(0, &[[60, 0, 1, 4, 0, 0, 0, 0], [17, 0, 1, 4, 0, 0, 0, 0]]);
+    sound[14..18].copy_from_slice(&[0x6b, 0x81, 0x23, 0x45]);
+    injector.send(&sound)?;
+    // MLD reports go out as well.
+    let to_vip = |seen: &lb_tests::capture::Seen| seen.frame.get(38..54) == Some(&VIP6.octets()[..]);
+    let is_sound = |seen: &lb_tests::capture::Seen| seen.packet() == &sound[14..];
+    wait::until(&format!("{engine}: the sound frame arrives"), PATIENCE, || {
+        at_servers.iter().flat_map(Capture::so_far).any(|seen| to_vip(&seen) && is_sound(&seen))
+    });
+    let arrived: Vec<_> = at_servers.into_iter().flat_map(Capture::finish).filter(to_vip).collect();
+    // Those that would have gone to the other server are sound there.
+    let hostile = arrived.iter().filter(|seen| !is_sound(seen) && !hairpins.iter().any(|f| f[14..] == *seen.packet()));
+    ensure!(hostile.count() == 0, "{engine}: hostile frames reached a server: {arrived:02x?}");
+    ensure!(arrived.iter().filter(|seen| is_sound(seen)).count() == 1, "{engine}: the sound frame arrived twice");
     Ok(())
 }
 

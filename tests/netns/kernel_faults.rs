@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use lb_dataplane::{
     io::{EngineKind, PortConfig},
     packet::{Mac, Protocol, VnetHeader},
 };
-use lb_tests::{frame::Path, netns::Namespace, site::PATIENCE, sys, wait};
+use lb_tests::{capture::Injector, frame::Path, netns::Namespace, site::PATIENCE, sys, wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -53,17 +53,19 @@ fn table(ifindex: u32) -> TableSpec {
     TableSpec { hash_key: 7, ports: vec![port], vips: vec![vip], ..TableSpec::default() }
 }
 
-/// A super-frame of fragments of a UDP datagram, of which the kernel cannot tell in a vnet header, makes it give no
-/// frame to a ring any more. The sockets are opened anew.
-pub(crate) fn a_ring_stops() -> anyhow::Result<()> {
+/// Whether tap interfaces can be made here.
+pub(crate) fn tap_interfaces() -> Result<(), String> {
+    let namespace = Namespace::new().map_err(|error| error.to_string())?;
+    let made = namespace.enter(|| sys::tap("tap0"));
+    made.map(drop).map_err(|error| format!("no tap interface can be made here (/dev/net/tun: {error})"))
+}
+
+/// A GSO frame of fragments of a UDP datagram, of which the kernel cannot tell in a vnet header, makes it give no
+/// frame to a ring any more. The sockets are opened anew. The engines without a ring lose that frame at most.
+pub(crate) fn an_interface_stops(engine: &'static str) -> anyhow::Result<()> {
+    let (kind, workers) = engine.split_once('/').unwrap_or((engine, "1"));
     let namespace = Namespace::new()?;
-    let mut cable = match namespace.enter(|| sys::tap("tap0")) {
-        Ok(cable) => cable,
-        Err(error) => {
-            println!("not tried: no tap interface can be made here (/dev/net/tun: {error})");
-            return Ok(());
-        }
-    };
+    let mut cable = namespace.enter(|| sys::tap("tap0"))?;
     namespace.sysctl("ipv6.conf.tap0.disable_ipv6", "1", true)?;
     namespace.set_up("tap0", true)?;
     let ifindex = namespace.ifindex("tap0")?;
@@ -71,34 +73,32 @@ pub(crate) fn a_ring_stops() -> anyhow::Result<()> {
         let link = rtnetlink::LinkUnspec::new_with_index(ifindex).address(OWN.0.to_vec());
         handle.link().set(link.build()).execute().await
     })?;
-    for (engine, workers) in
-        [(EngineKind::Ring, 1), (EngineKind::Ring, 3), (EngineKind::Multishot, 1), (EngineKind::Mmsg, 1)]
-    {
-        let dataplane = namespace.enter(|| {
-            let ports = vec![PortConfig { name: "tap0".into(), ifindex, mtu: 1500 }];
-            let config = Config { ports, engine: Some(engine), workers, realtime: false, flow_capacity: 1 << 12 };
-            let dataplane = Dataplane::start(&config)?;
-            let generation = dataplane.publish(&table(ifindex))?;
-            ensure!(dataplane.wait_for_table(generation, Duration::from_secs(5)));
-            anyhow::Ok(dataplane)
-        })?;
-        // Enough flows for every worker.
-        let all_forwarded = |cable: &mut File| {
-            (0..30).all(|port| {
-                let datagram = datagram(4000 + port, 100);
-                drop(write(cable, VnetHeader::default(), &datagram));
-                comes_out(cable, &datagram[14..])
-            })
-        };
-        wait::until(&format!("{engine}, {workers} workers: it forwards"), PATIENCE, || all_forwarded(&mut cable));
-        // One for each worker at least.
-        for port in 0..30 {
-            write(&mut cable, UDP_FRAGMENTS, &datagram(4000 + port, 4000))?;
-        }
-        wait::until(&format!("{engine}, {workers} workers: it forwards again"), PATIENCE, || all_forwarded(&mut cable));
-        ensure!(dataplane.is_running());
-        namespace.enter(|| dataplane.stop())?;
+    let workers = workers.parse()?;
+    let dataplane = namespace.enter(|| {
+        let ports = vec![PortConfig { name: "tap0".into(), ifindex, mtu: 1500 }];
+        let config =
+            Config { ports, engine: EngineKind::by_name(kind), workers, realtime: false, flow_capacity: 1 << 12 };
+        let dataplane = Dataplane::start(&config)?;
+        let generation = dataplane.publish(&table(ifindex))?;
+        ensure!(dataplane.wait_for_table(generation, Duration::from_secs(5)));
+        anyhow::Ok(dataplane)
+    })?;
+    // Enough flows for every worker.
+    let all_forwarded = |cable: &mut File| {
+        (0..30).all(|port| {
+            let datagram = datagram(4000 + port, 100);
+            drop(write(cable, VnetHeader::default(), &datagram));
+            comes_out(cable, &datagram[14..])
+        })
+    };
+    wait::until("it forwards", PATIENCE, || all_forwarded(&mut cable));
+    // One for each worker at least.
+    for port in 0..30 {
+        write(&mut cable, UDP_FRAGMENTS, &datagram(4000 + port, 4000))?;
     }
+    wait::until("it forwards again", PATIENCE, || all_forwarded(&mut cable));
+    ensure!(dataplane.is_running());
+    namespace.enter(|| dataplane.stop())?;
     Ok(())
 }
 
@@ -129,21 +129,70 @@ fn comes_out(cable: &mut File, packet: &[u8]) -> bool {
     false
 }
 
-/// As many interfaces as a node may have, and as many VIPs, are guarded by one transaction.
+/// As many interfaces as a node may have, and as many VIPs, are guarded by one transaction: what comes for a VIP by
+/// any of them reaches nobody, what comes for another address of the node does, and so does all without the guard.
 pub(crate) fn many_interfaces_are_guarded() -> anyhow::Result<()> {
+    const DISCARD: u16 = 9;
     let namespace = Namespace::new()?;
+    namespace.sysctl("ipv6.conf.default.accept_dad", "0", false)?;
+    let mac = |number: u8| Mac([2, 0, 0, 1, 0, number]);
     let names: Vec<String> = (0..64).map(|number| format!("eth{number}")).collect();
-    for pair in names.chunks(2) {
+    let vips: Vec<IpAddr> = (0..4096u16).map(|vip| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, vip])).collect();
+    let own: IpAddr = "2001:db8:1::1".parse()?;
+    // The first VIP, one of a later netlink message, and the last.
+    let guarded = [vips[1], vips[700], vips[4095]];
+    namespace.netlink(async |handle| {
+        for pair in names.chunks(2) {
+            handle.link().add(rtnetlink::LinkVeth::new(&pair[0], &pair[1]).build()).execute().await?;
+        }
+        Ok(())
+    })?;
+    for (number, name) in (0..).zip(&names) {
+        let ifindex = namespace.ifindex(name)?;
         namespace.netlink(async |handle| {
-            handle.link().add(rtnetlink::LinkVeth::new(&pair[0], &pair[1]).build()).execute().await
+            let link = rtnetlink::LinkUnspec::new_with_index(ifindex).address(mac(number).0.to_vec()).up();
+            handle.link().set(link.build()).execute().await
         })?;
     }
-    let vips: Vec<IpAddr> = (0..4096u16).map(|vip| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, vip])).collect();
-    namespace.enter(|| -> anyhow::Result<()> {
-        guard::install(&names, &vips)?;
-        // And again, in place of the first.
-        guard::install(&names, &vips)?;
-        guard::remove()?;
+    let lo = namespace.ifindex("lo")?;
+    namespace.netlink(async |handle| {
+        for address in guarded.into_iter().chain([own]) {
+            handle.address().add(lo, address, 128).execute().await?;
+        }
         Ok(())
-    })
+    })?;
+    let socket = namespace.enter(|| UdpSocket::bind(("::", DISCARD)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    // By what goes out of an interface something comes in by the other one of its pair.
+    let cables: Vec<Injector> = names.iter().map(|name| Injector::new(&namespace, name)).collect::<Result<_, _>>()?;
+    let send = |by: u8, to: IpAddr| -> anyhow::Result<()> {
+        let client = SocketAddr::new("2001:db8:2::1".parse()?, 1000);
+        let path = Path { from: mac(by), to: mac(by ^ 1), client, service: SocketAddr::new(to, DISCARD) };
+        Ok(cables[usize::from(by)].send(&path.udp(format!("{by} {to}").as_bytes()))?)
+    };
+    let heard = || -> anyhow::Result<String> {
+        let mut buffer = [0; 64];
+        let len = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    };
+    namespace.enter(|| guard::install(&names, &vips))?;
+    // And again, in place of the first.
+    namespace.enter(|| guard::install(&names, &vips))?;
+    for by in 0..64 {
+        for vip in guarded {
+            send(by, vip)?;
+        }
+        send(by, own)?;
+        let first = heard()?;
+        ensure!(first == format!("{by} {own}"), "the kernel took {first:?}");
+    }
+    namespace.enter(guard::remove)?;
+    for by in 0..64 {
+        for vip in guarded {
+            send(by, vip)?;
+            let first = heard()?;
+            ensure!(first == format!("{by} {vip}"), "without a guard the kernel took {first:?}");
+        }
+    }
+    Ok(())
 }

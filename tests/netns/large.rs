@@ -9,20 +9,13 @@ use anyhow::ensure;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
 use lb_tests::{
     capture::{Capture, Injector},
-    site::{ECHO, ENGINES, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP, VIPS, is_tcp},
+    site::{ECHO, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP, VIPS, is_tcp},
     traffic::HttpClient,
     wait,
 };
 
 /// A hop of smaller MTU behind the client's router: the errors that it sends to the VIP reach the backend.
-pub(crate) fn path_mtu_behind_the_client() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        found_behind_the_client(engine)?;
-    }
-    Ok(())
-}
-
-fn found_behind_the_client(engine: &'static str) -> anyhow::Result<()> {
+pub(crate) fn path_mtu_behind_the_client(engine: &'static str) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine })?;
     site.start_both()?;
     site.router.set_mtu("eth0", 1400)?;
@@ -47,83 +40,75 @@ fn found_behind_the_client(engine: &'static str) -> anyhow::Result<()> {
 
 /// The node's own way to the backends takes less than what clients send: it says so itself. The MTU changes while
 /// it runs, and back.
-pub(crate) fn path_mtu_at_the_node() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
-        site.start_both()?;
-        let upload = |address: SocketAddr| -> anyhow::Result<()> {
-            let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
-            let said = http.upload(1_000_000)?;
-            ensure!(said == "web1 1000000", "{engine}: {said}");
-            Ok(())
+pub(crate) fn path_mtu_at_the_node(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
+    site.start_both()?;
+    let upload = |address: SocketAddr| -> anyhow::Result<()> {
+        let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
+        let said = http.upload(1_000_000)?;
+        ensure!(said == "web1 1000000", "{engine}: {said}");
+        Ok(())
+    };
+    for address in HTTP_ADDRESSES {
+        upload(address)?;
+        let stats = || -> anyhow::Result<(u64, Option<u64>)> {
+            Ok((site.nodes[0].drops("too_big")?, site.nodes[0].stats()?["originated"].as_u64()))
         };
-        for address in HTTP_ADDRESSES {
-            upload(address)?;
-            let stats = || -> anyhow::Result<(u64, Option<u64>)> {
-                Ok((site.nodes[0].drops("too_big")?, site.nodes[0].stats()?["originated"].as_u64()))
-            };
-            let before = stats()?;
-            site.node_hosts[0].set_mtu("eth1", 1300)?;
-            wait::until(&format!("{engine}: the node works for {address} with the new MTU"), PATIENCE, || {
-                upload(address).is_ok() && stats().is_ok_and(|now| now.0 > before.0 && now.1 > before.1)
-            });
-            site.node_hosts[0].set_mtu("eth1", 1500)?;
-            // The client remembers the path's MTU; that the transfer goes on is what matters.
-            upload(address)?;
-        }
+        let before = stats()?;
+        site.node_hosts[0].set_mtu("eth1", 1300)?;
+        wait::until(&format!("{engine}: the node works for {address} with the new MTU"), PATIENCE, || {
+            upload(address).is_ok() && stats().is_ok_and(|now| now.0 > before.0 && now.1 > before.1)
+        });
+        site.node_hosts[0].set_mtu("eth1", 1500)?;
+        // The client remembers the path's MTU; that the transfer goes on is what matters.
+        upload(address)?;
     }
     Ok(())
 }
 
 /// The way to the backends goes by an interface that takes no super-frames: the kernel segments them, and it is counted.
-pub(crate) fn segmented() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
-        site.start_both()?;
-        let node = &site.node_hosts[0];
-        node.ns.enter(|| lb_tests::sys::reference::disable_tso("eth1"))?;
-        for address in HTTP_ADDRESSES {
-            let segmented = || -> anyhow::Result<u64> {
-                let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
-                ensure!(http.upload(1_000_000)? == "web1 1000000");
-                Ok(site.nodes[0].stats()?["segmented"].as_u64().unwrap_or(0))
-            };
-            let before = segmented()?;
-            wait::until(&format!("{engine}: the node knows of it"), PATIENCE, || {
-                segmented().is_ok_and(|now| now > before)
-            });
-            let to_server = Capture::start(site.net.switch(), &node.port("eth1").switch_port, is_tcp)?;
-            let before = segmented()?;
-            ensure!(segmented()? > before, "{engine}: {address}");
-            let longest = to_server.finish().into_iter().map(|seen| seen.packet().len()).max();
-            ensure!(longest == Some(1500), "{engine}: {address}: {longest:?}");
-        }
+pub(crate) fn segmented(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
+    site.start_both()?;
+    let node = &site.node_hosts[0];
+    node.ns.enter(|| lb_tests::sys::reference::disable_tso("eth1"))?;
+    for address in HTTP_ADDRESSES {
+        let segmented = || -> anyhow::Result<u64> {
+            let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
+            ensure!(http.upload(1_000_000)? == "web1 1000000");
+            Ok(site.nodes[0].stats()?["segmented"].as_u64().unwrap_or(0))
+        };
+        let before = segmented()?;
+        wait::until(&format!("{engine}: the node knows of it"), PATIENCE, || segmented().is_ok_and(|now| now > before));
+        let to_server = Capture::start(site.net.switch(), &node.port("eth1").switch_port, is_tcp)?;
+        let before = segmented()?;
+        ensure!(segmented()? > before, "{engine}: {address}");
+        let longest = to_server.finish().into_iter().map(|seen| seen.packet().len()).max();
+        ensure!(longest == Some(1500), "{engine}: {address}: {longest:?}");
     }
     Ok(())
 }
 
 /// Large datagrams, which the client's kernel fragments, are echoed whole; in both families.
-pub(crate) fn fragments() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine })?;
-        site.start_both()?;
-        for vip in VIPS {
-            let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            for flow in 0..10u8 {
-                let socket = site.client.ns.enter(|| UdpSocket::bind(any))?;
-                socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-                let datagram: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8 ^ flow).collect();
-                let mut answer = vec![0; 1 << 16];
-                wait::until(&format!("{engine}: a datagram to {vip} is echoed whole"), PATIENCE, || {
-                    drop(socket.send_to(&datagram, (vip, ECHO)));
-                    socket.recv(&mut answer).is_ok_and(|len| answer[..len].starts_with(&datagram))
-                });
-            }
+pub(crate) fn fragments(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine })?;
+    site.start_both()?;
+    for vip in VIPS {
+        let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        for flow in 0..10u8 {
+            let socket = site.client.ns.enter(|| UdpSocket::bind(any))?;
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            let datagram: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8 ^ flow).collect();
+            let mut answer = vec![0; 1 << 16];
+            wait::until(&format!("{engine}: a datagram to {vip} is echoed whole"), PATIENCE, || {
+                drop(socket.send_to(&datagram, (vip, ECHO)));
+                socket.recv(&mut answer).is_ok_and(|len| answer[..len].starts_with(&datagram))
+            });
         }
-        out_of_order(&site)?;
-        let (stats, is_whole) = site.nodes[0].accounts()?;
-        ensure!(is_whole, "{engine}: not every frame is accounted for: {stats}");
     }
+    out_of_order(&site)?;
+    let (stats, is_whole) = site.nodes[0].accounts()?;
+    ensure!(is_whole, "{engine}: not every frame is accounted for: {stats}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use lb_dataplane::packet::Protocol;
 use lb_tests::{
     frame::Path,
-    site::{ENGINES, PATIENCE, Plan, Site, VIPS},
+    site::{PATIENCE, Plan, Site, VIPS},
     wait,
 };
 
@@ -19,37 +19,35 @@ const ERRORS_V6: [(u8, u8); 5] = [(1, 3), (1, 4), (2, 0), (3, 0), (4, 1)];
 
 /// Every kind of error, quoting as little as eight bytes of the transport header or as much as fits, about segments of
 /// a usual size and about super-frames. One about no flow of ours reaches nobody.
-pub(crate) fn errors() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let mut site = Site::build(Plan { nodes: 1, servers: 3, two_interfaces: false, engine })?;
-        site.start_both()?;
-        let lb = &site.nodes[0];
-        add_quiet_services(&site)?;
-        let landings = Landings::watch(&site)?;
-        for vip in VIPS {
-            let mut met = BTreeSet::new();
-            for port in 3000..3006 {
-                for protocol in [Protocol::Udp, Protocol::Tcp] {
-                    let path = site.path(vip, QUIET).from_port(port);
-                    let opened = if protocol == Protocol::Udp { path.udp(b"x") } else { path.syn() };
-                    let backend = landings.of("the flow", &opened)?;
-                    met.insert(backend);
-                    for error in errors_about(path, protocol)? {
-                        let at = landings.of(&format!("{engine}: an error to {vip}"), &error)?;
-                        ensure!(at == backend, "{engine}: {error:02x?} went to server {at} instead of {backend}");
-                    }
+pub(crate) fn errors(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 3, two_interfaces: false, engine })?;
+    site.start_both()?;
+    let lb = &site.nodes[0];
+    add_quiet_services(&site)?;
+    let landings = Landings::watch(&site)?;
+    for vip in VIPS {
+        let mut met = BTreeSet::new();
+        for port in 3000..3006 {
+            for protocol in [Protocol::Udp, Protocol::Tcp] {
+                let path = site.path(vip, QUIET).from_port(port);
+                let opened = if protocol == Protocol::Udp { path.udp(b"x") } else { path.syn() };
+                let backend = landings.of("the flow", &opened)?;
+                met.insert(backend);
+                for error in errors_about(path, protocol)? {
+                    let at = landings.of(&format!("{engine}: an error to {vip}"), &error)?;
+                    ensure!(at == backend, "{engine}: {error:02x?} went to server {at} instead of {backend}");
                 }
             }
-            ensure!(met.len() > 1, "{engine}: all flows are at one server, so this shows nothing");
-            let foreign = site.path(vip, 9999);
-            let before = lb.drops("icmp_unrelated")?;
-            for error in errors_about(foreign, Protocol::Udp)? {
-                landings.injector.send(&error)?;
-            }
-            wait::until(&format!("{engine}: errors about nothing are counted"), PATIENCE, || {
-                lb.drops("icmp_unrelated").is_ok_and(|now| now == before + 20)
-            });
         }
+        ensure!(met.len() > 1, "{engine}: all flows are at one server, so this shows nothing");
+        let foreign = site.path(vip, 9999);
+        let before = lb.drops("icmp_unrelated")?;
+        for error in errors_about(foreign, Protocol::Udp)? {
+            landings.injector.send(&error)?;
+        }
+        wait::until(&format!("{engine}: errors about nothing are counted"), PATIENCE, || {
+            lb.drops("icmp_unrelated").is_ok_and(|now| now == before + 20)
+        });
     }
     Ok(())
 }

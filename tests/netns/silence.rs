@@ -5,7 +5,7 @@ use etherparse::PacketBuilder;
 use lb_dataplane::packet::{Mac, arp};
 use lb_tests::{
     capture::{Capture, Injector},
-    site::{ENGINES, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP},
+    site::{HTTP_ADDRESS, PATIENCE, Plan, Site, VIP},
     traffic::http_who,
     wait,
 };
@@ -85,100 +85,98 @@ pub(crate) fn kernel_is_silent() -> anyhow::Result<()> {
 }
 
 /// Frames for other stations, with VLAN tags, from the backend itself, with broken headers.
-pub(crate) fn foreign_frames() -> anyhow::Result<()> {
-    for engine in ENGINES {
-        let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
-        site.start()?;
-        let node = &site.nodes[0];
-        let node_mac = site.node_hosts[0].port("eth0").mac;
-        let stranger = Mac([2, 0, 0, 0, 9, 9]);
-        let frame = |source: Mac, destination: Mac| {
-            let mut frame = Vec::new();
-            PacketBuilder::ethernet2(source.0, destination.0)
-                .ipv4([192, 168, 1, 10], VIP.octets(), 64)
-                .udp(5, 7)
-                .write(&mut frame, b"x")?;
-            anyhow::Ok(frame)
-        };
-        let router = site.router.port("eth1").mac;
-        let mut tagged = frame(router, node_mac)?;
-        tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
-        // A last fragment whose first one never comes.
-        let mut fragment = frame(router, node_mac)?;
-        fragment[21] = 2;
-        let mut lying = frame(router, node_mac)?;
-        lying[16] = 0xff;
-        let mut hairpin = frame(site.servers[0].mac, node_mac)?;
-        hairpin[35] = 9;
-        let mut nested = frame(router, node_mac)?;
-        nested.splice(12..12, [0x88, 0xa8, 0x00, 0x05, 0x81, 0x00, 0x00, 0x06]);
-        let mut cut = frame(router, node_mac)?;
-        (cut[16], cut[17], cut[23]) = (0, 29, 6);
-        let mut options = frame(router, node_mac)?;
-        options[14] = 0x4f;
-        let mut tunnel = frame(router, node_mac)?;
-        tunnel[23] = 4;
-        let mut odd_arp = arp::request(router, [192, 168, 2, 254].into(), VIP, Some(node_mac)).to_vec();
-        odd_arp[15] = 6;
-        let mut quote = frame(router, node_mac)?;
-        quote.truncate(34);
-        quote.extend([3, 4, 0, 0, 0, 0, 5, 0, 0x45]);
-        (quote[17], quote[23]) = (29, 1);
-        let mut long_datagram = frame(router, node_mac)?;
-        long_datagram[39] = 10;
-        let claim = arp::request(router, VIP, VIP, None).to_vec();
-        let mut other_operation = arp::request(router, [192, 168, 2, 254].into(), VIP, Some(node_mac)).to_vec();
-        other_operation[21] = 3;
-        let short_arp = other_operation[..36].to_vec();
-        let cases = [
-            ("arp_conflict", claim),
-            ("malformed", other_operation),
-            ("malformed", short_arp),
-            ("malformed", long_datagram),
-            ("malformed", cut),
-            ("malformed", options),
-            ("protocol_unsupported", tunnel),
-            ("malformed", odd_arp),
-            ("icmp_unrelated", quote),
-            ("bad_source", frame(node_mac, node_mac)?),
-            ("bad_source", frame(Mac::ZERO, node_mac)?),
-            ("bad_source", frame(Mac([0x33, 0x33, 0, 0, 0, 1]), node_mac)?),
-            ("not_for_us", frame(router, stranger)?),
-            ("not_for_us", frame(router, Mac::BROADCAST)?),
-            ("vlan_tagged", tagged),
-            ("vlan_tagged", nested),
-            ("fragment_timeout", fragment),
-            ("malformed", lying),
-            ("hairpin", hairpin),
-        ];
-        // Whatever the node sends on but ARP, which it uses itself, and the errors of the client, who has asked nothing
-        // and gets the answers.
-        let is_error = |frame: &[u8]| frame.get(23) == Some(&1) && frame.get(34..36) == Some(&[3, 3]);
-        let forwarded = move |frame: &[u8]| {
-            frame.get(6..12) == Some(&node_mac.0) && frame.get(12..14) != Some(&[8, 6]) && !is_error(frame)
-        };
-        let at_server = Capture::start(&site.servers[0].host.ns, "eth0", forwarded)?;
-        // From inside the switch's cable to the node, as a switch that floods would send them.
-        let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
-        for (reason, frame) in &cases {
-            let before = node.drops(reason)?;
-            injector.send(frame)?;
-            wait::until(&format!("{engine}: {reason} is counted"), PATIENCE, || {
-                node.drops(reason).is_ok_and(|now| now > before)
-            });
-        }
-        // A tag with the null identifier names no VLAN, only a priority.
-        let mut priority = frame(router, node_mac)?;
-        priority.splice(12..12, [0x81, 0x00, 0x20, 0x00]);
-        injector.send(&priority)?;
-        injector.send(&frame(router, node_mac)?)?;
-        wait::until("the sound frames arrive", PATIENCE, || at_server.so_far().len() >= 2);
-        let arrived: Vec<_> = at_server.finish().into_iter().filter(|seen| !seen.outgoing).collect();
-        let untagged = arrived.iter().filter(|seen| seen.frame.get(12..14) == Some(&[0x08, 0x00])).count();
-        ensure!((arrived.len(), untagged) == (2, 2), "{engine}: {arrived:02x?} instead of the two sound frames");
-        wait::until(&format!("{engine}: every frame is accounted for"), PATIENCE, || {
-            node.accounts().is_ok_and(|(_, is_whole)| is_whole)
+pub(crate) fn foreign_frames(engine: &'static str) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
+    site.start()?;
+    let node = &site.nodes[0];
+    let node_mac = site.node_hosts[0].port("eth0").mac;
+    let stranger = Mac([2, 0, 0, 0, 9, 9]);
+    let frame = |source: Mac, destination: Mac| {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(source.0, destination.0)
+            .ipv4([192, 168, 1, 10], VIP.octets(), 64)
+            .udp(5, 7)
+            .write(&mut frame, b"x")?;
+        anyhow::Ok(frame)
+    };
+    let router = site.router.port("eth1").mac;
+    let mut tagged = frame(router, node_mac)?;
+    tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
+    // A last fragment whose first one never comes.
+    let mut fragment = frame(router, node_mac)?;
+    fragment[21] = 2;
+    let mut lying = frame(router, node_mac)?;
+    lying[16] = 0xff;
+    let mut hairpin = frame(site.servers[0].mac, node_mac)?;
+    hairpin[35] = 9;
+    let mut nested = frame(router, node_mac)?;
+    nested.splice(12..12, [0x88, 0xa8, 0x00, 0x05, 0x81, 0x00, 0x00, 0x06]);
+    let mut cut = frame(router, node_mac)?;
+    (cut[16], cut[17], cut[23]) = (0, 29, 6);
+    let mut options = frame(router, node_mac)?;
+    options[14] = 0x4f;
+    let mut tunnel = frame(router, node_mac)?;
+    tunnel[23] = 4;
+    let mut odd_arp = arp::request(router, [192, 168, 2, 254].into(), VIP, Some(node_mac)).to_vec();
+    odd_arp[15] = 6;
+    let mut quote = frame(router, node_mac)?;
+    quote.truncate(34);
+    quote.extend([3, 4, 0, 0, 0, 0, 5, 0, 0x45]);
+    (quote[17], quote[23]) = (29, 1);
+    let mut long_datagram = frame(router, node_mac)?;
+    long_datagram[39] = 10;
+    let claim = arp::request(router, VIP, VIP, None).to_vec();
+    let mut other_operation = arp::request(router, [192, 168, 2, 254].into(), VIP, Some(node_mac)).to_vec();
+    other_operation[21] = 3;
+    let short_arp = other_operation[..36].to_vec();
+    let cases = [
+        ("arp_conflict", claim),
+        ("malformed", other_operation),
+        ("malformed", short_arp),
+        ("malformed", long_datagram),
+        ("malformed", cut),
+        ("malformed", options),
+        ("protocol_unsupported", tunnel),
+        ("malformed", odd_arp),
+        ("icmp_unrelated", quote),
+        ("bad_source", frame(node_mac, node_mac)?),
+        ("bad_source", frame(Mac::ZERO, node_mac)?),
+        ("bad_source", frame(Mac([0x33, 0x33, 0, 0, 0, 1]), node_mac)?),
+        ("not_for_us", frame(router, stranger)?),
+        ("not_for_us", frame(router, Mac::BROADCAST)?),
+        ("vlan_tagged", tagged),
+        ("vlan_tagged", nested),
+        ("fragment_timeout", fragment),
+        ("malformed", lying),
+        ("hairpin", hairpin),
+    ];
+    // Whatever the node sends on but ARP, which it uses itself, and the errors of the client, who has asked nothing
+    // and gets the answers.
+    let is_error = |frame: &[u8]| frame.get(23) == Some(&1) && frame.get(34..36) == Some(&[3, 3]);
+    let forwarded = move |frame: &[u8]| {
+        frame.get(6..12) == Some(&node_mac.0) && frame.get(12..14) != Some(&[8, 6]) && !is_error(frame)
+    };
+    let at_server = Capture::start(&site.servers[0].host.ns, "eth0", forwarded)?;
+    // From inside the switch's cable to the node, as a switch that floods would send them.
+    let injector = Injector::new(site.net.switch(), &site.node_hosts[0].port("eth0").switch_port)?;
+    for (reason, frame) in &cases {
+        let before = node.drops(reason)?;
+        injector.send(frame)?;
+        wait::until(&format!("{engine}: {reason} is counted"), PATIENCE, || {
+            node.drops(reason).is_ok_and(|now| now > before)
         });
     }
+    // A tag with the null identifier names no VLAN, only a priority.
+    let mut priority = frame(router, node_mac)?;
+    priority.splice(12..12, [0x81, 0x00, 0x20, 0x00]);
+    injector.send(&priority)?;
+    injector.send(&frame(router, node_mac)?)?;
+    wait::until("the sound frames arrive", PATIENCE, || at_server.so_far().len() >= 2);
+    let arrived: Vec<_> = at_server.finish().into_iter().filter(|seen| !seen.outgoing).collect();
+    let untagged = arrived.iter().filter(|seen| seen.frame.get(12..14) == Some(&[0x08, 0x00])).count();
+    ensure!((arrived.len(), untagged) == (2, 2), "{engine}: {arrived:02x?} instead of the two sound frames");
+    wait::until(&format!("{engine}: every frame is accounted for"), PATIENCE, || {
+        node.accounts().is_ok_and(|(_, is_whole)| is_whole)
+    });
     Ok(())
 }

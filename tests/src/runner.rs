@@ -8,20 +8,70 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::{binaries, sys};
 
-/// A test: its name and what it does.
-pub type Test = (&'static str, fn() -> anyhow::Result<()>);
+/// A rule and the test of it.
+pub struct Test {
+    name: &'static str,
+    run: Run,
+    needs: fn() -> Result<(), String>,
+}
 
-/// Runs a suite. One test at a time, unless asked otherwise: each runs several daemons.
-pub fn main(tests: &[Test]) -> ExitCode {
+enum Run {
+    Once(fn() -> anyhow::Result<()>),
+    Each(&'static [&'static str], fn(&'static str) -> anyhow::Result<()>),
+}
+
+impl Test {
+    /// A trial under the test's name.
+    pub fn once(name: &'static str, test: fn() -> anyhow::Result<()>) -> Self {
+        Self { name, run: Run::Once(test), needs: || Ok(()) }
+    }
+
+    /// A trial for each of the engines, with the engine's name in brackets.
+    pub fn each(
+        name: &'static str,
+        engines: &'static [&'static str],
+        test: fn(&'static str) -> anyhow::Result<()>,
+    ) -> Self {
+        Self { name, run: Run::Each(engines, test), needs: || Ok(()) }
+    }
+
+    /// Where this machine lacks what the test needs, its trials count as ignored and the reason is printed.
+    #[must_use]
+    pub fn needs(self, needs: fn() -> Result<(), String>) -> Self {
+        Self { needs, ..self }
+    }
+
+    fn trials(self) -> Vec<Trial> {
+        type Body = Box<dyn FnOnce() -> anyhow::Result<()> + Send>;
+        let bodies: Vec<(String, Body)> = match self.run {
+            Run::Once(test) => vec![(self.name.to_owned(), Box::new(test))],
+            Run::Each(engines, test) => engines
+                .iter()
+                .map(|engine| (format!("{}[{engine}]", self.name), Box::new(move || test(engine)) as Body))
+                .collect(),
+        };
+        let lacking = (self.needs)().err();
+        if let Some(lacking) = &lacking {
+            eprintln!("{} is ignored: {lacking}", self.name);
+        }
+        let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
+        let trial = |(name, body): (String, Body)| Trial::test(name, move || body().map_err(failed));
+        bodies.into_iter().map(|body| trial(body).with_ignored_flag(lacking.is_some())).collect()
+    }
+}
+
+/// A test has several daemons and times their answers, so that each gets this many cores.
+const CORES_PER_TEST: usize = 2;
+
+/// Runs a suite, as many tests at a time as there are cores for, unless asked otherwise.
+pub fn main(tests: impl IntoIterator<Item = Test>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(1);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    arguments.test_threads.get_or_insert((cores / CORES_PER_TEST).max(1));
     if !arguments.list && !prepare() {
         return ExitCode::FAILURE;
     }
-    let trials = tests
-        .iter()
-        .map(|&(name, test)| Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}")))))
-        .collect();
+    let trials = tests.into_iter().flat_map(Test::trials).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -50,13 +50,12 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
 }
 
 fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {
-    match text {
-        "auto" => Ok(None),
-        "ring" => Ok(Some(EngineKind::Ring)),
-        "mmsg" => Ok(Some(EngineKind::Mmsg)),
-        "multishot" => Ok(Some(EngineKind::Multishot)),
-        _ => Err(format!("{text:?} is none of \"auto\", \"ring\", \"multishot\", \"mmsg\"")),
+    let kind = EngineKind::by_name(text);
+    if kind.is_none() && text != "auto" {
+        let names: Vec<String> = EngineKind::ALL.iter().map(|kind| format!("{:?}", kind.name())).collect();
+        return Err(format!("{text:?} is none of \"auto\", {}", names.join(", ")));
     }
+    Ok(kind)
 }
 
 fn interface_name(text: &str) -> Result<String, String> {

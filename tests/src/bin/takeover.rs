@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
+    path::PathBuf,
     process::ExitCode,
+    sync::atomic::{AtomicBool, AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -32,6 +34,11 @@ an answer for each fault, over N runs (default 20), in half of which the owner i
 /// VIPs that move at once.
 const MANY: u8 = 250;
 const WRITES: usize = 500;
+/// Services that are added while the owner dies; ports of one VIP, the first of which is this.
+const SERVICES: u16 = 1000;
+const FIRST_PORT: u16 = 20_000;
+/// Adding them begins so long before the owner dies, in which time the table has grown already.
+const GROWN_BEFORE: u16 = 300;
 
 fn main() -> ExitCode {
     let Some(options) = Options::read(std::env::args().skip(1)) else {
@@ -76,6 +83,7 @@ impl Options {
     }
 }
 
+const GROWING: &str = "SIGKILL, while 1000 services are being added";
 const FAST: &str = "silent cut, timing=fast";
 const HEALED: &str = "after a partition heals";
 const NEW_LEADER: &str = "new leader after SIGKILL of the leader";
@@ -96,6 +104,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
             _ => "170 / 230",
         };
         row(&mut site, &neighbor, fault, fault.name(), goal, runs)?;
+    }
+    if options.wants(GROWING) {
+        growing(&mut site, &neighbor, runs)?;
     }
     if options.wants(FAST) {
         site.nodes[0].lbctl_ok(&["cluster", "set", "timing=fast"])?;
@@ -146,6 +157,95 @@ fn print_row(name: &str, times: &mut [Duration], lost: &str, goal: &str) {
 }
 
 const GRACEFUL: [&str; 3] = ["vip move", "node drain and undrain", "rolling restart (SIGTERM)"];
+
+/// The owner's working process is killed while services are added by way of another node, as fast as it takes them.
+fn growing(site: &mut Site, neighbor: &Host, runs: usize) -> anyhow::Result<()> {
+    let (mut gaps, mut lost, mut meanwhile) = (Vec::new(), 0, Vec::new());
+    for run in 0..runs {
+        let at_leader = run % 2 == 0;
+        let owner = place_owner(site, at_leader)?;
+        let services = Services {
+            socket: site.nodes[(owner + 1) % site.nodes.len()].socket(),
+            backend: site.servers[0].address.to_string(),
+            added: AtomicU16::new(0),
+            is_enough: AtomicBool::new(false),
+        };
+        let outcome = thread::scope(|scope| {
+            let adding = scope.spawn(|| services.add());
+            wait::until("the table grows", PATIENCE, || services.added.load(Ordering::Relaxed) >= GROWN_BEFORE);
+            let outcome = measure(site, neighbor, Fault::WorkerKilled, at_leader);
+            services.is_enough.store(true, Ordering::Relaxed);
+            adding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            outcome
+        });
+        let outcome = outcome.with_context(|| format!("{GROWING}, run {run}"))?;
+        gaps.push(outcome.gap);
+        lost = lost.max(outcome.lost);
+        meanwhile.push(services.added.load(Ordering::Relaxed));
+        services.remove()?;
+    }
+    print_row(GROWING, &mut gaps, &lost.to_string(), "+ 50");
+    println!("    {meanwhile:?} services were added in the runs");
+    Ok(())
+}
+
+/// Services that are added to the VIP and taken away again by way of one node, each with a backend.
+struct Services {
+    socket: PathBuf,
+    backend: String,
+    added: AtomicU16,
+    is_enough: AtomicBool,
+}
+
+impl Services {
+    fn name(number: u16) -> String {
+        format!("growing-{number}")
+    }
+
+    async fn client(&self) -> anyhow::Result<v1::table_service_client::TableServiceClient<tonic::transport::Channel>> {
+        Ok(v1::table_service_client::TableServiceClient::new(grpc::connect(self.socket.clone()).await?))
+    }
+
+    #[tokio::main(flavor = "current_thread")]
+    async fn add(&self) -> anyhow::Result<()> {
+        let mut client = self.client().await?;
+        for number in 0..SERVICES {
+            if self.is_enough.load(Ordering::Relaxed) {
+                break;
+            }
+            let port = u32::from(FIRST_PORT + number);
+            let ports = vec![v1::PortRange { protocol: v1::Protocol::Udp.into(), first: port, last: port }];
+            let service =
+                v1::Service { name: Self::name(number), vip: VIP_TEXT.into(), ports, ..v1::Service::default() };
+            let backend = v1::Backend {
+                service: Self::name(number),
+                address: self.backend.clone(),
+                weight: 1,
+                ..v1::Backend::default()
+            };
+            let service = v1::CreateServiceRequest { service: Some(service), ..v1::CreateServiceRequest::default() };
+            client.create_service(service).await?;
+            let backend = v1::CreateBackendRequest { backend: Some(backend), ..v1::CreateBackendRequest::default() };
+            client.create_backend(backend).await?;
+            self.added.store(number + 1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    #[tokio::main(flavor = "current_thread")]
+    async fn remove(&self) -> anyhow::Result<()> {
+        let mut client = self.client().await?;
+        for number in 0..self.added.load(Ordering::Relaxed) {
+            let request = v1::DeleteServiceRequest {
+                name: Self::name(number),
+                cascade: true,
+                ..v1::DeleteServiceRequest::default()
+            };
+            client.delete_service(request).await?;
+        }
+        Ok(())
+    }
+}
 
 /// A move, a drain, or a restart of all nodes one after the other.
 fn graceful(site: &mut Site, neighbor: &Host, name: &str, runs: usize) -> anyhow::Result<()> {

@@ -227,6 +227,21 @@ pub fn private_sysfs() -> io::Result<tempfile::TempDir> {
     Ok(dir)
 }
 
+/// Whether this process may give a thread real-time priority (sched(7)): tried on a thread of its own.
+pub fn may_be_realtime() -> io::Result<bool> {
+    let tried = std::thread::spawn(|| {
+        let lowest = libc::sched_param { sched_priority: 1 };
+        // SAFETY: the parameters live for the call, and 0 is the calling thread.
+        let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };
+        if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    });
+    match tried.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes an Ethernet interface in the calling thread's namespace, whose cable is a file: what is written, behind a vnet
 /// header, is received by it, and what it sends is read (tun(4)).
 pub fn tap(name: &str) -> io::Result<fs::File> {

@@ -33,13 +33,28 @@ pub enum EngineKind {
     Mmsg,
 }
 
-impl fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl EngineKind {
+    /// All of them, the best one first.
+    pub const ALL: [Self; 3] = [Self::Ring, Self::Multishot, Self::Mmsg];
+
+    /// Its name in configurations and reports.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Ring => "ring",
             Self::Multishot => "multishot",
             Self::Mmsg => "mmsg",
-        })
+        }
+    }
+
+    /// The engine of this name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
