@@ -1,16 +1,60 @@
 //! Compiles the .proto files with protox: no `protoc` is needed on the machine.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
 use prost::Message as _;
+use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let public = ["lb/v1/table.proto", "lb/v1/cluster.proto", "lb/v1/node.proto"];
     println!("cargo:rerun-if-changed=lb");
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    let operators = protox::compile(public, ["."])?;
+    fs::write(out.join("labels.rs"), labels(&operators)?)?;
+    let mut builder = tonic_prost_build::configure()
+        .type_attribute(".", "#[cfg_attr(feature = \"serde\", derive(serde::Serialize))]");
+    for (path, attribute) in enum_fields(&operators) {
+        builder = builder.field_attribute(path, attribute);
+    }
     // For reflection: the operators' services, without the nodes' own.
-    fs::write(out.join("descriptors.bin"), protox::compile(public, ["."])?.encode_to_vec())?;
+    fs::write(out.join("descriptors.bin"), operators.encode_to_vec())?;
     let all = protox::compile(public.into_iter().chain(["lb/v1/raft.proto"]), ["."])?;
-    tonic_prost_build::configure().compile_fds(all)?;
+    builder.compile_fds(all)?;
     Ok(())
+}
+
+/// An `impl Label` for each enum: its values' names in lower case, without that of the enum.
+fn labels(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
+    let mut text = String::new();
+    for kind in descriptors.file.iter().flat_map(|file| &file.enum_type) {
+        let name = kind.name();
+        let first = kind.value.first().map(|value| value.name()).unwrap_or_default();
+        let prefix = first.strip_suffix("UNSPECIFIED").ok_or(format!("{name} does not begin with UNSPECIFIED"))?;
+        writeln!(text, "impl Label for v1::{name} {{")?;
+        writeln!(text, "    fn label(self) -> &'static str {{")?;
+        writeln!(text, "        match self as i32 {{")?;
+        for value in &kind.value {
+            let label = value.name().strip_prefix(prefix).ok_or(format!("{name} has {}", value.name()))?;
+            writeln!(text, "            {} => {:?},", value.number(), label.to_lowercase())?;
+        }
+        writeln!(text, "            _ => UNKNOWN,\n        }}\n    }}\n}}")?;
+    }
+    Ok(text)
+}
+
+/// The fields that hold a value of an enum, and how they are serialized: by its label.
+fn enum_fields(descriptors: &FileDescriptorSet) -> Vec<(String, String)> {
+    let mut fields = Vec::new();
+    for file in &descriptors.file {
+        for message in &file.message_type {
+            for field in message.field.iter().filter(|field| field.r#type() == Type::Enum) {
+                let path = format!(".{}.{}.{}", file.package(), message.name(), field.name());
+                let kind = field.type_name().rsplit('.').next().unwrap_or_default();
+                let how = if field.proto3_optional() { "optional_by_label" } else { "by_label" };
+                let with = format!("serialize_with = \"crate::labels::{how}::<{kind}, _>\"");
+                fields.push((path, format!("#[cfg_attr(feature = \"serde\", serde({with}))]")));
+            }
+        }
+    }
+    fields
 }

@@ -24,7 +24,7 @@ use crate::{
     io::{EngineKind, PortConfig},
     packet::{self, Fragment, Mac, Packet},
     pool::{Pool, Scheduling, flow_tables},
-    query::{Errand, Explanation, Question, Reply, Report, report},
+    query::{Explanation, Query, Question, Reply, Report, report},
     speaker::{
         Speaker,
         multicast::MulticastGroups,
@@ -284,14 +284,14 @@ impl Dataplane {
             },
         };
         let owner = owner.unwrap_or(SPEAKER);
-        workers.all[owner].mailbox.send(Errand::Explain(question.clone(), reply));
+        workers.all[owner].mailbox.ask(Query::Explain(question.clone(), reply));
         let explanation = answer.wait()?;
         if owner == SPEAKER {
             return Some(explanation);
         }
         // The speaker alone knows whether the node answers.
         let (reply, answer) = Reply::channel();
-        workers.all[SPEAKER].mailbox.send(Errand::Explain(question, reply));
+        workers.all[SPEAKER].mailbox.ask(Query::Explain(question, reply));
         Some(Explanation { answers: answer.wait()?.answers, ..explanation })
     }
 
@@ -302,7 +302,7 @@ impl Dataplane {
             let mut next = 0;
             loop {
                 let (reply, answer) = Reply::channel();
-                worker.mailbox.send(Errand::ListFlows(next..next + FLOWS_AT_ONCE, reply));
+                worker.mailbox.ask(Query::ListFlows(next..next + FLOWS_AT_ONCE, reply));
                 let Some((entries, slots)) = answer.wait() else { return false };
                 next += FLOWS_AT_ONCE;
                 if !visit(&self.published.table.load().snapshot, entries) {

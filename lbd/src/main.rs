@@ -4,6 +4,7 @@
 //! out by `control` to `lb_dataplane`; `ownership` says for which VIPs this node may answer. All that is done
 //! by a child process, which `supervise` waits for.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod api;
 mod app;
@@ -18,6 +19,7 @@ mod recover;
 mod supervise;
 mod task;
 mod telemetry;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -41,23 +43,23 @@ fn main() -> ExitCode {
     let config = match config::load(&cli.config) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("lbd: bad configuration: {error}");
+            terminal::complain(&format!("lbd: bad configuration: {error}"));
             return Exit::Config.into();
         }
     };
     if cli.check {
-        println!("{}: ok", cli.config.display());
+        terminal::say(&format!("{}: ok", cli.config.display()));
         return ExitCode::SUCCESS;
     }
     if let Some(Command::Recover { .. }) = cli.command {
         return recover::run(&config).unwrap_or_else(|failure| {
-            eprintln!("lbd: {failure}");
+            terminal::complain(&format!("lbd: {failure}"));
             failure.exit().into()
         });
     }
     let Some(parent) = cli.working_child_of else {
         return supervise::run().unwrap_or_else(|error| {
-            eprintln!("lbd: the working process does not start: {error}");
+            terminal::complain(&format!("lbd: the working process does not start: {error}"));
             Exit::Software.into()
         });
     };

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::{config::Config, exit::Failure};
+use crate::{config::Config, exit::Failure, terminal};
 
 pub(crate) fn run(config: &Config) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -12,7 +12,7 @@ pub(crate) fn run(config: &Config) -> Result<ExitCode, Failure> {
     let recovered = runtime.block_on(lb_raft_store::recover(&config.data_dir, &config.cluster.advertise))?;
     let lb_raft_store::Recovered { cluster, previous, lost, counts: (vips, services, backends), kept } = recovered;
     let lost: Vec<String> = lost.iter().map(ToString::to_string).collect();
-    println!(
+    let told = format!(
         "{} is a cluster of its own now.\n\
          new cluster id   {cluster} (was {previous})\n\
          table            {vips} VIPs, {services} services, {backends} backends\n\
@@ -24,5 +24,6 @@ pub(crate) fn run(config: &Config) -> Result<ExitCode, Failure> {
         if lost.is_empty() { "none".to_owned() } else { lost.join(", ") },
         kept.display()
     );
+    terminal::say(&told);
     Ok(ExitCode::SUCCESS)
 }

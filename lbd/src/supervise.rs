@@ -2,31 +2,41 @@
 //! whatever reason, the parent sends the other nodes the obituary that the child has prepared: after
 //! waitpid(2) no thread of it can send again, so they need not wait for its lease to run out.
 //!
-//! The child hands the datagrams over on its standard output, one line for each complete set. It dies with
-//! its parent (PR_SET_PDEATHSIG); then nobody sends an obituary, and the lease runs out.
+//! The child hands them over by a socket pair of datagrams, a message for each complete set, so that none is cut. Its end
+//! is what it has in place of a standard input: that alone is passed on by exec(3) without unsafe code, and a daemon reads
+//! nothing from it. The child dies with its parent (PR_SET_PDEATHSIG); then nobody sends an obituary, and the lease runs out.
 
 use std::{
-    io::{self, Write as _},
+    io,
     net::{SocketAddr, UdpSocket},
-    os::unix::process::ExitStatusExt as _,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{net::UnixDatagram, process::ExitStatusExt as _},
+    },
     process::{ExitCode, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use prost::Message as _;
 use rustix::{
     mm::{MlockAllFlags, mlockall},
     process::{Pid, Resource, Signal, getppid, getrlimit, kill_process, set_parent_process_death_signal},
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
     process::Command,
     signal::unix::{SignalKind, signal},
 };
 
+use crate::terminal;
+
 /// How often an obituary is sent, and with which pause: a datagram may be lost.
 const TIMES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(3);
+/// More than the datagrams of a cluster of nine, each with four addresses.
+const MAX_MESSAGE: usize = 1 << 16;
+/// For so long the child waits for a parent that does not take its message: it may be stopped.
+const HAND_OVER: Duration = Duration::from_millis(100);
 /// The child's argument, with the parent's process id.
 const CHILD_ARGUMENT: &str = "--working-child-of";
 
@@ -41,39 +51,37 @@ async fn supervise() -> io::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let (ours, theirs) = UnixDatagram::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_write_timeout(Some(HAND_OVER))?;
+    let from_child = tokio::net::UnixDatagram::from_std(ours)?;
     // By its path, so that its name is not "exe"; by the kernel's link, if the file is gone since.
     let program = std::env::current_exe().ok().filter(|path| path.exists());
     let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
         .arg0(std::env::args_os().next().unwrap_or_else(|| "lbd".into()))
         .args(std::env::args_os().skip(1))
         .arg(format!("{CHILD_ARGUMENT}={}", std::process::id()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()?;
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    let output = child.stdout.take().ok_or_else(|| io::Error::other("the child has no standard output"))?;
-    let mut lines = BufReader::new(output).lines();
-    let mut obituary = String::new();
-    let mut open = true;
+    let mut buffer = vec![0; MAX_MESSAGE];
+    let mut obituary = Obituary::default();
     let status = loop {
         tokio::select! {
             status = child.wait() => break status?,
-            line = lines.next_line(), if open => match line {
-                Ok(Some(line)) => obituary = line,
-                _ => open = false,
-            },
+            received = from_child.recv(&mut buffer) => obituary = Obituary::read(&buffer[..received?]),
             _ = terminate.recv() => forward(pid, Signal::TERM),
             _ = interrupt.recv() => forward(pid, Signal::INT),
             _ = hangup.recv() => forward(pid, Signal::HUP),
         }
     };
-    // What it had written last.
-    while let (true, Ok(Some(line))) = (open, lines.next_line().await) {
-        obituary = line;
+    // What it had said last.
+    while let Ok(len) = from_child.try_recv(&mut buffer) {
+        obituary = Obituary::read(&buffer[..len]);
     }
-    send(&obituary);
+    obituary.send();
     if let Some(signal) = status.signal() {
-        eprintln!("lbd: the working process was ended by signal {signal}");
+        terminal::complain(&format!("lbd: the working process was ended by signal {signal}"));
     }
     // As a shell would say it.
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
@@ -87,25 +95,47 @@ fn forward(pid: Option<Pid>, signal: Signal) {
     }
 }
 
-/// Sends what a line says: `ADDRESS HEX ADDRESS HEX ...`.
-fn send(line: &str) {
-    let mut words = line.split_ascii_whitespace();
-    let mut datagrams: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
-    while let (Some(address), Some(hex)) = (words.next(), words.next()) {
-        if let (Ok(address), Some(bytes)) = (address.parse(), from_hex(hex)) {
-            datagrams.push((address, bytes));
-        }
+/// What the others are told.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Obituary {
+    #[prost(message, repeated, tag = "1")]
+    datagrams: Vec<Datagram>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Datagram {
+    /// IP:PORT.
+    #[prost(string, tag = "1")]
+    to: String,
+    #[prost(bytes = "vec", tag = "2")]
+    payload: Vec<u8>,
+}
+
+impl Obituary {
+    fn of(datagrams: &[(SocketAddr, Vec<u8>)]) -> Self {
+        let datagram =
+            |(to, payload): &(SocketAddr, Vec<u8>)| Datagram { to: to.to_string(), payload: payload.clone() };
+        Self { datagrams: datagrams.iter().map(datagram).collect() }
     }
-    let sockets = [UdpSocket::bind("0.0.0.0:0"), UdpSocket::bind("[::]:0")];
-    for round in 0..TIMES {
-        for (address, bytes) in &datagrams {
-            if let Ok(socket) = &sockets[usize::from(address.is_ipv6())] {
-                // Whoever cannot be reached learns it from the others, or by the clock.
-                let _ = socket.send_to(bytes, address);
+
+    /// Of a message that cannot be read nothing is sent: the lease runs out.
+    fn read(message: &[u8]) -> Self {
+        Self::decode(message).unwrap_or_default()
+    }
+
+    fn send(&self) {
+        let sockets = [UdpSocket::bind("0.0.0.0:0"), UdpSocket::bind("[::]:0")];
+        for round in 0..TIMES {
+            for Datagram { to, payload } in &self.datagrams {
+                let Ok(to) = to.parse::<SocketAddr>() else { continue };
+                if let Ok(socket) = &sockets[usize::from(to.is_ipv6())] {
+                    // Whoever cannot be reached learns it from the others, or by the clock.
+                    let _ = socket.send_to(payload, to);
+                }
             }
-        }
-        if round + 1 < TIMES && !datagrams.is_empty() {
-            std::thread::sleep(PAUSE);
+            if round + 1 < TIMES && !self.datagrams.is_empty() {
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 }
@@ -113,8 +143,8 @@ fn send(line: &str) {
 /// The child's end.
 #[derive(Clone)]
 pub(crate) struct Parent {
-    /// Standard output, where a parent listens.
-    pipe: Arc<Mutex<io::Stdout>>,
+    /// By which it is told what to send; `None` if there is no such socket.
+    socket: Option<Arc<UnixDatagram>>,
 }
 
 impl Parent {
@@ -123,7 +153,8 @@ impl Parent {
         let tied = set_parent_process_death_signal(Some(Signal::KILL));
         // It may have died before the call.
         let lives = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent);
-        (tied.is_ok() && lives).then(|| Self { pipe: Arc::new(Mutex::new(io::stdout())) })
+        let socket = io::stdin().as_fd().try_clone_to_owned().map(UnixDatagram::from);
+        (tied.is_ok() && lives).then(|| Self { socket: socket.ok().map(Arc::new) })
     }
 
     /// Keeps this process's memory from being swapped out, where that is allowed without a limit: a page fault in
@@ -141,25 +172,13 @@ impl Parent {
 
     /// What the parent shall send when this process is dead.
     pub(crate) fn on_death_send(&self, datagrams: &[(SocketAddr, Vec<u8>)]) {
-        let mut line = String::new();
-        for (address, bytes) in datagrams {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            line.push_str(&format!("{address} {hex} "));
-        }
-        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = writeln!(pipe, "{line}").and_then(|()| pipe.flush()) {
+        let message = Obituary::of(datagrams).encode_to_vec();
+        let handed =
+            self.socket.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), |socket| socket.send(&message));
+        if let Err(error) = handed {
             tracing::warn!(%error, "the parent process does not take the obituary");
         }
     }
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let bytes = text.as_bytes().chunks(2).map(|pair| match pair {
-        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
-        _ => None,
-    });
-    bytes.collect()
 }
 
 #[cfg(test)]
@@ -170,7 +189,10 @@ mod tests {
     fn an_obituary_reaches_its_addressees() {
         let receivers = [UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap()];
         let address = |at: usize| receivers[at].local_addr().unwrap();
-        send(&format!("{} 00ff10 {} ab nonsense", address(0), address(1)));
+        let mut obituary = Obituary::of(&[(address(0), vec![0, 0xff, 0x10]), (address(1), vec![0xab])]);
+        obituary.datagrams.push(Datagram { to: "nowhere".into(), payload: vec![1] });
+        let message = obituary.encode_to_vec();
+        Obituary::read(&message).send();
         let mut buffer = [0; 16];
         for (receiver, expected) in receivers.iter().zip([&[0u8, 0xff, 0x10][..], &[0xab]]) {
             for _ in 0..TIMES {
@@ -178,6 +200,6 @@ mod tests {
                 assert_eq!(&buffer[..len], expected);
             }
         }
-        assert_eq!((from_hex("0"), from_hex("0g")), (None, None));
+        assert_eq!(Obituary::read(&message[..message.len() - 1]), Obituary::default(), "half of a message is none");
     }
 }

@@ -1,7 +1,12 @@
 //! The load balancer's gRPC API, package `lb.v1`, generated from `lb/v1/*.proto`.
 #![forbid(unsafe_code)]
 
-/// Package `lb.v1`.
+mod labels;
+
+pub use labels::{Label, label};
+
+/// Package `lb.v1`. With the feature `serde` its messages can be serialized: fields by their names in the .proto files, enums
+/// by their labels.
 #[allow(
     missing_docs,
     clippy::all,

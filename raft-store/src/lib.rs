@@ -9,6 +9,8 @@
 mod codec;
 mod consensus;
 mod feed;
+#[cfg(test)]
+mod fuzz;
 mod raft;
 mod recovery;
 mod store;

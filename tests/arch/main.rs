@@ -2,6 +2,7 @@
 //! only true while a test holds it.
 
 mod crates;
+mod dependencies;
 mod modules;
 mod source;
 

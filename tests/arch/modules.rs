@@ -43,6 +43,7 @@ const LBD: &[&str] = &[
     "config",
     "cli",
     "task",
+    "terminal",
     "link",
     "supervise",
     "ownership",

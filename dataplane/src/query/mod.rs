@@ -17,10 +17,10 @@ use crate::{
 };
 pub use report::{BackendReport, Report, WorkerReport};
 
-/// A worker looks at its errands at least this often, and answers at once.
+/// A worker looks at its questions at least this often, and answers at once.
 const ANSWER: Duration = Duration::from_secs(1);
 
-pub(crate) enum Errand {
+pub(crate) enum Query {
     /// What would become of this?
     Explain(Question, Reply<Explanation>),
     /// The live flows in these slots, and how many slots there are.

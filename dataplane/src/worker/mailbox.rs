@@ -1,5 +1,5 @@
-//! What reaches a worker beside the frames of its sockets: frames that other workers hand over, and errands of the
-//! control plane. The queue of frames is bounded, and whoever finds it full drops the frame.
+//! What reaches a worker beside the frames of its sockets: frames that other workers hand over, and questions of the
+//! control plane. Both queues are bounded: whoever finds the one full drops the frame, and the other, has no answer.
 
 mod doorbell;
 
@@ -15,10 +15,12 @@ use std::{
 use doorbell::Doorbell;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::{packet::FrameMeta, query::Errand};
+use crate::{packet::FrameMeta, query::Query};
 
 /// Frames that wait for one worker.
 const CAPACITY: usize = 256;
+/// Questions that wait for one worker. Each has somebody who waits for the answer.
+const QUESTIONS: usize = 256;
 
 /// A frame on its way to the worker that owns its flow.
 #[derive(Debug)]
@@ -32,7 +34,7 @@ pub(crate) struct Handed {
 /// A worker's mailbox, as others see it.
 pub(crate) struct Mailbox {
     frames: SyncSender<Handed>,
-    errands: Mutex<Vec<Errand>>,
+    questions: Mutex<Vec<Query>>,
     bell: Doorbell,
     /// Ends the worker's sleep.
     wake: OwnedFd,
@@ -53,7 +55,7 @@ impl Mailbox {
     pub(crate) fn new() -> io::Result<(Self, Inbox)> {
         let (frames, receiver) = sync_channel(CAPACITY);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok((Self { frames, errands: Mutex::default(), bell: Doorbell::default(), wake }, Inbox(receiver)))
+        Ok((Self { frames, questions: Mutex::default(), bell: Doorbell::default(), wake }, Inbox(receiver)))
     }
 
     /// What becomes readable when the worker shall not sleep.
@@ -76,10 +78,15 @@ impl Mailbox {
         taken
     }
 
-    /// Has the worker run an errand between two batches.
-    pub(crate) fn send(&self, errand: Errand) {
-        self.errands.lock().unwrap_or_else(PoisonError::into_inner).push(errand);
-        self.announce();
+    /// Asks the worker, which answers between two batches. Where it has too many questions already, this one goes, and
+    /// whoever waits for the answer is told so.
+    pub(crate) fn ask(&self, question: Query) {
+        let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+        if questions.len() < QUESTIONS {
+            questions.push(question);
+            drop(questions);
+            self.announce();
+        }
     }
 
     fn announce(&self) {
@@ -92,13 +99,13 @@ impl Mailbox {
     pub(crate) fn take<'a>(
         &self,
         Inbox(frames): &'a Inbox,
-    ) -> Option<(impl Iterator<Item = Handed> + use<'a>, Vec<Errand>)> {
+    ) -> Option<(impl Iterator<Item = Handed> + use<'a>, Vec<Query>)> {
         if !self.bell.answer() {
             return None;
         }
-        let errands = std::mem::take(&mut *self.errands.lock().unwrap_or_else(PoisonError::into_inner));
+        let questions = std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner));
         // What comes from now on is announced again; so a flood of it does not keep the worker here.
-        Some((frames.try_iter().take(CAPACITY), errands))
+        Some((frames.try_iter().take(CAPACITY), questions))
     }
 }
 
@@ -107,6 +114,7 @@ mod tests {
     use std::{sync::Arc, thread};
 
     use super::*;
+    use crate::query::{Answer, Reply};
 
     fn frame(number: u64) -> Handed {
         Handed { port: 0, meta: FrameMeta::default(), frame: number.to_be_bytes().to_vec() }
@@ -120,6 +128,27 @@ mod tests {
         assert_eq!(mailbox.take(&inbox).unwrap().0.count(), CAPACITY);
         assert!(mailbox.take(&inbox).is_none());
         assert!(mailbox.hand(frame(0)));
+    }
+
+    #[test]
+    fn too_many_questions_have_no_answer() {
+        let (mailbox, inbox) = Mailbox::new().unwrap();
+        let answers: Vec<_> = (0..=QUESTIONS)
+            .map(|_| {
+                let (reply, answer) = Reply::channel();
+                mailbox.ask(Query::ListFlows(0..1, reply));
+                answer
+            })
+            .collect();
+        let (_, questions) = mailbox.take(&inbox).unwrap();
+        assert_eq!(questions.len(), QUESTIONS);
+        for question in questions {
+            if let Query::ListFlows(_, reply) = question {
+                reply.give((Vec::new(), 0));
+            }
+        }
+        let answered = answers.into_iter().filter_map(Answer::wait).count();
+        assert_eq!(answered, QUESTIONS);
     }
 
     #[test]

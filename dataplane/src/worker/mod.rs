@@ -33,7 +33,7 @@ use crate::{
         engine::{Engine, EngineFactory},
         local_delivery::LocalDelivery,
     },
-    query::Errand,
+    query::Query,
     speaker::{
         Speaker,
         permit::{Permit, boottime_ns},
@@ -133,17 +133,17 @@ impl Worker {
     /// Takes what others have put into the mailbox.
     pub(crate) fn open_mail(&mut self) {
         let handle = self.handle.clone();
-        let Some((frames, errands)) = handle.mailbox.take(&self.inbox) else { return };
+        let Some((frames, questions)) = handle.mailbox.take(&self.inbox) else { return };
         frames.for_each(|handed| self.pipeline.take_over(handed));
-        errands.into_iter().for_each(|errand| self.run_errand(errand));
+        questions.into_iter().for_each(|question| self.answer(question));
     }
 
     /// Answers what the control plane has asked for.
-    fn run_errand(&self, errand: Errand) {
+    fn answer(&self, question: Query) {
         let pipeline = &self.pipeline;
-        match errand {
-            Errand::Explain(question, reply) => reply.give(pipeline.explain(&question)),
-            Errand::ListFlows(slots, reply) => {
+        match question {
+            Query::Explain(question, reply) => reply.give(pipeline.explain(&question)),
+            Query::ListFlows(slots, reply) => {
                 let now = crate::forward::flow::Tick::from_ns(pipeline.now_ns);
                 let entries = pipeline.flows.entries(slots, now).collect();
                 reply.give((entries, pipeline.flows.slots()));

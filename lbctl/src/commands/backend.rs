@@ -5,7 +5,7 @@ use lb_proto::v1::{self, table_service_client::TableServiceClient};
 use crate::{
     cli::{BackendCommand, BackendName, State},
     exit::Failure,
-    output::{self, views},
+    output,
     session::{MAX_ANSWER_LEN, Session, none_is_empty},
 };
 
@@ -51,8 +51,7 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
         BackendCommand::List { service } => {
             let request = v1::ListBackendsRequest { service: service.unwrap_or_default() };
             let response = session.read(request, |request| async move { client.list_backends(request).await }).await?;
-            let backends: Vec<views::Backend> = response.backends.into_iter().map(Into::into).collect();
-            output::list(session.format(), "backends", &backends)
+            output::list(session.format(), "backends", &response.backends)
         }
     }
 }

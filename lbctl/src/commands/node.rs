@@ -7,7 +7,7 @@ use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 use crate::{
     cli::{NodeCommand, Role},
     exit::Failure,
-    output::{self, Change, views},
+    output::{self, Change},
     session::{MAX_ANSWER_LEN, Session},
 };
 
@@ -59,8 +59,7 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             if status.stale {
                 eprintln!("lbctl: warning: no majority confirmed this; it is what {} knew last", status.node);
             }
-            let nodes: Vec<views::Node> = status.nodes.into_iter().map(Into::into).collect();
-            output::list(session.format(), "nodes", &nodes)
+            output::list(session.format(), "nodes", &status.nodes)
         }
     }
 }

@@ -5,7 +5,7 @@ use lb_proto::v1::{self, table_service_client::TableServiceClient};
 use crate::{
     cli::{Affinity, Port, ServiceCommand},
     exit::Failure,
-    output::{self, views},
+    output,
     session::{MAX_ANSWER_LEN, Session},
 };
 
@@ -52,8 +52,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
         ServiceCommand::List => {
             let request = v1::ListServicesRequest { vip: String::new() };
             let response = session.read(request, |request| async move { client.list_services(request).await }).await?;
-            let services: Vec<views::Service> = response.services.into_iter().map(Into::into).collect();
-            output::list(session.format(), "services", &services)
+            output::list(session.format(), "services", &response.services)
         }
     }
 }

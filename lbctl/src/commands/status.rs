@@ -8,16 +8,15 @@ use lb_proto::v1::{
 use crate::{
     cli::Format,
     exit::Failure,
-    output::{self, views},
+    output::{self, Summary as _, views},
     session::{MAX_ANSWER_LEN, Session},
 };
 
 pub(super) async fn status(session: &Session) -> Result<(), Failure> {
     let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    let response = session
+    let status = session
         .read(GetStatusRequest { local: false }, |request| async move { client.get_status(request).await })
         .await?;
-    let status = views::Status::from(response);
     match session.format() {
         Format::Table => {
             output::print(&status.summary())?;
@@ -36,10 +35,9 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
 
 pub(super) async fn stats(session: &Session) -> Result<(), Failure> {
     let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    let response = session.read(GetStatsRequest {}, |request| async move { client.get_stats(request).await }).await?;
-    let stats = views::Stats::from(response);
+    let stats = session.read(GetStatsRequest {}, |request| async move { client.get_stats(request).await }).await?;
     match session.format() {
         Format::Table => output::print(&stats.summary()),
-        format => output::object(format, &stats),
+        format => output::object(format, &views::with_counters(&stats)?),
     }
 }

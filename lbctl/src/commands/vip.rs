@@ -5,7 +5,7 @@ use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_ser
 use crate::{
     cli::{Unmatched, VipCommand},
     exit::Failure,
-    output::{self, Change, views},
+    output::{self, Change},
     session::{MAX_ANSWER_LEN, Session, none_is_empty},
 };
 
@@ -63,8 +63,7 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
         VipCommand::List => {
             let request = v1::ListVipsRequest {};
             let response = session.read(request, |request| async move { client.list_vips(request).await }).await?;
-            let vips: Vec<views::Vip> = response.vips.into_iter().map(Into::into).collect();
-            output::list(session.format(), "vips", &vips)
+            output::list(session.format(), "vips", &response.vips)
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Data for people (tables) and for programs (JSON, YAML): one object keyed by the plural noun, fields
-//! as in the .proto, enums in lower case.
+//! Data for people (tables) and for programs (JSON, YAML): one object keyed by the plural noun, and in it the API's own
+//! messages, fields as in the .proto files and enums in lower case. What the API gains is printed without a change here.
 
 pub(crate) mod views;
 
@@ -14,6 +14,11 @@ use crate::{cli::Format, exit::Failure};
 pub(crate) trait Row: Serialize {
     const COLUMNS: &'static [&'static str];
     fn cells(&self) -> Vec<String>;
+}
+
+/// Something that is told in a few lines.
+pub(crate) trait Summary: Serialize {
+    fn summary(&self) -> String;
 }
 
 /// Prints a list.

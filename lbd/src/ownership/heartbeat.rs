@@ -6,7 +6,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::OwnedFd,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -62,9 +62,45 @@ pub(super) enum Report {
     Obituary(Vec<(SocketAddr, Vec<u8>)>),
 }
 
-/// The mailbox of the thread; the thread ends with it.
+impl Input {
+    /// Whether nothing is lost with this one when the other comes later.
+    fn is_replaced_by(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::View(_), Self::View(_)) | (Self::Lead(_), Self::Lead(_)) | (Self::InForce(_), Self::InForce(_)) => {
+                true
+            }
+            (Self::Refused(node), Self::Refused(other)) => node == other,
+            _ => false,
+        }
+    }
+}
+
+/// What the thread was told and has not taken yet. What is replaced by something later goes, so that it stays small
+/// however long the thread is stopped.
+#[derive(Default)]
+struct Inputs {
+    /// In the order in which they were said.
+    waiting: Vec<Input>,
+    /// Nobody will say anything any more.
+    is_over: bool,
+}
+
+impl Inputs {
+    fn put(&mut self, input: Input) {
+        self.waiting.retain(|before| !before.is_replaced_by(&input));
+        self.waiting.push(input);
+    }
+}
+
+type Inbox = Arc<Mutex<Inputs>>;
+
+fn lock(inbox: &Inbox) -> std::sync::MutexGuard<'_, Inputs> {
+    inbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The thread, as others see it; it ends with this.
 pub(super) struct Heartbeat {
-    inbox: Option<mpsc::Sender<Input>>,
+    inbox: Inbox,
     wake: OwnedFd,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -81,7 +117,8 @@ pub(super) struct Start {
 
 impl Heartbeat {
     pub(super) fn start(start: Start) -> io::Result<Self> {
-        let (inbox, mailbox) = mpsc::channel();
+        let inbox = Inbox::default();
+        let of_thread = inbox.clone();
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let woken = wake.try_clone()?;
         for socket in &start.sockets {
@@ -89,24 +126,26 @@ impl Heartbeat {
         }
         let thread = thread::Builder::new().name("heartbeat".into()).spawn(move || {
             raise_priority();
-            Runner::new(start, mailbox, woken).run();
+            Runner::new(start, of_thread, woken).run();
         })?;
-        Ok(Self { inbox: Some(inbox), wake, thread: Some(thread) })
+        Ok(Self { inbox, wake, thread: Some(thread) })
     }
 
     pub(super) fn tell(&self, input: Input) {
-        // The thread outlives everybody who could tell it anything.
-        if self.inbox.as_ref().is_some_and(|inbox| inbox.send(input).is_ok()) {
-            // It fails only when the counter is full, and then the thread is awake.
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-        }
+        lock(&self.inbox).put(input);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // It fails only when the counter is full, and then the thread is awake.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 }
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.inbox = None;
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        lock(&self.inbox).is_over = true;
+        self.wake();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the heartbeat's thread panicked");
         }
@@ -132,7 +171,7 @@ struct Runner {
     member: Member,
     sockets: Vec<UdpSocket>,
     clock: Arc<LeaseClock>,
-    mailbox: mpsc::Receiver<Input>,
+    inbox: Inbox,
     wake: OwnedFd,
     reports: reports::UnboundedSender<Report>,
     view: Arc<View>,
@@ -147,7 +186,7 @@ struct Runner {
 type Path = (usize, SocketAddr);
 
 impl Runner {
-    fn new(start: Start, mailbox: mpsc::Receiver<Input>, wake: OwnedFd) -> Self {
+    fn new(start: Start, inbox: Inbox, wake: OwnedFd) -> Self {
         let Start { me, cluster, nonce, sockets, clock, reports } = start;
         Self {
             me,
@@ -156,7 +195,7 @@ impl Runner {
             member: Member::new(me, nonce, boottime_ns()),
             sockets,
             clock,
-            mailbox,
+            inbox,
             wake,
             reports,
             view: Arc::default(),
@@ -220,32 +259,31 @@ impl Runner {
 
     /// Whether there may be more.
     fn take_inputs(&mut self) -> bool {
-        loop {
-            match self.mailbox.try_recv() {
-                Err(mpsc::TryRecvError::Empty) => return true,
-                Err(mpsc::TryRecvError::Disconnected) => return false,
-                Ok(input) => {
-                    let now = boottime_ns();
-                    match input {
-                        Input::View(view) => {
-                            self.keys.on_view(&view, now);
-                            self.view = view.clone();
-                            self.member.on_view(view, now);
-                            self.write_obituary();
-                        }
-                        Input::Lead(lead) => self.member.on_lead(lead, now),
-                        Input::InForce(lease) => self.member.on_in_force(lease),
-                        Input::Refused(node) => self.member.on_refused(node, now),
-                        Input::Stop(done) => {
-                            let lease = self.member.stop();
-                            self.clock.revoke();
-                            let _ = done.send(lease);
-                        }
-                    }
-                    self.settle(None);
+        let (inputs, goes_on) = {
+            let mut inbox = lock(&self.inbox);
+            (std::mem::take(&mut inbox.waiting), !inbox.is_over)
+        };
+        for input in inputs {
+            let now = boottime_ns();
+            match input {
+                Input::View(view) => {
+                    self.keys.on_view(&view, now);
+                    self.view = view.clone();
+                    self.member.on_view(view, now);
+                    self.write_obituary();
+                }
+                Input::Lead(lead) => self.member.on_lead(lead, now),
+                Input::InForce(lease) => self.member.on_in_force(lease),
+                Input::Refused(node) => self.member.on_refused(node, now),
+                Input::Stop(done) => {
+                    let lease = self.member.stop();
+                    self.clock.revoke();
+                    let _ = done.send(lease);
                 }
             }
+            self.settle(None);
         }
+        goes_on
     }
 
     /// First the deadline, then what is to be said: nothing goes out that the deadline does not know yet.
@@ -385,6 +423,24 @@ pub(crate) fn addresses(listen: &[SocketAddr], advertised: &[IpAddr]) -> Vec<Soc
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_replaced_is_forgotten() {
+        let mut inputs = Inputs::default();
+        let lead = |term| Input::Lead(Lead { leader: Some(1), term });
+        for term in 0..1000 {
+            inputs.put(Input::Refused(1));
+            inputs.put(lead(term));
+            inputs.put(Input::InForce(None));
+            inputs.put(Input::Refused(2));
+        }
+        inputs.put(lead(1000));
+        let [Input::Refused(1), Input::InForce(None), Input::Refused(2), Input::Lead(last)] = &inputs.waiting[..]
+        else {
+            panic!("{} wait", inputs.waiting.len());
+        };
+        assert_eq!(last.term, 1000, "what was said last comes last");
+    }
 
     #[test]
     fn an_unspecified_address_is_replaced_by_one_that_others_can_reach() {

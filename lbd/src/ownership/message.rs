@@ -306,4 +306,33 @@ mod tests {
             }
         }
     }
+
+    /// Whoever has the key may send anything: it is read or refused, and what is read says the same when it is sent again.
+    /// For longer: `cargo bolero test -p lbd ownership::message::tests::signed_datagrams_are_read_or_refused`.
+    #[test]
+    fn signed_datagrams_are_read_or_refused() {
+        let keys = [(4, 44)];
+        let sound: Vec<Vec<u8>> = envelopes()
+            .iter()
+            .map(|envelope| {
+                let mut datagram = envelope.seal(4, 44);
+                datagram.truncate(datagram.len() - TAG_LEN);
+                datagram
+            })
+            .collect();
+        bolero::check!().for_each(|input: &[u8]| {
+            assert_eq!(Envelope::open(input, &keys), None, "it was not signed");
+            let Some((which, changes)) = input.split_first() else { return };
+            let mut body = sound[usize::from(*which) % sound.len()].clone();
+            for change in changes.chunks_exact(2) {
+                let at = usize::from(change[0]) % body.len();
+                body[at] = change[1];
+            }
+            let signature = tag(44, &body);
+            let datagram = [&body[..], &signature].concat();
+            if let Some(envelope) = Envelope::open(&datagram, &keys) {
+                assert_eq!(Envelope::open(&envelope.seal(4, 44), &keys), Some(envelope));
+            }
+        });
+    }
 }

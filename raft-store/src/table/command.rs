@@ -269,13 +269,18 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command, DecodeError> {
         Some((request, expected_revision)) => (std::mem::take(request), *expected_revision),
         None => (record.request, record.expected_revision),
     };
-    Ok(Command {
+    let command = Command {
         request: Field::read(request)?,
         expected_revision,
         stamp_ms: record.stamp_ms,
         principal: Field::read(record.principal)?,
         body: Field::read(record.body.ok_or(DecodeError::too_new(record.needs_level))?)?,
-    })
+    };
+    // What it says of itself is not trusted below what it is.
+    match command.needs_level() {
+        needed if needed > FEATURE_LEVEL => Err(DecodeError::too_new(needed)),
+        _ => Ok(command),
+    }
 }
 
 /// The bodies that carry the request's id and the expected revision themselves.
