@@ -9,7 +9,7 @@ pub enum Verdict {
         /// The index of the outgoing interface.
         port: usize,
     },
-    /// Rewritten in place, to be received by the node's own kernel: this node is the backend.
+    /// Rewritten in place, for local delivery: this node is the backend.
     Deliver,
     /// Turned in place into an answer, to be sent where it came from.
     Answer,
@@ -55,7 +55,7 @@ reasons! {
     NotVip = "not_vip",
     /// It carries a VLAN tag and so belongs to another segment.
     VlanTagged = "vlan_tagged",
-    /// From no station: a group's or no hardware address, or our own, which came back.
+    /// From no station: a group's or no MAC address, or our own, which came back.
     BadSource = "bad_source",
     /// Headers that lie about their lengths or do not fit.
     Malformed = "malformed",
@@ -78,7 +78,7 @@ reasons! {
     Rejected = "rejected",
     /// The service has no backend that takes flows.
     NoBackend = "no_backend",
-    /// The backend's hardware address is not known (yet).
+    /// The backend's MAC address is not known (yet).
     BackendUnresolved = "backend_unresolved",
     /// The backend is on no segment of this node.
     BackendUnreachable = "backend_unreachable",

@@ -229,7 +229,7 @@ pub(crate) enum Role {
 pub(crate) enum Unmatched {
     /// Dropped and counted.
     Drop,
-    /// Refused.
+    /// Refused: the sender is told by a reset or an ICMP error.
     Reject,
 }
 

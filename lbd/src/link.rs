@@ -60,7 +60,7 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     /// Without it the node is not on the segment.
     pub(crate) carrier: bool,
-    /// Whether it segments TCP super-frames itself.
+    /// Whether it segments TCP GSO frames itself.
     pub(crate) segments: bool,
     /// The node's own addresses on it, with the lengths of their prefixes.
     pub(crate) addresses: Vec<(IpAddr, u8)>,

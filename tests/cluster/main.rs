@@ -34,6 +34,8 @@ fn main() -> std::process::ExitCode {
         Test::once("a_single_survivor_goes_on_alone", recovery::a_survivor_goes_on_alone),
         Test::once("a_snapshot_is_saved_and_restored", recovery::a_snapshot_is_saved_and_restored),
         Test::once("a_rolling_upgrade_loses_nothing_and_has_no_way_back", upgrades::a_rolling_upgrade),
+        Test::once("an_earlier_commit_is_upgraded_without_a_loss", upgrades::from_an_earlier_commit)
+            .needs(upgrades::from_is_given),
         Test::once("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),
         Test::once("settings_are_shown_set_and_refused", faults::settings),
         Test::once("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),

@@ -1,8 +1,8 @@
-//! Two builds of different feature level side by side.
+//! Two builds side by side: this one and a later or an earlier one.
 
 use std::{net::SocketAddrV4, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use lb_tests::{
     binaries,
     cluster::{SOON, wait_ready},
@@ -10,23 +10,41 @@ use lb_tests::{
     site::{ECHO, PATIENCE, Plan, Site, VIP},
     wait,
 };
+use serde_json::Value;
 
-/// The nodes are upgraded one after the other under traffic; the level rises with the last one, and then there is
-/// no way back for an old build.
-pub(crate) fn a_rolling_upgrade() -> anyhow::Result<()> {
-    let next = binaries::build_next()?;
-    let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
-    site.start()?;
-    let level = |site: &Site| site.nodes[0].lbctl_json(&["status"]).unwrap_or_default()["feature_level"].clone();
+/// The environment variable that names the commit, tag or branch from which nodes are upgraded.
+const FROM: &str = "LB_UPGRADE_FROM";
+
+/// Whether there is an earlier version to upgrade from.
+pub(crate) fn from_is_given() -> Result<(), String> {
+    let told = |_| format!("the long form: {FROM}=COMMIT builds lbd of that commit and upgrades it");
+    std::env::var(FROM).map(drop).map_err(told)
+}
+
+fn level(site: &Site) -> Value {
+    site.nodes[0].lbctl_json(&["status"]).unwrap_or_default()["feature_level"].clone()
+}
+
+/// What the nodes know, from the lowest to the highest.
+fn known(site: &Site) -> anyhow::Result<Vec<u64>> {
+    let nodes = site.nodes[0].lbctl_json(&["node", "list"])?;
+    let nodes = nodes["nodes"].as_array().context("nodes")?;
+    let mut levels: Vec<u64> = nodes.iter().filter_map(|node| node["feature_level"].as_u64()).collect();
+    levels.sort_unstable();
+    Ok(levels)
+}
+
+/// The nodes are upgraded one after the other under traffic; what the cluster can do stays as it is until the last one is,
+/// and no datagram is lost.
+fn upgrade(site: &mut Site, to: &'static str) -> anyhow::Result<()> {
     let stream = UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), Duration::from_millis(2))?;
     wait::until("the stream is answered", PATIENCE, || stream.last_answer().is_some());
-    let known = site.nodes[0].lbctl_json(&["node", "list"])?["nodes"][0]["feature_level"].as_u64().unwrap_or_default();
-    wait::until("the level is what this build knows", SOON, || level(&site) == known);
+    let before = known(site)?[0];
+    wait::until("the level is what all know", SOON, || level(site) == before);
     for number in 0..site.nodes.len() {
-        let nodes = site.nodes[0].lbctl_json(&["node", "list"])?;
-        ensure!(level(&site) == known, "before every node knows it the level is {}: {nodes}", level(&site));
+        ensure!(level(site) == before, "before every node knows it the level is {}: {:?}", level(site), known(site)?);
         site.nodes[number].terminate()?;
-        site.nodes[number].program = next;
+        site.nodes[number].program = to;
         site.nodes[number].start()?;
         wait_ready(&site.nodes[number], 3);
         site.nodes[number].wait_resolved(4);
@@ -35,15 +53,39 @@ pub(crate) fn a_rolling_upgrade() -> anyhow::Result<()> {
             node.lbctl_ok(&["backend", "set", "echo", "192.168.3.5", "--weight", &format!("{}", number + 2)])?;
         }
     }
-    wait::until("the level has risen", SOON, || level(&site) == known + 1);
+    wait::until("all nodes say what they know", SOON, || known(site).is_ok_and(|known| known.first() == known.last()));
+    let after = known(site)?[0];
+    wait::until("the level has risen", SOON, || level(site) == after);
     let report = stream.finish();
-    println!("rolling upgrade: {report:?}");
+    println!("from level {before} to {after}: {report:?}");
     ensure!(report.lost == 0, "{report:?}");
+    Ok(())
+}
+
+/// From this build to one that knows a level more; and then there is no way back.
+pub(crate) fn a_rolling_upgrade() -> anyhow::Result<()> {
+    let next = binaries::build_next()?;
+    let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let before = known(&site)?[0];
+    upgrade(&mut site, next)?;
+    ensure!(level(&site) == before + 1);
     site.nodes[2].terminate()?;
     site.nodes[2].program = "lbd";
     site.nodes[2].spawn()?;
     let status = site.nodes[2].wait_for_end(SOON)?;
     ensure!(status.code() == Some(74), "an old build on what a new one has written: {status}");
-    ensure!(site.nodes[2].log().contains(&format!("needs feature level {}", known + 1)));
+    ensure!(site.nodes[2].log().contains(&format!("needs feature level {}", before + 1)));
     Ok(())
+}
+
+/// From the commit that the environment names to this build.
+pub(crate) fn from_an_earlier_commit() -> anyhow::Result<()> {
+    let earlier = binaries::build_earlier(&std::env::var(FROM)?)?;
+    let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
+    for node in &mut site.nodes {
+        node.program = earlier;
+    }
+    site.start()?;
+    upgrade(&mut site, "lbd")
 }

@@ -114,7 +114,7 @@ fn captured(site: &Site) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An interface gets another hardware address, vanishes and comes back as another one: it is served again, without a
+/// An interface gets another MAC address, vanishes and comes back as another one: it is served again, without a
 /// restart, in both families.
 pub(crate) fn an_interface_changes(engine: &'static str) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine })?;
@@ -126,7 +126,7 @@ pub(crate) fn an_interface_changes(engine: &'static str) -> anyhow::Result<()> {
     let mac = Mac([2, 0, 0, 0, 0x77, 0x77]);
     host.set_mac("eth0", mac)?;
     for address in HTTP_ADDRESSES {
-        wait::until(&format!("{engine}: the router is told the new hardware address"), PATIENCE, || {
+        wait::until(&format!("{engine}: the router is told the new MAC address"), PATIENCE, || {
             site.router.neighbor("eth1", address.ip()).is_ok_and(|known| known == Some(mac))
         });
         ensure!(http_who(&site.client.ns, address, PATIENCE)? == "web1", "{engine}");

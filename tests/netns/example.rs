@@ -57,7 +57,7 @@ fn transfer(site: &Site, two_interfaces: bool, address: SocketAddr) -> anyhow::R
     from_node.extend(leaving.map(Capture::finish).unwrap_or_default());
     check_frames(site, two_interfaces, address.ip(), [&to_node, &from_node, &at_server])?;
 
-    // 100 MB each way with the default offloads of veth: partial checksums and super-frames.
+    // 100 MB each way with the default offloads of veth: partial checksums and GSO frames.
     let mut http = HttpClient::connect(&site.client.ns, address, PATIENCE)?;
     ensure!(http.get(&format!("/bytes/{BULK}"))?.len() == BULK);
     ensure!(http.upload(BULK)? == format!("web1 {BULK}"));
@@ -87,7 +87,7 @@ fn check_frames(
     let arrived: Vec<&Seen> = at_server.iter().filter(|seen| !seen.outgoing).filter(for_vip).collect();
     ensure!(arrived.iter().all(|seen| seen.destination() == server.mac && seen.source() == out_mac));
     ensure!(arrived.iter().map(|seen| seen.packet()).collect::<Vec<_>>() == in_order);
-    ensure!(arrived.iter().any(|seen| seen.packet().len() > 1500), "no super-frame went through whole");
+    ensure!(arrived.iter().any(|seen| seen.packet().len() > 1500), "no GSO frame went through whole");
     // The answers: from the VIP to the client, and none of them by the node.
     let answer = |seen: &&Seen| seen.flow().is_some_and(|flow| flow.tuple.source == vip.into());
     let answers: Vec<&Seen> = at_server.iter().filter(answer).collect();

@@ -66,7 +66,7 @@ pub(crate) fn path_mtu_at_the_node(engine: &'static str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The way to the backends goes by an interface that takes no super-frames: the kernel segments them, and it is counted.
+/// The way to the backends goes by an interface that takes no GSO frames: the kernel segments them, and it is counted.
 pub(crate) fn segmented(engine: &'static str) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
     site.start_both()?;

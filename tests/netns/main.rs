@@ -37,7 +37,7 @@ fn main() -> std::process::ExitCode {
         Test::each("icmp_errors_reach_the_backend_of_the_flow_that_they_quote", &ENGINES, quotes::errors),
         Test::each("a_smaller_mtu_behind_the_client_is_found", &ENGINES, large::path_mtu_behind_the_client),
         Test::each("a_smaller_mtu_towards_the_backends_is_told", &ENGINES, large::path_mtu_at_the_node),
-        Test::each("super_frames_are_segmented_where_the_interface_does_not", &ENGINES, large::segmented),
+        Test::each("gso_frames_are_segmented_where_the_interface_does_not", &ENGINES, large::segmented),
         Test::each("fragments_reach_one_backend_in_any_order", &ENGINES, large::fragments),
         Test::each("nodes_are_backends_themselves", &ENGINES, own_backend::served),
         Test::once("ports_that_nobody_serves_are_refused", answers::refusals),

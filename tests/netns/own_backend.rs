@@ -15,7 +15,7 @@ use lb_tests::{
     wait,
 };
 
-/// Two nodes that balance between each other and themselves: TCP with super-frames, UDP with fragments, both families.
+/// Two nodes that balance between each other and themselves: TCP with GSO frames, UDP with fragments, both families.
 /// Nothing is balanced twice, and nothing is left over.
 pub(crate) fn served(engine: &'static str) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 2, servers: 0, two_interfaces: false, engine })?;

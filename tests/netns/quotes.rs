@@ -18,7 +18,7 @@ const ERRORS_V4: [(u8, u8); 5] = [(3, 1), (3, 3), (3, 4), (11, 0), (12, 0)];
 const ERRORS_V6: [(u8, u8); 5] = [(1, 3), (1, 4), (2, 0), (3, 0), (4, 1)];
 
 /// Every kind of error, quoting as little as eight bytes of the transport header or as much as fits, about segments of
-/// a usual size and about super-frames. One about no flow of ours reaches nobody.
+/// a usual size and about GSO frames. One about no flow of ours reaches nobody.
 pub(crate) fn errors(engine: &'static str) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 3, two_interfaces: false, engine })?;
     site.start_both()?;

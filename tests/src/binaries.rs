@@ -52,6 +52,31 @@ pub fn build_next() -> io::Result<&'static str> {
     if status.success() && again.success() { Ok(NAME) } else { Err(io::Error::other("building lbd twice")) }
 }
 
+/// The `lbd` of an earlier commit, tag or branch, beside the present one: its name in [`directory`]. Built from a clone, so
+/// that the tree stays as it is.
+pub fn build_earlier(reference: &str) -> io::Result<&'static str> {
+    const NAME: &str = "lbd-earlier";
+    let clone = tempfile::tempdir()?;
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let git = |arguments: &[&str]| -> io::Result<()> {
+        let status = Command::new("git").args(arguments).status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("git {}: {status}", arguments.join(" ")))) }
+    };
+    let path = clone.path().to_string_lossy().into_owned();
+    git(&["clone", "--quiet", "--shared", "--no-checkout", root, &path])?;
+    git(&["-C", &path, "checkout", "--quiet", "--detach", reference])?;
+    let target = directory()?.join("earlier");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--locked", "-p", "lbd", "--manifest-path"]);
+    let status = command.arg(clone.path().join("Cargo.toml")).env("CARGO_TARGET_DIR", &target).status()?;
+    if !status.success() {
+        return Err(io::Error::other(format!("building lbd of {reference}: cargo ended with {status}")));
+    }
+    fs::copy(target.join("debug/lbd"), directory()?.join(NAME))?;
+    Ok(NAME)
+}
+
 /// The profile's directory: this program is in it, or in its `deps`.
 pub fn directory() -> io::Result<PathBuf> {
     let mut directory = env::current_exe()?;

@@ -294,7 +294,7 @@ impl LbNode {
         Ok(())
     }
 
-    /// Waits until all backends' hardware addresses are known here.
+    /// Waits until all backends' MAC addresses are known here.
     pub fn wait_resolved(&self, backends: usize) {
         wait::until(&format!("{} knows {backends} backends", self.name), SOON, || {
             let stats = self.stats().unwrap_or_default();

@@ -39,7 +39,7 @@ pub enum Fault {
     Mute,
     /// It is heard, and does not hear.
     Deaf,
-    /// SIGSTOP.
+    /// Both processes are stopped by SIGSTOP, and go on later.
     Stopped,
 }
 
@@ -139,7 +139,7 @@ impl Watch {
         wait::until("the streams go on", PATIENCE + span, || self.last_answer().is_some_and(|at| at > until));
     }
 
-    /// Stops.
+    /// Stops the streams and the observer.
     pub fn finish(self) -> Seen {
         Seen { claims: self.arps.finish(), near: self.near.finish(), far: self.far.finish() }
     }

@@ -44,7 +44,7 @@ impl ArpObserver {
         Ok(Self { stop, thread: Some(thread), capture: Some(capture), vip })
     }
 
-    /// Each answer or announcement for the VIP: when, and whose hardware address it names.
+    /// Each answer or announcement for the VIP: when, and whose MAC address it names.
     pub fn finish(mut self) -> Vec<(Instant, Mac)> {
         self.end();
         let seen = self.capture.take().map(Capture::finish).unwrap_or_default();
@@ -69,7 +69,7 @@ impl Drop for ArpObserver {
     }
 }
 
-/// Whether the claims are those of one owner after the other: no hardware address comes back after
+/// Whether the claims are those of one owner after the other: no MAC address comes back after
 /// another one has been heard. The owners, in their order.
 pub fn owners_in_turn(claims: &[(Instant, Mac)]) -> Result<Vec<Mac>, String> {
     let mut owners: Vec<Mac> = Vec::new();

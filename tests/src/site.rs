@@ -27,7 +27,7 @@ use crate::{
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
 /// A VIP of IPv6.
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
-/// Both.
+/// The VIPs of both families.
 pub const VIPS: [IpAddr; 2] = [IpAddr::V4(VIP), IpAddr::V6(VIP6)];
 /// The VIP as lbctl is told.
 pub const VIP_TEXT: &str = "192.168.2.1";
@@ -49,7 +49,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Plan {
     /// Load balancers.
     pub nodes: u8,
-    /// Servers.
+    /// Servers, which are backends of both services.
     pub servers: u8,
     /// A node has an interface for each subnet, not one for both.
     pub two_interfaces: bool,
@@ -88,7 +88,7 @@ pub struct Server {
     pub address: Ipv4Addr,
     /// And that of IPv6, where the site has it.
     pub address6: Ipv6Addr,
-    /// Its hardware address.
+    /// Its MAC address.
     pub mac: Mac,
 }
 
@@ -262,7 +262,7 @@ impl Site {
         }
     }
 
-    /// Waits until every running node knows every server's hardware address for both services.
+    /// Waits until every running node knows every server's MAC address for both services.
     pub fn wait_resolved(&self) {
         for node in self.nodes.iter().filter(|node| node.is_running()) {
             node.wait_resolved(2 * self.servers.len());

@@ -37,16 +37,16 @@ pub enum Cut {
     Deaf,
     /// The host hears, and nothing that it sends arrives.
     Mute,
-    /// Both.
+    /// Nothing passes in either direction.
     Silent,
 }
 
 /// What travels between the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// UDP.
+    /// Their heartbeats, over UDP.
     Heartbeats,
-    /// TCP.
+    /// Everything else, over TCP.
     Raft,
 }
 
@@ -65,7 +65,7 @@ pub struct Host {
 /// An interface of a host, and the switch's end of its cable.
 #[derive(Debug, Clone)]
 pub struct Port {
-    /// The host's hardware address.
+    /// The host's MAC address.
     pub mac: Mac,
     /// The switch's interface.
     pub switch_port: String,
@@ -237,7 +237,7 @@ impl Host {
         Ok(())
     }
 
-    /// Gives an interface another hardware address, while it is up.
+    /// Gives an interface another MAC address, while it is up.
     pub fn set_mac(&self, interface: &str, mac: Mac) -> io::Result<()> {
         self.ns.netlink(async |handle| {
             let link = LinkUnspec::new_with_index(index_of(&handle, interface).await?).address(mac.0.to_vec());
@@ -285,7 +285,7 @@ impl Host {
         self.ns.netlink(async |handle| handle.route().add(route).execute().await)
     }
 
-    /// The hardware address that this host's kernel has for a neighbour.
+    /// The MAC address that this host's kernel has for a neighbour.
     pub fn neighbor(&self, interface: &str, address: impl Into<IpAddr>) -> io::Result<Option<Mac>> {
         let address = match address.into() {
             IpAddr::V4(address) => NeighbourAddress::Inet(address),

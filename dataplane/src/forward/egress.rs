@@ -14,7 +14,7 @@ use crate::{
 pub enum Egress {
     /// Out of this interface and to this MAC address.
     Port(usize, Mac),
-    /// Up into the node's own kernel: this node is the backend.
+    /// Local delivery: this node is the backend.
     Local,
 }
 

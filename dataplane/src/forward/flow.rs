@@ -62,7 +62,7 @@ pub enum FlowState {
     Open = 1,
     /// TCP: a FIN or RST was seen.
     Closing = 2,
-    /// UDP.
+    /// UDP, which nobody opens or closes.
     Udp = 3,
 }
 
@@ -190,7 +190,7 @@ pub enum Known {
     Flow(BackendRef),
     /// It had this one, and the packet opens a new connection on the same ports.
     Reused(BackendRef),
-    /// Nothing.
+    /// It knows nothing of this flow.
     No,
 }
 

@@ -145,7 +145,7 @@ pub enum BackendState {
     Active,
     /// Known flows only.
     Draining,
-    /// Nothing.
+    /// No flows: those that it had are placed anew.
     Down,
 }
 
@@ -171,7 +171,7 @@ pub struct Timeouts {
     pub tcp_s: u32,
     /// A TCP connection of which a FIN or RST was seen.
     pub fin_s: u32,
-    /// UDP.
+    /// A flow of UDP, which nobody opens or closes.
     pub udp_s: u32,
 }
 

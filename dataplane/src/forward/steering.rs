@@ -17,7 +17,7 @@ pub(crate) const SPEAKER: usize = 0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Steering {
     workers: u32,
-    /// Odd.
+    /// The first multiplier of the hash: odd, so that no bit of a word is lost.
     key: u32,
 }
 

@@ -38,7 +38,7 @@ pub enum Packet {
     Error(IcmpError),
     /// An echo request.
     Echo(Echo),
-    /// ARP.
+    /// A request or a reply of ARP (RFC 826).
     Arp(arp::Arp),
     /// A neighbour solicitation or advertisement.
     Neighbor(ndp::Message),

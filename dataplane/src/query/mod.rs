@@ -73,9 +73,9 @@ pub enum Kind {
     IcmpError,
     /// An echo request.
     Echo,
-    /// ARP.
+    /// A request or a reply of ARP (RFC 826).
     Arp,
-    /// Neighbour discovery.
+    /// A solicitation or an advertisement of neighbour discovery (RFC 4861).
     Neighbor,
     /// Anything else.
     Other,
@@ -86,7 +86,7 @@ pub enum Kind {
 pub enum Outcome {
     /// It is sent to a backend.
     Forward,
-    /// It is delivered to the node's own kernel: this node is the backend.
+    /// It is delivered locally: this node is the backend.
     Deliver,
     /// This node answers it.
     Answer,

@@ -43,7 +43,7 @@ impl Counter {
 /// Packets and bytes of frames, without checksums and vnet headers. A GSO frame counts as one.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// Frames.
+    /// How many frames.
     pub packets: Counter,
     /// Their bytes.
     pub bytes: Counter,
@@ -95,7 +95,7 @@ impl TrafficByWorker {
         std::iter::once(&self.first).chain(self.others.iter().map(|Apart(traffic)| traffic))
     }
 
-    /// Frames.
+    /// How many frames, over all workers.
     pub fn packets(&self) -> u64 {
         self.all().map(|traffic| traffic.packets.get()).sum()
     }

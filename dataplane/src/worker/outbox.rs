@@ -18,7 +18,7 @@ pub(super) struct Outgoing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum To {
     Port(usize),
-    /// Up into the node's own kernel.
+    /// Local delivery: this node is the backend.
     Local,
 }
 

@@ -444,7 +444,7 @@ fn dispatch(
     }
 }
 
-/// For the node's own kernel.
+/// Rewrites a frame for local delivery.
 fn deliver(frame: &mut [u8]) -> Verdict {
     // The loopback interface's MAC address.
     rewrite::to_backend(frame, Mac::ZERO, Mac::ZERO);

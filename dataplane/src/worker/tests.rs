@@ -7,6 +7,8 @@ use std::{
 
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4::DestUnreachableHeader};
 
+use fastrand::Rng;
+
 use super::{pipeline::REPLIES_PER_S, *};
 use crate::{
     forward::{
@@ -176,33 +178,21 @@ fn sound() -> Vec<Vec<u8>> {
     frames
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
-    }
-
-    /// A few bytes changed, mostly in the headers; or cut, stretched, or stuttered.
-    fn mutate(&mut self, frame: &mut Vec<u8>) {
-        for _ in 0..1 + self.below(6) {
-            let len = frame.len().max(1);
-            let reach = if self.below(4) == 0 { len } else { 80 };
-            let at = self.below(len.min(reach));
-            match self.below(12) {
-                0 => frame.truncate(at),
-                1 => frame.extend_from_within(..frame.len().min(at)),
-                2 => drop(frame.splice(at.min(frame.len()).., vec![0xff; at])),
-                3 => frame.insert(at.min(frame.len()), 0),
-                4 if at < frame.len() => drop(frame.remove(at)),
-                5..8 if at < frame.len() => frame[at] ^= 1 << self.below(8),
-                _ if at < frame.len() => frame[at] = self.below(256) as u8,
-                _ => {}
-            }
+/// A few bytes changed, mostly in the headers; or cut, stretched, or stuttered.
+fn mutate(random: &mut Rng, frame: &mut Vec<u8>) {
+    for _ in 0..1 + random.usize(..6) {
+        let len = frame.len().max(1);
+        let reach = if random.usize(..4) == 0 { len } else { 80 };
+        let at = random.usize(..len.min(reach));
+        match random.usize(..12) {
+            0 => frame.truncate(at),
+            1 => frame.extend_from_within(..frame.len().min(at)),
+            2 => drop(frame.splice(at.min(frame.len()).., vec![0xff; at])),
+            3 => frame.insert(at.min(frame.len()), 0),
+            4 if at < frame.len() => drop(frame.remove(at)),
+            5..8 if at < frame.len() => frame[at] ^= 1 << random.usize(..8),
+            _ if at < frame.len() => frame[at] = random.u8(..),
+            _ => {}
         }
     }
 }
@@ -369,14 +359,14 @@ fn write_the_corpus() {
 fn mutated_frames_are_all_accounted_for_and_only_addresses_change() {
     let frames = std::env::var("LB_FUZZ_FRAMES").ok().and_then(|count| count.parse().ok()).unwrap_or(FRAMES);
     let seed = std::env::var("LB_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let (sound, mut random, (mut pipeline, lease)) = (sound(), Random(seed), pipeline());
+    let (sound, mut random, (mut pipeline, lease)) = (sound(), Rng::with_seed(seed), pipeline());
     let (mut forwarded, mut sent) = (0, 0);
     for number in 0..frames {
-        let mut frame = sound[random.below(sound.len())].clone();
-        random.mutate(&mut frame);
-        let vnet = if random.below(20) == 0 { VnetHeader::tcp_segments_of(1400) } else { VnetHeader::default() };
-        let meta = FrameMeta { vlan_tagged: random.below(50) == 0, vnet };
-        let state = Lease::ALL[random.below(40) % 20 % Lease::ALL.len()];
+        let mut frame = sound[random.usize(..sound.len())].clone();
+        mutate(&mut random, &mut frame);
+        let vnet = if random.usize(..20) == 0 { VnetHeader::tcp_segments_of(1400) } else { VnetHeader::default() };
+        let meta = FrameMeta { vlan_tagged: random.usize(..50) == 0, vnet };
+        let state = Lease::ALL[random.usize(..40) % 20 % Lease::ALL.len()];
         state.set(&lease);
         let what = format!("frame {number} of seed {seed}, lease {state:?}");
         let verdict = explain_and_judge(&mut pipeline, meta, &mut frame, &what);

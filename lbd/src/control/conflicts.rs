@@ -34,14 +34,14 @@ impl Conflicts {
                 ),
                 Claimant::Unknown => tracing::warn!(
                     %vip, %mac, count,
-                    "somebody else uses the address of this VIP: find that machine by its hardware address, or remove the VIP"
+                    "somebody else uses the address of this VIP: find that machine by its MAC address, or remove the VIP"
                 ),
             }
         }
     }
 }
 
-/// Whose hardware address it is.
+/// Whose MAC address it is.
 pub(crate) enum Claimant {
     Node(String),
     Backend(String),
@@ -58,7 +58,7 @@ impl fmt::Display for Claimant {
     }
 }
 
-/// Looks for a hardware address among the nodes and the backends.
+/// Looks for a MAC address among the nodes and the backends.
 pub(crate) fn claimant(table: &Table, backends: &[BackendReport], mac: Mac) -> Claimant {
     let is_its = |node: &&Node| node.attachments.iter().any(|attachment| attachment.mac.octets() == mac.0);
     if let Some(node) = table.nodes().find(is_its) {

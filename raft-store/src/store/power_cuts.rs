@@ -113,14 +113,14 @@ fn write(dir: &Path) -> (Vec<Image>, Vec<Acknowledged>) {
 }
 
 /// `later` with some of the blocks in which it differs from `synced` taken back.
-fn cut(synced: &[u8], later: &[u8], random: &mut impl FnMut() -> u64) -> Vec<u8> {
+fn cut(synced: &[u8], later: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
     // How many blocks made it varies from cut to cut; so does whether the file had grown yet.
-    let part = random() % 5;
+    let part = random.u64(..5);
     let mut image = later.to_vec();
     for at in (0..later.len()).step_by(BLOCK) {
         let end = (at + BLOCK).min(later.len());
         let old = synced.get(at..end);
-        if old != Some(&later[at..end]) && random() % 4 < part {
+        if old != Some(&later[at..end]) && random.u64(..4) < part {
             match old {
                 Some(old) => image[at..end].copy_from_slice(old),
                 None => image[at..end].fill(0),
@@ -137,13 +137,7 @@ fn cut(synced: &[u8], later: &[u8], random: &mut impl FnMut() -> u64) -> Vec<u8>
 fn after_a_power_cut_everything_acknowledged_is_there_or_the_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (images, acknowledged) = write(dir.path());
-    let mut state = 7u64;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
+    let mut random = fastrand::Rng::with_seed(7);
     let (mut opened, mut refused) = (0, 0);
     let cuts = acknowledged.iter().zip(acknowledged.iter().skip(1));
     for (known, next) in cuts {

@@ -4,15 +4,15 @@
 /// How much a table of some feature level holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// VIPs.
+    /// VIPs of the cluster.
     pub vips: usize,
-    /// Services.
+    /// Services of all VIPs.
     pub services: usize,
-    /// Backends.
+    /// Backends of all services.
     pub backends: usize,
     /// Port ranges of one service.
     pub ports_per_service: usize,
-    /// Nodes.
+    /// Nodes, witnesses among them.
     pub nodes: usize,
     /// Remembered request ids; the oldest is forgotten first.
     pub requests: usize,

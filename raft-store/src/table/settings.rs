@@ -44,7 +44,7 @@ pub struct FlowTimeouts {
     pub tcp_s: u32,
     /// A TCP connection of which a FIN or RST was seen.
     pub fin_s: u32,
-    /// UDP.
+    /// A flow of UDP.
     pub udp_s: u32,
 }
 

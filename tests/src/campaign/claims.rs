@@ -34,7 +34,7 @@ const AROUND: Duration = Duration::from_millis(30);
 pub struct Claim {
     /// When it was seen.
     pub at: Instant,
-    /// The owner's hardware address.
+    /// The owner's MAC address.
     pub mac: Mac,
 }
 
@@ -126,7 +126,7 @@ pub struct Verdict {
     pub in_hand: usize,
 }
 
-/// Whether one owner followed the other. `resumed`: which hardware address's process went on after SIGSTOP, when.
+/// Whether one owner followed the other. `resumed`: which MAC address's process went on after SIGSTOP, when.
 pub fn judge(claims: &[Claim], resumed: &[(Mac, Instant)]) -> Verdict {
     let mut verdict = Verdict::default();
     // Runs of claims by one node: who, from when, until when, how many.

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use claims::{Observer, judge};
+use fastrand::Rng;
 use lb_dataplane::packet::Mac;
 use trouble::Trouble;
 
@@ -64,9 +65,9 @@ pub struct Options {
 /// What it saw.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Rounds.
+    /// Rounds that were gone through.
     pub rounds: usize,
-    /// Troubles.
+    /// The gaps that clients saw, by the trouble that made them.
     pub troubles: BTreeMap<&'static str, Vec<Duration>>,
     /// From the last mend until all was well.
     pub settled: Vec<Duration>,
@@ -82,32 +83,8 @@ pub struct Report {
     pub broken: u64,
 }
 
-/// Random numbers that follow from a seed (SplitMix64).
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    /// From a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next number.
-    fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.draw() % bound
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
+fn pick<T: Copy>(random: &mut Rng, of: &[T]) -> T {
+    of[random.usize(..of.len())]
 }
 
 /// Runs a campaign; an error is a broken promise, or a harness that does not work.
@@ -172,13 +149,13 @@ fn prepare(site: &Site) -> anyhow::Result<()> {
 }
 
 struct Campaign {
-    random: Random,
+    random: Rng,
     troubles: Vec<Trouble>,
     observer: Observer,
     udp: UdpStream,
     tcp: Connection,
     load: register::Load,
-    /// Which hardware address's process went on after SIGSTOP, and when.
+    /// Which MAC address's process went on after SIGSTOP, and when.
     resumed: Vec<(Mac, Instant)>,
     /// What happened in this round.
     history: Vec<String>,
@@ -193,7 +170,7 @@ impl Campaign {
         let asking = Ipv4Addr::new(192, 168, 2, 254);
         let nodes: Vec<&Host> = site.node_hosts.iter().collect();
         Ok(Self {
-            random: Random::new(options.seed),
+            random: Rng::with_seed(options.seed),
             troubles,
             observer: Observer::start(&site.net, &nodes, (&site.router, "eth1", asking), &vips)?,
             udp: UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), PACE)?,
@@ -209,7 +186,7 @@ impl Campaign {
         self.history.clear();
         let struck = Instant::now();
         let first = self.strike(site, None)?;
-        let second = if site.nodes.len() >= 5 && self.random.below(3) == 0 {
+        let second = if site.nodes.len() >= 5 && self.random.u64(..3) == 0 {
             Some(self.strike(site, Some(first.1))?)
         } else {
             None
@@ -242,16 +219,16 @@ impl Campaign {
     }
 
     fn strike(&mut self, site: &mut Site, but: Option<usize>) -> anyhow::Result<(Trouble, usize, usize)> {
-        let trouble = self.random.pick(&self.troubles.clone());
+        let trouble = pick(&mut self.random, &self.troubles.clone());
         let nodes: Vec<usize> = (0..site.nodes.len()).filter(|node| Some(*node) != but).collect();
         // Half of the time it hits the owner of the VIP with the traffic.
         let owner = site.owner().ok().filter(|owner| Some(*owner) != but);
-        let node = match owner.filter(|_| self.random.below(2) == 0) {
+        let node = match owner.filter(|_| self.random.bool()) {
             Some(owner) => owner,
-            None => self.random.pick(&nodes),
+            None => pick(&mut self.random, &nodes),
         };
         let others: Vec<usize> = nodes.into_iter().filter(|other| *other != node).collect();
-        let other = self.random.pick(&others);
+        let other = pick(&mut self.random, &others);
         self.history.push(format!("{} of {}", trouble.name(), site.nodes[node].name));
         trouble
             .strike(site, node, other)
@@ -264,9 +241,9 @@ impl Campaign {
     fn meddle(&mut self, site: &Site, until: Instant, troubled: Vec<usize>) {
         while Instant::now() < until {
             let sound: Vec<usize> = (0..site.nodes.len()).filter(|node| !troubled.contains(node)).collect();
-            let by = &site.nodes[self.random.pick(&sound)];
-            let to = site.nodes[self.random.below(site.nodes.len() as u64) as usize].name.clone();
-            let arguments: &[&str] = match self.random.below(4) {
+            let by = &site.nodes[pick(&mut self.random, &sound)];
+            let to = site.nodes[self.random.usize(..site.nodes.len())].name.clone();
+            let arguments: &[&str] = match self.random.u64(..4) {
                 0 => &["vip", "move", VIP_TEXT, &to],
                 1 => &["vip", "move", "192.168.2.2", &to],
                 2 => &["vip", "remove", PASSING],
@@ -276,7 +253,7 @@ impl Campaign {
             if let Ok(output) = by.lbctl(&arguments) {
                 self.history.push(format!("{} ({})", arguments[2..].join(" "), output.status.code().unwrap_or(-1)));
             }
-            let pause = Duration::from_millis(self.random.below(300));
+            let pause = Duration::from_millis(self.random.u64(..300));
             thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
         }
     }

@@ -1,5 +1,5 @@
 //! Registers in the replicated table, written and read by way of all nodes at random: every acknowledged write
-//! is there, and reads are linearizable. A register is the hardware address of a backend that gets no traffic;
+//! is there, and reads are linearizable. A register is the MAC address of a backend that gets no traffic;
 //! its value only grows and has one writer, so a read is right if and only if it lies between what was known
 //! before it began and what had been begun before it ended.
 
@@ -14,14 +14,14 @@ use std::{
 };
 
 use anyhow::Context as _;
+use fastrand::Rng;
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
-use super::Random;
 use crate::grpc;
 
-/// Registers.
+/// Registers that are written at the same time.
 const COUNT: u64 = 4;
 /// Between two writes or reads of one register.
 const PACE: Duration = Duration::from_millis(15);
@@ -42,7 +42,7 @@ pub fn count() -> u64 {
     COUNT
 }
 
-/// A value as a hardware address: unicast, locally administered.
+/// A value as a MAC address: unicast, locally administered.
 pub fn encode(value: u64) -> String {
     let [_, _, _, a, b, c, d, e] = value.to_be_bytes();
     format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
@@ -107,7 +107,7 @@ impl Load {
                         let mut client = Client {
                             shared: shared.clone(),
                             register,
-                            random: Random::new(seed ^ (register << 1) ^ u64::from(writes)),
+                            random: Rng::with_seed(seed ^ (register << 1) ^ u64::from(writes)),
                             channels: vec![None; shared.sockets.len()],
                         };
                         async move { if writes { client.write().await } else { client.read().await } }
@@ -152,7 +152,7 @@ impl Drop for Load {
 struct Client {
     shared: Arc<Shared>,
     register: u64,
-    random: Random,
+    random: Rng,
     channels: Vec<Option<Channel>>,
 }
 
@@ -223,7 +223,7 @@ impl Client {
     }
 
     fn any_node(&mut self) -> usize {
-        self.random.below(self.shared.sockets.len() as u64) as usize
+        self.random.usize(..self.shared.sockets.len())
     }
 
     async fn client(&mut self, node: usize) -> anyhow::Result<TableServiceClient<Channel>> {

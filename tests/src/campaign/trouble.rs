@@ -4,13 +4,13 @@ use std::{fs, io::Write as _};
 
 use anyhow::Context as _;
 
-use super::Random;
 use crate::{
     cluster::{SOON, form_one, insist},
     faults::Fault,
     site::Site,
     topology::{Cut, Lane},
 };
+use fastrand::Rng;
 
 /// A kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,11 +113,11 @@ impl Trouble {
     }
 
     /// For how long it lasts, in milliseconds.
-    pub fn lasts_ms(self, random: &mut Random) -> u64 {
+    pub fn lasts_ms(self, random: &mut Rng) -> u64 {
         match self {
             // Shorter than a lease, about as long, and longer.
-            Self::Node(Fault::Stopped) => [40, 120, 160, 250, 1500][random.below(5) as usize],
-            _ => 100 + random.below(1900),
+            Self::Node(Fault::Stopped) => [40, 120, 160, 250, 1500][random.usize(..5)],
+            _ => 100 + random.u64(..1900),
         }
     }
 }

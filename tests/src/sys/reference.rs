@@ -19,7 +19,7 @@ const PACKET_VNET_HDR: i32 = 15;
 const PACKET_QDISC_BYPASS: i32 = 20;
 const PACKET_IGNORE_OUTGOING: i32 = 23;
 
-/// Forwards frames for one IPv4 address, on any port, to one of several hardware addresses until it is told to stop.
+/// Forwards frames for one IPv4 address, on any port, to one of several MAC addresses until it is told to stop.
 pub fn forward(ifindex: u32, vip: [u8; 4], own: [u8; 6], backends: &[[u8; 6]], stop: &AtomicBool) -> io::Result<()> {
     let receiver = packet_socket(ifindex, libc::ETH_P_ALL as u16, true)?;
     let sender = packet_socket(ifindex, 0, false)?;
@@ -184,7 +184,7 @@ pub fn enable_gro(interface: &str) -> io::Result<()> {
     set_offload(interface, ETHTOOL_SGRO, true)
 }
 
-/// Turns TSO of an interface off: the kernel has to segment super-frames before it hands them over.
+/// Turns TSO of an interface off: the kernel has to segment GSO frames before it hands them over.
 pub fn disable_tso(interface: &str) -> io::Result<()> {
     const ETHTOOL_STSO: u32 = 0x1f;
     set_offload(interface, ETHTOOL_STSO, false)

@@ -16,9 +16,9 @@ use super::{
 
 /// Makes engines of one kind for one worker.
 pub(crate) struct EngineFactory {
-    /// Which.
+    /// How they move frames.
     pub(crate) kind: EngineKind,
-    /// Whose.
+    /// The worker's part of the frames.
     pub(crate) share: Share,
     /// Ends their waiting.
     pub(crate) wake: OwnedFd,

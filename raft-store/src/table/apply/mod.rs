@@ -40,11 +40,11 @@ pub struct Touched {
     pub vips: Vec<IpAddr>,
     /// VIPs of which only the owner, or where they are going, changed.
     pub owners: Vec<IpAddr>,
-    /// Services.
+    /// Services that changed, came or went.
     pub services: Vec<Name>,
-    /// Backends.
+    /// Backends that changed, came or went.
     pub backends: Vec<(Name, IpAddr)>,
-    /// Nodes.
+    /// Nodes that changed, came or went.
     pub nodes: Vec<NodeId>,
     /// Holders of leases.
     pub leases: Vec<NodeId>,

@@ -1,4 +1,4 @@
-//! One TCP connection as fast as it goes, with the offloads that every interface has by default: super-frames of up to
+//! One TCP connection as fast as it goes, with the offloads that every interface has by default: GSO frames of up to
 //! 64 KiB pass the load balancer on their way from the client to the server, which answers directly.
 
 use std::{

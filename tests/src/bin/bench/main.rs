@@ -28,7 +28,7 @@ use crate::{
 };
 
 const BACKENDS: u8 = 8;
-/// Odd.
+/// Odd, so that there is a median.
 const ROUNDS: usize = 5;
 const RING: Forwarder = Forwarder::Engine(EngineKind::Ring);
 const ENGINES: [Forwarder; 3] = [RING, Forwarder::Engine(EngineKind::Multishot), Forwarder::Engine(EngineKind::Mmsg)];
