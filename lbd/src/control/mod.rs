@@ -1,6 +1,6 @@
 //! A revision's way out: [`compile`] turns the replicated table into what this node's dataplane forwards,
 //! [`publish_table`] publishes it, and [`publish_grants`] which VIPs this node owns. [`publish_node`] says in the table what
-//! this node sees of its segments. [`leader_tasks`] does what is nobody's request, [`retire`] ends it all in the right order.
+//! this node sees of its segments. [`leader_tasks`] does what is nobody's request, [`mod@retire`] ends it all in the right order.
 
 mod answered;
 mod compile;
