@@ -350,6 +350,20 @@ pub(crate) enum State {
     Down,
 }
 
+/// What can be said of a backend.
+#[derive(Debug, Args)]
+pub(crate) struct BackendOptions {
+    /// Its share of new flows, 1 to 1000.
+    #[arg(long)]
+    pub(crate) weight: Option<u32>,
+    /// Its MAC address, where it shall not be resolved by ARP or neighbour discovery; "none" to resolve it.
+    #[arg(long)]
+    pub(crate) mac: Option<String>,
+    /// What it takes.
+    #[arg(long, value_enum)]
+    pub(crate) state: Option<State>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum BackendCommand {
     /// Add a backend to a service.
@@ -358,32 +372,17 @@ pub(crate) enum BackendCommand {
         service: String,
         /// The backend's own address.
         ip: IpAddr,
-        /// Its share of new flows, 1 to 1000.
-        #[arg(long)]
-        weight: Option<u32>,
-        /// Its MAC, where it shall not be resolved by ARP.
-        #[arg(long)]
-        mac: Option<String>,
-        /// What it takes.
-        #[arg(long, value_enum)]
-        state: Option<State>,
+        #[command(flatten)]
+        options: BackendOptions,
     },
     /// Change a backend.
-    #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The service.
         service: String,
         /// The backend's own address.
         ip: IpAddr,
-        /// Its share of new flows, 1 to 1000.
-        #[arg(group = "what", long)]
-        weight: Option<u32>,
-        /// Its MAC, or "none" to resolve it by ARP.
-        #[arg(group = "what", long)]
-        mac: Option<String>,
-        /// What it takes.
-        #[arg(group = "what", long, value_enum)]
-        state: Option<State>,
+        #[command(flatten)]
+        options: BackendOptions,
     },
     /// Let a backend keep the flows it has and give it no new ones.
     Drain(BackendName),

@@ -13,28 +13,32 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
     let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let request_id = session.request_id.clone();
     match command {
-        BackendCommand::Add { service, ip, weight, mac, state } => {
+        BackendCommand::Add { service, ip, options } => {
             let what = format!("backend {ip} added to {service}");
             let backend = v1::Backend {
                 service,
                 address: ip.to_string(),
-                weight: weight.unwrap_or(1),
-                mac: mac.unwrap_or_default(),
-                state: state.map_or(0, number),
-                revision: 0,
+                weight: options.weight.unwrap_or(1),
+                mac: none_is_empty(options.mac).unwrap_or_default(),
+                state: options.state.map_or(0, number),
+                ..v1::Backend::default()
             };
             let request = v1::CreateBackendRequest { request_id, expected_revision: 0, backend: Some(backend) };
             let response =
                 session.write(request, |request| async move { client.create_backend(request).await }).await?;
             session.changed(what, response)
         }
-        BackendCommand::Set { service, ip, weight, mac, state } => {
+        BackendCommand::Set { service, ip, options } => {
+            let nothing = update(session, &BackendName { service, ip });
             let request = v1::UpdateBackendRequest {
-                weight,
-                mac: none_is_empty(mac),
-                state: state.map(number),
-                ..update(session, &BackendName { service, ip })
+                weight: options.weight,
+                mac: none_is_empty(options.mac),
+                state: options.state.map(number),
+                ..nothing.clone()
             };
+            if request == nothing {
+                return Err(Failure::Usage("nothing to change: say --weight, --mac or --state".to_owned()));
+            }
             set(session, request, "set").await
         }
         BackendCommand::Drain(name) => set_state(session, &name, State::Drain, "draining").await,
@@ -72,12 +76,9 @@ async fn set(session: &Session, request: v1::UpdateBackendRequest, done: &str) -
 fn update(session: &Session, name: &BackendName) -> v1::UpdateBackendRequest {
     v1::UpdateBackendRequest {
         request_id: session.request_id.clone(),
-        expected_revision: 0,
         service: name.service.clone(),
         address: name.ip.to_string(),
-        weight: None,
-        mac: None,
-        state: None,
+        ..v1::UpdateBackendRequest::default()
     }
 }
 

@@ -304,11 +304,11 @@ fn names_on_disk_are_frozen() {
 fn large_command() -> Command {
     let backend = |number: u32| {
         Mutation::CreateBackend(BackendSettings {
-            service: "a-service-with-a-rather-long-name".parse().unwrap(),
-            address: std::net::Ipv4Addr::from(0x0a00_0000 + number).into(),
-            weight: Weight::DEFAULT,
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
-            state: AdminState::Active,
+            ..BackendSettings::new(
+                "a-service-with-a-rather-long-name".parse().unwrap(),
+                std::net::Ipv4Addr::from(0x0a00_0000 + number).into(),
+            )
         })
     };
     let mutations = (1..60_000).map(backend).collect();

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::types::{MacAddr, Name, Revision, Weight};
+use super::{
+    patch::patches,
+    types::{MacAddr, Name, Revision, Weight},
+};
 use crate::codec::{numbered, recorded, recorded_with_settings};
 
 /// What an operator wants of a backend.
@@ -32,6 +35,13 @@ pub struct BackendSettings {
     pub state: AdminState,
 }
 
+impl BackendSettings {
+    /// With what holds for a backend of which nothing else is said.
+    pub fn new(service: Name, address: IpAddr) -> Self {
+        Self { service, address, weight: Weight::DEFAULT, mac: None, state: AdminState::Active }
+    }
+}
+
 /// A server of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
@@ -57,4 +67,5 @@ pub struct BackendPatch {
 numbered!(AdminState: Active, Drain, Down);
 recorded!(BackendSettings => Backend { service, address, weight, mac, state });
 recorded_with_settings!(Backend => Backend { id, revision });
+patches!(BackendPatch of BackendSettings by { service: Name, address: IpAddr } { weight, mac, state });
 recorded!(BackendPatch => BackendPatch { service, address, weight, mac, state });

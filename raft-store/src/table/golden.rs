@@ -69,24 +69,20 @@ fn commands() -> Vec<(&'static str, Command)> {
             table_size: 4093,
         }),
         Mutation::CreateBackend(BackendSettings {
-            service: name("web"),
-            address: ip("192.168.2.50"),
             weight: Weight::try_from(7).unwrap(),
             mac: Some(mac),
             state: AdminState::Drain,
+            ..BackendSettings::new(name("web"), ip("192.168.2.50"))
         }),
         Mutation::CreateBackend(BackendSettings {
-            service: name("web"),
-            address: ip("192.168.2.51"),
-            weight: Weight::DEFAULT,
-            mac: None,
             state: AdminState::Down,
+            ..BackendSettings::new(name("web"), ip("192.168.2.51"))
         }),
     ];
     let vip = |prefer, segment, unmatched| VipPatch { address: ip(VIP), prefer, segment, unmatched };
     let web = |ports, affinity| ServicePatch { name: name("web"), ports, affinity };
     let server =
-        |last, weight, mac, state| BackendPatch { service: name("web"), address: ip(last), weight, mac, state };
+        |last, weight, mac, state| BackendPatch { weight, mac, state, ..BackendPatch::of(name("web"), ip(last)) };
     let updates = vec![
         Mutation::UpdateVip(vip(Some(None), Some(None), Some(Unmatched::Drop))),
         Mutation::UpdateVip(vip(Some(Some(4)), None, None)),

@@ -14,6 +14,7 @@ mod encoding;
 mod golden;
 mod lease;
 mod node;
+mod patch;
 mod rejection;
 mod reply;
 mod requests;

@@ -64,11 +64,7 @@ pub fn restore(present: &Table, saved: &Table) -> Vec<Mutation> {
         changes.extend(match present.service(&settings.name).filter(|_| kept.contains(&settings.name)) {
             None => Some(Mutation::CreateService(settings)),
             Some(now) if now.settings == settings => None,
-            Some(_) => Some(Mutation::UpdateService(ServicePatch {
-                name: settings.name,
-                ports: Some(settings.ports),
-                affinity: Some(settings.affinity),
-            })),
+            Some(_) => Some(Mutation::UpdateService(ServicePatch::to(settings))),
         });
     }
     for backend in saved.backends() {
@@ -77,13 +73,7 @@ pub fn restore(present: &Table, saved: &Table) -> Vec<Mutation> {
         changes.extend(match now {
             None => Some(Mutation::CreateBackend(settings)),
             Some(now) if now.settings == settings => None,
-            Some(_) => Some(Mutation::UpdateBackend(BackendPatch {
-                service: settings.service,
-                address: settings.address,
-                weight: Some(settings.weight),
-                mac: Some(settings.mac),
-                state: Some(settings.state),
-            })),
+            Some(_) => Some(Mutation::UpdateBackend(BackendPatch::to(settings))),
         });
     }
     changes
@@ -96,11 +86,6 @@ fn restored_vip(present: &Table, saved: &Table, vip: &Vip) -> Option<Mutation> {
     match present.vip(settings.address) {
         None => Some(Mutation::CreateVip(settings)),
         Some(now) if now.settings == settings => None,
-        Some(_) => Some(Mutation::UpdateVip(VipPatch {
-            address: settings.address,
-            prefer: Some(settings.prefer),
-            segment: Some(settings.segment),
-            unmatched: Some(settings.unmatched),
-        })),
+        Some(_) => Some(Mutation::UpdateVip(VipPatch::to(settings))),
     }
 }

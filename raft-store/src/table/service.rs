@@ -2,7 +2,10 @@
 
 use std::{fmt, net::IpAddr};
 
-use super::types::{Name, Revision};
+use super::{
+    patch::patches,
+    types::{Name, Revision},
+};
 use crate::codec::{numbered, recorded, recorded_with_settings};
 
 /// Transport protocols that are balanced.
@@ -114,4 +117,5 @@ numbered!(Affinity: Flow, Source);
 recorded!(PortRange => Port { protocol, first, last });
 recorded!(ServiceSettings => Service { name, vip, ports, affinity, table_size });
 recorded_with_settings!(Service => Service { revision });
+patches!(ServicePatch of ServiceSettings by { name: Name } { ports, affinity });
 recorded!(ServicePatch => ServicePatch { name, ports, affinity });

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::types::{Cidr, Epoch, LeaseId, NodeId, Revision};
+use super::{
+    patch::patches,
+    types::{Cidr, Epoch, LeaseId, NodeId, Revision},
+};
 use crate::codec::{numbered, recorded, recorded_with_settings};
 
 /// What happens to a packet for a VIP that no service takes.
@@ -71,6 +74,7 @@ pub struct VipPatch {
 numbered!(Unmatched: Drop, Reject);
 recorded!(VipSettings => Vip { address, prefer, segment, unmatched });
 recorded_with_settings!(Vip => Vip { owner, home, intent, grants, deleting, revision });
+patches!(VipPatch of VipSettings by { address: IpAddr } { prefer, segment, unmatched });
 recorded!(VipPatch => VipPatch { address, prefer, segment, unmatched });
 
 recorded!(Owner => Owner { node, lease, epoch });

@@ -51,8 +51,7 @@ impl Table {
     }
 
     pub(in crate::table) fn patch_backend(&mut self, index: u64, patch: &BackendPatch) -> Result<bool, Rejection> {
-        let BackendPatch { service, address, weight, mac, state } = patch;
-        let address = *address;
+        let (service, address) = (&patch.service, patch.address);
         let Some(before) = self.backend(service, address) else {
             return Err(Rejection::not_found(
                 "backend",
@@ -60,10 +59,7 @@ impl Table {
             ));
         };
         let mut backend = before.clone();
-        let settings = &mut backend.settings;
-        settings.weight = weight.unwrap_or(settings.weight);
-        settings.mac = mac.unwrap_or(settings.mac);
-        settings.state = state.unwrap_or(settings.state);
+        backend.settings = patch.applied_to(&before.settings);
         if backend == *before {
             return Ok(false);
         }

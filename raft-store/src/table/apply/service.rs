@@ -36,11 +36,8 @@ impl Table {
     }
 
     pub(in crate::table) fn patch_service(&mut self, index: u64, patch: &ServicePatch) -> Result<bool, Rejection> {
-        let ServicePatch { name, ports, affinity } = patch;
-        let service = self.services.get(name).ok_or_else(|| no_service(name))?;
-        let mut settings = service.settings.clone();
-        settings.ports = ports.clone().unwrap_or(settings.ports);
-        settings.affinity = affinity.unwrap_or(settings.affinity);
+        let service = self.services.get(&patch.name).ok_or_else(|| no_service(&patch.name))?;
+        let settings = patch.applied_to(&service.settings);
         if service.settings == settings {
             return Ok(false);
         }

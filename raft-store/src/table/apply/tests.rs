@@ -151,13 +151,7 @@ fn service(label: &str, address: &str, ports: &[(u16, u16)]) -> Mutation {
 }
 
 fn backend(label: &str, address: &str) -> Mutation {
-    Mutation::CreateBackend(BackendSettings {
-        service: name(label),
-        address: ip(address),
-        weight: Weight::DEFAULT,
-        mac: None,
-        state: AdminState::Active,
-    })
+    Mutation::CreateBackend(BackendSettings::new(name(label), ip(address)))
 }
 
 const VIP: &str = "192.168.2.100";
@@ -654,7 +648,7 @@ fn an_entry_says_which_rows_it_has_touched() {
     let refused = touched(mutation(vec![vip("192.168.2.101"), service("x", "192.168.2.99", &[(1, 1)])]));
     assert_eq!(refused, Touched::default());
     let weight = Some(Weight::try_from(9).unwrap());
-    let patch = BackendPatch { service: name("web"), address: ip("192.168.2.50"), weight, mac: None, state: None };
+    let patch = BackendPatch { weight, ..BackendPatch::of(name("web"), ip("192.168.2.50")) };
     let weighed = touched(Body::Mutate(vec![Mutation::UpdateBackend(patch)]));
     assert!(weighed.vips.is_empty() && weighed.owners.is_empty() && weighed.changes_forwarding());
     let moved = touched(Body::SetDraining { node: ids[0], draining: true });

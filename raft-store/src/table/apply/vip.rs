@@ -53,11 +53,7 @@ impl Table {
     }
 
     pub(in crate::table) fn patch_vip(&mut self, index: u64, patch: &VipPatch) -> Result<bool, Rejection> {
-        let VipPatch { address, prefer, segment, unmatched } = *patch;
-        let mut settings = self.settled_vip(address)?.settings.clone();
-        settings.prefer = prefer.unwrap_or(settings.prefer);
-        settings.segment = segment.unwrap_or(settings.segment);
-        settings.unmatched = unmatched.unwrap_or(settings.unmatched);
+        let settings = patch.applied_to(&self.settled_vip(patch.address)?.settings);
         self.update_vip(index, settings)
     }
 
