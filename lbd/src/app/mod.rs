@@ -1,0 +1,126 @@
+//! The daemon's life: bind, open, serve, follow, and let go in the right order.
+
+mod start;
+mod stop;
+mod tasks;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use lb_raft_store::{Consensus, Settings};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use self::stop::Signals;
+use crate::{
+    api::{Context, Listeners, bind_cluster, bind_tcp},
+    config::Config,
+    control::{Leave, Retiring, retire},
+    exit::Failure,
+    link,
+    ownership::{self, Ownership},
+    raft::TonicTransport,
+    supervise::Parent,
+};
+
+/// Runs until SIGTERM or SIGINT, or until it must not go on.
+pub(crate) fn run(config: Config, file: PathBuf, parent: Parent) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::System("starting the runtime", error))?;
+    runtime.block_on(serve(Arc::new(config), file, parent))
+}
+
+async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(), Failure> {
+    let waiting = |error| Failure::System("waiting for signals", error);
+    let mut signals = Signals::new().map_err(waiting)?;
+    let hangup = signal(SignalKind::hangup()).map_err(waiting)?;
+    if config.insecure {
+        tracing::warn!("tls.insecure = true: whoever reaches the TCP listeners controls this cluster");
+    }
+    // What can be refused is tried in this order: interfaces, addresses, the store (whose lock keeps a second
+    // lbd from touching the first one's guard), the dataplane.
+    let names = config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone()).unwrap_or_default();
+    let links = link::read(&names).await?;
+    let cluster_listeners = config
+        .cluster
+        .listen
+        .iter()
+        .map(|address| bind_tcp("cluster.listen", *address))
+        .collect::<Result<Vec<_>, _>>()?;
+    let heartbeat_sockets =
+        ownership::bind(&config.cluster.listen).map_err(|(address, source)| Failure::Heartbeat { address, source })?;
+    let api_listeners = Listeners::bind(&config.api)?;
+    let settings = Settings {
+        cluster_name: config.cluster.name.clone(),
+        name: config.name.clone(),
+        role: config.role,
+        address: config.cluster.advertise.clone(),
+        data_dir: config.data_dir.clone(),
+        bootstrap: config.cluster.bootstrap,
+    };
+    let consensus = Consensus::start(settings, Arc::new(TonicTransport::default())).await?;
+    let dataplane = start::dataplane(&config, &links)?;
+    let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
+    let ownership = Ownership::new(consensus.clone(), clock, heartbeat_sockets, parent);
+
+    let in_force = Arc::new(AtomicU64::new(0));
+    let (end, stopping) = watch::channel(false);
+    let mut servers = JoinSet::new();
+    let serving = |error| Failure::System("serving", error);
+    for listener in cluster_listeners {
+        bind_cluster(listener, consensus.clone(), &stopping, &mut servers).map_err(serving)?;
+    }
+    let context = Context {
+        config: config.clone(),
+        consensus: consensus.clone(),
+        ownership: ownership.clone(),
+        dataplane: dataplane.clone(),
+        in_force: in_force.clone(),
+    };
+    api_listeners.serve(&context, &stopping, &mut servers).map_err(serving)?;
+
+    let parts = tasks::Parts {
+        config: config.clone(),
+        file,
+        hangup,
+        consensus: consensus.clone(),
+        ownership: ownership.clone(),
+        dataplane: dataplane.clone(),
+        links,
+        in_force,
+    };
+    let mut followers = tasks::start(parts);
+
+    start::announce_readiness(&config, &consensus);
+    let outcome = stop::wait_for_the_end(&mut signals, &consensus, dataplane.as_deref(), &mut followers).await;
+    tracing::info!("stopping");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+
+    let leave = stop::leave(&outcome);
+    if leave == Leave::HandingOver {
+        consensus.hand_over_lead().await;
+    }
+    // Nothing may publish a table or give a lease back any more; then everything is let go of.
+    followers.shutdown().await;
+    let retiring = Retiring { consensus: consensus.clone(), ownership, dataplane: dataplane.clone(), leave };
+    tokio::select! {
+        () = retire(&retiring) => {}
+        // A second signal: at once.
+        () = signals.next() => {}
+    }
+    end.send_replace(true);
+    servers.shutdown().await;
+    consensus.shutdown().await;
+    if let Some(Err(error)) = dataplane.map(|dataplane| dataplane.stop()) {
+        tracing::warn!(%error, "the guard was not removed");
+    }
+    outcome
+}

@@ -1,0 +1,48 @@
+//! What starts in a moment of its own: the dataplane, and what is said when all runs.
+
+use std::sync::Arc;
+
+use lb_dataplane::{Config as DataplaneConfig, Dataplane, Scheduling};
+use lb_raft_store::Consensus;
+
+use crate::{config::Config, exit::Failure, link::Link};
+
+/// The dataplane of a node that forwards; a witness has none.
+pub(super) fn dataplane(config: &Config, links: &[Link]) -> Result<Option<Arc<Dataplane>>, Failure> {
+    let Some(section) = &config.dataplane else { return Ok(None) };
+    let dataplane = Dataplane::start(&DataplaneConfig {
+        ports: links.iter().map(Link::port_config).collect(),
+        engine: section.engine,
+        workers: section.workers,
+        realtime: section.realtime,
+        flow_capacity: DataplaneConfig::DEFAULT_FLOW_CAPACITY,
+    })?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if dataplane.worker_count() > cores {
+        tracing::warn!(workers = dataplane.worker_count(), cores, "more workers than cores: they take turns");
+    }
+    if let refused @ Scheduling::Refused(_) = dataplane.scheduling() {
+        tracing::warn!(scheduling = %refused, "dataplane.realtime has no effect");
+    }
+    match dataplane.engine_reason() {
+        None => tracing::info!(engine = %dataplane.engine(), "the dataplane runs"),
+        Some(reason) => tracing::warn!(engine = %dataplane.engine(), reason, "the dataplane runs on its second choice"),
+    }
+    Ok(Some(Arc::new(dataplane)))
+}
+
+/// Says that the node serves, or what it waits for.
+pub(super) fn announce_readiness(config: &Config, consensus: &Consensus) {
+    let listens: Vec<String> = config.api.iter().map(ToString::to_string).collect();
+    match consensus.status().node {
+        Some(node) => tracing::info!(name = %config.name, node, api = listens.join(", "), "ready"),
+        None => tracing::info!(
+            api = listens.join(", "),
+            "waiting to be added: run 'lbctl node add {} {}' on a node of the cluster",
+            config.name,
+            config.cluster.advertise
+        ),
+    }
+    // Outside of systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
