@@ -19,8 +19,8 @@ use crate::{
     feed,
     raft::{Entry, LogId, SnapshotMeta, TypeConfig, Vote},
     table::{
-        AdminState, Affinity, BackendSettings, Body, Command, DEFAULT_TABLE_SIZE, Mutation, PortRange, Protocol,
-        ServiceSettings, Table, Unmatched, VipSettings, Weight, encode_table,
+        Affinity, BackendSettings, Body, Command, DEFAULT_TABLE_SIZE, Mutation, PortRange, Protocol, ServiceSettings,
+        Table, Unmatched, VipSettings, encode_table,
     },
 };
 
