@@ -20,7 +20,7 @@ use super::{
 /// Pings whose answers still count.
 const REMEMBERED_PINGS: usize = 1024;
 
-/// The state.
+/// What a holder of a lease remembers: which it asked for, holds, and until when it is supported.
 #[derive(Debug)]
 pub(super) struct Holder {
     me: NodeId,

@@ -50,7 +50,7 @@ struct Asked {
     retract: Option<u64>,
 }
 
-/// The state.
+/// One node of the protocol: its three roles, and what it has heard of the others.
 #[derive(Debug)]
 pub(super) struct Member {
     me: NodeId,

@@ -37,7 +37,7 @@ pub(super) struct Judge<'a> {
     pub(super) now_ns: u64,
 }
 
-/// The state.
+/// What a voter remembers: whom it has promised what, and from whom it has withdrawn.
 #[derive(Debug, Default)]
 pub(super) struct Supporter {
     promises: BTreeMap<NodeId, Promise>,

@@ -17,7 +17,7 @@ struct Claim {
     at_ns: u64,
 }
 
-/// The state.
+/// What a leader, or whoever would replace it, has gathered against leases and against the leader.
 #[derive(Debug, Default)]
 pub(super) struct Takeover {
     claims: BTreeMap<NodeId, Claim>,

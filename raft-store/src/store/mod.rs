@@ -2,7 +2,7 @@
 //!
 //! sled alone would not do: its `flush` never calls fsync, and it opens damaged files without a word
 //! with part of the data gone. So one writer thread commits in groups and calls fdatasync itself
-//! before anything is acknowledged, every record carries a checksum, and a witness file beside sled
+//! before anything is acknowledged, every record carries a checksum, and a watermark file beside sled
 //! says what must be there. A store that holds less is refused, never repaired: the way back is
 //! always to remove the node from the cluster and to add it anew.
 
