@@ -14,21 +14,16 @@ use crate::{
     raft::{SnapshotMeta, TypeConfig, records::entry},
     table::{
         Body, Command, Table, decode_command, decode_reply, decode_saved, decode_table, encode_command, encode_reply,
-        encode_table, restore,
+        encode_table, golden::bytes, restore,
     },
 };
 
 /// A table that the version before feature level 2 wrote.
 const TABLE: &[u8] = include_bytes!("table/golden/table.bin");
 
-fn unhex(text: &str) -> Vec<u8> {
-    let pairs = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
-    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
-}
-
 /// A command of each kind.
 fn commands() -> Vec<Vec<u8>> {
-    include_str!("table/golden/commands.txt").lines().map(|line| unhex(line.split_once(' ').unwrap().1)).collect()
+    include_str!("table/golden/commands.txt").lines().map(|line| bytes(line.split_once(' ').unwrap().1)).collect()
 }
 
 /// The fuzzer's input as bytes to decode: as it is, or as changes of something sound, which reach further in.

@@ -11,7 +11,7 @@ mod backend;
 mod command;
 mod encoding;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 mod lease;
 mod node;
 mod patch;
