@@ -12,6 +12,7 @@ use std::{
 use lb_dataplane::{
     Config, Dataplane, Grant, boottime_ns,
     forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
+    guard,
     io::PortConfig,
     packet::{Mac, Protocol},
 };
@@ -35,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         workers: 1,
         realtime: false,
         flow_capacity: Config::DEFAULT_FLOW_CAPACITY,
+        guard: guard::Ownership::Own,
     })?;
     println!("engine {}", dataplane.engine());
 

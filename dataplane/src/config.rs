@@ -1,6 +1,9 @@
 //! What a dataplane is started with.
 
-use crate::io::{EngineKind, PortConfig};
+use crate::{
+    guard,
+    io::{EngineKind, PortConfig},
+};
 
 /// What a dataplane is started with.
 #[derive(Debug, Clone)]
@@ -13,12 +16,14 @@ pub struct Config {
     pub workers: usize,
     /// Whether they go before all others on their cores, the kernel's receiving threads included ([`Scheduling`](crate::Scheduling)).
     pub realtime: bool,
-    /// Slots for flows, of 32 bytes. Up to half of them all flows find one.
+    /// Slots for flows, of 32 bytes, over all workers. Up to half of them all flows find one. Their memory is taken at the
+    /// start, see [`Dataplane::is_warm`](crate::Dataplane::is_warm).
     pub flow_capacity: usize,
+    /// Whose the guard's table is.
+    pub guard: guard::Ownership,
 }
 
 impl Config {
-    /// Slots for four million flows, twice as many, so that hardly one finds its group of slots full: 256 MiB if all of
-    /// them are there.
-    pub const DEFAULT_FLOW_CAPACITY: usize = 1 << 23;
+    /// Slots for a million flows, twice as many, so that hardly one finds its group of slots full: 64 MiB.
+    pub const DEFAULT_FLOW_CAPACITY: usize = 1 << 21;
 }

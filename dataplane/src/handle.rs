@@ -3,8 +3,12 @@
 use std::{
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
+    io,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +24,7 @@ use crate::{
         spec::{PortSpec, TableSpec, Timeouts},
         steering::{MAX_WORKERS, SPEAKER, Steering},
     },
-    guard::{self, GuardError},
+    guard::{Guard, GuardError, Keeper},
     io::{EngineKind, PortConfig},
     packet::{self, Fragment, Mac, Packet},
     pool::{Pool, Scheduling, flow_tables},
@@ -31,7 +35,7 @@ use crate::{
         permit::{Grant, LeaseClock, Owned, boottime_ns},
     },
     stats::{Conflict, WorkerStats},
-    worker::shared::{Published, Table, Workers},
+    worker::shared::{Progress, Published, Table, Workers},
 };
 
 /// A running dataplane.
@@ -39,7 +43,12 @@ pub struct Dataplane {
     config: Config,
     published: Arc<Published>,
     steering_key: u32,
-    publisher: Mutex<Publisher>,
+    publisher: Arc<Mutex<Publisher>>,
+    guarding: Arc<Guarding>,
+    /// The memory of the flow tables is there.
+    warm: Arc<AtomicBool>,
+    /// Puts the guard back when somebody has taken it away.
+    keeper: Mutex<Keeper>,
     grants: Mutex<Grants>,
     /// Where solicitations for owned VIPs are sent to.
     groups: Mutex<MulticastGroups>,
@@ -65,8 +74,28 @@ impl PoolOf {
 struct Publisher {
     compiler: Compiler,
     spec: TableSpec,
+    guard: Guard,
     /// `None` before the first table: what a crash left behind is in force until then.
     guarded: Option<Guarded>,
+}
+
+/// How the guard fares, to be read without waiting for whoever publishes.
+#[derive(Debug, Default)]
+struct Guarding {
+    /// How often it was put back.
+    restored: AtomicU64,
+    /// Why the last table's guard is not in place, and why what was in place is not any more.
+    problems: Mutex<[Option<String>; 2]>,
+}
+
+/// The two problems.
+const NOT_INSTALLED: usize = 0;
+const NOT_KEPT: usize = 1;
+
+impl Guarding {
+    fn note(&self, problem: usize, outcome: Result<(), &dyn std::fmt::Display>) {
+        lock(&self.problems)[problem] = outcome.err().map(|error| error.to_string());
+    }
 }
 
 /// What was published last of what this node owns.
@@ -90,7 +119,7 @@ impl Dataplane {
         if !(1..=MAX_WORKERS).contains(&config.workers) {
             return Err(StartError::Workers(config.workers));
         }
-        guard::keep()?;
+        let guard = Guard::keep(config.guard.clone())?;
         let mut compiler = Compiler::default();
         compiler.set_workers(config.workers);
         // Known interfaces, no VIPs: frames that come before the first table are dropped.
@@ -101,12 +130,21 @@ impl Dataplane {
         let steering_key = RandomState::new().hash_one(config.workers) as u32;
         let steering = Steering::new(config.workers, steering_key);
         let flows = flow_tables(config.flow_capacity, config.workers, Timeouts::default())?;
+        let warm = Arc::<AtomicBool>::default();
+        warm_up(&flows, warm.clone())?;
         let running = Pool::start(config, &published, steering, flows, None)?;
+        let publisher = Arc::new(Mutex::new(Publisher { compiler, spec, guard, guarded: None }));
+        let guarding = Arc::<Guarding>::default();
+        let (kept, fares, ports) = (publisher.clone(), guarding.clone(), config.ports.clone());
+        let keeper = Keeper::start(move || lock(&kept).keep_guard(&ports, &fares))?;
         Ok(Self {
             config: config.clone(),
             published,
             steering_key,
-            publisher: Mutex::new(Publisher { compiler, spec, guarded: None }),
+            publisher,
+            guarding,
+            warm,
+            keeper: Mutex::new(keeper),
             grants: Mutex::default(),
             groups: Mutex::default(),
             pool: Mutex::new(PoolOf { running, retired: WorkerStats::default() }),
@@ -127,6 +165,9 @@ impl Dataplane {
         // What can fail for want of memory comes before anything stops.
         let timeouts = publisher.spec.timeouts;
         let mut flows = flow_tables(config.flow_capacity, workers, timeouts)?;
+        for mut fill in flows.iter().map(FlowTable::fill) {
+            while fill.step().map_err(|error| StartError::Resource("the flow table", error))? {}
+        }
         let before = pool.running.workers.all.len();
         let (speaker, former) = pool.stop(&self.published);
         // From here on nobody counts: what was counted is carried over.
@@ -164,7 +205,9 @@ impl Dataplane {
         both.vips.extend(publisher.guarded.iter().flat_map(|guarded| &guarded.vips));
         both.vips.sort_unstable();
         both.vips.dedup();
-        publisher.install(&both)?;
+        let installed = publisher.install(&both);
+        self.guarding.note(NOT_INSTALLED, installed.as_ref().copied().map_err(|error| error as _));
+        installed?;
         publisher.spec.clone_from(spec);
         let snapshot = publisher.compiler.compile(spec);
         let generation = snapshot.generation;
@@ -266,11 +309,33 @@ impl Dataplane {
         lock(&self.pool).running.is_well()
     }
 
+    /// Why this node's kernel is not kept away from the VIPs, if so: then it must not own any.
+    pub fn guard_problem(&self) -> Option<String> {
+        lock(&self.guarding.problems).iter().flatten().next().cloned()
+    }
+
+    /// Whether nobody else can change the guard.
+    pub fn is_guard_owned(&self) -> bool {
+        lock(&self.publisher).guard.is_owned()
+    }
+
+    /// Whether the memory of the flow tables is there: before that, first packets of flows wait for the kernel to find it.
+    pub fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::Acquire)
+    }
+
+    /// By when each worker is to show itself.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.published.progress
+    }
+
     /// The counters.
     pub fn report(&self) -> Report {
         let pool = lock(&self.pool);
         let at_work: Vec<&WorkerStats> = pool.running.workers.all.iter().map(|worker| &*worker.stats).collect();
-        Report::new(&at_work, &pool.retired, &self.published.table.load().snapshot)
+        let mut report = Report::new(&at_work, &pool.retired, &self.published.table.load().snapshot);
+        report.totals.guard_restored += self.guarding.restored.load(Ordering::Relaxed);
+        report
     }
 
     /// What would become of a packet. `None` if the worker does not answer.
@@ -318,8 +383,9 @@ impl Dataplane {
 
     /// Stops answering and forwarding, and takes the guard away.
     pub fn stop(&self) -> Result<(), GuardError> {
+        lock(&self.keeper).stop();
         self.stop_workers();
-        guard::remove()
+        lock(&self.publisher).guard.remove()
     }
 
     fn stop_workers(&self) {
@@ -330,6 +396,29 @@ impl Dataplane {
     fn workers(&self) -> Arc<Workers> {
         lock(&self.pool).running.workers.clone()
     }
+}
+
+/// Provides the memory of flow tables on a thread of its own, and takes at most half of a core's time for it.
+fn warm_up(flows: &[FlowTable], warm: Arc<AtomicBool>) -> Result<(), StartError> {
+    let fills: Vec<_> = flows.iter().map(FlowTable::fill).collect();
+    let work = move || {
+        for mut fill in fills {
+            loop {
+                let begun = Instant::now();
+                match fill.step() {
+                    Ok(true) => thread::sleep(begun.elapsed()),
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "the memory of the flow table is not there yet: it is taken as flows come");
+                        break;
+                    }
+                }
+            }
+        }
+        warm.store(true, Ordering::Release);
+    };
+    let thread = thread::Builder::new().name("flow-memory".into()).spawn(work);
+    thread.map(drop).map_err(|error| StartError::Resource("the thread that takes the flow table's memory", error))
 }
 
 /// What a panic has left behind is as good as before: nothing is changed in several steps.
@@ -367,10 +456,42 @@ impl Publisher {
     fn install(&mut self, guarded: &Guarded) -> Result<(), GuardError> {
         if self.guarded.as_ref() != Some(guarded) {
             let names: Vec<String> = guarded.interfaces.iter().map(|(name, _)| name.clone()).collect();
-            guard::install(&names, &guarded.vips)?;
+            self.guard.install(&names, &guarded.vips)?;
             self.guarded = Some(guarded.clone());
         }
         Ok(())
+    }
+
+    /// Puts the guard back if somebody has changed it.
+    fn keep_guard(&mut self, ports: &[PortConfig], fares: &Guarding) {
+        let Some(guarded) = self.guarded.clone() else { return };
+        let intact = loop {
+            match self.guard.is_intact() {
+                // Somebody changes the ruleset at this moment.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                looked => break looked,
+            }
+        };
+        match intact {
+            Ok(true) => return fares.note(NOT_KEPT, Ok(())),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the guard cannot be looked at: it is put in place again"),
+        }
+        self.guarded = None;
+        let restored = self.install(&Guarded { interfaces: present(ports), ..guarded.clone() });
+        match &restored {
+            Ok(()) => {
+                fares.restored.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    "the nftables table 'netdev lbd' was changed or removed by another program, and is put back"
+                );
+            }
+            Err(error) => {
+                self.guarded = Some(guarded);
+                tracing::error!(%error, "the nftables table 'netdev lbd' was changed or removed, and cannot be put back");
+            }
+        }
+        fares.note(NOT_KEPT, restored.as_ref().copied().map_err(|error| error as _));
     }
 }
 

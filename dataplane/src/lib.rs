@@ -32,3 +32,4 @@ pub use handle::Dataplane;
 pub use pool::Scheduling;
 pub use query::{BackendReport, Explanation, Kind, Outcome, Question, Report, WorkerReport};
 pub use speaker::permit::{Grant, LeaseClock, boottime_ns};
+pub use worker::shared::Progress;

@@ -3,7 +3,6 @@
 
 use std::{
     fmt, io,
-    os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering, mpsc},
     thread,
 };
@@ -22,8 +21,9 @@ use crate::{
         cbpf::filter,
         engine::EngineFactory,
         fanout::{Fanout, Share},
+        wake::Wake,
     },
-    speaker::Speaker,
+    speaker::{Speaker, permit::boottime_ns},
     worker::{
         Worker,
         shared::{Published, Workers},
@@ -82,6 +82,9 @@ impl fmt::Display for Scheduling {
     }
 }
 
+/// For a worker to open its sockets and begin.
+const START_NS: u64 = 5_000_000_000;
+
 /// What a worker leaves behind.
 type Ended = (Worker, io::Result<()>);
 
@@ -106,6 +109,7 @@ impl Pool {
             threads: Vec::new(),
         };
         for ((own, inbox), flows) in workers.all.iter().zip(inboxes).zip(flows) {
+            published.progress.expect(own.index, boottime_ns() + START_NS);
             let end = (own.clone(), inbox);
             let worker = Worker::new(published.clone(), &workers, end, flows, speaker.take());
             let choices = match (own.index, config.engine) {
@@ -119,7 +123,7 @@ impl Pool {
                 choices,
                 share: Share::new(own.index, fanout.clone()),
                 realtime: config.realtime,
-                wake: own.mailbox.waker().map_err(resource("copying an event descriptor"))?,
+                wake: own.mailbox.waker().and_then(Wake::new).map_err(resource("making an event descriptor"))?,
                 report,
             };
             let thread = thread::Builder::new()
@@ -172,6 +176,7 @@ impl Pool {
                 Err(_) => tracing::error!("a worker of the dataplane panicked"),
             }
         }
+        published.progress.dismiss();
         published.stop.store(false, Ordering::Release);
         // Only now does nobody hand anything off any more.
         let (speakers, flows): (Vec<_>, Vec<_>) = ended.into_iter().map(Worker::retire).unzip();
@@ -201,7 +206,7 @@ struct Start {
     choices: Vec<EngineKind>,
     share: Share,
     realtime: bool,
-    wake: OwnedFd,
+    wake: Wake,
     report: mpsc::Sender<Result<Started, StartError>>,
 }
 
@@ -212,8 +217,9 @@ impl Start {
             let wake = self.wake.try_clone();
             let wake = wake.map_err(|error| StartError::Resource("copying an event descriptor", error))?;
             let factory = EngineFactory { kind, share: self.share.clone(), wake };
-            match factory.start(&self.ports, &filter) {
-                Ok(engine) => Ok((engine, factory)),
+            let opened = factory.start(&self.ports, &filter);
+            match opened.and_then(|engine| Ok((engine, factory.open_control(&self.ports)?))) {
+                Ok(sockets) => Ok((sockets, factory)),
                 Err(source) => Err(StartError::Engine { kind, source }),
             }
         };
@@ -230,10 +236,10 @@ impl Start {
         }
         // Nobody waits any more if the caller is gone; then `stop` is set too.
         match started {
-            Ok((engine, factory)) => {
+            Ok((sockets, factory)) => {
                 let scheduling = Scheduling::take_up(self.realtime);
                 let _ = self.report.send(Ok(Started { engine: factory.kind, reason, scheduling }));
-                let outcome = worker.run(engine, factory, self.ports);
+                let outcome = worker.run(sockets, factory, self.ports);
                 (worker, outcome)
             }
             Err(error) => {

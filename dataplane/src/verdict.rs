@@ -98,6 +98,8 @@ reasons! {
     NdpConflict = "ndp_conflict",
     /// An echo request to a VIP that another node owns.
     EchoNotOurs = "echo_not_ours",
+    /// An echo request to a VIP of ours, of which too many come.
+    EchoLimited = "echo_limited",
     /// The ring's slot was too small and the copy did not arrive.
     RingTruncated = "ring_truncated",
     /// The worker that has its flow had too many frames of others to look at.

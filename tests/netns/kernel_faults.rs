@@ -11,7 +11,7 @@ use anyhow::ensure;
 use lb_dataplane::{
     Config, Dataplane,
     forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
-    guard,
+    guard::{self, Guard},
     io::{EngineKind, PortConfig},
     packet::{Mac, Protocol, VnetHeader},
 };
@@ -25,7 +25,7 @@ const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
 const PORT: u16 = 53;
 
 /// A UDP service on one interface.
-fn table(ifindex: u32) -> TableSpec {
+pub(crate) fn table(ifindex: u32) -> TableSpec {
     let backend = BackendSpec {
         id: 1,
         address: [192, 168, 2, 5].into(),
@@ -76,8 +76,7 @@ pub(crate) fn an_interface_stops(engine: &'static str) -> anyhow::Result<()> {
     let workers = workers.parse()?;
     let dataplane = namespace.enter(|| {
         let ports = vec![PortConfig { name: "tap0".into(), ifindex, mtu: 1500 }];
-        let config =
-            Config { ports, engine: EngineKind::by_name(kind), workers, realtime: false, flow_capacity: 1 << 12 };
+        let config = config(ports, kind, workers, guard::Ownership::Own);
         let dataplane = Dataplane::start(&config)?;
         let generation = dataplane.publish(&table(ifindex))?;
         ensure!(dataplane.wait_for_table(generation, Duration::from_secs(5)));
@@ -100,6 +99,10 @@ pub(crate) fn an_interface_stops(engine: &'static str) -> anyhow::Result<()> {
     ensure!(dataplane.is_running());
     namespace.enter(|| dataplane.stop())?;
     Ok(())
+}
+
+pub(crate) fn config(ports: Vec<PortConfig>, engine: &str, workers: usize, guard: guard::Ownership) -> Config {
+    Config { ports, engine: EngineKind::by_name(engine), workers, realtime: false, flow_capacity: 1 << 12, guard }
 }
 
 /// A partial checksum, VIRTIO_NET_HDR_GSO_UDP, headers of 42 bytes, 1480 bytes a fragment; the checksum of UDP at 34 + 6.
@@ -175,9 +178,10 @@ pub(crate) fn many_interfaces_are_guarded() -> anyhow::Result<()> {
         let len = socket.recv(&mut buffer)?;
         Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
     };
-    namespace.enter(|| guard::install(&names, &vips))?;
+    let mut guard = namespace.enter(|| Guard::keep(guard::Ownership::Own))?;
+    guard.install(&names, &vips)?;
     // And again, in place of the first.
-    namespace.enter(|| guard::install(&names, &vips))?;
+    guard.install(&names, &vips)?;
     for by in 0..64 {
         for vip in guarded {
             send(by, vip)?;
@@ -186,7 +190,7 @@ pub(crate) fn many_interfaces_are_guarded() -> anyhow::Result<()> {
         let first = heard()?;
         ensure!(first == format!("{by} {own}"), "the kernel took {first:?}");
     }
-    namespace.enter(guard::remove)?;
+    guard.remove()?;
     for by in 0..64 {
         for vip in guarded {
             send(by, vip)?;

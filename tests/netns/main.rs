@@ -5,6 +5,7 @@ mod backend_script;
 mod errors;
 mod example;
 mod flows;
+mod guard;
 mod ipv6;
 mod kernel_faults;
 mod landings;
@@ -46,6 +47,9 @@ fn main() -> std::process::ExitCode {
         Test::each("an_interface_that_is_gone_does_not_keep_the_others_back", &ENGINES, answers::one_interface_returns),
         Test::each("an_interface_that_stops_is_opened_anew", &ENGINES, kernel_faults::an_interface_stops)
             .needs(kernel_faults::tap_interfaces),
+        Test::once("a_guard_that_is_taken_away_is_put_back", guard::what_is_taken_away_is_put_back),
+        Test::once("a_guard_that_is_owned_stays", guard::what_is_owned_stays),
+        Test::once("a_guard_that_cannot_be_put_back_is_told", guard::what_cannot_be_put_back_is_told),
         Test::once("as_many_interfaces_as_a_node_may_have_are_guarded", kernel_faults::many_interfaces_are_guarded),
         Test::once("each_startup_fault_has_its_own_message", errors::startup_faults),
         Test::once("a_missing_capability_is_named", errors::missing_capability),

@@ -10,6 +10,7 @@ pub mod faults;
 pub mod frame;
 pub mod grpc;
 pub mod netns;
+pub mod nft;
 pub mod observe;
 pub mod runner;
 pub mod site;

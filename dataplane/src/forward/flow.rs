@@ -14,7 +14,7 @@ use super::{
     spec::Timeouts,
 };
 use crate::{
-    io::sys::memory::{HugeSlice, Zeroed, prefetch},
+    io::sys::memory::{Fill, HugeSlice, Zeroed, prefetch},
     packet::{Address, FlowPacket, Protocol, Tuple},
 };
 
@@ -199,16 +199,33 @@ pub struct FlowTable {
     slots: HugeSlice<Slot>,
     timeouts: [u32; 4],
     remembered: u64,
+    displaced: u64,
     not_remembered: u64,
+}
+
+/// Flows that were put into a table, or not, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inserted {
+    /// They found a place.
+    pub remembered: u64,
+    /// Of these, those that took the place of another flow.
+    pub displaced: u64,
+    /// They found none.
+    pub not_remembered: u64,
 }
 
 impl FlowTable {
     /// For at most `capacity` flows, rounded up to a power of two.
     pub fn new(capacity: usize, timeouts: Timeouts) -> std::io::Result<Self> {
         let slots = HugeSlice::new(capacity.next_power_of_two().max(GROUP))?;
-        let mut table = Self { slots, timeouts: [0; 4], remembered: 0, not_remembered: 0 };
+        let mut table = Self { slots, timeouts: [0; 4], remembered: 0, displaced: 0, not_remembered: 0 };
         table.set_timeouts(timeouts);
         Ok(table)
+    }
+
+    /// Provides its memory piece by piece, beside whoever uses the table.
+    pub fn fill(&self) -> Fill {
+        self.slots.fill()
     }
 
     /// From now on flows are remembered for so long.
@@ -280,8 +297,10 @@ impl FlowTable {
         let timeouts = self.timeouts;
         match choose_slot(self.group(hash), key, state, &timeouts, now) {
             Some(slot) => {
+                let displaces = !slot.is_free() && !slot.is(key) && !is_expired(slot, &timeouts, now);
                 *slot = Slot::new(key, backend, state, now);
                 self.remembered += 1;
+                self.displaced += u64::from(displaces);
             }
             None => self.not_remembered += 1,
         }
@@ -320,8 +339,9 @@ impl FlowTable {
     }
 
     /// Flows that were put into the table, and flows that found no room, since the start.
-    pub fn inserted(&self) -> (u64, u64) {
-        (self.remembered, self.not_remembered)
+    pub fn inserted(&self) -> Inserted {
+        let Self { remembered, displaced, not_remembered, .. } = *self;
+        Inserted { remembered, displaced, not_remembered }
     }
 
     /// The slots in which a flow can stand, the likeliest first.
@@ -511,6 +531,11 @@ mod tests {
         assert_eq!(table.touch(&segment, 61), Known::No);
     }
 
+    fn inserted(table: &Table) -> (u64, u64, u64) {
+        let Inserted { remembered, displaced, not_remembered } = table.0.inserted();
+        (remembered, displaced, not_remembered)
+    }
+
     #[test]
     fn a_full_table_refuses_and_counts() {
         let mut table = Table::new(8);
@@ -520,7 +545,7 @@ mod tests {
         for port in 0..12 {
             table.put(&FlowPacket { opens: true, ..packet(port, Protocol::Tcp) }, 5, 0);
         }
-        assert_eq!(table.0.inserted(), (8, 12));
+        assert_eq!(inserted(&table), (8, 0, 12));
     }
 
     #[test]
@@ -539,7 +564,7 @@ mod tests {
                 table.put(&packet(1000 + second as u16 * 4 + port, Protocol::Udp), 6, second);
             }
         }
-        assert_eq!(table.0.inserted(), (44, 0));
+        assert_eq!(inserted(&table), (44, 36, 0));
     }
 
     #[test]
@@ -553,12 +578,12 @@ mod tests {
         for flow in &new {
             table.put(flow, 6, SILENT_S);
         }
-        assert_eq!(table.0.inserted(), (8, 2));
+        assert_eq!(inserted(&table), (8, 0, 2));
         table.touch(&packet(0, Protocol::Tcp), SILENT_S);
         for flow in &new {
             table.put(flow, 6, SILENT_S + 2);
         }
-        assert_eq!(table.0.inserted(), (10, 2));
+        assert_eq!(inserted(&table), (10, 2, 2));
         assert_eq!(table.touch(&packet(0, Protocol::Tcp), SILENT_S + 2), Known::Flow(backend(5)));
     }
 
@@ -572,7 +597,7 @@ mod tests {
             table.put(&packet, 5, 0);
             table.touch(&packet, 0);
         }
-        let (_, refused) = table.0.inserted();
+        let (_, _, refused) = inserted(&table);
         assert!(refused < (1 << 15) / 50, "{refused} found no room");
     }
 

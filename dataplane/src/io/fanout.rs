@@ -65,6 +65,11 @@ impl Share {
         Self { worker, fanout, joined: Cell::new(0) }
     }
 
+    /// Whether this worker speaks for the node.
+    pub(super) fn is_speaker(&self) -> bool {
+        self.worker == SPEAKER
+    }
+
     /// Whether this worker's sockets are to be opened anew, because another one's were or shall be: a group of which
     /// some have gone gives the others what is not theirs.
     pub(crate) fn is_outdated(&self) -> bool {

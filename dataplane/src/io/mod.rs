@@ -2,14 +2,16 @@
 //! that move frames between them and whoever judges them.
 //!
 //! [`sys`] has what the kernel offers, [`cbpf`] the programs that it runs for us, [`fanout`] the sharing of frames between
-//! several workers, [`engine`] the three ways of moving frames. It knows no worker: an engine is made for whatever
+//! several workers, [`engine`] the three ways of moving frames, [`control`] the sockets for ARP and neighbour discovery. It knows no worker: an engine is made for whatever
 //! [judges frames](engine::FrameJudge).
 
 pub(crate) mod cbpf;
+pub(crate) mod control;
 pub(crate) mod engine;
 pub(crate) mod fanout;
 pub(crate) mod local_delivery;
 pub mod sys;
+pub(crate) mod wake;
 
 pub use engine::{EngineError, EngineKind};
 pub use sys::{

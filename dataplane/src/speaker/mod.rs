@@ -98,6 +98,12 @@ impl Speaker {
         }
     }
 
+    /// Frames were lost here: whoever was heard before may have answered.
+    pub(crate) fn excuse_silence(&mut self, snapshot: &Snapshot, now_ns: u64) {
+        peers::excuse_silence(&snapshot.peers, now_ns);
+        self.neighbors.excuse_silence();
+    }
+
     /// What is due now: announcements, and questions for backends and peers.
     pub(crate) fn due(&mut self, snapshot: &Snapshot, permit: &Permit, now_ns: u64) -> Vec<Saying> {
         let mut sayings = Vec::new();

@@ -101,6 +101,14 @@ impl Neighbors {
         self.due.insert((entry.due_ns, key));
     }
 
+    /// Answers may have been lost on this node: no question so far counts as unanswered.
+    pub fn excuse_silence(&mut self) {
+        for entry in self.entries.values_mut().filter(|entry| entry.mac.is_some()) {
+            // One of them stays, so that the next question comes as soon as after that.
+            entry.unanswered = entry.unanswered.min(1);
+        }
+    }
+
     /// The questions to send now.
     pub fn due(&mut self, now_ns: u64) -> Vec<Probe> {
         if now_ns < self.not_before_ns {

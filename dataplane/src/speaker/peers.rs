@@ -38,6 +38,11 @@ pub(super) fn heard(peers: &[Peer], port: usize, address: IpAddr, now_ns: u64) {
     }
 }
 
+/// Answers may have been lost on this node: who was heard until now still is.
+pub(super) fn excuse_silence(peers: &[Peer], now_ns: u64) {
+    peers.iter().filter(|peer| peer.is_heard(now_ns)).for_each(|peer| peer.heard(now_ns));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -174,14 +174,20 @@ counters! {
     held,
     /// Frames that the kernel dropped because the ring was full.
     ring_full,
+    /// ARP and neighbour discovery that the kernel dropped because their sockets were full.
+    control_lost,
     /// Frames that the workers made themselves: announcements, questions for neighbours, ICMP errors, refusals.
     originated,
     /// GSO frames that the kernel segments because the outgoing interface does not.
     segmented,
     /// Flows put into the flow table.
     flows_remembered,
+    /// Flows that gave way to a new one for want of room.
+    flows_displaced,
     /// Flows that found no room there.
     flows_not_remembered,
+    /// Times that another program had changed or removed the guard, and it was put back.
+    guard_restored,
     /// Announcements that were not sent because the lease had run out.
     announcements_withheld,
 }

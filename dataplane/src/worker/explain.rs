@@ -17,7 +17,7 @@ use crate::{
     },
     packet::{self, FlowPacket, Fragment, FrameMeta, Mac, Packet, Protocol, Tuple, VnetHeader, arp, ndp},
     query::{Explanation, Kind, Outcome, Question},
-    speaker::answers::{Reaction, Voice},
+    speaker::answers::{Answer, Reaction, Voice},
     verdict::DropReason,
 };
 
@@ -91,6 +91,9 @@ impl Pipeline {
             Intent::Forward { egress: Egress::Local, .. } | Intent::Other(Rare::Deliver) => Outcome::Deliver,
             Intent::Other(rare) => match rare {
                 Rare::HandOff(_) | Rare::Hold(_) => Outcome::WithFirstFragment,
+                Rare::React(Reaction::Answer(Answer::Echo(_))) if !self.echoes.would_admit(self.now_ns) => {
+                    drop(DropReason::EchoLimited)
+                }
                 Rare::React(Reaction::Answer(_)) => Outcome::Answer,
                 Rare::Refuse(_) if self.refusals.would_admit(self.now_ns) => drop(DropReason::Rejected),
                 Rare::Refuse(_) => drop(DropReason::NoService),

@@ -30,6 +30,7 @@ use crate::{
     forward::{flow::FlowTable, steering::SPEAKER},
     io::{
         PortConfig,
+        control::Control,
         engine::{Engine, EngineFactory},
         local_delivery::LocalDelivery,
     },
@@ -40,8 +41,12 @@ use crate::{
     },
 };
 
-/// The longest sleep: counters are brought up to date at least this often.
-const MAX_WAIT_NS: u64 = 100_000_000;
+/// The longest sleep: a worker that has nothing to do shows itself at least this often.
+const MAX_WAIT_NS: u64 = 20_000_000;
+/// Between two looks at the counters that are not counted frame by frame.
+const COUNT_EVERY_NS: u64 = 100_000_000;
+/// For sockets to be opened anew: the kernel may let that wait.
+const OPENING_NS: u64 = 2_000_000_000;
 /// The shortest one.
 const MIN_WAIT_NS: u64 = 1000;
 
@@ -80,11 +85,11 @@ impl Worker {
     /// Runs until it is told to stop.
     pub(crate) fn run(
         &mut self,
-        engine: Box<dyn Engine<Pipeline>>,
+        (engine, control): (Box<dyn Engine<Pipeline>>, Option<Control>),
         factory: EngineFactory,
         ports: Vec<PortConfig>,
     ) -> io::Result<()> {
-        let mut sockets = Reopening::new(engine, factory, ports);
+        let mut sockets = Reopening::new(engine, control, factory, ports);
         sockets.engine.set_filter(&self.table.filter)?;
         let published = self.published.clone();
         while !published.stop.load(Ordering::Acquire) {
@@ -92,17 +97,28 @@ impl Worker {
             let pipeline = &mut self.pipeline;
             // Whatever was judged before this line was judged by an older table, or by older grants.
             self.handle.seen.set(pipeline.snapshot.generation, pipeline.permit.generation());
+            let (index, progress) = (self.handle.index, &published.progress);
             pipeline.now_ns = boottime_ns();
+            progress.expect(index, pipeline.now_ns + OPENING_NS);
             sockets.follow(&pipeline.snapshot, &self.table.filter, pipeline.now_ns);
+            progress.expect(index, pipeline.now_ns);
             pipeline.tick();
+            let now_ns = self.pipeline.now_ns;
+            sockets.serve_control(&mut self.pipeline, now_ns);
             self.open_mail();
             self.send_outbox(&mut *sockets.engine);
             let idle = self.idle().min(sockets.patience());
+            progress.expect(index, self.pipeline.now_ns + idle.as_nanos() as u64);
             sockets.engine.turn(idle, &mut self.pipeline)?;
             self.send_outbox(&mut *sockets.engine);
             if self.pipeline.now_ns >= self.count_at_ns {
-                self.count_at_ns = self.pipeline.now_ns + MAX_WAIT_NS;
-                self.handle.stats.ring_full.add(sockets.lost());
+                self.count_at_ns = self.pipeline.now_ns + COUNT_EVERY_NS;
+                let (lost, control_lost) = (sockets.lost(), sockets.control_lost());
+                self.handle.stats.ring_full.add(lost);
+                self.handle.stats.control_lost.add(control_lost);
+                if lost + control_lost > 0 {
+                    self.pipeline.excuse_silence();
+                }
                 self.pipeline.count_flows();
             }
         }

@@ -17,7 +17,7 @@ use crate::{
     forward::{
         decide::Place,
         egress::Egress,
-        flow::FlowTable,
+        flow::{FlowTable, Inserted},
         fragment::{Course, Fragments, Waiting},
         snapshot::{Backend, Snapshot, Vip},
     },
@@ -38,6 +38,8 @@ use crate::{
 
 /// ICMP errors of our own, and refusals, a second (Linux has the same in icmp_msgs_per_sec).
 pub(super) const REPLIES_PER_S: u64 = 1000;
+/// Echo requests that are answered, a second.
+pub(super) const ECHOES_PER_S: u64 = 10_000;
 /// Before an announcement that the lease did not allow is tried again.
 const LEASE_RETRY_NS: u64 = 5_000_000;
 
@@ -53,6 +55,8 @@ pub struct Pipeline {
     /// scans ports does not stop the discovery of path MTUs.
     pub(super) errors: Limiter,
     pub(super) refusals: Limiter,
+    /// Of answers to echo requests: a flood of them is not worth as many frames as it has.
+    pub(super) echoes: Limiter,
     pub(super) outbox: Vec<Outgoing>,
     pub(super) stats: Arc<WorkerStats>,
     /// Which part of the counters of VIPs and backends is this worker's.
@@ -87,6 +91,7 @@ impl Pipeline {
             speaker,
             errors: Limiter::new(REPLIES_PER_S / workers),
             refusals: Limiter::new(REPLIES_PER_S / workers),
+            echoes: Limiter::new(ECHOES_PER_S),
             outbox: Vec::new(),
             stats,
             index: handoff.as_ref().map_or(0, Handoff::index),
@@ -307,6 +312,9 @@ impl Pipeline {
         let own = self.snapshot.ports[port].mac;
         match reaction {
             Reaction::Answer(answer) => {
+                if matches!(answer, Answer::Echo(_)) && !self.echoes.admits(self.now_ns) {
+                    return Verdict::Drop(DropReason::EchoLimited);
+                }
                 answer.write(frame, own);
                 Verdict::Answer
             }
@@ -397,10 +405,18 @@ impl Pipeline {
         [spoken, self.fragments.next_due_ns()].into_iter().flatten().min()
     }
 
+    /// Frames were lost here: who was not heard may have answered.
+    pub(super) fn excuse_silence(&mut self) {
+        if let Some(speaker) = &mut self.speaker {
+            speaker.excuse_silence(&self.snapshot, self.now_ns);
+        }
+    }
+
     /// Brings the counters up to date that are not counted frame by frame.
     pub(super) fn count_flows(&self) {
-        let (remembered, not_remembered) = self.flows.inserted();
+        let Inserted { remembered, displaced, not_remembered } = self.flows.inserted();
         self.stats.flows_remembered.set(remembered);
+        self.stats.flows_displaced.set(displaced);
         self.stats.flows_not_remembered.set(not_remembered);
     }
 

@@ -8,18 +8,25 @@ use crate::{
     io::{
         PortConfig,
         cbpf::Instruction,
+        control::Control,
         engine::{Engine, EngineError, EngineFactory},
     },
 };
 
 /// Before an interface that could not be opened is tried again.
 const REOPEN_NS: u64 = 1_000_000_000;
+/// Between two looks at the control frames under load.
+const CONTROL_EVERY_NS: u64 = 100_000;
 /// Before a worker looks whether it is its turn to open its sockets.
 const TURN_NS: u64 = 1_000_000;
 
 /// The engine of a worker, which follows its interfaces.
 pub(super) struct Reopening {
     pub(super) engine: Box<dyn Engine<Pipeline>>,
+    /// In the worker that speaks for the node.
+    control: Option<Control>,
+    /// When to look at it next.
+    control_due_ns: u64,
     /// Makes another one.
     factory: EngineFactory,
     /// What this one was made for.
@@ -34,8 +41,36 @@ pub(super) struct Reopening {
 
 impl Reopening {
     /// An engine, and what it was made of.
-    pub(super) fn new(engine: Box<dyn Engine<Pipeline>>, factory: EngineFactory, ports: Vec<PortConfig>) -> Self {
-        Self { engine, factory, ports, retry_at_ns: 0, is_waiting: false, is_stuck: false, lost_before: 0 }
+    pub(super) fn new(
+        engine: Box<dyn Engine<Pipeline>>,
+        control: Option<Control>,
+        factory: EngineFactory,
+        ports: Vec<PortConfig>,
+    ) -> Self {
+        Self {
+            engine,
+            control,
+            control_due_ns: 0,
+            factory,
+            ports,
+            retry_at_ns: 0,
+            is_waiting: false,
+            is_stuck: false,
+            lost_before: 0,
+        }
+    }
+
+    /// Serves control frames, before all data; the look costs a system call, and is not made with every batch.
+    pub(super) fn serve_control(&mut self, pipeline: &mut Pipeline, now_ns: u64) {
+        if let Some(control) = self.control.as_mut().filter(|_| now_ns >= self.control_due_ns) {
+            control.drain(&mut *self.engine, pipeline);
+            self.control_due_ns = now_ns + CONTROL_EVERY_NS;
+        }
+    }
+
+    /// Control frames that were lost since the last look.
+    pub(super) fn control_lost(&self) -> u64 {
+        self.control.as_ref().map_or(0, Control::lost)
     }
 
     /// For how long a worker may sleep.
@@ -74,11 +109,12 @@ impl Reopening {
         self.is_waiting = false;
         let ports: Vec<PortConfig> =
             wanted().map(|(open, port)| PortConfig { ifindex: port.ifindex, mtu: port.mtu, ..open.clone() }).collect();
-        match self.factory.start(&ports, filter) {
-            Ok(engine) => {
+        let opened = self.factory.start(&ports, filter);
+        match opened.and_then(|engine| Ok((engine, self.factory.open_control(&ports)?))) {
+            Ok((engine, control)) => {
                 tracing::info!("the sockets are open again");
                 self.lost_before += self.engine.lost().frames;
-                (self.engine, self.ports, self.is_stuck) = (engine, ports, false);
+                (self.engine, self.control, self.ports, self.is_stuck) = (engine, control, ports, false);
                 self.retry_at_ns = 0;
             }
             Err(EngineError::NotInTurn) => {

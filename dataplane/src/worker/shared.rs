@@ -13,7 +13,10 @@ use arc_swap::ArcSwap;
 
 use super::mailbox::{Inbox, Mailbox};
 use crate::{
-    forward::{snapshot::Snapshot, steering::Steering},
+    forward::{
+        snapshot::Snapshot,
+        steering::{MAX_WORKERS, Steering},
+    },
     io::cbpf::{Instruction, filter},
     speaker::permit::{LeaseClock, Owned},
     stats::WorkerStats,
@@ -24,7 +27,47 @@ pub(crate) struct Published {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) owned: ArcSwap<Owned>,
     pub(crate) lease: Arc<LeaseClock>,
+    pub(crate) progress: Arc<Progress>,
     pub(crate) stop: AtomicBool,
+}
+
+/// By when each worker is to show itself again: a worker that is late does not judge frames, whatever the rest of the
+/// process does.
+#[derive(Debug)]
+pub struct Progress {
+    /// Nanoseconds of CLOCK_BOOTTIME; [`NOBODY`] where there is no such worker.
+    due_ns: [AtomicU64; MAX_WORKERS],
+}
+
+const NOBODY: u64 = u64::MAX;
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { due_ns: std::array::from_fn(|_| AtomicU64::new(NOBODY)) }
+    }
+}
+
+impl Progress {
+    /// A worker shows itself, and will do so again by then.
+    pub(crate) fn expect(&self, worker: usize, by_ns: u64) {
+        if let Some(due_ns) = self.due_ns.get(worker) {
+            due_ns.store(by_ns, Ordering::Release);
+        }
+    }
+
+    /// Nobody is expected to show itself any more.
+    pub(crate) fn dismiss(&self) {
+        self.due_ns.iter().for_each(|due_ns| due_ns.store(NOBODY, Ordering::Release));
+    }
+
+    /// The worker that is latest, if one is late, and by how many nanoseconds.
+    pub fn latest(&self, now_ns: u64) -> Option<(usize, u64)> {
+        let late = |(worker, due_ns): (usize, &AtomicU64)| {
+            let by_ns = now_ns.checked_sub(due_ns.load(Ordering::Acquire)).filter(|by_ns| *by_ns > 0)?;
+            Some((worker, by_ns))
+        };
+        self.due_ns.iter().enumerate().filter_map(late).max_by_key(|(_, by_ns)| *by_ns)
+    }
 }
 
 /// A forwarding table, and the socket filter that lets its VIPs by.
@@ -47,6 +90,7 @@ impl Published {
             table: ArcSwap::from_pointee(Table::new(snapshot)),
             owned: ArcSwap::default(),
             lease: Arc::default(),
+            progress: Arc::default(),
             stop: AtomicBool::new(false),
         }
     }

@@ -11,6 +11,7 @@ use crate::{config::Config, exit::Failure, link::Link};
 pub(super) fn dataplane(config: &Config, links: &[Link]) -> Result<Option<Arc<Dataplane>>, Failure> {
     let Some(section) = &config.dataplane else { return Ok(None) };
     let dataplane = Dataplane::start(&DataplaneConfig {
+        guard: lb_dataplane::guard::Ownership::Own,
         ports: links.iter().map(Link::port_config).collect(),
         engine: section.engine,
         workers: section.workers,

@@ -1,7 +1,7 @@
-//! The socket filter (classic BPF): ARP, neighbour discovery, IP for the VIPs, and frames of which a VLAN tag is left
-//! when the kernel has taken one out, so that they are counted. It spares the ring everything else on the wire; the
-//! worker checks again, so a filter that lets too much by costs time and nothing more. Of an IPv6 destination only the
-//! last 32 bits are looked at.
+//! The socket filters (classic BPF). One for data: IP for the VIPs, and frames of which a VLAN tag is left when the kernel
+//! has taken one out, so that they are counted. One for control frames: ARP and neighbour discovery, which are left out of
+//! the data. They spare the sockets everything else on the wire; the worker checks again, so a filter that lets too much
+//! by costs time and nothing more. Of an IPv6 destination only the last 32 bits are looked at.
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ const ICMPV6: u32 = 58;
 const ACCEPT: Instruction = instruction(RETURN, WHOLE_FRAME);
 pub(in crate::io) const REJECT: Instruction = instruction(RETURN, 0);
 
-/// The filter for a set of VIPs.
+/// The filter of data for a set of VIPs.
 pub(crate) fn program(vips: &[IpAddr]) -> Vec<Instruction> {
     let words_v4 = vips.iter().filter_map(|vip| match vip {
         IpAddr::V4(vip) => Some(u32::from(*vip)),
@@ -35,22 +35,36 @@ pub(crate) fn program(vips: &[IpAddr]) -> Vec<Instruction> {
         IpAddr::V6(vip) => Some(u128::from(*vip) as u32),
     });
     let mut program = vec![instruction(LOAD_HALF, ETHERTYPE_AT)];
-    for ethertype in [ETHERTYPE_ARP, ETHERTYPE_VLAN, ETHERTYPE_SERVICE_VLAN] {
+    for ethertype in [ETHERTYPE_VLAN, ETHERTYPE_SERVICE_VLAN] {
         program.extend(only_if(ethertype.into(), vec![ACCEPT]));
     }
     program.extend(only_if(ETHERTYPE_IPV4.into(), destinations(IPV4_DESTINATION_AT, words_v4.collect())));
-    let mut ipv6 = vec![
+    let mut ipv6 = if_neighbor_discovery(REJECT);
+    ipv6.extend(destinations(IPV6_DESTINATION_AT, words_v6.collect()));
+    program.extend(only_if(ETHERTYPE_IPV6.into(), ipv6));
+    program.push(REJECT);
+    program
+}
+
+/// The filter of control frames.
+pub(in crate::io) fn control() -> Vec<Instruction> {
+    let mut program = vec![instruction(LOAD_HALF, ETHERTYPE_AT)];
+    program.extend(only_if(ETHERTYPE_ARP.into(), vec![ACCEPT]));
+    program.extend(only_if(ETHERTYPE_IPV6.into(), if_neighbor_discovery(ACCEPT)));
+    program.push(REJECT);
+    program
+}
+
+/// Ends so for a solicitation or an advertisement right behind the IPv6 header, where alone they are valid.
+fn if_neighbor_discovery(end: Instruction) -> Vec<Instruction> {
+    vec![
         instruction(LOAD_BYTE, NEXT_HEADER_AT),
         Instruction { jump_false: 4, ..instruction(JUMP_EQUAL, ICMPV6) },
         instruction(LOAD_BYTE, ICMPV6_TYPE_AT),
         Instruction { jump_true: 1, ..instruction(JUMP_EQUAL, ndp::SOLICITATION as u32) },
         Instruction { jump_false: 1, ..instruction(JUMP_EQUAL, ndp::ADVERTISEMENT as u32) },
-        ACCEPT,
-    ];
-    ipv6.extend(destinations(IPV6_DESTINATION_AT, words_v6.collect()));
-    program.extend(only_if(ETHERTYPE_IPV6.into(), ipv6));
-    program.push(REJECT);
-    program
+        end,
+    ]
 }
 
 /// Accepts frames whose word at `at` is in one of the networks that cover `words`, and rejects others.
@@ -109,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn vips_and_the_search_for_neighbours_pass_and_the_rest_does_not() {
+    fn vips_pass_as_data_the_search_for_neighbours_as_control_and_the_rest_does_not() {
         for count in [0, 1, 2, 16] {
             let vips: Vec<IpAddr> = (1..=count).flat_map(|i| [v4(i), v6(i.into())]).collect();
             let program = program(&vips);
@@ -120,12 +134,17 @@ mod tests {
             assert!(!accepts(&program, &frame(ETHERTYPE_IPV4, v4(200))));
             assert!(!accepts(&program, &frame(ETHERTYPE_IPV6, v6(200))));
             assert!(!accepts(&program, &frame(0x8847, v4(1))));
-            assert!(accepts(&program, &frame(ETHERTYPE_ARP, v4(200))));
-            assert!(accepts(&program, &frame(ETHERTYPE_VLAN, v4(200))));
-            for (kind, passes) in [(ndp::SOLICITATION, true), (ndp::ADVERTISEMENT, true), (134, false)] {
-                let mut frame = frame(ETHERTYPE_IPV6, v6(200));
-                (frame[20], frame[54]) = (58, kind);
-                assert_eq!(accepts(&program, &frame), passes, "ICMPv6 type {kind}");
+            let (arp, tagged) = (frame(ETHERTYPE_ARP, v4(200)), frame(ETHERTYPE_VLAN, v4(200)));
+            assert!(accepts(&program, &tagged) && !accepts(&control(), &tagged));
+            assert!(!accepts(&program, &arp) && accepts(&control(), &arp));
+            for (kind, is_control) in [(ndp::SOLICITATION, true), (ndp::ADVERTISEMENT, true), (134, false), (1, false)]
+            {
+                for (to, is_vip) in [(v6(200), false), (v6(1), count > 0)] {
+                    let mut frame = frame(ETHERTYPE_IPV6, to);
+                    (frame[20], frame[54]) = (58, kind);
+                    let passed = (accepts(&program, &frame), accepts(&control(), &frame));
+                    assert_eq!(passed, (is_vip && !is_control, is_control), "ICMPv6 type {kind} to {to}");
+                }
             }
         }
     }

@@ -1,12 +1,12 @@
 //! Makes engines: the one place that knows all of them.
 
-use std::os::fd::{AsFd as _, OwnedFd};
-
 use super::{
     super::{
         cbpf::Instruction,
+        control::Control,
         fanout::{NotInTurn, Share},
         sys::socket::PortConfig,
+        wake::Wake,
     },
     Engine, EngineError, EngineKind, FrameJudge,
     mmsg::MmsgEngine,
@@ -21,7 +21,7 @@ pub(crate) struct EngineFactory {
     /// The worker's part of the frames.
     pub(crate) share: Share,
     /// Ends their waiting.
-    pub(crate) wake: OwnedFd,
+    pub(crate) wake: Wake,
 }
 
 impl EngineFactory {
@@ -31,7 +31,7 @@ impl EngineFactory {
         ports: &[PortConfig],
         filter: &[Instruction],
     ) -> Result<Box<dyn Engine<J>>, EngineError> {
-        let wake = self.wake.as_fd();
+        let wake = &self.wake;
         let mut opening = self.share.open(ports, filter).map_err(|NotInTurn| EngineError::NotInTurn)?;
         let engine: Box<dyn Engine<J>> = match self.kind {
             EngineKind::Ring => Box::new(RingEngine::start(ports, wake, &mut opening)?),
@@ -40,5 +40,10 @@ impl EngineFactory {
         };
         opening.done();
         Ok(engine)
+    }
+
+    /// Opens the sockets for control frames, if they are this worker's.
+    pub(crate) fn open_control(&self, ports: &[PortConfig]) -> Result<Option<Control>, EngineError> {
+        Ok(self.share.is_speaker().then(|| Control::open(ports, &self.wake)).transpose()?)
     }
 }

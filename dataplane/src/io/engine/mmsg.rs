@@ -2,7 +2,7 @@
 
 use std::{
     io, mem,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _},
     ptr,
     time::Duration,
 };
@@ -18,6 +18,7 @@ use super::{
             memory::HugeSlice,
             socket::{PacketSocket, PortConfig},
         },
+        wake::Wake,
     },
     CONTROL_LEN, Engine, EngineError, FrameJudge, Lost, RECEIVE_BUFFER, TRUNCATED, is_vlan_tagged, out_port,
 };
@@ -30,7 +31,7 @@ const BUFFER_LEN: usize = (VnetHeader::LEN + MAX_FRAME_LEN).next_multiple_of(409
 
 pub(super) struct MmsgEngine {
     ports: Vec<Port>,
-    wake: OwnedFd,
+    wake: Wake,
     batch: Box<Batch>,
 }
 
@@ -68,11 +69,7 @@ impl super::super::sys::memory::Zeroed for u8 {
 }
 
 impl MmsgEngine {
-    pub(super) fn start(
-        ports: &[PortConfig],
-        wake: BorrowedFd<'_>,
-        opening: &mut Opening<'_>,
-    ) -> Result<Self, EngineError> {
+    pub(super) fn start(ports: &[PortConfig], wake: &Wake, opening: &mut Opening<'_>) -> Result<Self, EngineError> {
         let ports = ports
             .iter()
             .map(|port| {
@@ -87,7 +84,7 @@ impl MmsgEngine {
         // SAFETY: iovec and mmsghdr are plain data for which zero (null pointers, no lengths) is a value.
         let (vectors, headers) = unsafe { (mem::zeroed(), mem::zeroed()) };
         let batch = Box::new(Batch { buffers, controls: [Control([0; CONTROL_LEN]); BATCH], vectors, headers });
-        let wake = wake.try_clone_to_owned().map_err(EngineError::Uring)?;
+        let wake = wake.try_clone().map_err(EngineError::Uring)?;
         Ok(Self { ports, wake, batch })
     }
 
@@ -217,8 +214,7 @@ impl<J: FrameJudge> Engine<J> for MmsgEngine {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        // Only to reset it; it is non-blocking.
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        self.wake.reset();
         Ok(())
     }
 

@@ -130,7 +130,7 @@ fn uring_hint(error: &io::Error) -> &'static str {
 }
 
 /// Where a judged frame goes.
-fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
+pub(in crate::io) fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
     match verdict {
         Verdict::Forward { port } => Some(port),
         Verdict::Answer => Some(came_by),
@@ -143,12 +143,12 @@ fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
 const RECEIVE_BUFFER: libc::c_int = 2 << 20;
 
 /// Room for one control message with struct tpacket_auxdata (20 bytes).
-const CONTROL_LEN: usize = 64;
+pub(in crate::io) const CONTROL_LEN: usize = 64;
 
 /// Whether a frame belongs to a VLAN, by the control message that came with it: struct cmsghdr (length, level, type),
 /// and behind it struct tpacket_auxdata, which starts with a status and ends with the tag. A packet socket sends one at
 /// most.
-fn is_vlan_tagged(control: &[u8]) -> bool {
+pub(in crate::io) fn is_vlan_tagged(control: &[u8]) -> bool {
     let word = |at: usize| control.get(at..at + 4)?.first_chunk().copied();
     let level = word(8).map(i32::from_ne_bytes);
     let kind = word(12).map(i32::from_ne_bytes);
@@ -159,4 +159,4 @@ fn is_vlan_tagged(control: &[u8]) -> bool {
 }
 
 /// A frame of which the ring's slot holds only a part.
-const TRUNCATED: Verdict = Verdict::Drop(DropReason::RingTruncated);
+pub(in crate::io) const TRUNCATED: Verdict = Verdict::Drop(DropReason::RingTruncated);

@@ -8,7 +8,7 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::AsRawFd as _,
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
@@ -28,6 +28,7 @@ use super::{
             socket::{PacketSocket, PortConfig},
             uring::{Descriptors, Event, Uring},
         },
+        wake::Wake,
     },
     CONTROL_LEN, Engine, EngineError, FrameJudge, Lost, RECEIVE_BUFFER, TRUNCATED, is_vlan_tagged, out_port,
 };
@@ -124,11 +125,7 @@ impl Buffers {
 }
 
 impl MultishotEngine {
-    pub(super) fn start(
-        ports: &[PortConfig],
-        wake: BorrowedFd<'_>,
-        opening: &mut Opening<'_>,
-    ) -> Result<Self, EngineError> {
+    pub(super) fn start(ports: &[PortConfig], wake: &Wake, opening: &mut Opening<'_>) -> Result<Self, EngineError> {
         let mut uring = Uring::new(wake)?;
         let ports = ports
             .iter()

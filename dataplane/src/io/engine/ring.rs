@@ -2,11 +2,7 @@
 //! there, up to [`BATCH`] with one system call. Slots are given back right after the submit; [`super::super::sys::uring`] says
 //! why that is so.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, BorrowedFd},
-    time::Duration,
-};
+use std::{io, os::fd::AsRawFd as _, time::Duration};
 
 use super::{
     super::{
@@ -18,6 +14,7 @@ use super::{
             socket::{PacketSocket, PortConfig},
             uring::{Descriptors, Event, Uring, poll},
         },
+        wake::Wake,
     },
     Engine, EngineError, FrameJudge, Lost, TRUNCATED, out_port,
 };
@@ -53,11 +50,7 @@ struct Copies {
 }
 
 impl RingEngine {
-    pub(super) fn start(
-        ports: &[PortConfig],
-        wake: BorrowedFd<'_>,
-        opening: &mut Opening<'_>,
-    ) -> Result<Self, EngineError> {
+    pub(super) fn start(ports: &[PortConfig], wake: &Wake, opening: &mut Opening<'_>) -> Result<Self, EngineError> {
         let mut uring = Uring::new(wake)?;
         let ports = ports
             .iter()

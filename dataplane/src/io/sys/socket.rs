@@ -88,6 +88,13 @@ pub(in crate::io) struct RingRequest {
     pub(in crate::io) slot_count: u32,
 }
 
+/// What [`PacketSocket::receive`] has taken.
+pub(in crate::io) struct Received {
+    /// Of the frame and its vnet header: more than the buffer holds, if it was cut.
+    pub(in crate::io) len: usize,
+    pub(in crate::io) control_len: usize,
+}
+
 /// A socket of one interface.
 pub(in crate::io) struct PacketSocket {
     fd: OwnedFd,
@@ -210,6 +217,20 @@ impl PacketSocket {
         // SAFETY: two numbers.
         let statistics: io::Result<Statistics> = unsafe { self.get_option(PACKET_STATISTICS) };
         statistics.map_or(0, |statistics| statistics.drops.into())
+    }
+
+    /// Takes the next frame with its vnet header and its control message, without waiting.
+    pub(in crate::io) fn receive(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Received> {
+        let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: plain data for which zero is a value.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
+        (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), control.len());
+        // SAFETY: the message points at one vector, at `buffer` and at `control`, all of which are borrowed for the call,
+        // with their lengths.
+        let len = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_TRUNC) };
+        let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+        Ok(Received { len, control_len: message.msg_controllen.min(control.len()) })
     }
 
     /// Sends one frame, at once or not at all.

@@ -13,7 +13,7 @@
 use std::{
     io,
     ops::Range,
-    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
     time::Duration,
 };
 
@@ -23,7 +23,10 @@ use io_uring::{
 };
 
 use super::BATCH;
-use crate::verdict::{Sent, Verdict};
+use crate::{
+    io::wake::Wake,
+    verdict::{Sent, Verdict},
+};
 
 /// Sends of a batch, the polls, and some room.
 const SQ_ENTRIES: u32 = 256;
@@ -56,7 +59,7 @@ pub(in crate::io) enum Event {
 pub(in crate::io) struct Uring {
     ring: IoUring,
     ports: usize,
-    wake: OwnedFd,
+    wake: Wake,
     wake_armed: bool,
     /// Of the present batch.
     sends: Vec<squeue::Entry>,
@@ -64,9 +67,9 @@ pub(in crate::io) struct Uring {
 
 impl Uring {
     /// A ring without sockets.
-    pub(in crate::io) fn new(wake: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(in crate::io) fn new(wake: &Wake) -> io::Result<Self> {
         let ring = build()?;
-        let wake = wake.try_clone_to_owned()?;
+        let wake = wake.try_clone()?;
         Ok(Self { ring, ports: 0, wake, wake_armed: false, sends: Vec::with_capacity(BATCH) })
     }
 
@@ -78,7 +81,8 @@ impl Uring {
         let senders = ports.iter().map(|port| port.sender);
         let segmenters = ports.iter().map(|port| port.segmenter);
         let receivers = ports.iter().map(|port| port.receiver);
-        let files: Vec<RawFd> = senders.chain(segmenters).chain(receivers).chain([self.wake.as_raw_fd()]).collect();
+        let files: Vec<RawFd> =
+            senders.chain(segmenters).chain(receivers).chain([self.wake.as_fd().as_raw_fd()]).collect();
         self.submitter().register_files(&files)
     }
 
@@ -177,8 +181,7 @@ impl Uring {
         }
         if woken {
             self.wake_armed = false;
-            // Only to reset it; it is non-blocking, and what it counted does not matter.
-            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+            self.wake.reset();
         }
     }
 }

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use lb_dataplane::{
     Config, Dataplane,
     forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
-    guard,
+    guard::{self, Guard},
     io::{EngineKind, PortConfig},
     packet::{Mac, Protocol},
 };
@@ -109,7 +109,14 @@ pub(crate) fn with_engine<T>(
         pin(site.cpu);
         let port = PortConfig { name: site.interface.into(), ifindex: site.ifindex, mtu: 1500 };
         let flow_capacity = site.flow_capacity;
-        let config = Config { ports: vec![port], engine: Some(kind), workers: 1, realtime, flow_capacity };
+        let config = Config {
+            ports: vec![port],
+            engine: Some(kind),
+            workers: 1,
+            realtime,
+            flow_capacity,
+            guard: guard::Ownership::Own,
+        };
         let dataplane = Dataplane::start(&config)?;
         let generation = dataplane.publish(&table_spec(site))?;
         dataplane.wait_for_table(generation, Duration::from_secs(5));
@@ -166,7 +173,8 @@ fn table_spec(site: &Site) -> TableSpec {
 fn with_reference<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let stop = Arc::new(AtomicBool::new(false));
     // The same guard as ours: without it the kernel would also handle every packet.
-    site.namespace.enter(|| guard::install(&[site.interface.into()], &[site.vip.into()]))?;
+    let mut guard = site.namespace.enter(|| Guard::keep(guard::Ownership::Own))?;
+    guard.install(&[site.interface.into()], &[site.vip.into()])?;
     let outcome = thread::scope(|scope| {
         let (stopped, site) = (stop.clone(), site.clone());
         let forward = move || {
@@ -184,7 +192,7 @@ fn with_reference<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> a
         forwarder.join().map_err(|_| anyhow::anyhow!("the reference panicked"))?.context("the reference")?;
         outcome
     });
-    site.namespace.enter(guard::remove)?;
+    guard.remove()?;
     outcome
 }
 

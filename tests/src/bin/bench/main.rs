@@ -13,7 +13,8 @@ mod latency;
 use std::{process::ExitCode, thread, time::Duration};
 
 use lb_dataplane::{
-    Config, Dataplane, guard,
+    Config, Dataplane,
+    guard::{self, Guard},
     io::EngineKind,
     packet::{Mac, Protocol},
     verdict::DropReason,
@@ -254,9 +255,10 @@ fn headroom() -> anyhow::Result<()> {
         })?;
     }
     // Nobody forwards: the guard drops them.
-    site.namespace.enter(|| guard::install(&[site.interface.into()], &[site.vip.into()]))?;
+    let mut guard = site.namespace.enter(|| Guard::keep(guard::Ownership::Own))?;
+    guard.install(&[site.interface.into()], &[site.vip.into()])?;
     let alone = chain.measure(&Load { offered: 8_000_000, ..Load::default() }, "");
-    site.namespace.enter(guard::remove)?;
+    guard.remove()?;
     println!("  the generator alone, into a dropping rule: {:.0} a second", alone?.received);
     Ok(())
 }

@@ -1,47 +1,41 @@
-//! The guard: the node's own kernel must not answer, accept, forward, redirect or reset anything for a
-//! VIP, whatever `ip_forward` says and even if somebody has put the VIP on the node's loopback. An
-//! nftables table of our own at the ingress of each interface, behind the packet sockets' tap, drops
-//! packets to the VIPs, and ARP requests and neighbour solicitations for them. It stays when the process crashes, is replaced at
-//! the next start, and is removed at a graceful stop.
+//! The guard's table as one transaction: sets of the VIPs, the rules that drop what is for them, and a chain at each
+//! interface's ingress that goes through the rules.
 //!
-//! Written over netlink in one transaction, so there is no moment with half a table.
+//! Before: [`super`] says what is guarded. After: [`super::netlink`] sends it.
 
-use std::{io, net::IpAddr};
+use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-    nftables::{
-        Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, DevHookNumber, Expressions, Hook, HookNumber,
-        Immediate, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute,
-        RuleMessage, SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute,
-        TableMessage, Verdict, VerdictAttribute,
-    },
-    none::ControlMessage,
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_netfilter::nftables::{
+    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, DevHookNumber, Expressions, Hook, HookNumber, Immediate,
+    ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage,
+    SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableFlags,
+    TableMessage, Verdict, VerdictAttribute,
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
+use netlink_packet_netfilter::{NetfilterProtoFamily, none::ControlMessage};
 
+use super::messages::Messages;
 use crate::packet::{
     ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, VLAN_NUMBER, ndp,
 };
 
-const TABLE: &str = "lbd";
+/// Its name, as `nft list ruleset` shows it.
+pub(super) const TABLE: &str = "lbd";
 /// The chain of the rules, to which those of the interfaces jump.
 const RULES: &str = "vips";
 
 /// The addresses of one family.
 #[derive(Clone, Copy)]
-struct Set {
-    name: &'static str,
+pub(super) struct Set {
+    pub(super) name: &'static str,
     id: u32,
     /// enum of data types in nft; only shown by `nft list`.
     kind: u32,
     address_len: u32,
 }
 
-const IPV4: Set = Set { name: "vips4", id: 1, kind: 7, address_len: 4 };
-const IPV6: Set = Set { name: "vips6", id: 2, kind: 8, address_len: 16 };
+pub(super) const IPV4: Set = Set { name: "vips4", id: 1, kind: 7, address_len: 4 };
+pub(super) const IPV6: Set = Set { name: "vips6", id: 2, kind: 8, address_len: 16 };
 /// Before anything else at the ingress.
 const PRIORITY: i32 = -500;
 /// Elements of one message; a netlink attribute holds less than 64 KiB.
@@ -55,111 +49,69 @@ const ICMPV6: u8 = 58;
 const POLICY_ACCEPT: u32 = 1;
 const NF_DROP: u32 = 0;
 
-/// Why the guard is not in place.
-#[derive(Debug, thiserror::Error)]
-#[error("the nftables guard: {step}: {source}{hint}", hint = hint(source))]
-pub struct GuardError {
-    step: &'static str,
-    source: io::Error,
-}
-
-impl GuardError {
-    /// Whether a right is missing.
-    pub fn is_permission(&self) -> bool {
-        self.source.raw_os_error() == Some(libc::EPERM)
-    }
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EPERM) => " (lbd needs the capability CAP_NET_ADMIN: start it as root or by its systemd unit)",
-        Some(libc::EOPNOTSUPP | libc::ENOENT | libc::EPROTONOSUPPORT) => {
-            " (the kernel needs nf_tables with the netdev family: modprobe nf_tables)"
-        }
-        _ => "",
-    }
-}
-
-/// Puts the guard in place, or replaces it.
-pub fn install(interfaces: &[String], vips: &[IpAddr]) -> Result<(), GuardError> {
-    let mut batch = Batch::default();
-    batch.replace_table();
-    let of = |v6: bool| -> Vec<Vec<u8>> {
-        let octets = vips.iter().filter(|vip| vip.is_ipv6() == v6).map(|vip| match vip {
-            IpAddr::V4(vip) => vip.octets().to_vec(),
-            IpAddr::V6(vip) => vip.octets().to_vec(),
-        });
-        octets.collect()
-    };
-    batch.add_set(IPV4, &of(false));
-    batch.add_set(IPV6, &of(true));
-    batch.add_rules();
-    for (number, interface) in interfaces.iter().enumerate() {
-        batch.add_ingress(&format!("ingress{number}"), interface);
-    }
-    batch.send()
-}
-
-/// Makes sure that there is a table, and that we may change it; what a crash left behind stays in force.
-pub fn keep() -> Result<(), GuardError> {
-    let mut batch = Batch::default();
-    batch.add_table();
-    batch.send()
-}
-
-/// Takes the guard away.
-pub fn remove() -> Result<(), GuardError> {
-    let mut batch = Batch::default();
-    // Creating what may be there and deleting it never fails, whether it was there or not.
-    batch.add_table();
-    batch.delete_table();
-    batch.send()
-}
+/// The flags of a table that outlives its owner and that nobody else can change meanwhile.
+pub(super) const OWNED: TableFlags = TableFlags::Owner.union(TableFlags::Persisent);
 
 /// One transaction.
-#[derive(Default)]
-struct Batch {
-    bytes: Vec<u8>,
-    messages: u32,
-    /// Where the last message starts.
-    last_at: usize,
+pub(super) struct Batch {
+    messages: Messages,
+    /// Of the table that it makes.
+    flags: TableFlags,
 }
 
 impl Batch {
-    /// Adds a message. That of the last one before the end of the batch is acknowledged: the answers to hundreds would
-    /// not find room, and what is refused is told in any case.
-    fn push(&mut self, message: impl Into<NetfilterMessageInner>, family: NetfilterProtoFamily, id: u16, flags: u16) {
-        let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, id), message);
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = NLM_F_REQUEST | flags;
-        message.header.sequence_number = self.messages;
-        message.finalize();
-        let start = self.bytes.len();
-        self.last_at = start;
-        self.bytes.resize(start + message.buffer_len(), 0);
-        message.serialize(&mut self.bytes[start..]);
-        self.messages += 1;
+    pub(super) fn new(flags: TableFlags) -> Self {
+        let mut messages = Messages::default();
+        messages.push(ControlMessage::BatchBegin, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
+        Self { messages, flags }
+    }
+
+    /// Its bytes; the kernel acknowledges it once.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        self.messages.acknowledge_last();
+        self.messages.push(ControlMessage::BatchEnd, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
+        self.messages.bytes
     }
 
     fn nft(&mut self, message: NfTablesMessage, flags: u16) {
-        if self.messages == 0 {
-            self.push(ControlMessage::BatchBegin, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
+        self.messages.push(message, NetfilterProtoFamily::NetDev, 0, flags);
+    }
+
+    /// Makes the table, unless it is there; of one that has lost its owner, it becomes the owner.
+    pub(super) fn add_table(&mut self) {
+        let flags = self.flags;
+        self.add_table_with(flags);
+    }
+
+    pub(super) fn add_table_with(&mut self, flags: TableFlags) {
+        let mut table = table();
+        if !flags.is_empty() {
+            table.attributes.push(TableAttribute::Flags(flags));
         }
-        self.push(message, NetfilterProtoFamily::NetDev, 0, flags);
+        self.nft(NfTablesMessage::NewTable(table), NLM_F_CREATE);
     }
 
-    fn add_table(&mut self) {
-        self.nft(NfTablesMessage::NewTable(table()), NLM_F_CREATE);
-    }
-
-    fn delete_table(&mut self) {
+    pub(super) fn delete_table(&mut self) {
         self.nft(NfTablesMessage::DeleteTable(table()), 0);
     }
 
-    fn replace_table(&mut self) {
-        self.add_table();
+    /// An empty table in place of whatever is there. `before`: the flags of that one, if there is one.
+    pub(super) fn replace_table(&mut self, before: TableFlags) {
+        // Creating what may be there and deleting it never fails, whether it was there or not.
+        self.add_table_with(before);
         self.delete_table();
         self.add_table();
+    }
+
+    /// The whole guard.
+    pub(super) fn fill_table(&mut self, interfaces: &[String], vips: &[IpAddr]) {
+        let of = |v6: bool| vips.iter().filter(move |vip| vip.is_ipv6() == v6).map(octets).collect::<Vec<_>>();
+        self.add_set(IPV4, &of(false));
+        self.add_set(IPV6, &of(true));
+        self.add_rules();
+        for (number, interface) in interfaces.iter().enumerate() {
+            self.add_ingress(&format!("ingress{number}"), interface);
+        }
     }
 
     fn add_set(&mut self, set: Set, vips: &[Vec<u8>]) {
@@ -251,54 +203,14 @@ impl Batch {
         };
         self.nft(NfTablesMessage::NewRule(rule), NLM_F_CREATE | NLM_F_APPEND);
     }
-
-    fn send(mut self) -> Result<(), GuardError> {
-        // struct nlmsghdr: length, type, flags.
-        if let Some(flags) = self.bytes.get_mut(self.last_at + 6..).and_then(|rest| rest.first_chunk_mut()) {
-            *flags = (u16::from_ne_bytes(*flags) | NLM_F_ACK).to_ne_bytes();
-        }
-        self.push(ControlMessage::BatchEnd, NetfilterProtoFamily::Unspec, SUBSYS_NFTABLES, 0);
-        let failed = |step| move |source| GuardError { step, source };
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed("opening a netlink socket"))?;
-        socket.bind_auto().map_err(failed("binding a netlink socket"))?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(failed("connecting to the kernel"))?;
-        // It is sent in one piece, however many interfaces and VIPs there are; past the limit where that is allowed.
-        let room = 2 * self.bytes.len();
-        if set_socket_send_buffer_size_force(&socket, room).is_err() {
-            let _ = set_socket_send_buffer_size(&socket, room);
-        }
-        socket.send(&self.bytes, 0).map_err(failed("sending the transaction"))?;
-        // A transaction is carried out within the send; its answers wait already.
-        socket.set_non_blocking(true).map_err(failed("reading the answer"))?;
-        let mut answers = 0;
-        loop {
-            let mut buffer = Vec::with_capacity(64 << 10);
-            match socket.recv(&mut buffer, 0) {
-                Ok(_) => answers += check_answers(&buffer).map_err(failed("the kernel refuses"))?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(failed("reading the answer")(error)),
-            }
-        }
-        let unanswered = || failed("the kernel did not acknowledge the transaction")(io::ErrorKind::InvalidData.into());
-        if answers == 1 { Ok(()) } else { Err(unanswered()) }
-    }
 }
 
-/// How many messages a datagram acknowledges.
-fn check_answers(mut bytes: &[u8]) -> io::Result<u32> {
-    let mut acknowledged = 0;
-    while !bytes.is_empty() {
-        let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).map_err(io::Error::other)?;
-        if let NetlinkPayload::Error(error) = &message.payload {
-            match error.code {
-                None => acknowledged += 1,
-                Some(code) => return Err(io::Error::from_raw_os_error(-code.get())),
-            }
-        }
-        let len = (message.header.length as usize).next_multiple_of(4).min(bytes.len());
-        bytes = &bytes[len..];
+/// An address as it stands in a set.
+pub(super) fn octets(vip: &IpAddr) -> Vec<u8> {
+    match vip {
+        IpAddr::V4(vip) => vip.octets().to_vec(),
+        IpAddr::V6(vip) => vip.octets().to_vec(),
     }
-    Ok(acknowledged)
 }
 
 fn table() -> TableMessage {
