@@ -64,8 +64,12 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Nodes, leader, owners and engine at a glance.
-    Status,
+    /// Nodes, leader, owners and engine at a glance; what is wrong comes first.
+    Status {
+        /// Exit with 1 when something is wrong: for scripts and monitoring.
+        #[arg(long)]
+        check: bool,
+    },
     /// The machines of the cluster.
     #[command(subcommand)]
     Node(NodeCommand),
@@ -158,7 +162,8 @@ pub(crate) enum NodeCommand {
     Remove {
         /// Its name.
         name: String,
-        /// It is dead and will not come back: do not wait for it.
+        /// It is dead and will not come back: its lease is ended by your word, and it is not waited for. Where it is not
+        /// dead, two nodes answer for its VIPs for a moment.
         #[arg(long)]
         force: bool,
     },
@@ -172,21 +177,41 @@ pub(crate) enum NodeCommand {
         /// Its name.
         name: String,
     },
+    /// Change what is known of a node.
+    Set {
+        /// Its name.
+        name: String,
+        /// Its cluster address from now on, HOST:PORT; it must run there already.
+        #[arg(long)]
+        address: String,
+    },
+    /// End the lease of a node that is off, so that its VIPs move although the others cannot tell that it is dead.
+    ///
+    /// Example: lbctl node fence lb2 --i-know-it-is-off. If the machine is not off, two nodes answer for its VIPs: cut its
+    /// power first. Refused for a node that answers heartbeats.
+    Fence {
+        /// Its name.
+        name: String,
+        /// What must be true.
+        #[arg(long, required = true)]
+        i_know_it_is_off: bool,
+    },
     /// All nodes.
     List,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Write a snapshot. It holds no keys and no certificates.
+    /// Write a snapshot. It holds no keys, no certificates and no ids.
     Save {
-        /// The file; replaced if it is there.
+        /// The file, or "-" for standard output. A regular file is replaced whole; links are followed; a device or a pipe is
+        /// written to.
         file: PathBuf,
     },
     /// Make the VIPs, services, backends and settings those of a snapshot; what it does not hold is removed.
     /// Nodes stay as they are.
     Restore {
-        /// The file.
+        /// The file, or "-" for standard input.
         file: PathBuf,
     },
 }

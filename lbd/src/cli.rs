@@ -10,7 +10,7 @@ use crate::config;
 ///
 /// Runs in the foreground, logs to standard error, and tells systemd when it is ready. Exit codes: 0
 /// stopped on request; 64 usage; 65 bad configuration; 69 an interface is absent, an address is in use or
-/// a capability is missing; 70 a fault of its own; 74 the store is damaged, locked, not writable or full.
+/// a capability is missing; 70 a fault of its own; 74 the store is damaged, locked or not writable; 75 its disk is full.
 ///
 /// SIGTERM hands the VIPs over and stops; SIGHUP reads the configuration again and takes up dataplane.workers.
 #[derive(Debug, Parser)]
@@ -43,9 +43,13 @@ pub(crate) enum Command {
     /// The VIPs, services, backends and settings stay; every other node is forgotten, and the cluster gets a
     /// new id and key, so that the lost nodes can never come back by themselves. If they are not lost, there
     /// will be two clusters that own the same VIPs: stop them first. The old store is kept in data_dir.
+    ///
+    /// Without the option it shows how far this node's log has come and changes nothing: of several survivors recover the
+    /// one with the highest term and, of these, the highest index. As root it leaves files of the owner of data_dir. What
+    /// was cut short is finished by the same command.
     Recover {
         /// What must be true.
-        #[arg(long, required = true)]
+        #[arg(long)]
         i_know_the_others_are_gone: bool,
     },
 }

@@ -18,6 +18,8 @@ pub(crate) enum Exit {
     Software = 70,
     /// EX_IOERR
     Store = 74,
+    /// EX_TEMPFAIL: a full disk. It mends itself when somebody makes room, so the unit restarts on it.
+    DiskFull = 75,
 }
 
 impl From<Exit> for ExitCode {
@@ -45,8 +47,8 @@ pub(crate) enum Failure {
     Socket { path: PathBuf, source: io::Error },
     #[error("{0}")]
     Removed(String),
-    #[error("{0}")]
-    StoreBroke(String),
+    #[error("{reason}")]
+    StoreBroke { reason: String, disk_full: bool },
     #[error("the dataplane's worker has ended")]
     WorkerEnded,
     #[error("a task that follows the table or the heartbeat has ended: {0}")]
@@ -59,13 +61,16 @@ impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         use lb_raft_store::StartError;
         match self {
+            Self::StoreBroke { disk_full: true, .. } => Exit::DiskFull,
+            Self::Consensus(StartError::Store(error)) if error.is_disk_full() => Exit::DiskFull,
             Self::Consensus(StartError::Store(
                 StoreError::Damaged { .. }
                 | StoreError::TooNew { .. }
+                | StoreError::Unfinished { .. }
                 | StoreError::Locked { .. }
                 | StoreError::Io { .. },
             ))
-            | Self::StoreBroke(_)
+            | Self::StoreBroke { .. }
             | Self::Recover(_) => Exit::Store,
             Self::Consensus(StartError::OtherNode { .. }) | Self::Removed(_) => Exit::Config,
             Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Heartbeat { .. } | Self::Socket { .. } => {

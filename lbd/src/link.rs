@@ -84,17 +84,17 @@ impl Link {
     }
 
     /// What the node publishes of it: nothing without a carrier. `hears` says who is heard on a segment.
-    pub(crate) fn attachments(&self, hears: impl Fn(Cidr) -> Vec<NodeId>) -> Vec<Attachment> {
-        let attachment = |(address, prefix_len): &(IpAddr, u8)| {
+    pub(crate) fn attachments(&self, mut hears: impl FnMut(Cidr) -> Vec<NodeId>) -> Vec<Attachment> {
+        let mut attachment = |(address, prefix_len): &(IpAddr, u8)| {
             Some(Attachment {
                 interface: self.name.clone(),
                 mac: MacAddr::try_from(self.mac.0).ok()?,
                 address: *address,
                 prefix_len: *prefix_len,
-                hears: Cidr::containing(*address, *prefix_len).map(&hears).unwrap_or_default(),
+                hears: Cidr::containing(*address, *prefix_len).map(&mut hears).unwrap_or_default(),
             })
         };
-        self.addresses.iter().filter(|_| self.carrier).filter_map(attachment).collect()
+        self.addresses.iter().filter(|_| self.carrier).filter_map(&mut attachment).collect()
     }
 }
 
@@ -140,7 +140,16 @@ async fn refresh(links: &mut [Link]) {
         Ok(read) => {
             for (link, now) in links.iter_mut().zip(read) {
                 match now {
-                    Ok(now) => *link = now,
+                    Ok(now) => {
+                        match (link.carrier, now.carrier) {
+                            (true, false) => {
+                                tracing::warn!(interface = link.name, "the carrier is lost: is the cable plugged in?")
+                            }
+                            (false, true) => tracing::info!(interface = link.name, "the carrier is back"),
+                            _ => {}
+                        }
+                        *link = now;
+                    }
                     Err(error) => {
                         if link.carrier {
                             tracing::warn!(%error, "an interface is lost");

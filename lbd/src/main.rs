@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod alarms;
 mod api;
 mod app;
 mod cli;
@@ -48,11 +49,12 @@ fn main() -> ExitCode {
         }
     };
     if cli.check {
+        config.suspicions().iter().for_each(|suspicion| terminal::complain(&format!("warning: {suspicion}")));
         terminal::say(&format!("{}: ok", cli.config.display()));
         return ExitCode::SUCCESS;
     }
-    if let Some(Command::Recover { .. }) = cli.command {
-        return recover::run(&config).unwrap_or_else(|failure| {
+    if let Some(Command::Recover { i_know_the_others_are_gone }) = cli.command {
+        return recover::run(&config, i_know_the_others_are_gone).unwrap_or_else(|failure| {
             terminal::complain(&format!("lbd: {failure}"));
             failure.exit().into()
         });

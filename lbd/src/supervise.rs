@@ -4,10 +4,11 @@
 //!
 //! The child hands them over by a socket pair of datagrams, a message for each complete set, so that none is cut. Its end
 //! is what it has in place of a standard input: that alone is passed on by exec(3) without unsafe code, and a daemon reads
-//! nothing from it. The child dies with its parent (PR_SET_PDEATHSIG); then nobody sends an obituary, and the lease runs out.
+//! nothing from it. By the same way it gets the socket that owns the nftables guard. The child dies with its parent (PR_SET_PDEATHSIG); then nobody sends an obituary, and the lease runs out.
 
 use std::{
-    io,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
     net::{SocketAddr, UdpSocket},
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -18,9 +19,14 @@ use std::{
     time::Duration,
 };
 
+use lb_dataplane::guard;
 use prost::Message as _;
 use rustix::{
     mm::{MlockAllFlags, mlockall},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+        recvmsg, sendmsg,
+    },
     process::{Pid, Resource, Signal, getppid, getrlimit, kill_process, set_parent_process_death_signal},
 };
 use tokio::{
@@ -51,9 +57,17 @@ async fn supervise() -> io::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    // systemd's watchdog ends a process that hangs so, and tells this one.
+    let mut abort = signal(SignalKind::from_raw(Signal::ABORT.as_raw()))?;
     let (ours, theirs) = UnixDatagram::pair()?;
     ours.set_nonblocking(true)?;
     theirs.set_write_timeout(Some(HAND_OVER))?;
+    // What the child puts into the kernel by this socket is this process's: it stays when the child dies, and nobody else
+    // takes it away meanwhile. Without it the child has its own.
+    let guard = guard::open_socket().ok();
+    if let Some(guard) = &guard {
+        pass(&ours, guard)?;
+    }
     let from_child = tokio::net::UnixDatagram::from_std(ours)?;
     // By its path, so that its name is not "exe"; by the kernel's link, if the file is gone since.
     let program = std::env::current_exe().ok().filter(|path| path.exists());
@@ -73,6 +87,10 @@ async fn supervise() -> io::Result<ExitCode> {
             _ = terminate.recv() => forward(pid, Signal::TERM),
             _ = interrupt.recv() => forward(pid, Signal::INT),
             _ = hangup.recv() => forward(pid, Signal::HUP),
+            _ = abort.recv() => {
+                terminal::complain("lbd: the working process hangs (watchdog): it is ended");
+                forward(pid, Signal::KILL);
+            }
         }
     };
     // What it had said last.
@@ -86,6 +104,29 @@ async fn supervise() -> io::Result<ExitCode> {
     // As a shell would say it.
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// Gives a descriptor to the child, before anything else that it could read.
+fn pass(to_child: &UnixDatagram, descriptor: &OwnedFd) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(to_child, &[IoSlice::new(b"guard")], &mut control, SendFlags::empty())?;
+    Ok(())
+}
+
+/// The descriptor that [`pass`] has given, if there is one.
+fn passed(from_parent: &UnixDatagram) -> Option<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 8];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    recvmsg(from_parent, &mut [IoSliceMut::new(&mut name)], &mut control, flags).ok()?;
+    control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    })
 }
 
 fn forward(pid: Option<Pid>, signal: Signal) {
@@ -145,6 +186,8 @@ impl Obituary {
 pub(crate) struct Parent {
     /// By which it is told what to send; `None` if there is no such socket.
     socket: Option<Arc<UnixDatagram>>,
+    /// The parent's socket that owns the guard, if it has one.
+    guard: Option<Arc<OwnedFd>>,
 }
 
 impl Parent {
@@ -153,8 +196,15 @@ impl Parent {
         let tied = set_parent_process_death_signal(Some(Signal::KILL));
         // It may have died before the call.
         let lives = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent);
-        let socket = io::stdin().as_fd().try_clone_to_owned().map(UnixDatagram::from);
-        (tied.is_ok() && lives).then(|| Self { socket: socket.ok().map(Arc::new) })
+        let socket = io::stdin().as_fd().try_clone_to_owned().map(UnixDatagram::from).ok();
+        let guard = socket.as_ref().and_then(passed).map(Arc::new);
+        (tied.is_ok() && lives).then(|| Self { socket: socket.map(Arc::new), guard })
+    }
+
+    /// Whose the guard is: the parent's, so that it outlives this process, or this process's own.
+    pub(crate) fn guard(&self) -> guard::Ownership {
+        let socket = self.guard.as_ref().and_then(|guard| guard.try_clone().ok());
+        socket.map_or(guard::Ownership::Own, guard::Ownership::Of)
     }
 
     /// Keeps this process's memory from being swapped out, where that is allowed without a limit: a page fault in

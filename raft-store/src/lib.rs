@@ -17,8 +17,9 @@ mod store;
 pub mod table;
 
 pub use consensus::{
-    Consensus, Lane, Lead, MembershipError, ProposeError, Settings, StartError, Status, Transport, TransportError,
+    Consensus, Lane, Lead, MembershipError, ProposeError, Settings, Space, StartError, Status, Transport,
+    TransportError,
 };
 pub use feed::{View, Watcher};
-pub use recovery::{RecoverError, Recovered, recover};
+pub use recovery::{Position, RecoverError, Recovered, position, recover};
 pub use store::StoreError;

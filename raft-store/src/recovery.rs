@@ -4,7 +4,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +14,6 @@ use openraft::{
     BasicNode, Membership, RaftLogReader as _,
     storage::{RaftLogStorage as _, RaftStateMachine as _},
 };
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use uuid::Uuid;
 
 use crate::{
@@ -20,11 +21,8 @@ use crate::{
     feed,
     raft::{LogId, SnapshotMeta, StoredMembership, Vote},
     store::{StoreError, identity::Identity, keys, open::Store},
-    table::{Name, encode_table},
+    table::encode_table,
 };
-
-/// Where the new store is made.
-const UNFINISHED: &str = "recovering";
 
 /// What became of the store.
 #[derive(Debug, Clone)]
@@ -34,11 +32,23 @@ pub struct Recovered {
     /// The old one's.
     pub previous: Uuid,
     /// The nodes that are not part of it any more.
-    pub lost: Vec<Name>,
+    pub lost: Vec<String>,
     /// VIPs, services and backends that it holds.
     pub counts: (usize, usize, usize),
     /// Where the old store is now.
     pub kept: PathBuf,
+}
+
+/// How far a store has come: of several survivors the one with the highest term and, of these, the longest log has all that
+/// was acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The cluster that it belongs to.
+    pub cluster: Uuid,
+    /// The term and the index of the last entry of its log; nothing if it has none.
+    pub last: Option<(u64, u64)>,
+    /// The term of its last vote.
+    pub vote: Option<u64>,
 }
 
 /// Why a store was not recovered.
@@ -55,13 +65,53 @@ pub enum RecoverError {
     Io(&'static str, io::Error),
 }
 
-/// Makes the store in `data_dir` that of a new cluster of one node, which others reach at `address`.
-pub async fn recover(data_dir: &Path, address: &str) -> Result<Recovered, RecoverError> {
-    let failed = |step| move |error| RecoverError::Io(step, error);
+fn failed(step: &'static str) -> impl Fn(io::Error) -> RecoverError {
+    move |error| RecoverError::Io(step, error)
+}
+
+/// How far the store in `data_dir` has come.
+pub async fn position(data_dir: &Path) -> Result<Position, RecoverError> {
+    let store = open(data_dir)?;
+    let mut log = store.log.clone();
+    let last = log.get_log_state().await.map_err(failed("read the log"))?.last_log_id;
+    let vote = log.read_vote().await.map_err(failed("read the vote"))?;
+    let cluster = store.identity.as_ref().map(|identity| identity.cluster);
+    Ok(Position {
+        cluster: cluster.ok_or_else(|| RecoverError::Empty(data_dir.to_owned()))?,
+        last: last.map(|id| (id.committed_leader_id().term, id.index())),
+        vote: vote.map(|vote| vote.leader_id.term),
+    })
+}
+
+fn open(data_dir: &Path) -> Result<Store, RecoverError> {
     if !data_dir.join(keys::WITNESS_FILE).exists() && !data_dir.join(keys::SLED_DIR).exists() {
         return Err(RecoverError::Empty(data_dir.to_owned()));
     }
-    let old = Store::open(data_dir, feed::channel().0)?;
+    Ok(Store::open(data_dir, feed::channel().0)?)
+}
+
+/// Makes the store in `data_dir` that of a new cluster of one node, which others reach at `address`. One that was cut short is
+/// gone on with.
+pub async fn recover(data_dir: &Path, address: &str) -> Result<Recovered, RecoverError> {
+    let unfinished = data_dir.join(keys::RECOVERY_DIR);
+    let plan = match Plan::read(&unfinished).map_err(failed("read the earlier attempt"))? {
+        Some(plan) => plan,
+        None => make(data_dir, &unfinished, address).await?,
+    };
+    let kept = swap(data_dir, &unfinished, &plan).map_err(failed("put the new store in place"))?;
+    let (cluster, counts) = {
+        let new = open(data_dir)?;
+        let cluster = new.identity.as_ref().map(|identity| identity.cluster).unwrap_or_default();
+        let table = new.machine.table();
+        (cluster, (table.vips().count(), table.services().count(), table.backends().count()))
+    };
+    give_to_owner(data_dir, &kept).map_err(failed("give the new store to the owner of data_dir"))?;
+    Ok(Recovered { cluster, previous: plan.previous, lost: plan.lost, counts, kept })
+}
+
+/// Makes the new store beside the old one.
+async fn make(data_dir: &Path, unfinished: &Path, address: &str) -> Result<Plan, RecoverError> {
+    let old = open(data_dir)?;
     let identity = old.identity.clone().ok_or_else(|| RecoverError::Empty(data_dir.to_owned()))?;
     let (me, previous, cluster) = (identity.node, identity.cluster, Uuid::new_v4());
     let (mut log, mut machine) = (old.log.clone(), old.machine.clone());
@@ -75,13 +125,11 @@ pub async fn recover(data_dir: &Path, address: &str) -> Result<Recovered, Recove
     let vote = log.read_vote().await.map_err(failed("read the vote"))?;
     let (term, index) = (vote.map_or(0, |vote| vote.leader_id.term) + 1, last.map_or(0, |id| id.index()) + 1);
 
-    let unfinished = data_dir.join(UNFINISHED);
     if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).map_err(failed("remove an earlier attempt"))?;
+        fs::remove_dir_all(unfinished).map_err(failed("remove an earlier attempt"))?;
     }
-    let mut new = Store::open(&unfinished, feed::channel().0)?;
+    let mut new = Store::open(unfinished, feed::channel().0)?;
     let (table, lost) = machine.table().recovered(me, (cluster, new_key()), (address, new.uuid), index);
-    let counts = (table.vips().count(), table.services().count(), table.backends().count());
     let id = LogId::new_term_index(term, index);
     let nodes = BTreeMap::from([(me, BasicNode { addr: address.to_owned() })]);
     let membership = Membership::new(vec![BTreeSet::from([me])], nodes)
@@ -97,21 +145,137 @@ pub async fn recover(data_dir: &Path, address: &str) -> Result<Recovered, Recove
     new.adopt(&identity).await.map_err(failed("write the identity"))?;
     drop(new);
     drop((log, machine, old));
-    let kept = swap(data_dir, &unfinished, previous).map_err(failed("put the new store in place"))?;
-    Ok(Recovered { cluster, previous, lost, counts, kept })
+    let plan = Plan { previous, lost: lost.iter().map(ToString::to_string).collect() };
+    plan.write(unfinished).map_err(failed("write down that the new store is complete"))?;
+    Ok(plan)
 }
 
-/// Whatever is cut short leaves a store that is refused, and never an empty directory: a witness without sled's
-/// data, or the reverse.
-fn swap(data_dir: &Path, unfinished: &Path, previous: Uuid) -> io::Result<PathBuf> {
-    let kept = data_dir.join(format!("before-recovery-{previous}"));
-    fs::create_dir(&kept)?;
-    fs::rename(data_dir.join(keys::WITNESS_FILE), kept.join(keys::WITNESS_FILE))?;
-    let (old, new) = (data_dir.join(keys::SLED_DIR), unfinished.join(keys::SLED_DIR));
-    renameat_with(CWD, &new, CWD, &old, RenameFlags::EXCHANGE)?;
-    fs::rename(&new, kept.join(keys::SLED_DIR))?;
-    fs::rename(unfinished.join(keys::WITNESS_FILE), data_dir.join(keys::WITNESS_FILE))?;
+/// What stands in the new store's directory as soon as it is complete: from then on the recovery only goes forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Plan {
+    previous: Uuid,
+    lost: Vec<String>,
+}
+
+impl Plan {
+    fn write(&self, unfinished: &Path) -> io::Result<()> {
+        let lines: String = self.lost.iter().map(|name| format!("{name}\n")).collect();
+        let beside = unfinished.join(keys::RECOVERY_PLAN).with_extension("new");
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(format!("{}\n{lines}", self.previous).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, unfinished.join(keys::RECOVERY_PLAN))?;
+        sync(unfinished)
+    }
+
+    fn read(unfinished: &Path) -> io::Result<Option<Self>> {
+        let text = match fs::read_to_string(unfinished.join(keys::RECOVERY_PLAN)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let mut lines = text.lines();
+        let previous = lines.next().and_then(|line| line.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Some(Self { previous, lost: lines.map(ToOwned::to_owned).collect() }))
+    }
+}
+
+/// Each step may have been done before. Until the last one a start is refused, because the plan is there.
+fn swap(data_dir: &Path, unfinished: &Path, plan: &Plan) -> io::Result<PathBuf> {
+    let kept = data_dir.join(format!("before-recovery-{}", plan.previous));
+    if !kept.exists() {
+        fs::create_dir(&kept)?;
+    }
+    for name in [keys::WITNESS_FILE, keys::SLED_DIR] {
+        let (present, new, old) = (data_dir.join(name), unfinished.join(name), kept.join(name));
+        // Where the old one is kept already, what is there is the new one.
+        if !old.exists() {
+            fs::rename(&present, &old)?;
+            sync(&kept)?;
+        }
+        if new.exists() {
+            fs::rename(&new, &present)?;
+        }
+        sync(data_dir)?;
+    }
+    fs::remove_file(unfinished.join(keys::RECOVERY_PLAN))?;
     fs::remove_dir_all(unfinished)?;
-    fs::File::open(data_dir)?.sync_all()?;
+    sync(data_dir)?;
     Ok(kept)
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    fs::File::open(directory)?.sync_all()
+}
+
+/// Whoever runs lbd must be able to open what root has made.
+fn give_to_owner(data_dir: &Path, kept: &Path) -> io::Result<()> {
+    let owner = fs::metadata(data_dir)?;
+    let made = [keys::WITNESS_FILE, keys::SLED_DIR, keys::LOCK_FILE].map(|name| data_dir.join(name));
+    made.iter().map(PathBuf::as_path).chain([kept]).try_for_each(|path| give(path, owner.uid(), owner.gid()))
+}
+
+fn give(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    let of = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        of => of?,
+    };
+    if (of.uid(), of.gid()) != (uid, gid) {
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid))?;
+    }
+    if of.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give(&entry?.path(), uid, gid)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever it is cut short, the same command finishes it, and a start in between is refused.
+    #[test]
+    fn a_recovery_that_is_cut_short_is_gone_on_with() {
+        let plan = Plan { previous: Uuid::from_u128(7), lost: vec!["lb2".into(), "lb3".into()] };
+        let build = || {
+            let dir = tempfile::tempdir().unwrap();
+            let unfinished = dir.path().join(keys::RECOVERY_DIR);
+            for (at, label) in [(dir.path(), "old"), (unfinished.as_path(), "new")] {
+                fs::create_dir_all(at.join(keys::SLED_DIR)).unwrap();
+                fs::write(at.join(keys::SLED_DIR).join("db"), label).unwrap();
+                fs::write(at.join(keys::WITNESS_FILE), label).unwrap();
+            }
+            plan.write(&unfinished).unwrap();
+            (dir, unfinished)
+        };
+        // As far as a crash lets it come: the first steps of the swap, by hand.
+        type Step = fn(&Path, &Path, &Path) -> io::Result<()>;
+        let steps: [Step; 5] = [
+            |_, _, kept| fs::create_dir(kept),
+            |dir, _, kept| fs::rename(dir.join(keys::WITNESS_FILE), kept.join(keys::WITNESS_FILE)),
+            |dir, new, _| fs::rename(new.join(keys::WITNESS_FILE), dir.join(keys::WITNESS_FILE)),
+            |dir, _, kept| fs::rename(dir.join(keys::SLED_DIR), kept.join(keys::SLED_DIR)),
+            |dir, new, _| fs::rename(new.join(keys::SLED_DIR), dir.join(keys::SLED_DIR)),
+        ];
+        for done in 0..=steps.len() {
+            let (dir, unfinished) = build();
+            let kept = dir.path().join(format!("before-recovery-{}", plan.previous));
+            for step in &steps[..done] {
+                step(dir.path(), &unfinished, &kept).unwrap();
+            }
+            let refused = Store::open(dir.path(), feed::channel().0).err().expect("a recovery is under way");
+            assert!(refused.to_string().contains("lbd recover"), "{refused}");
+            let found = Plan::read(&unfinished).unwrap().expect("a plan");
+            assert_eq!(found, plan);
+            assert_eq!(swap(dir.path(), &unfinished, &found).unwrap(), kept);
+            let label = |at: &Path| {
+                let of = |name: PathBuf| fs::read_to_string(at.join(name)).unwrap();
+                (of(keys::WITNESS_FILE.into()), of(Path::new(keys::SLED_DIR).join("db")))
+            };
+            assert_eq!(label(dir.path()), ("new".into(), "new".into()), "after {done} steps");
+            assert_eq!(label(&kept), ("old".into(), "old".into()), "after {done} steps");
+            assert!(!unfinished.exists());
+        }
+    }
 }

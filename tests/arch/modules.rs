@@ -40,6 +40,7 @@ const FORBIDDEN: &[(&str, &str, &[&str])] = &[
 const RAFT_STORE: &[&str] = &["codec", "table", "raft", "feed", "store", "consensus", "recovery", ""];
 
 const LBD: &[&str] = &[
+    "alarms",
     "config",
     "cli",
     "task",

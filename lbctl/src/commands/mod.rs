@@ -38,7 +38,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         global: cli.global,
     };
     match cli.command {
-        Command::Status => status::status(&session).await,
+        Command::Status { check } => status::status(&session, check).await,
         Command::Stats => status::stats(&session).await,
         Command::Explain(what) => explain::explain(&session, what).await,
         Command::Flows { vip, backend } => explain::flows(&session, vip, backend).await,

@@ -53,6 +53,20 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             let undrained = session.write(request, |request| async move { client.undrain_node(request).await }).await?;
             change(what, undrained.revision, undrained.unchanged)
         }
+        NodeCommand::Set { name, address } => {
+            let what = format!("node {name} is reached at {address}");
+            let request_id = session.request_id.clone();
+            let request = v1::SetNodeAddressRequest { request_id, name, address, expected_revision: 0 };
+            let set = session.write(request, |request| async move { client.set_node_address(request).await }).await?;
+            change(what, set.revision, set.unchanged)
+        }
+        NodeCommand::Fence { name, i_know_it_is_off } => {
+            let what = format!("the lease of node {name} is ended");
+            let request_id = session.request_id.clone();
+            let request = v1::FenceNodeRequest { request_id, name, i_know_it_is_off, expected_revision: 0 };
+            let fenced = session.write(request, |request| async move { client.fence_node(request).await }).await?;
+            change(what, fenced.revision, fenced.unchanged)
+        }
         NodeCommand::List => {
             let request = v1::GetStatusRequest { local: false };
             let status = session.read(request, |request| async move { client.get_status(request).await }).await?;

@@ -1,6 +1,10 @@
 //! `lbctl snapshot`.
 
-use std::{fs, io::Write as _, path::Path};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::Path,
+};
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
@@ -28,11 +32,14 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
             }
             let checksum = crc32fast::hash(&bytes);
             bytes.extend_from_slice(&checksum.to_le_bytes());
+            if file == Path::new("-") {
+                return output::print_bytes(&bytes);
+            }
             write(&file, &bytes).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
             output::print(&format!("snapshot saved in {} ({} bytes)\n", file.display(), bytes.len()))
         }
         SnapshotCommand::Restore { file } => {
-            let bytes = fs::read(&file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+            let bytes = read(&file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
             let table = check(&bytes).map_err(|problem| Failure::Usage(format!("{}: {problem}", file.display())))?;
             let request_id = session.request_id.clone();
             let part =
@@ -47,16 +54,31 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
     }
 }
 
-/// Whole or not at all: an earlier snapshot of that name stays until the new one is written.
+/// A regular file is written whole or not at all: an earlier snapshot of that name stays until the new one is there, also
+/// where a link names it. Everything else, such as a pipe or a device, is written to.
 fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let unfinished = directory.join(name);
-    let mut written = fs::File::create(&unfinished)?;
-    written.write_all(bytes)?;
-    written.sync_all()?;
-    fs::rename(unfinished, file)
+    // What a link points to, if it is there.
+    let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    match fs::metadata(file) {
+        Ok(found) if found.is_dir() => return Err(std::io::ErrorKind::IsADirectory.into()),
+        Ok(found) if !found.is_file() => return fs::File::options().write(true).open(file)?.write_all(bytes),
+        _ => {}
+    }
+    let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut unfinished = tempfile::NamedTempFile::new_in(directory)?;
+    unfinished.write_all(bytes)?;
+    unfinished.as_file().sync_all()?;
+    unfinished.persist(&target).map_err(|error| error.error)?;
+    fs::File::open(directory)?.sync_all()
+}
+
+fn read(file: &Path) -> std::io::Result<Vec<u8>> {
+    if file != Path::new("-") {
+        return fs::read(file);
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// What stands between the magic and the checksum.
@@ -70,6 +92,24 @@ fn check(bytes: &[u8]) -> Result<&[u8], &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_are_followed_devices_are_written_to_and_files_are_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write(&at("new"), b"one").unwrap();
+        std::os::unix::fs::symlink("new", at("link")).unwrap();
+        write(&at("link"), b"two").unwrap();
+        assert_eq!(fs::read(at("new")).unwrap(), b"two");
+        assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+        std::os::unix::fs::symlink("/dev/null", at("nothing")).unwrap();
+        write(&at("nothing"), b"three").unwrap();
+        assert!(fs::symlink_metadata(at("nothing")).unwrap().is_symlink());
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+        write(dir.path(), b"four").unwrap_err();
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 3, "nothing is left over: {names:?}");
+    }
 
     #[test]
     fn a_damaged_cut_or_foreign_file_is_refused() {

@@ -1,7 +1,7 @@
 //! `lbctl status`, `lbctl stats`.
 
 use lb_proto::v1::{
-    GetStatsRequest, GetStatusRequest, cluster_service_client::ClusterServiceClient,
+    self, GetStatsRequest, GetStatusRequest, cluster_service_client::ClusterServiceClient,
     node_service_client::NodeServiceClient,
 };
 
@@ -12,7 +12,8 @@ use crate::{
     session::{MAX_ANSWER_LEN, Session},
 };
 
-pub(super) async fn status(session: &Session) -> Result<(), Failure> {
+/// `check`: what is wrong is a failure.
+pub(super) async fn status(session: &Session, check: bool) -> Result<(), Failure> {
     let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let status = session
         .read(GetStatusRequest { local: false }, |request| async move { client.get_status(request).await })
@@ -27,10 +28,17 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
                 output::print("\n")?;
                 output::list(Format::Table, "vip_owners", &status.vip_owners)?;
             }
-            Ok(())
         }
-        format => output::object(format, &status),
+        format => output::object(format, &status)?,
     }
+    if !check {
+        return Ok(());
+    }
+    let silent = |vip: &v1::Vip| (!vip.problem.is_empty()).then(|| format!("VIP {}: {}", vip.address, vip.problem));
+    let vips: Vec<String> = status.vip_owners.iter().filter_map(silent).collect();
+    let waiting = (!status.waiting.is_empty()).then(|| status.waiting.clone());
+    let wrong: Vec<String> = waiting.into_iter().chain(status.warnings).chain(vips).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(Failure::Refused(wrong.join("\n"))) }
 }
 
 pub(super) async fn stats(session: &Session) -> Result<(), Failure> {

@@ -41,6 +41,7 @@ impl Row for v1::Vip {
         let state = match self {
             Self { deleting: true, .. } => "deleting".to_owned(),
             Self { moving_to, .. } if !moving_to.is_empty() => format!("moving to {moving_to}"),
+            Self { problem, .. } if !problem.is_empty() => problem.clone(),
             Self { owner, .. } if owner.is_empty() => "no owner".to_owned(),
             _ => "ok".to_owned(),
         };
@@ -107,7 +108,10 @@ impl Row for v1::Node {
             self.address.clone(),
             yes(self.leader),
             yes(self.voter),
-            yes(self.ready),
+            match (self.unfit.is_empty(), self.ready) {
+                (false, _) => "unfit".to_owned(),
+                (true, ready) => yes(ready),
+            },
             yes(self.draining),
             self.vips.to_string(),
             or_dash(&segments.join(", ")),
@@ -139,12 +143,9 @@ impl Summary for v1::GetStatusResponse {
             0 => String::new(),
             count => format!(", {count} WITHOUT OWNER"),
         };
-        let stale = match self.stale {
-            true => "WARNING   no majority confirmed this: it is what this node knew last\n",
-            false => "",
-        };
+        let warnings: String = self.warnings.iter().map(|warning| format!("WARNING   {warning}\n")).collect();
         format!(
-            "{stale}cluster   {} ({})\nnode      {} (lbd {}, lease {lease})\nleader    {leader} (term {})\n\
+            "{warnings}cluster   {} ({})\nnode      {} (lbd {}, lease {lease})\nleader    {leader} (term {})\n\
              table     revision {}: {} VIPs{unowned}, {} services, {} backends\nengine    {engine}{scheduling}\n\n",
             self.cluster,
             self.cluster_id,

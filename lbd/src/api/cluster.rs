@@ -6,7 +6,7 @@ use futures::Stream;
 use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
-    table::{Body, Name, NodeId, Rejection, Role, SettingsPatch, decode_saved, encode_saved, restore},
+    table::{Body, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, decode_saved, encode_saved, restore},
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
@@ -109,7 +109,7 @@ impl Cluster {
             revision: table.revision(),
             applied: view.applied,
             feature_level: table.feature_level(),
-            nodes: table.nodes().map(|node| convert::node(node, view, status.leader)).collect(),
+            nodes: self.nodes(view, &status),
             vips: count(table.vips().count()),
             unowned_vips: count(table.vips().filter(|vip| vip.owner.is_none()).count()),
             services: count(table.services().count()),
@@ -119,8 +119,52 @@ impl Cluster {
             held: context.ownership.is_held(),
             version: env!("CARGO_PKG_VERSION").into(),
             stale,
-            vip_owners: table.vips().map(|vip| convert::vip(vip, table)).collect(),
+            vip_owners: table.vips().map(|vip| context.vip(vip, table)).collect(),
+            warnings: self.warnings(view, &status, stale),
         }
+    }
+
+    fn nodes(&self, view: &View, status: &lb_raft_store::Status) -> Vec<v1::Node> {
+        let heard = self.0.ownership.heard();
+        let row = |node: &Node| v1::Node {
+            heard: status.node == Some(node.id) || heard.peers.get(&node.id).copied().unwrap_or(false),
+            ..convert::node(node, view, status.leader)
+        };
+        view.table.nodes().map(row).collect()
+    }
+
+    /// What is wrong: what this node sees itself, and what stands in the table.
+    fn warnings(&self, view: &View, status: &lb_raft_store::Status, stale: bool) -> Vec<String> {
+        let table = &view.table;
+        let mut warnings = Vec::new();
+        if stale {
+            warnings.push("no majority confirmed this: it is what this node knew last".to_owned());
+        }
+        if status.node.is_some() && status.leader.is_none() {
+            warnings.push("there is no leader: no change can be agreed on".to_owned());
+        }
+        warnings.extend(self.0.alarms.problems());
+        for node in table.nodes().filter(|node| Some(node.id) != status.node) {
+            if !node.unfit.is_empty() {
+                warnings.push(format!("{} can own no VIP: {}", node.name, node.unfit));
+            }
+        }
+        for node in table.nodes().filter(|node| view.voters.contains(&node.id)) {
+            if table.lease(node.id).is_none() {
+                warnings.push(format!("{} holds no lease: it is down, or not reached by the others", node.name));
+            }
+            for attachment in node.attachments.iter().filter(|attachment| table.is_isolated(node.id, attachment)) {
+                let interface = &attachment.interface;
+                warnings
+                    .push(format!("{} hears no other node on {interface}: its segment is cut off there", node.name));
+            }
+        }
+        let unowned: Vec<String> =
+            table.vips().filter(|vip| vip.owner.is_none()).map(|vip| vip.settings.address.to_string()).collect();
+        if !unowned.is_empty() {
+            warnings.push(format!("no node is able to own {}", unowned.join(", ")));
+        }
+        warnings
     }
 }
 
@@ -141,6 +185,7 @@ impl ClusterService for Cluster {
         let request = request.get_ref();
         let name: Name = convert::parsed("name", &request.name)?;
         let role: Role = convert::role(request.role)?;
+        let _ = convert::cluster_address("address", &request.address)?;
         let before = self.read_expecting(&call, request.expected_revision).await?;
         let voted = |view: &View| {
             let node = view.table.node_named(name.as_str());
@@ -203,6 +248,48 @@ impl ClusterService for Cluster {
         let (_, reply) =
             self.set_draining(&call, &request.name, &request.request_id, request.expected_revision, false).await?;
         Ok(Response::new(v1::UndrainNodeResponse { revision: reply.revision, unchanged: reply.unchanged() }))
+    }
+
+    async fn set_node_address(
+        &self,
+        request: Request<v1::SetNodeAddressRequest>,
+    ) -> Answer<v1::SetNodeAddressResponse> {
+        let call = Call::new("SetNodeAddress", &request);
+        let request = request.get_ref();
+        let address = convert::cluster_address("address", &request.address)?;
+        let view = self.0.read(&call).await?;
+        let node = Self::node_id(&view, &request.name)?;
+        self.0.consensus.check_address(node, &address).await.map_err(|error| status::membership(&error))?;
+        let what = format!("{} is reached at {address}", request.name);
+        let body = Body::SetNodeAddress { node, address };
+        let reply = self.0.change(&call, &request.request_id, request.expected_revision, body, &what).await?;
+        Ok(Response::new(v1::SetNodeAddressResponse { revision: reply.revision, unchanged: reply.unchanged() }))
+    }
+
+    async fn fence_node(&self, request: Request<v1::FenceNodeRequest>) -> Answer<v1::FenceNodeResponse> {
+        let call = Call::new("FenceNode", &request);
+        let request = request.get_ref();
+        let name = &request.name;
+        if !request.i_know_it_is_off {
+            return Err(status::invalid("i_know_it_is_off", "nobody but the caller can know that the machine is off"));
+        }
+        let view = self.0.read(&call).await?;
+        let node = Self::node_id(&view, name)?;
+        let alive = self.0.ownership.heard().peers.get(&node).copied().unwrap_or(false);
+        if alive || self.0.consensus.status().node == Some(node) {
+            return Err(status::precondition(
+                "name",
+                &format!("{name} is not off: it answers heartbeats. 'lbctl node drain {name}' moves its VIPs"),
+            ));
+        }
+        let Some(lease) = view.table.lease(node).map(|lease| lease.id) else {
+            let revision = view.table.revision();
+            return Ok(Response::new(v1::FenceNodeResponse { revision, unchanged: true }));
+        };
+        let what = format!("{name} is fenced: {} says that it is off", call.caller());
+        let body = Body::Fence { node, lease, evidence: Evidence::Operator, heard: Vec::new() };
+        let reply = self.0.change(&call, &request.request_id, request.expected_revision, body, &what).await?;
+        Ok(Response::new(v1::FenceNodeResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
     async fn move_vip(&self, request: Request<v1::MoveVipRequest>) -> Answer<v1::MoveVipResponse> {
@@ -294,13 +381,13 @@ impl ClusterService for Cluster {
         }
         let saved = decode_saved(&bytes).map_err(|error| status::invalid("chunk", error))?;
         let view = self.0.read(&call).await?;
-        let mutations = restore(&view.table, &saved);
         let settings = saved.settings();
-        if !mutations.is_empty() {
+        if let Some(body) = restore(&view.table, &saved) {
             // Worked out for this revision: whatever changes meanwhile has it refused.
-            self.0.mutate(&call, &request_id, view.table.revision(), mutations).await?;
+            self.0.change(&call, &request_id, view.table.revision(), body, "a snapshot is restored").await?;
         }
-        if settings != view.table.settings() {
+        // Before all nodes know settings among other changes, they are an entry of their own.
+        if settings != view.table.settings() && view.table.feature_level() < 3 {
             let what = format!("settings are {settings:?}");
             self.0.change(&call, "", 0, Body::UpdateSettings(settings), &what).await?;
         }

@@ -6,9 +6,10 @@ use std::{
 };
 
 use lb_dataplane::Dataplane;
+use lb_proto::v1;
 use lb_raft_store::{
     Consensus, View,
-    table::{Body, Command, Effect, Mutation, Principal, RequestId},
+    table::{Body, Command, Effect, Mutation, Owner, Principal, RequestId, Table, Vip},
 };
 use tokio::time::Instant;
 use tonic::{
@@ -16,8 +17,12 @@ use tonic::{
     transport::server::{TcpConnectInfo, UdsConnectInfo},
 };
 
-use super::status;
-use crate::{config::Config, ownership::Ownership};
+use super::{convert, status};
+use crate::{
+    alarms::{Alarm, Alarms},
+    config::Config,
+    ownership::Ownership,
+};
 
 /// For a call that sets no deadline.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +38,7 @@ pub(crate) struct Context {
     pub(crate) dataplane: Option<Arc<Dataplane>>,
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
+    pub(crate) alarms: Alarms,
 }
 
 /// What is known of a call beside its message.
@@ -48,6 +54,11 @@ impl Call {
         let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
         let deadline = Instant::now() + timeout.saturating_sub(MARGIN.min(timeout / 10));
         Self { deadline, caller: caller(request), method }
+    }
+
+    /// Who called.
+    pub(super) fn caller(&self) -> &str {
+        &self.caller
     }
 
     /// One line for every call that changed something.
@@ -97,6 +108,27 @@ impl Context {
     /// The table, linearizable.
     pub(super) async fn read(&self, call: &Call) -> Result<Arc<View>, Status> {
         self.consensus.read(call.deadline).await.map_err(|error| status::not_proposed(&error, None))
+    }
+
+    /// A VIP, and what this node knows of whether it is answered.
+    pub(super) fn vip(&self, vip: &Vip, table: &Table) -> v1::Vip {
+        let me = self.consensus.status().node;
+        let address = vip.settings.address;
+        let of_alarms = [Alarm::Contested(address), Alarm::OwnVip(address)].into_iter().find_map(|a| self.alarms.of(a));
+        let silent = |owner: &Owner| {
+            let name = table.node(owner.node).map(|node| node.name.to_string()).unwrap_or_default();
+            if me == Some(owner.node) {
+                let silent = self.ownership.valid_ms() == 0 && !self.ownership.is_held();
+                return silent.then(|| "not answered: the owner's lease has run out".to_owned());
+            }
+            let heard = self.ownership.heard().peers.get(&owner.node).copied().unwrap_or(false);
+            (!heard).then(|| format!("unknown: {name} is not heard"))
+        };
+        let problem = match &vip.owner {
+            None => Some("no node is able to own it".to_owned()),
+            Some(owner) => silent(owner).or(of_alarms),
+        };
+        v1::Vip { problem: problem.unwrap_or_default(), ..convert::vip(vip, table) }
     }
 
     /// Makes changes; all or none.

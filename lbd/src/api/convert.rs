@@ -9,7 +9,7 @@ use lb_raft_store::{
     table::{
         AdminState, Affinity, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, MacAddr, Mutation,
         Name, Node, NodeId, PortRange, Protocol, Role, Service, ServicePatch, ServiceSettings, Table, Unmatched, Vip,
-        VipPatch, VipSettings, Weight,
+        VipPatch, VipSettings, Weight, check_cluster_address,
     },
 };
 use tonic::Status;
@@ -28,6 +28,12 @@ pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, Status> {
 /// A text that may be empty.
 pub(super) fn optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
     if text.is_empty() { Ok(None) } else { parsed(field, text).map(Some) }
+}
+
+/// Where a node is reached by the others.
+pub(super) fn cluster_address(field: &str, text: &str) -> Result<String, Status> {
+    check_cluster_address(text).map_err(|problem| invalid(field, problem))?;
+    Ok(text.to_owned())
 }
 
 /// A node's name, as an id; empty for none.
@@ -221,6 +227,7 @@ pub(super) fn vip(vip: &Vip, table: &Table) -> v1::Vip {
         deleting: vip.deleting,
         routed: table.is_routed(vip),
         revision: vip.revision,
+        problem: String::new(),
     }
 }
 
@@ -291,5 +298,7 @@ pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node
         vips: view.table.vips_of(node.id).count().try_into().unwrap_or(u32::MAX),
         attachments: node.attachments.iter().map(attachment).collect(),
         feature_level: node.feature_level,
+        unfit: node.unfit.clone(),
+        heard: false,
     }
 }

@@ -41,6 +41,7 @@ pub(super) fn not_proposed(error: &ProposeError, request: Option<&RequestId>) ->
         ProposeError::TimedOut => (Code::DeadlineExceeded, "TIMED_OUT"),
         ProposeError::TooNew { .. } => (Code::FailedPrecondition, "FEATURE_LEVEL"),
         ProposeError::Refused(_) => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
+        ProposeError::NoSpace { .. } => (Code::ResourceExhausted, "NO_SPACE"),
         ProposeError::Broken(_) => (Code::Unavailable, "STORE_BROKEN"),
     };
     let mut status = with_info(code, reason, &error.to_string(), &[]);

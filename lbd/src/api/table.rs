@@ -56,7 +56,7 @@ fn answer(changed: &Changed) -> Response<v1::MutationResponse> {
 impl TableService for Table {
     async fn list_vips(&self, request: Request<v1::ListVipsRequest>) -> Answer<v1::ListVipsResponse> {
         let view = self.0.read(&Call::new("ListVips", &request)).await?;
-        let vips = view.table.vips().map(|vip| convert::vip(vip, &view.table)).collect();
+        let vips = view.table.vips().map(|vip| self.0.vip(vip, &view.table)).collect();
         Ok(Response::new(v1::ListVipsResponse { vips, revision: view.table.revision() }))
     }
 
@@ -64,7 +64,7 @@ impl TableService for Table {
         let view = self.0.read(&Call::new("GetVip", &request)).await?;
         let address = convert::address("address", &request.get_ref().address)?;
         let vip = view.table.vip(address).ok_or_else(|| status::not_found(&format!("there is no VIP {address}")))?;
-        let vip = Some(convert::vip(vip, &view.table));
+        let vip = Some(self.0.vip(vip, &view.table));
         Ok(Response::new(v1::GetVipResponse { vip, revision: view.table.revision() }))
     }
 

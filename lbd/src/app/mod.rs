@@ -3,6 +3,7 @@
 mod start;
 mod stop;
 mod tasks;
+mod watchdog;
 
 use std::{
     path::PathBuf,
@@ -18,12 +19,13 @@ use tokio::{
 
 use self::stop::Signals;
 use crate::{
+    alarms::Alarms,
     api::{Context, Listeners, bind_cluster, bind_tcp},
     config::Config,
     control::{Leave, Retiring, retire},
     exit::Failure,
     link,
-    ownership::{self, Ownership},
+    ownership::{self, Fitness, Ownership},
     raft::TonicTransport,
     supervise::Parent,
 };
@@ -67,9 +69,12 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         bootstrap: config.cluster.bootstrap,
     };
     let consensus = Consensus::start(settings, Arc::new(TonicTransport::default())).await?;
-    let dataplane = start::dataplane(&config, &links)?;
+    let dataplane = start::dataplane(&config, &links, parent.guard())?;
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
-    let ownership = Ownership::new(consensus.clone(), clock, heartbeat_sockets, parent);
+    let alarms = Alarms::default();
+    let fitness = Fitness::new(dataplane.as_ref().map(|dataplane| dataplane.progress().clone()));
+    let known = (fitness, alarms.clone());
+    let ownership = Ownership::new(consensus.clone(), clock, heartbeat_sockets, known, parent);
 
     let in_force = Arc::new(AtomicU64::new(0));
     let (end, stopping) = watch::channel(false);
@@ -84,6 +89,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
         in_force: in_force.clone(),
+        alarms: alarms.clone(),
     };
     api_listeners.serve(&context, &stopping, &mut servers).map_err(serving)?;
 
@@ -96,6 +102,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         dataplane: dataplane.clone(),
         links,
         in_force,
+        alarms,
     };
     let mut followers = tasks::start(parts);
 

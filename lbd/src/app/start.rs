@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use lb_dataplane::{Config as DataplaneConfig, Dataplane, Scheduling};
+use lb_dataplane::{Config as DataplaneConfig, Dataplane, Scheduling, guard};
 use lb_raft_store::Consensus;
 
 use crate::{config::Config, exit::Failure, link::Link};
 
 /// The dataplane of a node that forwards; a witness has none.
-pub(super) fn dataplane(config: &Config, links: &[Link]) -> Result<Option<Arc<Dataplane>>, Failure> {
+pub(super) fn dataplane(
+    config: &Config,
+    links: &[Link],
+    guard: guard::Ownership,
+) -> Result<Option<Arc<Dataplane>>, Failure> {
     let Some(section) = &config.dataplane else { return Ok(None) };
     let dataplane = Dataplane::start(&DataplaneConfig {
-        guard: lb_dataplane::guard::Ownership::Own,
         ports: links.iter().map(Link::port_config).collect(),
         engine: section.engine,
         workers: section.workers,
         realtime: section.realtime,
-        flow_capacity: DataplaneConfig::DEFAULT_FLOW_CAPACITY,
+        flow_capacity: section.flows,
+        guard,
     })?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if dataplane.worker_count() > cores {

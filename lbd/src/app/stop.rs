@@ -41,8 +41,9 @@ pub(super) async fn wait_for_the_end(
                 return Err(Failure::Removed(reason.unwrap_or_default()));
             }
             () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {
-                if let Some(reason) = consensus.status().fatal {
-                    return Err(Failure::StoreBroke(reason));
+                let status = consensus.status();
+                if let Some(reason) = status.fatal {
+                    return Err(Failure::StoreBroke { reason, disk_full: status.disk_full });
                 }
                 if dataplane.is_some_and(|dataplane| !dataplane.is_running()) {
                     return Err(Failure::WorkerEnded);

@@ -9,9 +9,13 @@ use lb_dataplane::Dataplane;
 use lb_raft_store::Consensus;
 use tokio::{signal::unix::Signal, sync::watch, task::JoinSet};
 
+use super::watchdog;
 use crate::{
+    alarms::Alarms,
     config::Config,
-    control::{Answered, Conflicts, PublishGrants, PublishNode, PublishTable, reload, run_leader_tasks},
+    control::{
+        Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, reload, run_leader_tasks,
+    },
     link::{self, Link},
     ownership::Ownership,
 };
@@ -28,11 +32,12 @@ pub(super) struct Parts {
     pub(super) links: Vec<Link>,
     /// The revision by which the dataplane forwards.
     pub(super) in_force: Arc<AtomicU64>,
+    pub(super) alarms: Alarms,
 }
 
 /// Starts them all.
 pub(super) fn start(parts: Parts) -> JoinSet<()> {
-    let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force } = parts;
+    let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force, alarms } = parts;
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
     followers.spawn(ownership.clone().release_silent());
@@ -46,19 +51,31 @@ pub(super) fn start(parts: Parts) -> JoinSet<()> {
     };
     followers.spawn(publish_grants.run());
     if let Some(dataplane) = dataplane.clone() {
-        let (consensus, links) = (consensus.clone(), links.clone());
-        followers.spawn(PublishTable { consensus, dataplane, links, in_force }.run());
+        let (consensus, links, fitness) = (consensus.clone(), links.clone(), ownership.fitness().clone());
+        followers.spawn(PublishTable { consensus, dataplane, links, in_force, fitness }.run());
     }
     let publish_node = PublishNode {
         consensus: consensus.clone(),
+        ownership: ownership.clone(),
         dataplane: dataplane.clone(),
-        links,
+        links: links.clone(),
         config: config.clone(),
         heartbeat: Vec::new(),
         asked: None,
-        conflicts: Conflicts::default(),
+        hysteresis: Hysteresis::default(),
     };
     followers.spawn(publish_node.run());
+    let look_out = LookOut {
+        consensus: consensus.clone(),
+        ownership: ownership.clone(),
+        dataplane: dataplane.clone(),
+        links,
+        config: config.clone(),
+        alarms,
+        conflicts: Conflicts::default(),
+    };
+    followers.spawn(look_out.run());
+    followers.spawn(watchdog::feed(ownership.fitness().clone()));
     followers.spawn(run_leader_tasks(consensus.clone()));
     followers.spawn(reload(hangup, file, config.clone(), dataplane.clone()));
     followers

@@ -1,8 +1,8 @@
 //! `[cluster]`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use lb_raft_store::table::Name;
+use lb_raft_store::table::{Name, check_cluster_address};
 
 use super::reader::Section;
 
@@ -27,7 +27,7 @@ pub(super) fn read(cluster: &mut Section) -> (Vec<SocketAddr>, Option<Cluster>) 
             "is required: the address at which the other nodes reach this one, such as \"10.77.1.1:7401\"",
         );
     }
-    let advertise = cluster.optional("advertise", host_and_port);
+    let advertise = cluster.optional("advertise", |text| check_cluster_address(text).map(|()| text.to_owned()));
     let bootstrap = cluster.flag("bootstrap");
     for (at, address) in listen.iter().enumerate() {
         if listen[..at].contains(address) {
@@ -38,6 +38,23 @@ pub(super) fn read(cluster: &mut Section) -> (Vec<SocketAddr>, Option<Cluster>) 
         cluster
             .fault("advertise", "is required when listen is 0.0.0.0 or [::]: the address that other nodes can reach");
     }
+    // A node that says one family and hears the other is reached by nobody.
+    if let Some(address) = advertise.as_ref().and_then(|advertise| advertise.parse::<SocketAddr>().ok())
+        && !listen.is_empty()
+        && !listen.iter().any(|listen| listen.is_ipv4() == address.is_ipv4() || is_dual(listen))
+    {
+        cluster.fault("advertise", &format!("{address} is of another IP family than all of cluster.listen"));
+    }
+    for address in &listen {
+        if let IpAddr::V6(ip) = address.ip()
+            && ip.is_unicast_link_local()
+        {
+            cluster.fault("listen", &format!("{address} is valid on one link only: use another address"));
+        }
+        if address.port() == 0 {
+            cluster.fault("listen", &format!("{address}: port 0 is another one at each start; name one"));
+        }
+    }
     let advertise = advertise.or_else(|| listen.first().map(ToString::to_string));
     let whole = cluster_name.zip(advertise);
     let whole = whole.map(|(name, advertise)| Cluster { name, listen: listen.clone(), advertise, bootstrap });
@@ -45,17 +62,16 @@ pub(super) fn read(cluster: &mut Section) -> (Vec<SocketAddr>, Option<Cluster>) 
 }
 
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{text:?} is not an address and port such as \"10.77.1.1:7401\""))
+    text.parse().map_err(|_| {
+        let hint = match text.parse::<Ipv6Addr>() {
+            Ok(_) => ": an IPv6 address needs brackets and a port, as in \"[2001:db8::1]:7401\"",
+            Err(_) => "",
+        };
+        format!("{text:?} is not an address and port such as \"10.77.1.1:7401\"{hint}")
+    })
 }
 
-fn host_and_port(text: &str) -> Result<String, String> {
-    let sound = |(host, port): (&str, &str)| {
-        let unspecified = ["0.0.0.0", "[::]"].contains(&host);
-        !host.is_empty() && !unspecified && port.parse::<u16>().is_ok_and(|port| port > 0)
-    };
-    if text.rsplit_once(':').is_some_and(sound) {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("{text:?} is not HOST:PORT, as other nodes can reach it"))
-    }
+/// An unspecified IPv6 address hears both families, unless the system says otherwise.
+fn is_dual(listen: &SocketAddr) -> bool {
+    listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
 }

@@ -1,6 +1,7 @@
 //! `[dataplane]`.
 
 use lb_dataplane::{
+    Config,
     forward::{spec::MAX_PORTS, steering::MAX_WORKERS},
     io::EngineKind,
 };
@@ -17,7 +18,13 @@ pub(crate) struct Dataplane {
     pub(crate) workers: usize,
     /// Whether these go before all others on their cores.
     pub(crate) realtime: bool,
+    /// Slots for flows, over all workers.
+    pub(crate) flows: usize,
 }
+
+/// Slots for flows take 32 bytes each: from 2 MiB to 8 GiB.
+const MIN_FLOWS: usize = 1 << 16;
+const MAX_FLOWS: usize = 1 << 28;
 
 /// `None` on a witness. `is_given`: the file has the section.
 pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Option<Dataplane> {
@@ -25,6 +32,7 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     let engine = dataplane.optional("engine", parse_engine).flatten();
     let workers = dataplane.integer("workers", 1..=MAX_WORKERS).unwrap_or(1);
     let realtime = dataplane.flag("realtime");
+    let flows = dataplane.integer("flows", MIN_FLOWS..=MAX_FLOWS).unwrap_or(Config::DEFAULT_FLOW_CAPACITY);
     match role {
         Role::Lb if interfaces.is_empty() && !dataplane.has_fault("interfaces") => {
             dataplane.fault(
@@ -46,7 +54,7 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     if interfaces.len() > MAX_PORTS {
         dataplane.fault("interfaces", "at most 64 are supported");
     }
-    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime })
+    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime, flows })
 }
 
 fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {

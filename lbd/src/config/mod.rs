@@ -9,6 +9,7 @@ mod tls;
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -37,11 +38,55 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// What is legal, and probably not what was meant.
+    pub(crate) fn suspicions(&self) -> Vec<String> {
+        let mut suspicions = Vec::new();
+        let exists = self.data_dir.join("witness").exists();
+        match (self.cluster.bootstrap, exists) {
+            (true, true) => suspicions.push(
+                "cluster.bootstrap: true, and data_dir holds a node's data already: it is ignored. Take the line out, so that \
+                 a lost disk does not create a new cluster beside the old one"
+                    .to_owned(),
+            ),
+            (true, false) => suspicions.push(
+                "cluster.bootstrap: true, and data_dir is empty: the next start creates a NEW cluster. If this node is to join \
+                 one, take the line out"
+                    .to_owned(),
+            ),
+            _ => {}
+        }
+        let advertised = self.cluster.advertise.parse::<SocketAddr>();
+        let is_loopback = advertised.as_ref().is_ok_and(|address| address.ip().is_loopback())
+            || self.cluster.advertise.starts_with("localhost:");
+        if is_loopback {
+            suspicions.push(format!(
+                "cluster.advertise: {} reaches no other machine: this node can only be a cluster of its own",
+                self.cluster.advertise
+            ));
+        }
+        let listens = |address: &SocketAddr| {
+            self.cluster
+                .listen
+                .iter()
+                .any(|l| l.port() == address.port() && (l.ip() == address.ip() || l.ip().is_unspecified()))
+        };
+        if let Ok(address) = &advertised
+            && !listens(address)
+        {
+            suspicions.push(format!(
+                "cluster.advertise: {address} is none of cluster.listen: right only behind a translation of addresses, which \
+                 must carry UDP too"
+            ));
+        }
+        suspicions
+    }
+
     /// The keys of which another value was read since the start and takes effect only with the next one.
     pub(crate) fn differences(&self, read: &Self) -> Vec<&'static str> {
         let engine = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.engine);
         let interfaces = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone());
         let realtime = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.realtime);
+        let flows = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.flows);
         let keys = [
             ("node.name", self.name != read.name),
             ("node.role", self.role != read.role),
@@ -54,6 +99,7 @@ impl Config {
             ("dataplane.interfaces", interfaces(self) != interfaces(read)),
             ("dataplane.engine", engine(self) != engine(read)),
             ("dataplane.realtime", realtime(self) != realtime(read)),
+            ("dataplane.flows", flows(self) != flows(read)),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }

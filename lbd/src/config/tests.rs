@@ -26,7 +26,8 @@ fn a_minimal_file_has_defaults_for_the_rest() {
     assert_eq!(config.cluster.advertise, "127.0.0.1:7401");
     assert!(!config.cluster.bootstrap && !config.insecure);
     assert_eq!(config.api, [ApiListener::Unix("/run/lbd/lbd.sock".into())]);
-    let dataplane = Dataplane { interfaces: vec!["eth0".into()], engine: None, workers: 1, realtime: false };
+    let dataplane =
+        Dataplane { interfaces: vec!["eth0".into()], engine: None, workers: 1, realtime: false, flows: 1 << 21 };
     assert_eq!(config.dataplane, Some(dataplane));
 }
 
@@ -48,6 +49,7 @@ fn every_fault_is_reported_with_its_key() {
         interfaces = [1]
         engine = "turbo"
         workers = 0
+        flows = 100
         [metrics]
         listen = "127.0.0.1:9400"
         "#,
@@ -62,6 +64,7 @@ fn every_fault_is_reported_with_its_key() {
         "dataplane.interfaces",
         "dataplane.engine",
         "dataplane.workers",
+        "dataplane.flows",
         "metrics.listen",
         "nodes",
     ];
@@ -101,6 +104,37 @@ fn values_that_would_do_harm_are_refused() {
     let nowhere = MINIMAL.replace("[dataplane]", "advertise = \"0.0.0.0:0\"\n[dataplane]");
     assert!(faults(&nowhere)[0].starts_with("cluster.advertise: "));
     assert!(faults(&format!("{MINIMAL}\n[api]\nlisten = []"))[0].starts_with("api.listen: is empty"));
+}
+
+#[test]
+fn an_address_that_others_cannot_dial_is_refused() {
+    let with = |advertise: &str| MINIMAL.replace("[dataplane]", &format!("advertise = {advertise:?}\n[dataplane]"));
+    for (advertise, word) in [
+        ("http://10.77.1.4:7401", "http://"),
+        ("fd00::1:7401", "brackets"),
+        ("[fe80::1]:7401", "one link"),
+        ("[2001:db8::1]:7401", "another IP family"),
+        ("lb1", "no port"),
+    ] {
+        let fault = faults(&with(advertise)).remove(0);
+        assert!(fault.starts_with("cluster.advertise: ") && fault.contains(word), "{fault}");
+    }
+    let listen = |listen: &str| MINIMAL.replace("\"127.0.0.1:7401\"", &format!("{listen:?}"));
+    for (address, word) in [("[fe80::1]:7401", "one link"), ("127.0.0.1:0", "port 0"), ("fd00::1", "brackets")] {
+        let all = faults(&listen(address));
+        assert!(all.iter().any(|f| f.starts_with("cluster.listen: ") && f.contains(word)), "{address}: {all:?}");
+    }
+}
+
+#[test]
+fn what_is_legal_and_suspicious_is_warned_of() {
+    let suspicions = |text: &str| parsed(text).unwrap().suspicions().join("\n");
+    let exposed = format!("{}\n[tls]\ninsecure = true", MINIMAL.replace("127.0.0.1:7401", "10.77.1.1:7401"));
+    assert_eq!(suspicions(&exposed), "");
+    let with = |line: &str| exposed.replace("[dataplane]", &format!("{line}\n[dataplane]"));
+    assert!(suspicions(&with("bootstrap = true")).contains("NEW cluster"));
+    assert!(suspicions(&with("advertise = \"127.0.0.1:7401\"")).contains("reaches no other machine"));
+    assert!(suspicions(&with("advertise = \"10.77.9.9:7401\"")).contains("none of cluster.listen"));
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_dataplane::{
-    forward::spec::{BackendSpec, BackendState, PeerSpec, PortRangeSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
+    forward::spec::{
+        BackendSpec, BackendState, PeerSpec, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec,
+    },
     packet::{self, Mac},
 };
 use lb_raft_store::table::{
@@ -28,12 +30,18 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
     };
     TableSpec {
         hash_key: table.hash_seed(),
-        ports: links.iter().map(Link::port_spec).collect(),
+        ports: links.iter().map(|link| own_addresses(link.port_spec(), table)).collect(),
         vips: table.vips().map(vip).collect(),
         peer_macs,
         peers: peers_on_segments(table, me, links),
         timeouts: compile_timeouts(table.settings().flow_timeouts),
     }
+}
+
+/// Without VIPs that somebody has put on the interface: the dataplane must not ask in their name.
+fn own_addresses(mut port: PortSpec, table: &Table) -> PortSpec {
+    port.addresses.retain(|(address, _)| table.vip(*address).is_none());
+    port
 }
 
 fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, links: &[Link]) -> VipSpec {
@@ -150,7 +158,13 @@ mod tests {
                 heartbeat_key: 6,
                 node,
             },
-            Body::PublishNode { node: ME, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 },
+            Body::PublishNode {
+                node: ME,
+                attachments: vec![attachment],
+                heartbeat: Vec::new(),
+                feature_level: 1,
+                unfit: String::new(),
+            },
             Body::OpenLease { node: ME, nonce: 9, previous: None },
             Body::Ready { node: ME, lease: LeaseId(3) },
             Body::Mutate(vec![Mutation::CreateVip(vip)]),

@@ -1,43 +1,61 @@
 //! Other stations that claim a VIP of ours: the dataplane counts them, here they get a name.
 
-use std::{collections::HashMap, fmt, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    net::IpAddr,
+    time::Duration,
+};
 
 use lb_dataplane::{BackendReport, Dataplane, packet::Mac, stats::Conflict};
 use lb_raft_store::table::{Node, Table};
 use tokio::time::Instant;
 
-/// A claimant that goes on is told of again.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
+use crate::alarms::{Alarm, Alarms};
 
-/// Of which claims was told: how many there were, and when.
+/// A VIP is contested for so long after the last claim.
+const CONTESTED: Duration = Duration::from_secs(60);
+
+/// The claims so far: how many there were, and when the last one came.
 #[derive(Default)]
 pub(crate) struct Conflicts {
-    told: HashMap<(IpAddr, Mac), (u64, Option<Instant>)>,
+    seen: HashMap<(IpAddr, Mac), (u64, Instant)>,
 }
 
 impl Conflicts {
-    /// Tells the log of new claims.
-    pub(crate) fn tell(&mut self, dataplane: &Dataplane, table: &Table) {
+    /// Looks for new claims.
+    pub(crate) fn look(&mut self, dataplane: &Dataplane, table: &Table, alarms: &Alarms) {
+        let backends = dataplane.report().backends;
         for Conflict { vip, mac, count } in dataplane.conflicts() {
-            let told = self.told.entry((vip, mac)).or_default();
-            if count == told.0 || told.1.is_some_and(|at| at.elapsed() < TELL_AGAIN) {
+            let seen = self.seen.entry((vip, mac)).or_insert((0, Instant::now()));
+            if count == seen.0 {
                 continue;
             }
-            *told = (count, Some(Instant::now()));
-            match claimant(table, &dataplane.report().backends, mac) {
-                Claimant::Node(name) => {
-                    tracing::info!(%vip, %mac, node = name, count, "another node claimed this VIP: a late frame, or a fence");
-                }
-                Claimant::Backend(address) => tracing::warn!(
-                    %vip, %mac, backend = address, count,
-                    "this backend answers ARP for the VIP and takes its traffic: set arp_ignore=1 and arp_announce=2 there"
-                ),
-                Claimant::Unknown => tracing::warn!(
-                    %vip, %mac, count,
-                    "somebody else uses the address of this VIP: find that machine by its MAC address, or remove the VIP"
-                ),
+            *seen = (count, Instant::now());
+            if let Claimant::Node(name) = claimant(table, &backends, mac) {
+                tracing::info!(%vip, %mac, node = name, count, "another node claimed this VIP: a late frame, or a fence");
             }
         }
+        let mut problems = BTreeMap::new();
+        for ((vip, mac), _) in self.seen.iter().filter(|(_, (_, at))| at.elapsed() < CONTESTED) {
+            let problem = match claimant(table, &backends, *mac) {
+                Claimant::Node(_) => continue,
+                Claimant::Backend(address) => format!(
+                    "backend {address} ({mac}) answers ARP for VIP {vip} and takes its traffic: set arp_ignore=1 and \
+                     arp_announce=2 there"
+                ),
+                Claimant::Unknown => format!(
+                    "the station with the MAC address {mac} uses the address of VIP {vip}: find that machine, or remove the \
+                     VIP"
+                ),
+            };
+            problems.insert(*vip, problem);
+        }
+        let kind = |alarm| match alarm {
+            Alarm::Contested(vip) => Some(vip),
+            _ => None,
+        };
+        alarms.set_each(Alarm::Contested, kind, &problems);
     }
 }
 

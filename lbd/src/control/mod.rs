@@ -1,11 +1,12 @@
 //! A revision's way out: [`compile`] turns the replicated table into what this node's dataplane forwards,
 //! [`publish_table`] publishes it, and [`publish_grants`] which VIPs this node owns. [`publish_node`] says in the table what
-//! this node sees of its segments. [`leader_tasks`] does what is nobody's request, [`mod@retire`] ends it all in the right order.
+//! this node sees of its segments. [`look_out`] looks for what nobody tells of. [`leader_tasks`] does what is nobody's request, [`mod@retire`] ends it all in the right order.
 
 mod answered;
 mod compile;
 mod conflicts;
 mod leader_tasks;
+mod look_out;
 mod publish_grants;
 mod publish_node;
 mod publish_table;
@@ -15,8 +16,9 @@ mod retire;
 pub(crate) use answered::Answered;
 pub(crate) use conflicts::{Conflicts, claimant};
 pub(crate) use leader_tasks::run_leader_tasks;
+pub(crate) use look_out::LookOut;
 pub(crate) use publish_grants::PublishGrants;
-pub(crate) use publish_node::PublishNode;
+pub(crate) use publish_node::{Hysteresis, PublishNode};
 pub(crate) use publish_table::PublishTable;
 pub(crate) use reload::reload;
 pub(crate) use retire::{Leave, Retiring, retire};

@@ -10,7 +10,7 @@ use lb_raft_store::{
 };
 
 use super::{answered::Answered, publish_table::TAKE_UP};
-use crate::ownership::{Grants, Ownership, Plan};
+use crate::ownership::{Grants, Ownership, Part, Plan};
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -32,6 +32,7 @@ impl PublishGrants {
         let mut published = None;
         let mut look_again = tokio::time::interval(LOOK_AGAIN);
         loop {
+            self.ownership.fitness().vitals().show(Part::Grants);
             tokio::select! {
                 biased;
                 changed = grants.changed() => if changed.is_err() { return },
@@ -61,7 +62,8 @@ impl PublishGrants {
             // Until this is known to be in force nothing is.
             *published = None;
             if !in_force(dataplane, &plan, view).await {
-                return tracing::error!("the dataplane does not take the new grants up");
+                // A worker that has stopped is seen by its progress.
+                return tracing::debug!("the dataplane does not take the new grants up");
             }
             self.answered.tell(&plan.answered);
             *published = Some(plan.answered.clone());

@@ -1,102 +1,148 @@
-//! Says in the table where this node is attached, whom it hears there, and where its heartbeat is reached; and tells the log
-//! of other stations that claim its VIPs.
+//! Says in the table where this node is attached, whom it hears there, where its heartbeat is reached, and whether it does
+//! its work.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use lb_dataplane::Dataplane;
+use lb_dataplane::{Dataplane, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
     table::{Attachment, Body, FEATURE_LEVEL, NodeId},
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::conflicts::Conflicts;
-use crate::{config::Config, link::Link, ownership};
+use crate::{
+    config::Config,
+    link::Link,
+    ownership::{self, Backoff, Ownership},
+};
 
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// For the name that this node advertises to be resolved; it is tried again.
 const LOOK_UP: Duration = Duration::from_millis(500);
 /// Whom this node hears on its segments is published as soon as it changes.
 const LOOK_AT_PEERS: Duration = Duration::from_millis(200);
 const PROPOSAL: Duration = Duration::from_secs(1);
+/// Between two proposals of what has no effect.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(30);
+/// A node that was heard is said not to be only after so long, so that a single lost answer moves nothing.
+const NOT_HEARD_FOR: Duration = Duration::from_millis(500);
+/// The feature level that knows of nodes that do not do their work.
+const UNFIT_LEVEL: u32 = 3;
 
 /// Keeps the table's row of this node as it is.
 pub(crate) struct PublishNode {
     pub(crate) consensus: Consensus,
+    pub(crate) ownership: Ownership,
     /// Absent on a witness.
     pub(crate) dataplane: Option<Arc<Dataplane>>,
     pub(crate) links: watch::Receiver<Vec<Link>>,
     pub(crate) config: Arc<Config>,
     /// Where the other nodes reach this node's heartbeat; empty until that is known.
     pub(crate) heartbeat: Vec<SocketAddr>,
-    /// What was proposed to be said of this node last, and when.
-    pub(crate) asked: Option<(Body, Instant)>,
-    /// Claims of others to VIPs of ours.
-    pub(crate) conflicts: Conflicts,
+    /// What was proposed to be said of this node last, how often, and by which table it was needed.
+    pub(crate) asked: Option<(Body, Backoff, u64)>,
+    pub(crate) hysteresis: Hysteresis,
+}
+
+/// Since when a node that is published as heard is not heard any more, by interface.
+#[derive(Debug, Default)]
+pub(crate) struct Hysteresis(BTreeMap<(String, NodeId), Instant>);
+
+impl Hysteresis {
+    /// Whether a node still counts as heard.
+    fn holds(&mut self, interface: &str, node: NodeId, is_heard: bool, was_heard: bool) -> bool {
+        let key = (interface.to_owned(), node);
+        if is_heard || !was_heard {
+            self.0.remove(&key);
+            return is_heard;
+        }
+        self.0.entry(key).or_insert_with(Instant::now).elapsed() < NOT_HEARD_FOR
+    }
 }
 
 impl PublishNode {
     /// Runs until it is aborted.
     pub(crate) async fn run(mut self) {
         let mut table = self.consensus.watch();
-        let mut look_again = tokio::time::interval(LOOK_AGAIN);
+        let mut unfit = self.ownership.unfit();
         let mut look_at_peers = tokio::time::interval(LOOK_AT_PEERS);
         loop {
-            // What changes comes at once; conflicts and peers are looked for.
+            // What changes comes at once; peers are looked for.
             tokio::select! {
                 changed = table.changed() => if changed.is_err() { return },
                 changed = self.links.changed() => if changed.is_err() { return },
-                _ = look_again.tick() => {
-                    if let Some(dataplane) = &self.dataplane {
-                        self.conflicts.tell(dataplane, &self.consensus.view().table);
-                    }
-                }
+                changed = unfit.changed() => if changed.is_err() { return },
                 _ = look_at_peers.tick() => {}
             }
             if let Some(me) = self.consensus.status().node {
                 self.find_heartbeat_addresses().await;
                 let view = table.borrow_and_update().clone();
                 let links = self.links.borrow_and_update().clone();
-                self.publish_node(me, &view, &links);
+                let unfit = unfit.borrow_and_update().clone();
+                self.publish_node(me, &view, &links, unfit);
             }
         }
     }
 
     /// Where this node is attached, and whom it hears there.
-    fn attachments(&self, view: &View, links: &[Link]) -> Vec<Attachment> {
+    fn attachments(&mut self, me: NodeId, view: &View, links: &[Link]) -> Vec<Attachment> {
         let heard = self.dataplane.as_ref().map(|dataplane| dataplane.heard_peers()).unwrap_or_default();
-        let of_link = |(port, link): (usize, &Link)| {
-            link.attachments(|segment| {
-                let is_heard = |a: &Attachment| {
-                    a.segment() == Some(segment) && heard.iter().any(|h| h.0 == port && h.1 == a.address)
+        let before = view.table.node(me).map(|node| node.attachments.clone()).unwrap_or_default();
+        let hysteresis = &mut self.hysteresis;
+        let mut attachments = Vec::new();
+        for (port, link) in links.iter().enumerate() {
+            let of_link = link.attachments(|segment| {
+                let was_heard = |id: NodeId| {
+                    let same = |a: &&Attachment| a.interface == link.name && a.segment() == Some(segment);
+                    before.iter().filter(same).any(|a| a.hears.contains(&id))
                 };
-                let nodes = view.table.nodes().filter(|node| node.attachments.iter().any(is_heard));
-                nodes.map(|node| node.id).collect()
-            })
-        };
-        links.iter().enumerate().flat_map(of_link).collect()
+                let there = |a: &Attachment| a.segment() == Some(segment);
+                let is_heard = |a: &Attachment| there(a) && heard.iter().any(|h| h.0 == port && h.1 == a.address);
+                let others = view.table.nodes().filter(|node| node.id != me && node.attachments.iter().any(there));
+                others
+                    .filter(|node| {
+                        let is_heard = node.attachments.iter().any(is_heard);
+                        hysteresis.holds(&link.name, node.id, is_heard, was_heard(node.id))
+                    })
+                    .map(|node| node.id)
+                    .collect()
+            });
+            // A VIP on an interface is a mistake, and tells nothing of where the node is.
+            attachments.extend(of_link.into_iter().filter(|a| view.table.vip(a.address).is_none()));
+        }
+        attachments
     }
 
-    /// Says in the table where this node is attached, if it says something else.
-    fn publish_node(&mut self, me: NodeId, view: &View, links: &[Link]) {
-        let attachments = self.attachments(view, links);
+    /// Says in the table what this node is, if it says something else.
+    fn publish_node(&mut self, me: NodeId, view: &View, links: &[Link], unfit: Option<String>) {
+        let attachments = self.attachments(me, view, links);
         let Some(node) = view.table.node(me) else { return };
         let heartbeat = &self.heartbeat;
-        if node.attachments == attachments && node.heartbeat == *heartbeat && node.feature_level == FEATURE_LEVEL {
+        // Before all nodes know it, the lease alone tells: it is given back.
+        let unfit = unfit.filter(|_| view.table.feature_level() >= UNFIT_LEVEL).unwrap_or_default();
+        let same = node.attachments == attachments && node.heartbeat == *heartbeat && node.unfit == unfit;
+        if same && node.feature_level == FEATURE_LEVEL {
             return;
         }
         let consensus = self.consensus.clone();
-        let command =
-            Body::PublishNode { node: me, attachments, heartbeat: heartbeat.clone(), feature_level: FEATURE_LEVEL };
-        let asked = self.asked.as_ref().is_some_and(|(asked, at)| *asked == command && at.elapsed() < PROPOSAL);
-        if asked {
+        let heartbeat = heartbeat.clone();
+        let command = Body::PublishNode { node: me, attachments, heartbeat, feature_level: FEATURE_LEVEL, unfit };
+        let fresh = |asked: &(Body, Backoff, u64)| asked.0 == command && asked.2 == view.applied;
+        if !self.asked.as_ref().is_some_and(fresh) {
+            let mut backoff = self.asked.as_ref().filter(|asked| asked.0 == command).map(|asked| asked.1);
+            // The log reaches this node: what is still needed is proposed without a long pause.
+            backoff.iter_mut().for_each(Backoff::begin_anew);
+            self.asked = Some((command.clone(), backoff.unwrap_or_default(), view.applied));
+        }
+        let pauses_ns = PROPOSAL.as_nanos() as u64..=AGAIN_AT_MOST.as_nanos() as u64;
+        let due = self.asked.as_mut().is_some_and(|asked| asked.1.is_due(pauses_ns, boottime_ns()));
+        if !due {
             return;
         }
-        self.asked = Some((command.clone(), Instant::now()));
         tokio::spawn(async move {
             if let Err(error) = consensus.propose(&command.into(), Instant::now() + PROPOSAL).await {
                 tracing::debug!(%error, "this node's addresses are not published yet");

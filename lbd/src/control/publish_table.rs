@@ -15,7 +15,10 @@ use lb_raft_store::{Consensus, View, table::NodeId};
 use tokio::sync::watch;
 
 use super::compile::compile;
-use crate::link::Link;
+use crate::{
+    link::Link,
+    ownership::{Cause, Fitness, Part},
+};
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// For the workers to take a new table up: a batch takes microseconds.
@@ -28,6 +31,8 @@ pub(crate) struct PublishTable {
     pub(crate) links: watch::Receiver<Vec<Link>>,
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
+    /// A node that does not forward by the table must not own VIPs.
+    pub(crate) fitness: Fitness,
 }
 
 impl PublishTable {
@@ -38,6 +43,7 @@ impl PublishTable {
         let mut last: Option<(u64, Vec<Link>)> = None;
         let mut look_again = tokio::time::interval(LOOK_AGAIN);
         loop {
+            self.fitness.vitals().show(Part::Table);
             tokio::select! {
                 changed = table.changed() => if changed.is_err() { return },
                 changed = self.links.changed() => if changed.is_err() { return },
@@ -71,12 +77,21 @@ impl PublishTable {
                 dataplane.join_groups();
                 Ok::<_, lb_dataplane::guard::GuardError>(seen)
             });
-            match seen.await {
-                Ok(Ok(true)) => *published = Some(spec),
-                Ok(Ok(false)) => return tracing::error!("the dataplane does not take the new table up"),
-                Ok(Err(error)) => return tracing::error!(%error, "the new table is not published"),
-                Err(error) => return tracing::error!(%error, "the new table was not built"),
+            let problem = match seen.await {
+                Ok(Ok(true)) => None,
+                Ok(Ok(false)) => Some("the dataplane does not take the table up".to_owned()),
+                Ok(Err(error)) => Some(format!("the table is not published: {error}")),
+                Err(error) => Some(format!("the table cannot be built: {error}")),
+            };
+            if let Some(problem) = &problem {
+                tracing::debug!(problem, "the table is published again in a moment");
             }
+            let failed = problem.is_some();
+            self.fitness.set(Cause::Table, problem);
+            if failed {
+                return;
+            }
+            *published = Some(spec);
         }
         self.in_force.store(view.table.revision(), Ordering::Relaxed);
     }

@@ -13,10 +13,12 @@ use crate::ownership::{Ownership, Plan};
 /// No frame for so long means that the clients have found the new owner.
 const QUIET: Duration = Duration::from_secs(1);
 const QUIET_AT_MOST: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Falls silent for every VIP, hands them over, and goes on forwarding until their clients have found
 /// the new owners.
 pub(crate) async fn retire(retiring: &Retiring) {
+    let begun = Instant::now();
     let lease = retiring.ownership.stop().await.filter(|_| retiring.leave == Leave::HandingOver);
     if retiring.leave == Leave::AtOnce {
         return;
@@ -41,15 +43,22 @@ pub(crate) async fn retire(retiring: &Retiring) {
         false
     };
     release().await;
+    tracing::info!(took_ms = begun.elapsed().as_millis() as u64, "the VIPs are handed over");
+    if !owned_any {
+        return;
+    }
     let started = Instant::now();
-    let (mut seen, mut since) = (dataplane.report().totals.forwarded, Instant::now());
-    while owned_any && since.elapsed() < QUIET && started.elapsed() < QUIET_AT_MOST {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let before = dataplane.report().totals.forwarded;
+    let (mut seen, mut since) = (before, Instant::now());
+    while since.elapsed() < QUIET && started.elapsed() < QUIET_AT_MOST {
+        tokio::time::sleep(LOOK_EVERY).await;
         let forwarded = dataplane.report().totals.forwarded;
         if forwarded != seen {
             (seen, since) = (forwarded, Instant::now());
         }
     }
+    let (late, took_ms) = (seen - before, started.elapsed().as_millis() as u64);
+    tracing::info!(late, took_ms, "late frames for them were forwarded until none came any more");
 }
 
 /// How a node goes.

@@ -11,7 +11,7 @@ use std::{
 use lb_dataplane::{LeaseClock, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Body, LeaseId, NodeId},
+    table::{Body, Evidence, LeaseId, NodeId},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -19,19 +19,30 @@ use tokio::{
 };
 
 use super::{
+    backoff::Backoff,
+    fitness::{Fitness, Part},
     grants::{Grants, Plan},
-    heartbeat::{Heartbeat, Input, Report, Start},
+    heartbeat::{Heard, Heartbeat, Input, Report, Start},
     member::Member,
     watchdog,
 };
-use crate::{supervise::Parent, task::AbortOnDrop};
+use crate::{
+    alarms::{Alarm, Alarms},
+    supervise::Parent,
+    task::AbortOnDrop,
+};
 
 /// For one proposal; a new one follows if it is still needed.
 const PROPOSAL: Duration = Duration::from_millis(1000);
 /// For the proposal by which a stopping node hands over.
 const LAST_PROPOSAL: Duration = Duration::from_millis(3000);
-/// Between two Released of the same grant.
+/// Between two Released of the same grants; longer while they have no effect.
 const RELEASE_AGAIN: Duration = Duration::from_millis(200);
+const RELEASE_AGAIN_AT_MOST: Duration = Duration::from_secs(10);
+/// Between two signs of life.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// The end of one node's leases is told of so often at most.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// This node's ownership of VIPs. Clones are handles to the same.
 #[derive(Clone)]
@@ -46,13 +57,25 @@ struct Inner {
     sockets: Mutex<Vec<UdpSocket>>,
     heartbeat: OnceLock<Heartbeat>,
     grants: watch::Sender<Grants>,
+    heard: watch::Sender<Heard>,
+    unfit: watch::Sender<Option<String>>,
+    fitness: Fitness,
+    alarms: Alarms,
+    /// When the end of each node's lease was last told of, and how often it has come about since.
+    told: Mutex<BTreeMap<NodeId, (Instant, u64)>>,
     nonce: u64,
     parent: Parent,
 }
 
 impl Ownership {
     /// Of this process; `clock` is what the dataplane looks at.
-    pub(crate) fn new(consensus: Consensus, clock: Arc<LeaseClock>, sockets: Vec<UdpSocket>, parent: Parent) -> Self {
+    pub(crate) fn new(
+        consensus: Consensus,
+        clock: Arc<LeaseClock>,
+        sockets: Vec<UdpSocket>,
+        (fitness, alarms): (Fitness, Alarms),
+        parent: Parent,
+    ) -> Self {
         let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
         let inner = Inner {
             consensus,
@@ -60,6 +83,11 @@ impl Ownership {
             sockets: Mutex::new(sockets),
             heartbeat: OnceLock::new(),
             grants: watch::Sender::default(),
+            heard: watch::Sender::default(),
+            unfit: watch::Sender::default(),
+            fitness,
+            alarms,
+            told: Mutex::default(),
             nonce,
             parent,
         };
@@ -83,6 +111,21 @@ impl Ownership {
         self.inner.clock.deadline_ns().saturating_sub(boottime_ns()) / 1_000_000
     }
 
+    /// Why this node does not do its work, if it does not.
+    pub(crate) fn unfit(&self) -> watch::Receiver<Option<String>> {
+        self.inner.unfit.subscribe()
+    }
+
+    /// Who answers this node's heartbeats.
+    pub(crate) fn heard(&self) -> Heard {
+        self.inner.heard.borrow().clone()
+    }
+
+    /// Where tasks say what keeps them from their work.
+    pub(crate) fn fitness(&self) -> &Fitness {
+        &self.inner.fitness
+    }
+
     /// Whether it answers although its lease has run out.
     pub(crate) fn is_held(&self) -> bool {
         self.inner.clock.is_held() && !self.inner.clock.is_valid()
@@ -104,7 +147,8 @@ impl Ownership {
         let (Some(me), Some(cluster)) = (status.node, status.cluster) else { return };
         let (reports, mut inbox) = mpsc::unbounded_channel();
         let sockets = std::mem::take(&mut *self.inner.sockets.lock().unwrap_or_else(PoisonError::into_inner));
-        let start = Start { me, cluster, nonce: self.inner.nonce, sockets, clock: self.inner.clock.clone(), reports };
+        let (clock, fitness) = (self.inner.clock.clone(), self.inner.fitness.clone());
+        let start = Start { me, cluster, nonce: self.inner.nonce, sockets, clock, fitness, reports };
         match Heartbeat::start(start) {
             Ok(heartbeat) => drop(self.inner.heartbeat.set(heartbeat)),
             Err(error) => return tracing::error!(%error, "the heartbeat does not start"),
@@ -114,9 +158,11 @@ impl Ownership {
         lead.mark_changed();
         let mut watched: BTreeMap<NodeId, (String, AbortOnDrop)> = BTreeMap::new();
         self.tell(Input::View(consensus.view()));
+        let mut show = tokio::time::interval(SHOW_EVERY);
         loop {
             tokio::select! {
                 biased;
+                _ = show.tick() => self.inner.fitness.vitals().show(Part::Driver),
                 report = inbox.recv() => match report {
                     Some(report) => self.act(me, report),
                     None => return,
@@ -148,8 +194,7 @@ impl Ownership {
             // Never by way of another leader: that one may have heard what this one has not.
             Report::ProposeInTerm(term, command) => {
                 if let Body::Fence { node, evidence, .. } = &command {
-                    let name = consensus.view().table.node(*node).map(|node| node.name.to_string());
-                    tracing::warn!(node = name, ?evidence, "a node is gone: its lease ends, its VIPs move");
+                    self.tell_of_fence(*node, evidence, &consensus.view());
                 }
                 tokio::spawn(async move {
                     consensus.propose_in_term(&command.into(), term, Instant::now() + PROPOSAL).await
@@ -165,7 +210,89 @@ impl Ownership {
                 self.update_grants(|grants| grants.hold(lease));
             }
             Report::Obituary(datagrams) => self.inner.parent.on_death_send(&datagrams),
+            Report::Unfit(reason) => {
+                let alarm = |reason: &String| format!("this node can own no VIP: {reason}");
+                self.inner.alarms.set(Alarm::Unfit, reason.as_ref().map(alarm));
+                self.inner.unfit.send_replace(reason);
+            }
+            Report::Valid(valid) => self.tell_of_lease(me, valid),
+            Report::Heard(heard) => self.tell_of_peers(me, heard),
         }
+    }
+
+    /// One line for each node and a while, with the number of its leases that have ended since.
+    fn tell_of_fence(&self, node: NodeId, evidence: &Evidence, view: &View) {
+        let mut told = self.inner.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (at, since) = told.entry(node).or_insert((now - TELL_AGAIN, 0));
+        *since += 1;
+        if now.duration_since(*at) < TELL_AGAIN {
+            return;
+        }
+        let times = std::mem::take(since);
+        *at = now;
+        let name = |id: NodeId| view.table.node(id).map_or_else(|| id.to_string(), |node| node.name.to_string());
+        let because = match evidence {
+            Evidence::OwnRelease => "it has given it back".to_owned(),
+            Evidence::Obituary { .. } => "its process is dead".to_owned(),
+            Evidence::Operator => "an operator says that it is off".to_owned(),
+            Evidence::Withdrawals(withdrawals) => {
+                let by: Vec<String> = withdrawals.iter().map(|withdrawal| name(withdrawal.supporter)).collect();
+                format!("it is not heard by {}", by.join(", "))
+            }
+        };
+        tracing::warn!(times, "the lease of {} ends and its VIPs move: {because}", name(node));
+    }
+
+    /// The lease is valid, or has run out: at that moment, and not when others can be told of it.
+    fn tell_of_lease(&self, me: NodeId, valid: bool) {
+        if valid {
+            tracing::info!("this node's lease is valid");
+            return self.inner.alarms.set(Alarm::Lease, None);
+        }
+        let view = self.inner.consensus.view();
+        let vips: Vec<String> = view.table.vips_of(me).map(|vip| vip.settings.address.to_string()).collect();
+        let held = if self.inner.clock.is_held() {
+            "it goes on answering (on_quorum_loss=hold), and announces nothing"
+        } else {
+            "it answers for no VIP any more"
+        };
+        // Of a lease that the table has ended, or that was given back, there is nothing to be mended.
+        let ended = view.table.lease(me).is_none_or(|lease| lease.nonce != self.inner.nonce);
+        if ended || self.inner.unfit.borrow().is_some() {
+            tracing::info!(vips = vips.join(", "), "this node's lease has ended: {held}");
+        } else {
+            let silent = self.silent_peers(&view, &self.heard());
+            let silent = if silent.is_empty() { "the others in time".to_owned() } else { silent.join(", ") };
+            let of = if vips.is_empty() { "none".to_owned() } else { vips.join(", ") };
+            let problem = format!(
+                "this node's lease has run out, because its heartbeats were not answered by {silent}: {held} (owned: {of})"
+            );
+            self.inner.alarms.set(Alarm::Lease, Some(problem));
+        }
+    }
+
+    fn tell_of_peers(&self, me: NodeId, heard: Heard) {
+        let view = self.inner.consensus.view();
+        let silent = self.silent_peers(&view, &heard);
+        let problem = |silent: &[String]| {
+            format!(
+                "no answer to heartbeats (UDP) from {}: are they down, or does a firewall keep UDP from their cluster ports?",
+                silent.join(", ")
+            )
+        };
+        self.inner.alarms.set(Alarm::SilentPeers, (!silent.is_empty()).then(|| problem(&silent)));
+        let quorum = (!heard.majority && view.table.node(me).is_some()).then(|| {
+            "no majority of the voters answers this node: it can own no VIP, and no change can be agreed on".to_owned()
+        });
+        self.inner.alarms.set(Alarm::Quorum, quorum);
+        self.inner.heard.send_replace(heard);
+    }
+
+    /// Names and addresses of the nodes that are not heard.
+    fn silent_peers(&self, view: &View, heard: &Heard) -> Vec<String> {
+        let silent = heard.peers.iter().filter(|(_, heard)| !**heard).filter_map(|(id, _)| view.table.node(*id));
+        silent.map(|node| format!("{} ({})", node.name, node.address)).collect()
     }
 
     /// Keeps a watch over each other node's process.
@@ -184,11 +311,17 @@ impl Ownership {
     /// Gives up the grants that have fallen silent, again and again until the table has changed.
     pub(crate) async fn release_silent(self) {
         let mut held = self.grants();
+        let (mut backoff, mut applied) = (Backoff::default(), 0);
+        let pauses_ns = RELEASE_AGAIN.as_nanos() as u64..=RELEASE_AGAIN_AT_MOST.as_nanos() as u64;
         loop {
             let grants = held.borrow_and_update().clone();
+            let view = self.inner.consensus.view();
             if let Some(me) = self.inner.consensus.status().node {
-                let grants = grants.to_release(me, &self.inner.consensus.view().table);
-                if !grants.is_empty() {
+                let grants = grants.to_release(me, &view.table);
+                if std::mem::replace(&mut applied, view.applied) != view.applied {
+                    backoff = Backoff::default();
+                }
+                if !grants.is_empty() && backoff.is_due(pauses_ns.clone(), boottime_ns()) {
                     self.propose(Body::Released { grants });
                 }
             }

@@ -151,7 +151,13 @@ mod tests {
                 heartbeat_key: 6,
                 node,
             },
-            Body::PublishNode { node: ME, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 },
+            Body::PublishNode {
+                node: ME,
+                attachments: vec![attachment],
+                heartbeat: Vec::new(),
+                feature_level: 1,
+                unfit: String::new(),
+            },
             Body::OpenLease { node: ME, nonce: 9, previous: None },
             Body::Ready { node: ME, lease: LeaseId(3) },
             mutate(Mutation::CreateVip(VipSettings {
@@ -221,7 +227,16 @@ mod tests {
         };
         for (index, command) in [
             (6, Body::AddNode(second)),
-            (7, Body::PublishNode { node: 6, attachments: vec![attachment], heartbeat: vec![], feature_level: 1 }),
+            (
+                7,
+                Body::PublishNode {
+                    node: 6,
+                    attachments: vec![attachment],
+                    heartbeat: vec![],
+                    feature_level: 1,
+                    unfit: String::new(),
+                },
+            ),
             (8, Body::OpenLease { node: 6, nonce: 10, previous: None }),
             (9, Body::Ready { node: 6, lease: LeaseId(8) }),
             (10, intent(6)),

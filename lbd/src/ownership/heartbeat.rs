@@ -3,6 +3,7 @@
 //! mailbox.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::OwnedFd,
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc as reports, oneshot};
 use uuid::Uuid;
 
 use super::{
+    fitness::{Fitness, Part},
     member::{Member, Output},
     message::{Envelope, Message},
 };
@@ -60,6 +62,21 @@ pub(super) enum Report {
     Holds(Option<LeaseId>),
     /// What the parent process shall send when this one is dead.
     Obituary(Vec<(SocketAddr, Vec<u8>)>),
+    /// Why the node does not do its work, or that it does.
+    Unfit(Option<String>),
+    /// The lease has run out, or is valid again.
+    Valid(bool),
+    /// Which nodes answer heartbeats, and whether those are enough.
+    Heard(Heard),
+}
+
+/// Who answers this node's heartbeats.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// By node.
+    pub(crate) peers: BTreeMap<NodeId, bool>,
+    /// So many that a lease can be valid.
+    pub(crate) majority: bool,
 }
 
 impl Input {
@@ -112,6 +129,7 @@ pub(super) struct Start {
     pub(super) nonce: u64,
     pub(super) sockets: Vec<UdpSocket>,
     pub(super) clock: Arc<LeaseClock>,
+    pub(super) fitness: Fitness,
     pub(super) reports: reports::UnboundedSender<Report>,
 }
 
@@ -171,12 +189,17 @@ struct Runner {
     member: Member,
     sockets: Vec<UdpSocket>,
     clock: Arc<LeaseClock>,
+    fitness: Fitness,
     inbox: Inbox,
     wake: OwnedFd,
     reports: reports::UnboundedSender<Report>,
     view: Arc<View>,
     keys: Keys,
     holds: Option<LeaseId>,
+    unfit: Option<String>,
+    /// The lease was valid at the last look.
+    valid: bool,
+    heard: Heard,
     obituary: Vec<(SocketAddr, Vec<u8>)>,
     /// The index of the key that signed it.
     obituary_key: u64,
@@ -187,7 +210,7 @@ type Path = (usize, SocketAddr);
 
 impl Runner {
     fn new(start: Start, inbox: Inbox, wake: OwnedFd) -> Self {
-        let Start { me, cluster, nonce, sockets, clock, reports } = start;
+        let Start { me, cluster, nonce, sockets, clock, fitness, reports } = start;
         Self {
             me,
             cluster,
@@ -195,12 +218,16 @@ impl Runner {
             member: Member::new(me, nonce, boottime_ns()),
             sockets,
             clock,
+            fitness,
             inbox,
             wake,
             reports,
             view: Arc::default(),
             keys: Keys::default(),
             holds: None,
+            unfit: None,
+            valid: false,
+            heard: Heard::default(),
             obituary: Vec::new(),
             obituary_key: 0,
         }
@@ -216,8 +243,11 @@ impl Runner {
                 return;
             }
             let now = boottime_ns();
+            self.fitness.vitals().show(Part::Heartbeat);
+            self.look_at_fitness(now);
             self.member.on_time(now);
             self.settle(None);
+            self.tell_changes(boottime_ns());
             if self.keys.signing(now).0 != self.obituary_key {
                 self.write_obituary();
             }
@@ -308,6 +338,32 @@ impl Runner {
                 Output::ProposeInTerm(term, command) => self.report(Report::ProposeInTerm(term, command)),
                 Output::Elect(from) => self.report(Report::Elect(from)),
             }
+        }
+    }
+
+    /// A node that does not do its work gives its VIPs away before it says anything else.
+    fn look_at_fitness(&mut self, now_ns: u64) {
+        let unfit = self.fitness.unfit(self.member.stall_ns(), now_ns);
+        if unfit.is_some() != self.unfit.is_some() {
+            self.member.on_fitness(unfit.is_none(), now_ns);
+            self.settle(None);
+            self.report(Report::Unfit(unfit.clone()));
+            self.unfit = unfit;
+        }
+    }
+
+    /// What the log should have a line about.
+    fn tell_changes(&mut self, now_ns: u64) {
+        let valid = self.member.valid_until_ns() > now_ns;
+        let peers = self.member.peers_heard(now_ns);
+        let heard = Heard { majority: self.member.is_majority(&peers), peers };
+        if heard != self.heard {
+            self.heard = heard.clone();
+            self.report(Report::Heard(heard));
+        }
+        if valid != self.valid {
+            self.valid = valid;
+            self.report(Report::Valid(valid));
         }
     }
 

@@ -11,6 +11,7 @@ use lb_raft_store::{
 };
 
 use super::{
+    backoff::Backoff,
     lease::Holder,
     message::{Ack, Echo, Message, Ping, Verdict},
     support::{Judge, Supporter},
@@ -31,6 +32,9 @@ pub(super) enum Output {
     Elect(NodeId),
 }
 
+/// Between two proposals of what has no effect.
+const LONGEST_PAUSE_NS: u64 = 10_000_000_000;
+
 /// What is known of another node's process.
 #[derive(Debug, Default)]
 struct Peer {
@@ -39,15 +43,25 @@ struct Peer {
     /// The newest acknowledgement from it.
     echo: Option<Echo>,
     repeated_ns: u64,
+    /// When it last answered a ping of this process.
+    answered_ns: u64,
 }
 
 /// Proposals that wait for their effect to show in the table.
 #[derive(Debug, Default)]
 struct Asked {
-    open: Option<u64>,
-    ready: Option<u64>,
-    confirm: Option<u64>,
-    retract: Option<u64>,
+    open: Backoff,
+    ready: Backoff,
+    confirm: Backoff,
+    retract: Backoff,
+}
+
+impl Asked {
+    /// The table has moved on: what is still needed is asked for without delay.
+    fn begin_anew(&mut self) {
+        let Self { open, ready, confirm, retract } = self;
+        [open, ready, confirm, retract].into_iter().for_each(Backoff::begin_anew);
+    }
 }
 
 /// One node of the protocol: its three roles, and what it has heard of the others.
@@ -68,6 +82,14 @@ pub(super) struct Member {
     next_ping_ns: u64,
     /// The dataplane works by a table that was compiled for this lease.
     in_force: Option<LeaseId>,
+    /// It does its work. A node that does not keeps its vote, and gives its VIPs away.
+    fit: bool,
+    /// Since when. After it was unfit as one that could own VIPs it takes none for a while: what comes and goes must not
+    /// have them come and go.
+    fit_since_ns: u64,
+    was_unfit: bool,
+    /// So many nodes answered its heartbeats at the last look that a lease could become valid.
+    answered: bool,
     /// It asks for nothing any more.
     stopped: bool,
     output: Vec<Output>,
@@ -93,6 +115,10 @@ impl Member {
             seq: 0,
             next_ping_ns: now_ns,
             in_force: None,
+            fit: true,
+            fit_since_ns: now_ns,
+            was_unfit: false,
+            answered: false,
             stopped: false,
             output: Vec::new(),
         }
@@ -103,9 +129,11 @@ impl Member {
         self.holder.lease()
     }
 
-    /// Until when this node may answer for what its lease gives it: not before the dataplane knows what.
+    /// Until when this node may answer for what its lease gives it: not before the dataplane knows what, and only while
+    /// the node does its work.
     pub(super) fn valid_until_ns(&self) -> u64 {
         match self.holder.lease() {
+            _ if !self.fit => 0,
             Some(_) if super::planted(super::Bug::ActsWithoutLease) => u64::MAX,
             Some(lease) if self.in_force == Some(lease) => self.holder.valid_until_ns(),
             _ => 0,
@@ -116,7 +144,35 @@ impl Member {
     pub(super) fn holds_on(&self) -> bool {
         let wanted = self.view.table.settings().on_quorum_loss == QuorumLoss::Hold;
         let ready = |lease: LeaseId| self.view.table.lease(self.me).is_some_and(|held| held.id == lease && held.ready);
-        wanted && self.holder.lease().is_some_and(|lease| self.in_force == Some(lease) && ready(lease))
+        let holds = |lease| self.in_force == Some(lease) && ready(lease);
+        wanted && self.fit && self.holder.lease().is_some_and(holds)
+    }
+
+    /// Whether the table may give VIPs to the lease that this process holds.
+    fn is_ready(&self) -> bool {
+        let held = self.view.table.lease(self.me);
+        held.is_some_and(|held| held.ready && Some(held.id) == self.holder.lease())
+    }
+
+    /// For so long a worker may be late.
+    pub(super) fn stall_ns(&self) -> u64 {
+        self.timing.stall_ns
+    }
+
+    /// The nodes that answer this one's heartbeats, and those that do not. One that was heard just now may have lost a
+    /// few.
+    pub(super) fn peers_heard(&self, now_ns: u64) -> BTreeMap<NodeId, bool> {
+        let others = self.view.table.nodes().map(|node| node.id).filter(|id| *id != self.me);
+        let heard =
+            |node: &NodeId| self.peers.get(node).is_some_and(|peer| peer.answered_ns + self.timing.silent_ns > now_ns);
+        others.map(|node| (node, heard(&node))).collect()
+    }
+
+    /// Whether so many nodes are heard that a lease can be valid.
+    pub(super) fn is_majority(&self, heard: &BTreeMap<NodeId, bool>) -> bool {
+        let heard = heard.iter().filter(|(_, heard)| **heard).map(|(node, _)| *node);
+        let configuration = self.view.table.configuration();
+        configuration.halves.is_empty() || configuration.is_majority(&heard.chain([self.me]).collect())
     }
 
     /// What is to be done since the last call.
@@ -129,6 +185,10 @@ impl Member {
         if view.applied < self.view.applied {
             return;
         }
+        // A node that opens leases while nobody answers it has them ended again, for ever: that counts as no change.
+        if view.applied > self.view.applied && self.answered {
+            self.asked.begin_anew();
+        }
         self.view = view;
         let table = &self.view.table;
         self.timing = timing_of(&self.view);
@@ -136,18 +196,33 @@ impl Member {
         self.supporter.on_table(self.me, table, self.view.applied, &self.timing, now_ns);
         self.takeover.on_table(table);
         self.peers.retain(|node, _| table.node(*node).is_some());
+        for node in table.nodes().filter(|node| node.id != self.me) {
+            // Nobody is silent who has not had the time to answer.
+            self.peers.entry(node.id).or_insert_with(|| Peer { answered_ns: now_ns, ..Peer::default() });
+        }
         self.on_time(now_ns);
     }
 
     /// Somebody else leads, or nobody.
     pub(super) fn on_lead(&mut self, lead: Lead, now_ns: u64) {
         self.lead = lead;
+        self.asked.begin_anew();
         self.on_time(now_ns);
     }
 
     /// The dataplane works by the table of this lease.
     pub(super) fn on_in_force(&mut self, lease: Option<LeaseId>) {
         self.in_force = lease;
+    }
+
+    /// Whether this node does its work from now on. If not, it lets go of a lease with which it can own VIPs, and of them with
+    /// it; under the next one it votes, and is given none.
+    pub(super) fn on_fitness(&mut self, fit: bool, now_ns: u64) {
+        if !self.fit && fit {
+            self.fit_since_ns = now_ns;
+        }
+        self.fit = fit;
+        self.on_time(now_ns);
     }
 
     /// The process behind that node's listener is gone.
@@ -215,6 +290,7 @@ impl Member {
         if peer.echo.is_none_or(|known| known.nonce != echo.nonce || known.at_ns < echo.at_ns) {
             peer.echo = Some(echo);
         }
+        peer.answered_ns = now_ns;
         let repeat = ack.verdict == Verdict::Stale && now_ns >= peer.repeated_ns + REPEAT_NS;
         if repeat {
             peer.repeated_ns = now_ns;
@@ -240,8 +316,21 @@ impl Member {
         self.holder.count(&configuration, &self.timing, now_ns);
         if self.holder.is_lost(&configuration, now_ns) && !self.holds_on() {
             self.holder.give_up();
-            self.asked.open = None;
         }
+        if !self.fit && self.is_ready() {
+            // For good: what opens the next lease ends this one and places its VIPs anew, and it may be agreed on late, when
+            // this node has long been fit again.
+            self.was_unfit = true;
+            match self.holder.lease().filter(|_| super::planted(super::Bug::UnfitKeepsLease)) {
+                Some(lease) => self.output.push(Output::Propose(Self::own_release(self.me, lease))),
+                None => self.holder.give_up(),
+            }
+        }
+        let answered = self.is_answered(now_ns);
+        if answered && !self.answered {
+            self.asked.begin_anew();
+        }
+        self.answered = answered;
         if self.may_withdraw(now_ns) {
             // Told at once, not with the next heartbeat.
             due |= self.supporter.withdraw(now_ns);
@@ -254,6 +343,13 @@ impl Member {
             self.ask(now_ns);
         }
         self.lead(now_ns);
+    }
+
+    /// Whether so many nodes answer its heartbeats that a lease can become valid.
+    fn is_answered(&self, now_ns: u64) -> bool {
+        let lately = |peer: &Peer| peer.answered_ns + self.timing.short_ns() > now_ns;
+        let answering = self.peers.iter().filter(|(_, peer)| lately(peer)).map(|(node, _)| *node);
+        self.view.table.configuration().is_majority(&answering.chain([self.me]).collect())
     }
 
     /// A process that has just started does not know what the one before has promised; one that has just
@@ -291,18 +387,14 @@ impl Member {
     /// What this node needs from the log.
     fn ask(&mut self, now_ns: u64) {
         let (me, timing) = (self.me, self.timing);
-        let due = |asked: &mut Option<u64>| {
-            let due = asked.is_none_or(|at| now_ns >= at + timing.again_ns);
-            if due {
-                *asked = Some(now_ns);
-            }
-            due
-        };
+        let due = |asked: &mut Backoff| asked.is_due(timing.again_ns..=LONGEST_PAUSE_NS, now_ns);
         let table = &self.view.table;
         match (self.holder.lease(), table.lease(me)) {
             (Some(lease), Some(held)) => {
                 let valid = self.holder.valid_until_ns() > now_ns && self.in_force == Some(lease);
-                if !held.ready && valid && due(&mut self.asked.ready) {
+                let steady = !self.was_unfit || now_ns >= self.fit_since_ns + timing.steady_ns;
+                let may = self.fit && steady;
+                if !held.ready && valid && may && due(&mut self.asked.ready) {
                     self.output.push(Output::Propose(Body::Ready { node: me, lease }));
                 }
                 let configuration = table.configuration().index;
@@ -463,6 +555,23 @@ mod tests {
         assert_eq!(member.valid_until_ns(), 1246 * MS, "itself and one other are a majority");
         member.on_in_force(None);
         assert_eq!(member.valid_until_ns(), 0, "the dataplane does not know what this lease gives it");
+    }
+
+    #[test]
+    fn a_node_that_nobody_answers_asks_for_leases_ever_more_seldom() {
+        let mut member = member();
+        let mut asked = 0;
+        // Each lease that it opens is ended by the others before it becomes valid.
+        for (applied, ms) in (7..).zip((1200..61_200).step_by(50)) {
+            let mut view = View::clone(&view());
+            view.applied = applied;
+            let fence = Body::Fence { node: 1, lease: lease(1), evidence: Evidence::OwnRelease, heard: Vec::new() };
+            view.table.apply(applied, &fence.into()).reply.result.unwrap();
+            member.on_view(Arc::new(view), ms * MS);
+            let open = |output: &Output| matches!(output, Output::Propose(Body::OpenLease { .. }));
+            asked += member.take_output().iter().filter(|output| open(output)).count();
+        }
+        assert!((8..=16).contains(&asked), "{asked} within a minute");
     }
 
     #[test]

@@ -12,7 +12,9 @@
 //! datagrams and the clock; [`driver`] is its connection to the log and to the dataplane. The rules and why
 //! they suffice: `docs/ownership.md`.
 
+mod backoff;
 mod driver;
+mod fitness;
 mod grants;
 mod heartbeat;
 mod lease;
@@ -26,7 +28,9 @@ mod watchdog;
 #[cfg(test)]
 mod simulation;
 
+pub(crate) use backoff::Backoff;
 pub(crate) use driver::{Ownership, bind};
+pub(crate) use fitness::{Cause, Fitness, Part};
 pub(crate) use grants::{Grants, Plan};
 pub(crate) use heartbeat::addresses;
 
@@ -68,6 +72,8 @@ enum Bug {
     ReleasedBeforeSilent,
     /// A grant for which this process has fallen silent is answered again when its move is called off.
     SilentAnsweredAgain,
+    /// A node that does not do its work gives its lease back, and goes on with it when it does again.
+    UnfitKeepsLease,
 }
 
 #[cfg(test)]

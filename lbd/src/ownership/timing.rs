@@ -25,6 +25,12 @@ pub(super) struct Timing {
     pub(super) rank_ns: u64,
     /// Between two proposals of the same thing.
     pub(super) again_ns: u64,
+    /// A node that was unfit takes VIPs again only after it has done its work for so long.
+    pub(super) steady_ns: u64,
+    /// A worker that has not shown itself for so long does not do its work.
+    pub(super) stall_ns: u64,
+    /// A node that has answered no heartbeat for so long is silent.
+    pub(super) silent_ns: u64,
     /// Between two attempts to replace the same leader because it is not heard: time for it to bring the others up to
     /// date, should they have elected it again.
     pub(super) depose_again_ns: u64,
@@ -51,6 +57,9 @@ impl Timing {
             retract_after_ns: 200 * MS * slower,
             rank_ns: 15 * MS * slower,
             again_ns: 50 * MS * slower,
+            steady_ns: 1000 * MS * slower,
+            stall_ns: (u64::from(settings.lease_ms) * MS).max(100 * MS),
+            silent_ns: 1000 * MS * slower,
             depose_again_ns: 1000 * MS * slower,
         }
     }

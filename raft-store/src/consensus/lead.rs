@@ -20,8 +20,8 @@ impl Consensus {
         let member = self.inner.member.get()?;
         let metrics = member.raft.metrics().borrow_watched().clone();
         let leader = metrics.current_leader?;
-        let address = metrics.membership_config.get_node(&leader)?.addr.clone();
-        Some((leader, address))
+        let of_membership = metrics.membership_config.get_node(&leader)?.addr.clone();
+        Some((leader, member.peers.address_of(leader, &of_membership)))
     }
 
     /// Takes the lead from a leader that is gone, without waiting for its lease to run out: it is handed over

@@ -7,27 +7,30 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use openraft::{
-    BasicNode, ChangeMembers,
+    BasicNode, ChangeMembers, RaftMetrics,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, RaftError},
+    type_config::TypeConfigExt as _,
 };
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::{
-    message::{AddNode, Answer, Description, Join, RefusedKind, Remove, Request},
+    message::{AddNode, Answer, Description, Join, Reach, Reached, RefusedKind, Remove, Request, Unreached},
     network::{CallError, Lane},
     node::{Consensus, Member},
     start::new_key,
 };
 use crate::{
     raft::TypeConfig,
-    table::{Body, Effect, Name, NewNode, NodeId, Rejection, Role, Table},
+    table::{Body, Effect, Name, NewNode, Node, NodeId, Rejection, Role, Table},
 };
 
 /// For a question that a machine can answer at once.
 const QUESTION: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// A voter that does not answer within this time counts as dead.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// Why a node was not added or removed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -70,6 +73,30 @@ impl Consensus {
     pub async fn remove_node(&self, name: &Name, force: bool, deadline: Instant) -> Result<(), MembershipError> {
         let request = |timeout_ms| Request::RemoveNode(Remove { name: name.to_string(), force, timeout_ms });
         self.change_membership(request, deadline).await
+    }
+
+    /// Says at which address a node is reached from now on. It must run there already.
+    pub async fn check_address(&self, node: NodeId, address: &str) -> Result<(), MembershipError> {
+        let member = self.inner.member.get().ok_or(MembershipError::NotAMember)?;
+        let view = self.view();
+        let Some(known) = view.table.node(node) else {
+            return Err(MembershipError::Refused("there is no such node any more".into()));
+        };
+        let refused = |problem: String| Err(MembershipError::Refused(problem));
+        if member.identity.node == node {
+            return Ok(());
+        }
+        match member.peers.call(node, address, Lane::Bulk, Request::Describe(true), QUESTION).await {
+            Ok(Answer::Description(found)) if found.store == known.store.as_bytes() => Ok(()),
+            Ok(Answer::Description(found)) => {
+                refused(format!("at {address} there is {} and not {}", found.name, known.name))
+            }
+            Ok(_) => refused(format!("what listens at {address} is no lbd")),
+            Err(error) => refused(format!(
+                "{error}. Start {} with its new address first (cluster.listen and cluster.advertise in its lbd.toml)",
+                known.name
+            )),
+        }
     }
 
     /// Hands the request to the leader, again if the leader changes meanwhile.
@@ -132,6 +159,10 @@ impl Consensus {
             }
         };
         let new = self.check_description(member, record, &description)?;
+        let silent = self.silent(member).await;
+        self.check_calls_back(member, address, &description, &silent).await?;
+        let with_it = self.view().voters.iter().copied().collect::<BTreeSet<_>>().len() + 1;
+        self.check_majority_lives(&silent, with_it, None, 1)?;
         let store = new.store;
         let id = match self.write(Body::AddNode(new), deadline).await? {
             Effect::NodeAdded(id) => id,
@@ -150,6 +181,85 @@ impl Consensus {
         self.wait_until_confirmed(deadline).await?;
         let voter = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         within(deadline, "the new node becomes a voter", member.raft.change_membership(voter, true)).await
+    }
+
+    /// The new node must reach the others too: one that does not would vote and hold no lease, and nobody would see why.
+    async fn check_calls_back(
+        &self,
+        member: &Member,
+        address: &str,
+        description: &Description,
+        silent: &BTreeSet<NodeId>,
+    ) -> Result<(), Failure> {
+        let view = self.view();
+        let reached = |node: &Node| Reached {
+            name: node.name.to_string(),
+            address: node.address.clone(),
+            store: node.store.as_bytes().to_vec(),
+        };
+        // One that is being added again does not call itself.
+        let others = view.table.nodes().filter(|node| node.store.as_bytes() != description.store.as_slice());
+        // A node that is down is not the new one's fault.
+        let nodes: Vec<Reached> = others.filter(|node| !silent.contains(&node.id)).map(reached).collect();
+        match member.peers.call(0, address, Lane::Bulk, Request::Reach(Reach { nodes }), QUESTION).await {
+            Ok(Answer::Unreached(Unreached { reasons })) if reasons.is_empty() => Ok(()),
+            Ok(Answer::Unreached(Unreached { reasons })) => Err(Failure::refused(format!(
+                "{} cannot reach the cluster: {}. Each node must reach every other one at its address ('lbctl node list'); \
+                 a wrong one is corrected by 'lbctl node set NAME --address ADDRESS' and cluster.advertise in its lbd.toml",
+                description.name,
+                reasons.join("; ")
+            ))),
+            // An older build knows no such question.
+            _ => Ok(()),
+        }
+    }
+
+    /// The voters that do not answer a question of this moment within a second. What they answered before says nothing of
+    /// one that has just died.
+    async fn silent(&self, member: &Member) -> BTreeSet<NodeId> {
+        let asked = TypeConfig::now();
+        if member.raft.trigger().heartbeat().await.is_err() {
+            return BTreeSet::new();
+        }
+        let me = member.identity.node;
+        let others: BTreeSet<NodeId> = self.view().voters.iter().copied().filter(|id| *id != me).collect();
+        let answered = |metrics: &RaftMetrics<TypeConfig>, id: &NodeId| {
+            let heard = metrics.heartbeat.as_ref().and_then(|nodes| nodes.get(id).copied().flatten());
+            heard.is_some_and(|at| *at >= asked)
+        };
+        let all = member.raft.wait(Some(ANSWER));
+        match all.metrics(|metrics| others.iter().all(|id| answered(metrics, id)), "every voter answers").await {
+            Ok(_) => BTreeSet::new(),
+            Err(_) => {
+                let metrics = member.raft.metrics().borrow_watched().clone();
+                others.into_iter().filter(|id| !answered(&metrics, id)).collect()
+            }
+        }
+    }
+
+    /// Whether so many of the voters that a change leaves answer that the change can be finished, and the
+    /// cluster goes on: a change that is begun without would lock it for good. `fresh`: voters that come with it.
+    fn check_majority_lives(
+        &self,
+        silent: &BTreeSet<NodeId>,
+        voters: usize,
+        without: Option<NodeId>,
+        fresh: usize,
+    ) -> Result<(), Failure> {
+        let view = self.view();
+        let silent: Vec<NodeId> = silent.iter().copied().filter(|id| Some(*id) != without).collect();
+        let stay = view.voters.iter().filter(|id| Some(**id) != without).count();
+        if fresh + stay - silent.len() > voters / 2 {
+            return Ok(());
+        }
+        let name = |id: &NodeId| view.table.node(*id).map_or_else(|| id.to_string(), |node| node.name.to_string());
+        let names: Vec<String> = silent.iter().map(name).collect();
+        let (dead, example) = (names.join(", "), names.first().cloned().unwrap_or_default());
+        Err(Failure::refused(format!(
+            "{dead} has not answered within a second, and without it {voters} voters would have no majority: the cluster \
+             could agree on nothing any more. Start it again; or, if it is lost for good, remove it first: 'lbctl node \
+             remove {example} --force'"
+        )))
     }
 
     fn check_description(
@@ -209,6 +319,17 @@ impl Consensus {
         if view.voters.len() == 1 && view.voters.contains(&id) {
             return Err(Failure::refused(format!(
                 "{} is the last node: stop lbd and empty its data_dir instead",
+                record.name
+            )));
+        }
+        let silent = self.silent(member).await;
+        if view.voters.contains(&id) {
+            self.check_majority_lives(&silent, view.voters.len() - 1, Some(id), 0)?;
+        }
+        if !record.force && silent.contains(&id) {
+            return Err(Failure::refused(format!(
+                "{0} does not answer: if it is only down, start it, so that it lets go of its VIPs; if it is lost for good, \
+                 'lbctl node remove {0} --force'",
                 record.name
             )));
         }

@@ -4,6 +4,7 @@
 //! durable on a majority, `store::state_machine` applies it, [`crate::feed`] shows the new table.
 
 mod compare;
+mod in_flight;
 mod lead;
 mod membership;
 mod message;
@@ -12,11 +13,14 @@ mod node;
 mod propose;
 mod read;
 mod serve;
+mod space;
+mod standing;
 mod start;
 
 pub use membership::MembershipError;
 pub use network::{Lane, Transport, TransportError};
 pub use node::{Consensus, Lead, Settings, Status};
 pub use propose::ProposeError;
+pub use space::Space;
 pub use start::StartError;
 pub(crate) use start::new_key;

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::message::{Answer, PeerReply, PeerRequest, Refused, RefusedKind, Request};
 use crate::{
     codec::record,
+    feed::Watcher,
     raft::{Snapshot, TypeConfig, Vote},
     table::NodeId,
 };
@@ -86,8 +87,10 @@ pub(crate) struct Peers {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) cluster: Uuid,
     pub(crate) me: NodeId,
-    /// Told why this node must stop.
-    pub(crate) fatal: watch::Sender<Option<String>>,
+    /// Where nodes are, as the table says.
+    pub(crate) table: Watcher,
+    /// Counted up whenever another node says that this one is not part of the cluster any more.
+    pub(crate) doubts: watch::Sender<u64>,
 }
 
 impl Peers {
@@ -106,13 +109,22 @@ impl Peers {
             None => Err(CallError::Nonsense),
             Some(Answer::Refused(refused)) => {
                 if refused.kind() == RefusedKind::Removed {
-                    // It was off when it was removed, and nobody could tell it then.
-                    self.fatal.send_if_modified(|fatal| fatal.replace(refused.message.clone()).is_none());
+                    // It was off when it was removed, and nobody could tell it then; or this is somebody else's address
+                    // now. It finds out by a read of its own.
+                    self.doubts.send_modify(|doubts| *doubts += 1);
                 }
                 Err(CallError::Refused(refused))
             }
             Some(answer) => Ok(answer),
         }
+    }
+}
+
+impl Peers {
+    /// Where a node is: as the table says, or before it is in the table as the membership does.
+    pub(crate) fn address_of(&self, node: NodeId, of_membership: &str) -> String {
+        let view = self.table.borrow();
+        view.table.node(node).map_or_else(|| of_membership.to_owned(), |node| node.address.clone())
     }
 }
 
@@ -140,7 +152,8 @@ type RpcError = RPCError<TypeConfig>;
 
 impl Connection {
     async fn call(&self, lane: Lane, request: Request, timeout: Duration) -> Result<Answer, RpcError> {
-        let answer = self.peers.call(self.target, &self.address, lane, request, timeout).await;
+        let address = self.peers.address_of(self.target, &self.address);
+        let answer = self.peers.call(self.target, &address, lane, request, timeout).await;
         answer.map_err(|error| match error {
             CallError::Transport(TransportError::Unreachable { .. }) => {
                 RPCError::Unreachable(Unreachable::new(&AnyError::error(error)))

@@ -2,20 +2,29 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, atomic::AtomicBool},
 };
 
 use openraft::{Raft, async_runtime::WatchReceiver as _};
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Duration, Instant},
+};
 use uuid::Uuid;
 
-use super::network::{Peers, Transport};
+use super::{
+    in_flight::InFlight,
+    network::{Peers, Transport},
+};
 use crate::{
     feed::{View, Watcher},
     raft::TypeConfig,
-    store::{identity::Identity, open::Store, state_machine::StateMachine},
+    store::{StoreFailure, identity::Identity, open::Store, state_machine::StateMachine},
     table::{Name, NodeId, Role},
 };
+
+/// What another node said is forgotten after this.
+const LATELY: Duration = Duration::from_secs(10);
 
 /// What a node needs to know to take part.
 #[derive(Debug, Clone)]
@@ -49,6 +58,8 @@ pub struct Status {
     pub applied: u64,
     /// Why it must stop, if it must.
     pub fatal: Option<String>,
+    /// That is because its disk is full.
+    pub disk_full: bool,
 }
 
 /// Who leads, as far as a node knows.
@@ -74,10 +85,17 @@ pub(super) struct Inner {
     pub(super) joining: Mutex<()>,
     pub(super) changing_membership: Mutex<()>,
     pub(super) fatal: watch::Sender<Option<String>>,
+    /// See [`Peers::doubts`].
+    pub(super) doubts: watch::Sender<u64>,
+    pub(super) in_flight: InFlight,
+    /// Callers' writes are refused: what is left is for leases and membership.
+    pub(super) low_on_space: AtomicBool,
+    /// For whom another node took this one last, and when.
+    pub(super) mistaken: std::sync::Mutex<Option<(Instant, String)>>,
     pub(super) watcher: Watcher,
     pub(super) lead: watch::Sender<Lead>,
     pub(super) joined: watch::Sender<bool>,
-    pub(super) store_failure: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    pub(super) store_failure: Box<dyn Fn() -> Option<StoreFailure> + Send + Sync>,
 }
 
 /// What exists only in a cluster.
@@ -108,6 +126,12 @@ impl Consensus {
         self.inner.fatal.subscribe()
     }
 
+    /// For whom another node takes this one, as far as one did so lately.
+    pub fn mistaken(&self) -> Option<String> {
+        let mistaken = self.inner.mistaken.lock().unwrap_or_else(PoisonError::into_inner);
+        mistaken.as_ref().filter(|(at, _)| at.elapsed() < LATELY).map(|(_, problem)| problem.clone())
+    }
+
     /// The identity of this node's store.
     pub fn store_uuid(&self) -> Uuid {
         self.inner.store.uuid
@@ -115,8 +139,10 @@ impl Consensus {
 
     /// Where the node stands.
     pub fn status(&self) -> Status {
-        let fatal = self.inner.fatal.borrow().clone().or_else(|| (self.inner.store_failure)());
-        let Some(member) = self.inner.member.get() else { return Status { fatal, ..Status::default() } };
+        let failure = (self.inner.store_failure)();
+        let disk_full = failure.as_ref().is_some_and(|failure| failure.disk_full);
+        let fatal = self.inner.fatal.borrow().clone().or_else(|| failure.map(|failure| failure.reason));
+        let Some(member) = self.inner.member.get() else { return Status { fatal, disk_full, ..Status::default() } };
         // Cloned at once: holding the guard would hold up openraft.
         let metrics = member.raft.metrics().borrow_watched().clone();
         Status {
@@ -126,6 +152,7 @@ impl Consensus {
             term: metrics.current_term,
             applied: self.view().applied,
             fatal: fatal.or_else(|| metrics.running_state.err().map(|error| error.to_string())),
+            disk_full,
         }
     }
 

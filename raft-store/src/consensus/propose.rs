@@ -2,20 +2,22 @@
 
 use std::time::Duration;
 
-use openraft::errors::{ClientWriteError, RaftError};
 use tokio::time::Instant;
 
 use super::{
+    in_flight::Attempt,
     message::{Answer, RefusedKind, Request},
     network::{CallError, Lane, TransportError},
     node::{Consensus, Member},
 };
-use crate::table::{Command, Reply, decode_reply, encode_command};
+use crate::table::{Command, NodeId, Reply, decode_reply, encode_command};
 
 /// Between two attempts at something that an election or a lost packet may have prevented.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// For one attempt at the leader, so that a dead one does not use up the whole deadline.
+/// For one question to the leader, so that a dead one does not use up the whole deadline.
 pub(super) const ATTEMPT: Duration = Duration::from_millis(1000);
+/// For the answer of a leader that has lost the lead: it may be on its way.
+const GRACE: Duration = Duration::from_millis(20);
 /// Between two attempts of a leader that no majority has confirmed yet.
 const FRESH_LEADER: Duration = Duration::from_millis(1);
 
@@ -45,18 +47,18 @@ pub enum ProposeError {
     /// The leader does not take it.
     #[error("the leader does not take it: {0}")]
     Refused(String),
+    /// Too little space is left for callers' writes, on this node or on the leader.
+    #[error(
+        "too little space is left on the file system of data_dir{on}: no change of a caller is taken, so that leases and \
+         membership go on; free some space there"
+    )]
+    NoSpace {
+        /// " of NODE", or nothing for this node.
+        on: String,
+    },
     /// This node's store is broken.
     #[error("this node's store cannot be written: {0}")]
     Broken(String),
-}
-
-/// What became of one attempt.
-pub(super) enum Attempt<T> {
-    Done(T),
-    /// Certainly nothing was done.
-    NotSent,
-    /// Something may have been done.
-    Unknown,
 }
 
 impl Consensus {
@@ -67,12 +69,15 @@ impl Consensus {
         if !command.is_allowed_at(level) {
             return Err(ProposeError::TooNew { needed: command.needs_level(), level });
         }
+        if command.request.is_some() && self.is_low_on_space() {
+            return Err(ProposeError::NoSpace { on: String::new() });
+        }
         let bytes = encode_command(command);
-        // Repeating is safe: every command is a no-op the second time, or carries a request id.
+        // Repeating is safe: every command is a no-op the second time, or carries a request id. It is repeated only where
+        // the leader is another one, or the way to it broke.
         let mut attempted = false;
         while Instant::now() < deadline {
-            let until = deadline.min(Instant::now() + ATTEMPT);
-            match self.propose_once(command, &bytes, until).await? {
+            match self.propose_once(command, &bytes, deadline).await? {
                 Attempt::Done(reply) => return Ok(reply),
                 Attempt::NotSent => {}
                 Attempt::Unknown => attempted = true,
@@ -90,7 +95,7 @@ impl Consensus {
     ) -> Result<Attempt<Reply>, ProposeError> {
         let member = self.inner.member.get().ok_or(ProposeError::NotAMember)?;
         if let Some(failure) = (self.inner.store_failure)() {
-            return Err(ProposeError::Broken(failure));
+            return Err(ProposeError::Broken(failure.reason));
         }
         let Some(leader) = self.leader() else { return Ok(Attempt::NotSent) };
         if leader.0 == member.identity.node {
@@ -98,7 +103,11 @@ impl Consensus {
         }
         let timeout = until.saturating_duration_since(Instant::now());
         let request = Request::Propose(bytes.to_vec());
-        Ok(match member.peers.call(leader.0, &leader.1, Lane::Bulk, request, timeout).await {
+        let answer = tokio::select! {
+            answer = member.peers.call(leader.0, &leader.1, Lane::Bulk, request, timeout) => answer,
+            () = self.leads_no_more(leader.0) => return Ok(Attempt::Unknown),
+        };
+        Ok(match answer {
             Ok(Answer::Proposed(reply)) => decode_reply(&reply).map_or(Attempt::Unknown, Attempt::Done),
             Ok(Answer::NotLeader(_)) | Err(CallError::Transport(TransportError::Unreachable { .. })) => {
                 Attempt::NotSent
@@ -106,20 +115,31 @@ impl Consensus {
             Err(CallError::Refused(refused)) if refused.kind() == RefusedKind::TooNew => {
                 return Err(ProposeError::Refused(refused.message));
             }
+            Err(CallError::Refused(refused)) if refused.kind() == RefusedKind::NoSpace => {
+                return Err(ProposeError::NoSpace { on: refused.message });
+            }
             _ => Attempt::Unknown,
         })
     }
 
+    /// Returns when another node than this one leads, for a while: its answer may not come any more.
+    async fn leads_no_more(&self, leader: NodeId) {
+        let mut lead = self.lead();
+        // An error means that the node stops.
+        drop(lead.wait_for(|lead| lead.leader != Some(leader)).await);
+        tokio::time::sleep(GRACE).await;
+    }
+
     /// Writes on this node, if it is the leader.
     pub(super) async fn write_as_leader(&self, member: &Member, command: &Command, until: Instant) -> Attempt<Reply> {
-        match tokio::time::timeout_at(until, member.raft.client_write(command.clone())).await {
-            Ok(Ok(response)) => Attempt::Done(response.data),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::NotSent,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a command was not written");
-                Attempt::Unknown
-            }
-            Err(_) => Attempt::Unknown,
+        let mut waiting = self.inner.in_flight.write(&member.raft, command);
+        let written = tokio::time::timeout_at(until, waiting.wait_for(Option::is_some));
+        tokio::select! {
+            written = written => match written {
+                Ok(Ok(outcome)) => outcome.clone().unwrap_or(Attempt::Unknown),
+                _ => Attempt::Unknown,
+            },
+            () = self.leads_no_more(member.identity.node) => Attempt::Unknown,
         }
     }
 

@@ -1,14 +1,18 @@
 //! Answers to the other nodes.
 
+use std::sync::PoisonError;
+
 use openraft::raft::AppendEntriesRequest;
 use prost::Message as _;
 use tokio::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{
-    message::{Answer, Description, Join, PeerReply, PeerRequest, RefusedKind, Request},
+    in_flight::Attempt,
+    message::{Answer, Description, Join, PeerReply, PeerRequest, Reach, Reached, RefusedKind, Request, Unreached},
+    network::Lane,
     node::{Consensus, Member},
-    propose::{Attempt, ProposeError},
+    propose::{ATTEMPT, ProposeError},
 };
 use crate::{
     codec::{DecodeError, FEATURE_LEVEL, record},
@@ -18,7 +22,9 @@ use crate::{
 };
 
 /// For a command that a follower forwarded; the follower gives up earlier if its caller does.
-const FORWARDED: Duration = Duration::from_secs(1);
+const FORWARDED: Duration = Duration::from_secs(60);
+/// For a node of a cluster that this one is to join.
+const CALL_BACK: Duration = Duration::from_secs(1);
 
 impl Consensus {
     /// Answers one message of another node. Bytes in, bytes out: the caller only carries them.
@@ -36,6 +42,7 @@ impl Consensus {
         match request {
             Request::Describe(_) => return Answer::Description(self.describe()),
             Request::Join(join) => return self.join(&join).await,
+            Request::Reach(reach) => return self.reach(&reach).await,
             _ => {}
         }
         let Some(member) = self.inner.member.get() else {
@@ -44,6 +51,9 @@ impl Consensus {
                 format!("{} waits to be added to a cluster", self.inner.settings.name),
             );
         };
+        if let Request::Standing(of) = &request {
+            return Answer::Standing(self.standing(member, cluster, of).await.into());
+        }
         // It was removed while it was off, or this node was recovered as the only one that was left.
         let lost = member.identity.recovered_from.iter().any(|id| cluster == id.as_bytes());
         if lost || cluster == member.identity.cluster.as_bytes() && self.has_removed(from) {
@@ -97,20 +107,23 @@ impl Consensus {
                     let error = ProposeError::TooNew { needed: command.needs_level(), level };
                     return Ok(Answer::refused(RefusedKind::TooNew, error));
                 }
+                if command.request.is_some() && self.is_low_on_space() {
+                    return Ok(Answer::refused(RefusedKind::NoSpace, format!(" of {}", member.identity.name)));
+                }
                 match self.write_as_leader(member, &command, Instant::now() + FORWARDED).await {
                     Attempt::Done(reply) => Answer::Proposed(encode_reply(&reply)),
                     Attempt::NotSent => self.not_leader(),
                     Attempt::Unknown => Answer::refused(RefusedKind::TimedOut, "no majority confirmed it in time"),
                 }
             }
-            Request::ReadIndex(_) => match self.read_index(Instant::now() + FORWARDED).await {
+            Request::ReadIndex(_) => match self.read_index(Instant::now() + ATTEMPT).await {
                 Some(index) => Answer::ReadIndex(index),
                 None => self.not_leader(),
             },
             Request::AddNode(record) => self.add_node_as_leader(member, record).await,
             Request::RemoveNode(record) => self.remove_node_as_leader(member, record).await,
             Request::Removed(_) => {
-                self.stop(removed(&format!("this node ({})", member.identity.name)));
+                self.inner.doubts.send_modify(|doubts| *doubts += 1);
                 Answer::Done(true)
             }
             Request::Fingerprint(index) => {
@@ -118,7 +131,9 @@ impl Consensus {
                 let of_table = tokio::task::spawn_blocking(move || fingerprints.at(index)).await;
                 Answer::Fingerprint(record::Fingerprint { of_table: of_table.ok().flatten().unwrap_or_default() })
             }
-            Request::Describe(_) | Request::Join(_) => Answer::refused(RefusedKind::Internal, "answered elsewhere"),
+            Request::Describe(_) | Request::Join(_) | Request::Reach(_) | Request::Standing(_) => {
+                Answer::refused(RefusedKind::Internal, "answered elsewhere")
+            }
         })
     }
 
@@ -147,6 +162,24 @@ impl Consensus {
             feature_level: FEATURE_LEVEL,
             cluster_name: inner.settings.cluster_name.to_string(),
         }
+    }
+
+    /// Calls the nodes of a cluster that this one is to join.
+    async fn reach(&self, reach: &Reach) -> Answer {
+        let call = async |node: &Reached| {
+            let message = PeerRequest { request: Some(Request::Describe(true)), ..PeerRequest::default() };
+            let called = self.inner.transport.call(&node.address, Lane::Bulk, message.encode_to_vec(), CALL_BACK).await;
+            let reply = called.map_err(|error| format!("{}: {error}", node.name))?;
+            match PeerReply::decode(&*reply).ok().and_then(|reply| reply.answer) {
+                Some(Answer::Description(found)) if found.store == node.store => Ok(()),
+                Some(Answer::Description(found)) => {
+                    Err(format!("{}: at {} it finds {} instead", node.name, node.address, found.name))
+                }
+                _ => Err(format!("{}: what listens at {} is no lbd", node.name, node.address)),
+            }
+        };
+        let called = futures::future::join_all(reach.nodes.iter().map(call)).await;
+        Answer::Unreached(Unreached { reasons: called.into_iter().filter_map(Result::err).collect() })
     }
 
     /// Takes up the place that the leader gives it. Repeating it changes nothing.
@@ -209,14 +242,17 @@ impl Consensus {
         }
         let theirs = Uuid::from_slice(cluster).map_or("none".to_owned(), |id| id.to_string());
         if to == identity.node {
-            // Its peers take it for a node of their cluster, and it runs another one: reinstalled with
-            // bootstrap = true, most likely.
-            self.stop(format!(
+            // Reinstalled with bootstrap = true, most likely; or the caller is an old node, or a foreign one, and this is
+            // the address of another one now. What it says stops nobody.
+            let problem = format!(
                 "node {from} takes this node for node {to} of cluster {theirs}, but its store belongs to cluster {}: \
-                 was it reinstalled with bootstrap = true? Empty data_dir, remove 'bootstrap', run 'lbctl node remove \
-                 {} --force' and then 'lbctl node add' on a node of that cluster",
+                 was it reinstalled with bootstrap = true? Then empty data_dir, remove 'bootstrap', run 'lbctl node \
+                 remove {} --force' and then 'lbctl node add' on a node of that cluster; else stop the other node, or \
+                 correct its addresses",
                 identity.cluster, identity.name
-            ));
+            );
+            let mut mistaken = self.inner.mistaken.lock().unwrap_or_else(PoisonError::into_inner);
+            *mistaken = Some((Instant::now(), problem));
         }
         Err(format!("this node belongs to cluster {}, not to {theirs}", identity.cluster))
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -15,8 +15,10 @@ use uuid::Uuid;
 
 use super::{
     compare,
+    in_flight::InFlight,
     network::{Peers, Transport},
     node::{Consensus, Inner, Lead, Member, Settings},
+    space, standing,
 };
 use crate::{
     feed,
@@ -82,6 +84,10 @@ impl Consensus {
                 joining: Mutex::new(()),
                 changing_membership: Mutex::new(()),
                 fatal: watch::Sender::new(None),
+                doubts: watch::Sender::default(),
+                in_flight: InFlight::default(),
+                low_on_space: AtomicBool::new(false),
+                mistaken: std::sync::Mutex::default(),
                 watcher,
                 lead: watch::Sender::default(),
                 joined: watch::Sender::new(false),
@@ -117,7 +123,8 @@ impl Consensus {
             transport: inner.transport.clone(),
             cluster: identity.cluster,
             me: identity.node,
-            fatal: inner.fatal.clone(),
+            table: inner.watcher.clone(),
+            doubts: inner.doubts.clone(),
         };
         let (log, machine) = (inner.store.log.clone(), inner.store.machine.clone());
         let raft =
@@ -147,6 +154,8 @@ impl Consensus {
             tokio::spawn(self.clone().create_cluster(cluster));
         }
         tokio::spawn(compare::run(Arc::downgrade(inner)));
+        tokio::spawn(standing::run(Arc::downgrade(inner)));
+        tokio::spawn(space::run(Arc::downgrade(inner)));
         inner.joined.send_replace(true);
         Ok(())
     }

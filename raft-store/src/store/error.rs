@@ -37,6 +37,15 @@ pub enum StoreError {
         /// What this build knows.
         known: u32,
     },
+    /// `lbd recover` was cut short.
+    #[error(
+        "in {} a recovery was cut short: run 'lbd recover' with the same options again, which finishes it",
+        path.display()
+    )]
+    Unfinished {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// Another process uses it.
     #[error(
         "the store at {} is locked by another lbd{}: one process uses a data_dir at a time",
@@ -64,6 +73,12 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn io(step: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { step, path: path.to_owned(), source }
+    }
+
+    /// Whether it mends itself when somebody makes room.
+    pub fn is_disk_full(&self) -> bool {
+        let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        matches!(self, Self::Io { source, .. } if full(source.kind()))
     }
 
     /// What is stored there cannot be decoded.

@@ -10,6 +10,11 @@ pub(crate) const SLED_DIR: &str = "sled";
 /// The file in it that holds everything.
 pub(crate) const SLED_FILE: &str = "db";
 
+/// Where a recovery makes the new store.
+pub(crate) const RECOVERY_DIR: &str = "recovering";
+/// The file in it that says that it is complete.
+pub(crate) const RECOVERY_PLAN: &str = "plan";
+
 /// Values are cut into parts of this size. sled moves whatever is longer than 128 KiB into its `blobs`
 /// directory, which it never syncs, and it writes a leaf of up to 17 records as one piece.
 pub(crate) const PART_LEN: usize = 4 << 10;

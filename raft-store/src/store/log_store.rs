@@ -1,11 +1,12 @@
 //! openraft's log and vote in sled.
 
 use std::{
+    collections::BTreeMap,
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use openraft::{
@@ -39,12 +40,57 @@ pub(crate) struct LogStore {
     log: sled::Tree,
     meta: sled::Tree,
     writer: Writer,
+    sizes: Arc<Mutex<Sizes>>,
     _lock: Arc<DirLock>,
+}
+
+/// How many bytes the log's entries take.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sizes {
+    of: BTreeMap<u64, u64>,
+    total: u64,
+}
+
+impl Sizes {
+    /// Of all entries.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The first of the last entries that take so many bytes together.
+    pub(crate) fn first_of_last(&self, bytes: u64) -> u64 {
+        let mut sum = 0;
+        let fits = |(_, size): &(&u64, &u64)| {
+            sum += **size;
+            sum <= bytes
+        };
+        let newest = self.of.last_key_value().map_or(0, |(index, _)| *index);
+        self.of.iter().rev().take_while(fits).last().map_or(newest, |(index, _)| *index)
+    }
+
+    fn put(&mut self, index: u64, size: u64) {
+        self.total += size;
+        self.total -= self.of.insert(index, size).unwrap_or(0);
+    }
+
+    fn retain(&mut self, keeps: impl Fn(u64) -> bool) {
+        self.of.retain(|index, _| keeps(*index));
+        self.total = self.of.values().sum();
+    }
 }
 
 impl LogStore {
     pub(crate) fn new(path: PathBuf, log: sled::Tree, meta: sled::Tree, writer: Writer, lock: Arc<DirLock>) -> Self {
-        Self { path, log, meta, writer, _lock: lock }
+        Self { path, log, meta, writer, sizes: Arc::default(), _lock: lock }
+    }
+
+    /// How many bytes its entries take.
+    pub(crate) fn sizes(&self) -> Sizes {
+        self.lock_sizes().clone()
+    }
+
+    fn lock_sizes(&self) -> MutexGuard<'_, Sizes> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the whole log and refuses it unless it holds at least what the watermark says, without a
@@ -71,6 +117,7 @@ impl LogStore {
             if last.is_some_and(|last| id <= last) {
                 return damaged(format!("entry {index} has a lower term than the one before it"));
             }
+            self.lock_sizes().put(index, record::Entry::from(&entry).encoded_len() as u64);
             last = Some(id);
         }
         let index = |id: Option<LogId>| id.map_or("none".to_owned(), |id| id.index().to_string());
@@ -306,9 +353,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = sled::Batch::default();
         let mut last = None;
         for entry in entries {
+            let mut bytes = 0;
             for (key, record) in parts(&entry) {
+                bytes += record.len() as u64;
                 batch.insert(&key, record);
             }
+            self.lock_sizes().put(entry.log_id.index(), bytes);
             last = Some(entry.log_id);
         }
         self.log.apply_batch(batch).map_err(io::Error::other)?;
@@ -318,7 +368,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         // The watermark first: it must never ask for entries that are being removed.
         self.writer.barrier(Note::Truncated(last)).await?;
-        self.remove_from(last.map_or(0, |last| last.index() + 1))?;
+        let from = last.map_or(0, |last| last.index() + 1);
+        self.remove_from(from)?;
+        self.lock_sizes().retain(|index| index < from);
         self.writer.barrier(Note::Nothing).await
     }
 
@@ -333,6 +385,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 self.log.apply_batch(std::mem::take(&mut batch)).map_err(io::Error::other)?;
             }
         }
-        self.log.apply_batch(batch).map_err(io::Error::other)
+        self.log.apply_batch(batch).map_err(io::Error::other)?;
+        self.lock_sizes().retain(|index| index > last.index());
+        Ok(())
     }
 }

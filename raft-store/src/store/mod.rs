@@ -20,6 +20,7 @@ mod watermark;
 mod writer;
 
 pub use error::StoreError;
+pub(crate) use writer::StoreFailure;
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use super::{
     log_store::LogStore,
     state_machine::StateMachine,
     watermark::{self, Disk, Files, Watermark},
-    writer::{Note, Writer},
+    writer::{Note, StoreFailure, Writer},
 };
 use crate::feed::Publisher;
 
@@ -53,7 +53,11 @@ impl Store {
             .mode(0o700)
             .create(dir)
             .map_err(|error| StoreError::io("create", dir, error))?;
+        // One that a recovery has made is not where it belongs.
         let lock = Arc::new(lock(dir)?);
+        if dir.join(keys::RECOVERY_DIR).join(keys::RECOVERY_PLAN).exists() {
+            return Err(StoreError::Unfinished { path: dir.to_owned() });
+        }
         let watermark_path = dir.join(keys::WITNESS_FILE);
         let sled_path = dir.join(keys::SLED_DIR);
         let (watermark_file, watermark) = match (watermark_path.exists(), sled_path.exists()) {
@@ -124,7 +128,7 @@ impl Store {
     }
 
     /// Why nothing is durable any more, if so.
-    pub(crate) fn failure_probe(&self) -> impl Fn() -> Option<String> + Send + Sync + use<> {
+    pub(crate) fn failure_probe(&self) -> impl Fn() -> Option<StoreFailure> + Send + Sync + use<> {
         let writer = self.writer.clone();
         move || writer.failure()
     }

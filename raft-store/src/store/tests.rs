@@ -271,7 +271,7 @@ fn a_failed_sync_is_final() {
         let again = writer.barrier(super::writer::Note::Nothing).await.unwrap_err();
         assert!(again.to_string().contains("no space left"), "{again}");
     });
-    assert!(writer.failure().unwrap().contains("no space left"));
+    assert!(writer.failure().unwrap().reason.contains("no space left"));
 }
 
 #[test]

@@ -52,7 +52,15 @@ pub(crate) struct Writer {
 }
 
 /// Why nothing is durable any more.
-type Failure = Arc<Mutex<Option<String>>>;
+type Failure = Arc<Mutex<Option<StoreFailure>>>;
+
+/// Why a store cannot be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoreFailure {
+    pub(crate) reason: String,
+    /// That mends itself when somebody makes room.
+    pub(crate) disk_full: bool,
+}
 
 /// Between two looks whether sled has failed.
 const LOOK: Duration = Duration::from_millis(500);
@@ -91,7 +99,7 @@ impl Writer {
     }
 
     /// Why nothing is durable any more, if so.
-    pub(crate) fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<StoreFailure> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -106,9 +114,17 @@ fn gone() -> io::Error {
 
 fn fail(failure: &Failure, error: &io::Error) {
     failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| {
-        tracing::error!(%error, "the store cannot be written; this node stops taking part");
-        error.to_string()
+        let disk_full = is_disk_full(error);
+        tracing::error!(%error, disk_full, "the store cannot be written; this node stops taking part");
+        StoreFailure { reason: error.to_string(), disk_full }
     });
+}
+
+/// Whether somewhere in the chain of causes the system said that there is no room.
+fn is_disk_full(error: &io::Error) -> bool {
+    let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    let of_sled = error.get_ref().and_then(|inner| inner.downcast_ref::<sled::Error>());
+    full(error.kind()) || matches!(of_sled, Some(sled::Error::Io(error)) if full(error.kind()))
 }
 
 /// Finds out that sled has failed. When a write fails, sled (0.34.7, Log::exit_reservation) notes the error and
@@ -164,7 +180,7 @@ impl State {
 
     fn commit(&mut self, group: &[Job]) -> io::Result<()> {
         if let Some(failure) = &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
-            return Err(io::Error::other(failure.clone()));
+            return Err(io::Error::other(failure.reason.clone()));
         }
         self.db.flush().map_err(io::Error::other)?;
         self.disk.sync_log()?;

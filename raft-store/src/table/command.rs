@@ -89,6 +89,15 @@ pub enum Body {
         heartbeat: Vec<SocketAddr>,
         /// The highest feature level it knows.
         feature_level: u32,
+        /// Why it can own no VIP now; empty where it can. Feature level 3 where it is not.
+        unfit: String,
+    },
+    /// A node is reached at another address. Feature level 3.
+    SetNodeAddress {
+        /// The node.
+        node: NodeId,
+        /// Its cluster address from now on, `HOST:PORT`.
+        address: String,
     },
     /// A node is drained, or no longer so.
     SetDraining {
@@ -187,6 +196,9 @@ impl Command {
             // Whoever does not know what it allows must not go past it.
             Body::RaiseFeatureLevel { level } => *level,
             Body::PatchSettings(_) => 2,
+            Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
+            Body::PublishNode { unfit, .. } if !unfit.is_empty() => 3,
+            Body::Mutate(mutations) if mutations.iter().any(|m| matches!(m, Mutation::PatchSettings(_))) => 3,
             _ => 1,
         };
         of_envelope.max(of_body)
@@ -210,6 +222,8 @@ pub enum Evidence {
     },
     /// So many voters have withdrawn their support that no majority is left.
     Withdrawals(Vec<Withdrawal>),
+    /// An operator says that the machine is off. Feature level 3.
+    Operator,
 }
 
 /// A voter's word that its promise to a holder has run out and that it gives no other.
@@ -229,13 +243,24 @@ pub struct Withdrawal {
 pub enum Mutation {
     CreateVip(VipSettings),
     UpdateVip(VipPatch),
-    DeleteVip { address: IpAddr, cascade: bool },
+    DeleteVip {
+        address: IpAddr,
+        cascade: bool,
+    },
     CreateService(ServiceSettings),
     UpdateService(ServicePatch),
-    DeleteService { name: Name, cascade: bool },
+    DeleteService {
+        name: Name,
+        cascade: bool,
+    },
     CreateBackend(BackendSettings),
     UpdateBackend(BackendPatch),
-    DeleteBackend { service: Name, address: IpAddr },
+    DeleteBackend {
+        service: Name,
+        address: IpAddr,
+    },
+    /// Some settings of the whole cluster change together with the rest. Feature level 3.
+    PatchSettings(SettingsPatch),
 }
 
 recorded!(Principal => Principal { name, node });
@@ -331,7 +356,8 @@ macro_rules! bodies {
 bodies! {
     CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => CreateCluster,
     RemoveNode { node, heartbeat_key } => RemoveNode,
-    PublishNode { node, attachments, heartbeat, feature_level } => PublishNode,
+    PublishNode { node, attachments, heartbeat, feature_level, unfit } => PublishNode,
+    SetNodeAddress { node, address } => SetNodeAddress,
     SetDraining { node, draining } => SetDraining,
     OpenLease { node, nonce, previous } => OpenLease,
     Fence { node, lease, evidence, heard } => Fence,
@@ -397,6 +423,7 @@ impl Field<Option<EvidenceRecord>> for Evidence {
             Self::Withdrawals(withdrawals) => {
                 EvidenceRecord::Withdrawals(record::Withdrawals { withdrawals: withdrawals.put() })
             }
+            Self::Operator => EvidenceRecord::Operator(true),
         })
     }
 
@@ -405,6 +432,7 @@ impl Field<Option<EvidenceRecord>> for Evidence {
             EvidenceRecord::OwnRelease(_) => Self::OwnRelease,
             EvidenceRecord::Obituary(nonce) => Self::Obituary { nonce },
             EvidenceRecord::Withdrawals(record) => Self::Withdrawals(Field::read(record.withdrawals)?),
+            EvidenceRecord::Operator(_) => Self::Operator,
         })
     }
 }
@@ -439,6 +467,7 @@ impl Field<record::Mutation> for Mutation {
             Self::DeleteBackend { service, address } => {
                 Kind::DeleteBackend(record::Delete { address: address.put(), name: service.put(), cascade: false })
             }
+            Self::PatchSettings(patch) => Kind::PatchSettings(patch.put()),
         };
         record::Mutation { kind: Some(kind) }
     }
@@ -464,6 +493,7 @@ impl Field<record::Mutation> for Mutation {
                 service: Field::read(record.name).map_err(|error: DecodeError| error.named("name"))?,
                 address: Field::read(record.address).map_err(|error: DecodeError| error.named("address"))?,
             },
+            Kind::PatchSettings(record) => Self::PatchSettings(Field::read(record)?),
         })
     }
 }

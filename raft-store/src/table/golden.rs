@@ -104,7 +104,14 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_node", Body::RemoveNode { node: 4, heartbeat_key: 12 }.into()),
         (
             "publish_node",
-            Body::PublishNode { node: 1, attachments: vec![attachment], heartbeat, feature_level: 1 }.into(),
+            Body::PublishNode {
+                node: 1,
+                attachments: vec![attachment],
+                heartbeat,
+                feature_level: 1,
+                unfit: String::new(),
+            }
+            .into(),
         ),
         ("set_draining", guarded(Body::SetDraining { node: 1, draining: true })),
         ("open_lease", open(Some(LeaseId(3))).into()),
@@ -136,6 +143,27 @@ fn commands() -> Vec<(&'static str, Command)> {
                 flow_fin_s: None,
                 flow_udp_s: Some(7),
             })),
+        ),
+        // Feature level 3.
+        (
+            "publish_unfit",
+            Body::PublishNode {
+                node: 4,
+                attachments: vec![],
+                heartbeat: vec![],
+                feature_level: 3,
+                unfit: "worker 0 has stopped".into(),
+            }
+            .into(),
+        ),
+        ("set_node_address", guarded(Body::SetNodeAddress { node: 4, address: "10.77.1.14:7401".into() })),
+        ("fence_operator", fence(Evidence::Operator, vec![4]).into()),
+        (
+            "settings_among_mutations",
+            guarded(Body::Mutate(vec![Mutation::PatchSettings(SettingsPatch {
+                failback_s: Some(60),
+                ..SettingsPatch::default()
+            })])),
         ),
         (
             "envelope",
@@ -194,11 +222,12 @@ fn no_body_is_without_golden_bytes() {
         Body::RaiseFeatureLevel { .. } => 14,
         Body::Released { .. } => 15,
         Body::MoveIntent { .. } => 16,
+        Body::SetNodeAddress { .. } => 17,
     };
     let mut kinds: Vec<u8> = commands().iter().map(|(_, command)| kind(&command.body)).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, (0..=16).collect::<Vec<u8>>());
+    assert_eq!(kinds, (0..=17).collect::<Vec<u8>>());
 }
 
 /// A log that the version before feature level 2 wrote makes the table that it made.
@@ -240,7 +269,13 @@ fn first_entries() -> Table {
             hears: Vec::new(),
         };
         let heartbeat = vec!["10.77.1.9:7401".parse().unwrap()];
-        let before = apply(Body::PublishNode { node, attachments: vec![attachment], heartbeat, feature_level: 1 });
+        let before = apply(Body::PublishNode {
+            node,
+            attachments: vec![attachment],
+            heartbeat,
+            feature_level: 1,
+            unfit: String::new(),
+        });
         apply(Body::OpenLease { node, nonce: before, previous: None });
         apply(Body::Ready { node, lease: LeaseId(before + 1) });
     }

@@ -47,7 +47,8 @@ pub use service::{
 };
 pub use settings::{CLOCK_DRIFT_PPM, ClusterSettings, FlowTimeouts, QuorumLoss, SettingsPatch, Timing};
 pub use types::{
-    BOOTSTRAP_NODE, Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, ParseError, Revision, Weight, is_host_address,
+    BOOTSTRAP_NODE, Cidr, Epoch, LeaseId, MacAddr, Name, NodeId, ParseError, Revision, Weight, check_cluster_address,
+    is_host_address,
 };
 pub use vip::{Owner, Unmatched, Vip, VipPatch, VipSettings};
 

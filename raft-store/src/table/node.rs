@@ -72,6 +72,8 @@ pub struct Node {
     pub feature_level: u32,
     /// It shall own nothing while another node can.
     pub draining: bool,
+    /// Why it can own no VIP now, as it published it; empty where it can.
+    pub unfit: String,
 }
 
 impl Node {
@@ -109,6 +111,7 @@ impl Field<record::Node> for Node {
             heartbeat: self.heartbeat.put(),
             feature_level: self.feature_level,
             draining: self.draining,
+            unfit: self.unfit.clone(),
         }
     }
 
@@ -125,6 +128,7 @@ impl Field<record::Node> for Node {
             heartbeat: Field::read(record.heartbeat).map_err(|error: DecodeError| error.named("heartbeat"))?,
             feature_level: record.feature_level,
             draining: record.draining,
+            unfit: record.unfit,
         })
     }
 }

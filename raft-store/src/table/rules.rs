@@ -16,8 +16,20 @@ pub struct Rules {
     pub nodes: usize,
     /// Remembered request ids; the oldest is forgotten first.
     pub requests: usize,
+    /// The address of a VIP that is being removed may be a backend's: what changes places does so in one entry.
+    pub leaving_vip_may_be_backend: bool,
 }
 
 /// Of the first level, and of all since that change nothing.
-pub(super) const FIRST: Rules =
-    Rules { vips: 4096, services: 16_384, backends: 65_536, ports_per_service: 64, nodes: 9, requests: 16_384 };
+pub(super) const FIRST: Rules = Rules {
+    vips: 4096,
+    services: 16_384,
+    backends: 65_536,
+    ports_per_service: 64,
+    nodes: 9,
+    requests: 16_384,
+    leaving_vip_may_be_backend: false,
+};
+
+/// Of feature level 3.
+pub(super) const THIRD: Rules = Rules { leaving_vip_may_be_backend: true, ..FIRST };

@@ -3,12 +3,16 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use super::{
     Table,
     backend::{Backend, BackendPatch},
-    command::Mutation,
+    command::{Body, Mutation},
     encoding::{decode_table, encode_table},
+    node::Node,
     service::{Service, ServicePatch},
+    settings::SettingsPatch,
     types::Name,
     vip::{Vip, VipPatch},
 };
@@ -17,7 +21,26 @@ use crate::codec::DecodeError;
 /// The file's bytes.
 pub fn encode_saved(table: &Table) -> Vec<u8> {
     let fresh = Table::default();
+    // Of nodes only the names stay, by which VIPs prefer them.
+    let nodes = table.nodes().map(|node| {
+        let named = Node {
+            id: node.id,
+            name: node.name.clone(),
+            role: node.role,
+            address: String::new(),
+            store: Uuid::nil(),
+            attachments: Vec::new(),
+            heartbeat: Vec::new(),
+            feature_level: node.feature_level,
+            draining: false,
+            unfit: String::new(),
+        };
+        (node.id, named)
+    });
     let stripped = Table {
+        cluster: fresh.cluster,
+        hash_seed: fresh.hash_seed,
+        nodes: nodes.collect(),
         leases: fresh.leases,
         configurations: fresh.configurations,
         retractions: fresh.retractions,
@@ -34,9 +57,18 @@ pub fn decode_saved(bytes: &[u8]) -> Result<Table, DecodeError> {
     decode_table(bytes)
 }
 
-/// The changes that give `present` the VIPs, services and backends of `saved`. Nodes that a VIP prefers are found
-/// by their names; one that is not there any more is not preferred.
-pub fn restore(present: &Table, saved: &Table) -> Vec<Mutation> {
+/// The entry that gives `present` the VIPs, services, backends and settings of `saved`, in one; `None` if it has them. Below
+/// feature level 3 settings have no place in it.
+pub fn restore(present: &Table, saved: &Table) -> Option<Body> {
+    let mut changes = restored_rows(present, saved);
+    if present.feature_level() >= 3 && present.settings() != saved.settings() {
+        changes.push(Mutation::PatchSettings(SettingsPatch::to(saved.settings())));
+    }
+    (!changes.is_empty()).then_some(Body::Mutate(changes))
+}
+
+/// Nodes that a VIP prefers are found by their names; one that is not there any more is not preferred.
+fn restored_rows(present: &Table, saved: &Table) -> Vec<Mutation> {
     let mut changes = Vec::new();
     let keeps = |service: &Service| {
         let now = &service.settings;

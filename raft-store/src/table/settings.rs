@@ -148,6 +148,21 @@ impl SettingsPatch {
         Self { heartbeat_ms: Some(heartbeat_ms), lease_ms: Some(lease_ms), withdraw_ms: Some(withdraw_ms), ..self }
     }
 
+    /// One that makes all settings these.
+    pub fn to(settings: ClusterSettings) -> Self {
+        let ClusterSettings { timing, on_quorum_loss, failback_s, flow_timeouts } = settings;
+        let FlowTimeouts { tcp_s, fin_s, udp_s } = flow_timeouts;
+        Self {
+            on_quorum_loss: Some(on_quorum_loss),
+            failback_s: Some(failback_s),
+            flow_tcp_s: Some(tcp_s),
+            flow_fin_s: Some(fin_s),
+            flow_udp_s: Some(udp_s),
+            ..Self::default()
+        }
+        .with_timing(timing)
+    }
+
     /// The settings with the change made.
     pub fn of(&self, before: ClusterSettings) -> ClusterSettings {
         let flows = before.flow_timeouts;

@@ -1,6 +1,10 @@
 //! The small values of the table. Each is parsed once, at the edge, and cannot be invalid afterwards.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use crate::codec::{DecodeError, Field, WRONG};
 
@@ -304,9 +308,98 @@ pub fn is_host_address(address: IpAddr) -> bool {
     !special && !reserved
 }
 
+/// Where a node is reached by the others: `HOST:PORT`, where HOST is a name (RFC 1123 2.1), an IPv4 address, or an IPv6
+/// address in brackets.
+pub fn check_cluster_address(text: &str) -> Result<(), String> {
+    let form = "HOST:PORT, such as 10.77.1.1:7401, [2001:db8::1]:7401 or lb1.example:7401";
+    if let Some((scheme, _)) = text.split_once("://") {
+        return Err(format!("{text:?} is a URL: leave {scheme}:// out; the form is {form}"));
+    }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(format!("{text:?} is an IPv6 address without brackets or without a port; the form is {form}"));
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(format!("{text:?} has no port; the form is {form}"));
+    };
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().map_or(true, |port| port == 0) {
+        return Err(format!("{port:?} is no port from 1 to 65535; the form is {form}"));
+    }
+    if let Some(rest) = host.strip_prefix('[') {
+        let address = rest.strip_suffix(']').ok_or_else(|| format!("{host:?} lacks its closing bracket"))?;
+        if address.contains('%') {
+            return Err(format!("{address:?} has a scope, which means nothing to other machines: use another address"));
+        }
+        let address: Ipv6Addr = address.parse().map_err(|_| format!("{address:?} is no IPv6 address"))?;
+        return check_host_ip(address.into());
+    }
+    if host.contains(':') {
+        return Err(format!("{host:?} is an IPv6 address without brackets; the form is {form}"));
+    }
+    // What consists of digits and dots alone is meant as an address.
+    if !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        let address: Ipv4Addr = host.parse().map_err(|_| format!("{host:?} is no IPv4 address"))?;
+        return check_host_ip(address.into());
+    }
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let name = host.strip_suffix('.').unwrap_or(host);
+    match name.len() <= 253 && name.split('.').all(label) {
+        true => Ok(()),
+        false => Err(format!("{host:?} is no host name; the form is {form}")),
+    }
+}
+
+fn check_host_ip(address: IpAddr) -> Result<(), String> {
+    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    match address {
+        _ if address.is_unspecified() => Err(format!("{address} is every address and none: name one of this node's")),
+        _ if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) => {
+            Err(format!("{address} is the address of no single machine"))
+        }
+        _ if link_local => Err(format!("{address} is valid on one link only: use another address")),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_address_is_one_that_another_machine_can_dial() {
+        for sound in ["10.77.1.4:7401", "[fd00::1]:7401", "lb1:7401", "lb-1.example.net.:1", "127.0.0.1:65535"] {
+            assert_eq!(check_cluster_address(sound), Ok(()), "{sound}");
+        }
+        let wrong = [
+            ("http://10.77.1.4:7401", "leave http:// out"),
+            ("fd00::1:7401", "without brackets"),
+            ("fd00::1", "without brackets"),
+            ("[fd00::1:7401", "closing bracket"),
+            ("[fe80::1%eth0]:7401", "scope"),
+            ("[fe80::1]:7401", "one link"),
+            ("[::]:7401", "every address"),
+            ("0.0.0.0:7401", "every address"),
+            ("224.0.0.1:7401", "no single machine"),
+            ("10.77.1.5", "no port"),
+            ("10.77.1:7401", "no IPv4 address"),
+            ("10.77.1.256:7401", "no IPv4 address"),
+            ("lb1:65536", "no port from"),
+            ("lb1:0", "no port from"),
+            ("lb1:+7401", "no port from"),
+            ("lb 1:7401", "no host name"),
+            (":7401", "no host name"),
+            ("lb1/x:7401", "no host name"),
+            ("", "no port"),
+        ];
+        for (text, word) in wrong {
+            let problem = check_cluster_address(text).unwrap_err();
+            assert!(problem.contains(word), "{text}: {problem}");
+        }
+    }
 
     #[test]
     fn mac_addresses_are_read_and_written_alike() {

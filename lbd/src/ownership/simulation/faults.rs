@@ -48,6 +48,7 @@ impl World {
         for (from, message) in std::mem::take(&mut node.inbox) {
             node.member.on_message(from, &message, now);
         }
+        node.member.on_fitness(node.fit, now);
         node.member.on_time(now);
         node.wake_at = 0;
         let (life, publishing) = (node.life, node.published.is_some());
@@ -61,7 +62,7 @@ impl World {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let pick = |world: &mut Self| ids[world.random.usize(..ids.len())];
         let (a, b) = (pick(self), pick(self));
-        match self.random.u64(..18) {
+        match self.random.u64(..20) {
             0 => {
                 let obituary = self.random.bool();
                 self.kill(a, obituary);
@@ -163,6 +164,20 @@ impl World {
                 };
                 self.schedule(after, plan(vec![], vec![(a, b)], back, Some(b)));
             }
+            17 | 18 if self.nodes[&a].up => {
+                // Its workers stop, or its kernel refuses the guard: that is found out after a while, or not before it is
+                // over.
+                let life = self.nodes[&a].life;
+                let found_out = self.random.u64(..=200) * MS;
+                let lasts = [self.random.u64(1..=200) * MS, self.random.u64(200..=1500) * MS][self.random.usize(..2)];
+                if self.random.bool() {
+                    self.nodes.get_mut(&a).expect("a node").halted = true;
+                }
+                if found_out < lasts {
+                    self.schedule(found_out, Event::Fitness { node: a, life, fit: false });
+                }
+                self.schedule(lasts, Event::Unhalt { node: a, life });
+            }
             _ => {
                 let timing = [Timing::DEFAULT, Timing::RELAXED][self.random.usize(..2)];
                 if timing == Timing::DEFAULT && self.random.bool() {
@@ -228,6 +243,7 @@ impl World {
             } else if self.nodes[&id].paused {
                 self.resume(id);
             }
+            self.unhalt(id);
         }
         // A joint configuration is left by the next leader.
         let halves = self.newest().table.configuration().halves;

@@ -98,6 +98,17 @@ enum Event {
         node: NodeId,
         life: u64,
     },
+    /// The heartbeat's thread finds out that the node does its work, or does not.
+    Fitness {
+        node: NodeId,
+        life: u64,
+        fit: bool,
+    },
+    /// Workers that were halted go on.
+    Unhalt {
+        node: NodeId,
+        life: u64,
+    },
     Restart {
         node: NodeId,
     },
@@ -123,6 +134,10 @@ struct Node {
     life: u64,
     up: bool,
     paused: bool,
+    /// Its workers are halted, while the rest of the process goes on.
+    halted: bool,
+    /// It does its work, as its heartbeat's thread would find.
+    fit: bool,
     offset: u64,
     drift_ppm: i64,
     nonce: u64,
@@ -259,8 +274,13 @@ impl World {
             prefix_len: 24,
             hears: Vec::new(),
         };
-        let command =
-            Body::PublishNode { node: id, attachments: vec![attachment], heartbeat: Vec::new(), feature_level: 1 };
+        let command = Body::PublishNode {
+            node: id,
+            attachments: vec![attachment],
+            heartbeat: Vec::new(),
+            feature_level: 1,
+            unfit: String::new(),
+        };
         self.append(Entry::Command(command));
     }
 
@@ -356,6 +376,8 @@ impl World {
             life,
             up: true,
             paused: false,
+            halted: false,
+            fit: true,
             offset,
             drift_ppm,
             nonce,
@@ -501,6 +523,8 @@ impl World {
                 self.settle(node);
             }
             Event::Resume { node, life } if self.is_live(node, life) => self.resume(node),
+            Event::Fitness { node, life, fit } if self.is_live(node, life) => self.find_out(node, fit),
+            Event::Unhalt { node, life } if self.is_live(node, life) => self.unhalt(node),
             Event::Restart { node } if !self.nodes[&node].up => {
                 // The end of its log was not yet committed when it died, as far as it knew.
                 let known = self.nodes[&node].applied;

@@ -45,7 +45,7 @@ impl World {
     /// The workers judge by the plan: its lease may be used, and what leaves by it is let go of.
     pub(super) fn take_up(&mut self, id: NodeId) {
         let now = self.local(id);
-        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.paused) else { return };
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.paused && !node.halted) else { return };
         let Some((view, plan)) = node.published.take() else { return };
         node.member.on_in_force(plan.lease);
         node.grants.in_force(&plan, &view.table);
@@ -58,6 +58,30 @@ impl World {
             self.schedule(if again { 0 } else { 20 * MS }, Event::Publish { node: id, life });
         }
         self.settle(id);
+    }
+
+    /// The heartbeat's thread knows whether the node does its work.
+    pub(super) fn find_out(&mut self, id: NodeId, fit: bool) {
+        let now = self.local(id);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.fit = fit;
+        // While it is paused, nobody finds out anything.
+        if node.paused {
+            return;
+        }
+        node.member.on_fitness(fit, now);
+        self.settle(id);
+    }
+
+    /// Its workers go on where they were.
+    pub(super) fn unhalt(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.halted = false;
+        let (life, publishing) = (node.life, node.published.is_some());
+        if publishing {
+            self.schedule(0, Event::TakeUp { node: id, life });
+        }
+        self.schedule(MS, Event::Fitness { node: id, life, fit: true });
     }
 
     /// Gives up what is silent. Whether there is something.

@@ -6,7 +6,7 @@ impl World {
     /// The nodes that answer for a VIP at this moment.
     pub(super) fn owners(&self, address: IpAddr) -> Vec<NodeId> {
         let answers = |(_, node): &(&NodeId, &Node)| {
-            if !node.up || node.paused {
+            if !node.up || node.paused || node.halted {
                 return false;
             }
             let local = local_time(self.now, node.offset, node.drift_ppm);

@@ -92,7 +92,8 @@ impl Table {
         if !self.services.contains_key(service) {
             return Err(no_service(service));
         }
-        if self.vips.contains_key(&address) {
+        let may_leave = self.rules().leaving_vip_may_be_backend;
+        if self.vips.get(&address).is_some_and(|vip| !(vip.deleting && may_leave)) {
             return Err(Rejection::precondition(
                 "address",
                 format!("{address} is a VIP: name the backend by its own address"),

@@ -3,14 +3,17 @@
 use super::super::{
     Table,
     rejection::Rejection,
-    rules::{FIRST, Rules},
+    rules::{FIRST, Rules, THIRD},
 };
 
 impl Table {
     /// What holds at the table's feature level.
     pub fn rules(&self) -> &'static Rules {
-        // A new bound comes with a new level, and with an arm of its own.
-        &FIRST
+        // A new rule comes with a new level, and with an arm of its own.
+        match self.feature_level() {
+            ..3 => &FIRST,
+            3.. => &THIRD,
+        }
     }
 
     /// Whether the table holds no more than it may, after changes that add to it.

@@ -96,7 +96,8 @@ impl Table {
     pub fn suffices(&self, node: NodeId, lease: LeaseId, evidence: &Evidence) -> bool {
         let Some(held) = self.leases.get(&node).filter(|held| held.id == lease) else { return false };
         match evidence {
-            Evidence::OwnRelease => true,
+            // Who releases falls silent before; the operator's word is that nobody is there to speak.
+            Evidence::OwnRelease | Evidence::Operator => true,
             Evidence::Obituary { nonce } => held.nonce == *nonce,
             Evidence::Withdrawals(withdrawals) => {
                 let against: BTreeSet<NodeId> = withdrawals

@@ -127,9 +127,10 @@ impl Table {
             Body::Mutate(mutations) => self.mutate(index, mutations),
             Body::AddNode(node) => self.add_node(index, node),
             Body::RemoveNode { node, heartbeat_key } => self.remove_node(index, *node, *heartbeat_key),
-            Body::PublishNode { node, attachments, heartbeat, feature_level } => {
-                self.publish_node(index, *node, attachments, heartbeat, *feature_level)
+            Body::PublishNode { node, attachments, heartbeat, feature_level, unfit } => {
+                self.publish_node(index, *node, attachments, heartbeat, *feature_level, unfit)
             }
+            Body::SetNodeAddress { node, address } => self.set_node_address(*node, address),
             Body::SetDraining { node, draining } => self.set_draining(index, *node, *draining),
             Body::OpenLease { node, nonce, previous } => self.open_lease(index, *node, *nonce, *previous),
             Body::Ready { node, lease } => self.ready(index, *node, *lease),
@@ -169,6 +170,7 @@ impl Table {
             Mutation::CreateBackend(settings) => self.create_backend(index, settings),
             Mutation::UpdateBackend(patch) => self.patch_backend(index, patch),
             Mutation::DeleteBackend { service, address } => Ok(self.delete_backend(service, *address)),
+            Mutation::PatchSettings(patch) => Ok(self.update_settings(patch.of(self.settings))? != Effect::Unchanged),
         }
     }
 

@@ -49,6 +49,7 @@ impl Table {
             heartbeat: Vec::new(),
             feature_level: FIRST_FEATURE_LEVEL,
             draining: false,
+            unfit: String::new(),
         };
         self.nodes.insert_mut(id, node);
         Ok(Effect::NodeAdded(id))
@@ -95,16 +96,34 @@ impl Table {
         attachments: &[Attachment],
         heartbeat: &[SocketAddr],
         feature_level: u32,
+        unfit: &str,
     ) -> Outcome {
-        let mut node = self.nodes.get(&id).ok_or_else(|| no_node(id))?.clone();
-        if node.attachments == attachments && node.heartbeat == heartbeat && node.feature_level == feature_level {
+        let before = self.nodes.get(&id).ok_or_else(|| no_node(id))?;
+        let node = Node {
+            attachments: attachments.to_vec(),
+            heartbeat: heartbeat.to_vec(),
+            feature_level,
+            unfit: unfit.to_owned(),
+            ..before.clone()
+        };
+        if node == *before {
             return Ok(Effect::Unchanged);
         }
-        node.attachments = attachments.to_vec();
-        node.heartbeat = heartbeat.to_vec();
-        node.feature_level = feature_level;
         self.nodes.insert_mut(id, node);
         self.place_all(index);
+        Ok(Effect::Changed)
+    }
+
+    /// A node is reached at another address from now on. Who votes by which address is openraft's to know.
+    pub(in crate::table) fn set_node_address(&mut self, id: NodeId, address: &str) -> Outcome {
+        let node = self.nodes.get(&id).ok_or_else(|| no_node(id))?.clone();
+        if node.address == address {
+            return Ok(Effect::Unchanged);
+        }
+        if let Some(other) = self.nodes().find(|other| other.address == address) {
+            return Err(Rejection::precondition("address", format!("{address} is {}'s address", other.name)));
+        }
+        self.nodes.insert_mut(id, Node { address: address.to_owned(), ..node });
         Ok(Effect::Changed)
     }
 }

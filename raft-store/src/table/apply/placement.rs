@@ -14,7 +14,7 @@ use super::super::{
 pub(in crate::table) type Loads = BTreeMap<NodeId, usize>;
 
 impl Table {
-    /// Whether a node can own a VIP: it forwards, holds a ready lease and is where the VIP lives.
+    /// Whether a node can own a VIP: it forwards and says so, holds a ready lease and is where the VIP lives.
     pub fn is_able(&self, id: NodeId, vip: &Vip) -> bool {
         let Some(node) = self.nodes.get(&id) else { return false };
         let on_segment = |attachment: &Attachment| match vip.settings.segment {
@@ -25,6 +25,7 @@ impl Table {
             }
         };
         node.role == Role::Lb
+            && node.unfit.is_empty()
             && self.leases.get(&id).is_some_and(|lease| lease.ready)
             && node.attachments.iter().any(|a| on_segment(a) && !self.is_isolated(id, a))
     }

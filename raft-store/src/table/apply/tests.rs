@@ -55,10 +55,26 @@ impl Log {
                 attachments: vec![attachment],
                 heartbeat: vec!["10.77.1.9:7401".parse().unwrap()],
                 feature_level: 1,
+                unfit: String::new(),
             });
             log.open_and_ready(id);
         }
         (log, ids)
+    }
+
+    /// What a node publishes of itself changes.
+    fn publish(&mut self, id: NodeId, level: u32, unfit: &str) -> Effect {
+        let Node { attachments, heartbeat, .. } = self.table.node(id).unwrap().clone();
+        self.ok(Body::PublishNode { node: id, attachments, heartbeat, feature_level: level, unfit: unfit.into() })
+    }
+
+    /// All nodes know a feature level, and the cluster has agreed on it.
+    fn at_level(&mut self, level: u32) {
+        let ids: Vec<NodeId> = self.table.nodes().map(|node| node.id).collect();
+        for id in ids {
+            self.publish(id, level, "");
+        }
+        self.ok(Body::RaiseFeatureLevel { level });
     }
 
     fn apply(&mut self, command: impl Into<Command>) -> Reply {
@@ -329,7 +345,13 @@ fn a_vip_leaves_an_owner_that_is_no_longer_on_its_segment() {
     log.mutate(vec![vip(VIP)]);
     let owner = log.owner(VIP).unwrap();
     let other = if owner.node == ids[0] { ids[1] } else { ids[0] };
-    log.ok(Body::PublishNode { node: owner.node, attachments: vec![], heartbeat: vec![], feature_level: 1 });
+    log.ok(Body::PublishNode {
+        node: owner.node,
+        attachments: vec![],
+        heartbeat: vec![],
+        feature_level: 1,
+        unfit: String::new(),
+    });
     assert_eq!(log.owner(VIP), Some(owner), "it has to let go first");
     assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(other));
     log.ok(Body::Released { grants: vec![(ip(VIP), owner.epoch)] });
@@ -344,7 +366,7 @@ fn a_node_that_hears_nobody_while_others_hear_each_other_is_not_able() {
     let hear = |log: &mut Log, id: NodeId, hears: &[NodeId]| {
         let mut attachments = log.table.node(id).unwrap().attachments.clone();
         attachments[0].hears = hears.to_vec();
-        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1 });
+        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1, unfit: String::new() });
     };
     for (at, id) in ids.iter().enumerate() {
         hear(&mut log, *id, &[ids[(at + 1) % 3], ids[(at + 2) % 3]]);
@@ -591,7 +613,7 @@ fn the_feature_level_rises_only_to_what_every_node_knows() {
     let (mut log, ids) = Log::with_nodes(2);
     let publish = |log: &mut Log, id: NodeId| {
         let attachments = log.table.node(id).unwrap().attachments.clone();
-        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 2 });
+        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 2, unfit: String::new() });
     };
     // Its wire form is refused above what this build knows, so it is applied as it is.
     let raise = |log: &Log, level| {
@@ -676,15 +698,13 @@ fn the_indexes_are_those_of_the_rows() {
 
 #[test]
 fn a_command_is_refused_where_not_all_nodes_know_it() {
-    let (mut log, ids) = Log::with_nodes(1);
+    let (mut log, _) = Log::with_nodes(1);
     let patch = Body::PatchSettings(SettingsPatch { failback_s: Some(60), ..SettingsPatch::default() });
     assert_eq!(log.refused(patch.clone()).subject, "feature_level");
     let request = RequestId::parse("r").unwrap();
     let guarded = Command { request, ..Body::RemoveNode { node: 99, heartbeat_key: 1 }.into() };
     assert_eq!(log.refused(guarded.clone()).subject, "feature_level", "an older reader would overlook the request id");
-    let Node { attachments, heartbeat, .. } = log.table.node(ids[0]).unwrap().clone();
-    log.ok(Body::PublishNode { node: ids[0], attachments, heartbeat, feature_level: 2 });
-    log.ok(Body::RaiseFeatureLevel { level: 2 });
+    log.at_level(2);
     log.ok(patch);
     log.ok(guarded);
     assert_eq!(log.table.settings().failback_s, 60);
@@ -692,10 +712,8 @@ fn a_command_is_refused_where_not_all_nodes_know_it() {
 
 #[test]
 fn two_changes_of_settings_at_once_both_hold() {
-    let (mut log, ids) = Log::with_nodes(1);
-    let Node { attachments, heartbeat, .. } = log.table.node(ids[0]).unwrap().clone();
-    log.ok(Body::PublishNode { node: ids[0], attachments, heartbeat, feature_level: 2 });
-    log.ok(Body::RaiseFeatureLevel { level: 2 });
+    let (mut log, _) = Log::with_nodes(1);
+    log.at_level(2);
     log.ok(Body::PatchSettings(SettingsPatch { failback_s: Some(600), ..SettingsPatch::default() }));
     let hold = Some(QuorumLoss::Hold);
     log.ok(Body::PatchSettings(SettingsPatch { on_quorum_loss: hold, ..SettingsPatch::default() }));
@@ -703,4 +721,95 @@ fn two_changes_of_settings_at_once_both_hold() {
     assert_eq!((settings.failback_s, settings.on_quorum_loss), (600, QuorumLoss::Hold));
     let bad = SettingsPatch { flow_udp_s: Some(0), ..SettingsPatch::default() };
     assert_eq!(log.refused(Body::PatchSettings(bad)).kind, RejectionKind::InvalidArgument);
+}
+
+#[test]
+fn a_node_that_does_not_do_its_work_is_given_nothing_and_asked_to_leave() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.mutate(vec![vip("192.168.2.100")]);
+    let owner = log.owner("192.168.2.100").unwrap().node;
+    let other = *ids.iter().find(|id| **id != owner).unwrap();
+    let stalled = "worker 0 has stopped";
+    let Node { attachments, heartbeat, .. } = log.table.node(owner).unwrap().clone();
+    let unfit = Body::PublishNode { node: owner, attachments, heartbeat, feature_level: 3, unfit: stalled.into() };
+    assert_eq!(log.refused(unfit).subject, "feature_level", "an older build would go on giving it VIPs");
+    log.at_level(3);
+    assert_eq!(log.publish(owner, 3, stalled), Effect::Changed);
+    assert_eq!(log.publish(owner, 3, stalled), Effect::Unchanged);
+    let vip = log.table.vip(ip("192.168.2.100")).unwrap().clone();
+    assert_eq!(vip.intent, Some(other));
+    // Its lease ends, and a new one is ready: it still says so.
+    log.fence(owner);
+    log.open_and_ready(owner);
+    assert_eq!(log.owner("192.168.2.100").unwrap().node, other);
+    assert!(!log.table.is_able(owner, &vip));
+    log.publish(owner, 3, "");
+    assert!(log.table.is_able(owner, &vip));
+    assert_eq!(log.owner("192.168.2.100").unwrap().node, other, "nothing moves without need");
+}
+
+#[test]
+fn an_operators_word_ends_a_lease_and_no_other_one() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.at_level(3);
+    log.mutate(vec![vip("192.168.2.100")]);
+    let owner = log.owner("192.168.2.100").unwrap();
+    let fence = |lease| Body::Fence { node: owner.node, lease, evidence: Evidence::Operator, heard: Vec::new() };
+    assert_eq!(log.ok(fence(LeaseId(owner.lease.0 + 1))), Effect::Unchanged, "of another process");
+    assert_eq!(log.ok(fence(owner.lease)), Effect::Changed);
+    let now = log.owner("192.168.2.100").unwrap().node;
+    assert!(now != owner.node && ids.contains(&now));
+}
+
+#[test]
+fn a_node_moves_to_an_address_that_nobody_has() {
+    let (mut log, ids) = Log::with_nodes(2);
+    log.at_level(3);
+    let set = |node, address: &str| Body::SetNodeAddress { node, address: address.into() };
+    let taken = log.table.node(ids[1]).unwrap().address.clone();
+    assert_eq!(log.refused(set(ids[0], &taken)).subject, "address");
+    assert_eq!(log.refused(set(99, "10.77.9.9:7401")).kind, RejectionKind::NotFound);
+    assert_eq!(log.ok(set(ids[0], "10.77.9.9:7401")), Effect::Changed);
+    assert_eq!(log.ok(set(ids[0], "10.77.9.9:7401")), Effect::Unchanged);
+    assert_eq!(log.table.node(ids[0]).unwrap().address, "10.77.9.9:7401");
+}
+
+#[test]
+fn a_snapshot_is_restored_by_one_entry_whatever_has_changed_places() {
+    let (mut log, _) = Log::with_nodes(1);
+    log.at_level(3);
+    let settings = |failback_s| Mutation::PatchSettings(SettingsPatch { failback_s, ..SettingsPatch::default() });
+    log.mutate(vec![
+        vip("192.168.2.100"),
+        service("sa", "192.168.2.100", &[(1001, 1001)]),
+        service("sb", "192.168.2.100", &[(1002, 1002)]),
+        settings(Some(600)),
+    ]);
+    log.mutate(vec![backend("sa", "192.168.2.50")]);
+    let bytes = encode_saved(&log.table);
+    let secret = log.table.hash_seed().to_be_bytes();
+    assert!(!bytes.windows(secret.len()).any(|window| window == secret), "the hash seed is in the file");
+    let cluster = log.table.cluster();
+    assert!(!bytes.windows(16).any(|window| window == cluster.as_bytes()), "the cluster's id is in the file");
+    // Ports change places; the backend's address becomes a VIP, and the VIP's a backend.
+    let port = |first| PortRange { protocol: Protocol::Tcp, first, last: first };
+    let ports = |label: &str, first| {
+        Mutation::UpdateService(ServicePatch { ports: Some(vec![port(first)]), ..ServicePatch::of(name(label)) })
+    };
+    log.mutate(vec![ports("sa", 1002), ports("sb", 1001), settings(Some(60))]);
+    log.mutate(vec![
+        Mutation::DeleteVip { address: ip("192.168.2.100"), cascade: true },
+        vip("192.168.2.50"),
+        service("sa", "192.168.2.50", &[(1001, 1001)]),
+        service("sb", "192.168.2.50", &[(1002, 1002)]),
+    ]);
+    let owned = log.table.vip(ip("192.168.2.100")).and_then(|vip| vip.owner);
+    log.ok(Body::Released { grants: owned.map(|owner| (ip("192.168.2.100"), owner.epoch)).into_iter().collect() });
+    log.mutate(vec![backend("sb", "192.168.2.100")]);
+    let saved = decode_saved(&bytes).unwrap();
+    log.ok(restore(&log.table, &saved).unwrap());
+    assert_eq!(log.table.settings().failback_s, 600);
+    assert_eq!(log.table.service(&name("sa")).unwrap().settings.ports, [port(1001)]);
+    assert!(log.table.backend(&name("sa"), ip("192.168.2.50")).is_some());
+    assert_eq!(restore(&log.table, &saved), None, "what is restored needs nothing more");
 }

@@ -1,0 +1,130 @@
+//! Looks for what nobody tells of: others that claim VIPs, a guard that is not in place, a VIP on an interface of this node,
+//! an address that differs from the table's, little space, a flow table that is too small.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use lb_dataplane::Dataplane;
+use lb_raft_store::{Consensus, table::Table};
+use tokio::sync::watch;
+
+use super::conflicts::Conflicts;
+use crate::{
+    alarms::{Alarm, Alarms},
+    config::Config,
+    link::Link,
+    ownership::{Cause, Ownership},
+};
+
+/// What keeps this node from its work is looked for so often: its VIPs wait for it.
+const LOOK_AT_WORK: Duration = Duration::from_millis(50);
+/// All the rest.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// Flows without room, a second: more than chance.
+const CROWDED: u64 = 100;
+
+/// What is looked at, and where it is told.
+pub(crate) struct LookOut {
+    pub(crate) consensus: Consensus,
+    pub(crate) ownership: Ownership,
+    /// Absent on a witness.
+    pub(crate) dataplane: Option<Arc<Dataplane>>,
+    pub(crate) links: watch::Receiver<Vec<Link>>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) alarms: Alarms,
+    /// Claims of others to VIPs.
+    pub(crate) conflicts: Conflicts,
+}
+
+impl LookOut {
+    /// Runs until it is aborted.
+    pub(crate) async fn run(mut self) {
+        let mut look_at_work = tokio::time::interval(LOOK_AT_WORK);
+        let mut look_around = tokio::time::interval(LOOK_AROUND);
+        let mut crowded = 0;
+        loop {
+            tokio::select! {
+                _ = look_at_work.tick() => self.look_at_work(),
+                _ = look_around.tick() => {
+                    let view = self.consensus.view();
+                    if let Some(dataplane) = self.dataplane.clone() {
+                        self.conflicts.look(&dataplane, &view.table, &self.alarms);
+                        self.look_at_flows(&dataplane, &mut crowded);
+                    }
+                    self.look_at_links(&view.table);
+                    self.look_at_itself(&view.table);
+                    self.look_at_space();
+                }
+            }
+        }
+    }
+
+    fn look_at_work(&self) {
+        let Some(dataplane) = &self.dataplane else { return };
+        let fitness = self.ownership.fitness();
+        fitness.set(Cause::Guard, dataplane.guard_problem());
+        let cold = || "the memory of its flow table is not there yet".to_owned();
+        fitness.set(Cause::Memory, (!dataplane.is_warm()).then(cold));
+    }
+
+    fn look_at_flows(&self, dataplane: &Dataplane, before: &mut u64) {
+        let totals = dataplane.report().totals;
+        let without_room = totals.flows_not_remembered + totals.flows_displaced;
+        let more = without_room.saturating_sub(std::mem::replace(before, without_room));
+        let problem = || {
+            let slots = self.config.dataplane.as_ref().map_or(0, |dataplane| dataplane.flows);
+            format!(
+                "the flow table is too small: {more} flows a second find no room or displace others (dataplane.flows = \
+                 {slots}; about twice the number of flows is right)"
+            )
+        };
+        self.alarms.set(Alarm::FlowTable, (more > CROWDED).then(problem));
+    }
+
+    /// A VIP must be on no machine's interface: its kernel would answer for it, with or without a lease.
+    fn look_at_links(&self, table: &Table) {
+        let mut problems: BTreeMap<IpAddr, String> = BTreeMap::new();
+        for link in self.links.borrow().iter() {
+            for (address, len) in link.addresses.iter().filter(|(address, _)| table.vip(*address).is_some()) {
+                let problem = format!(
+                    "VIP {address} is configured on this node's interface {name}: when lbd stops, its kernel answers for it \
+                     beside the owner: ip address del {address}/{len} dev {name}",
+                    name = link.name
+                );
+                problems.insert(*address, problem);
+            }
+        }
+        let kind = |alarm| match alarm {
+            Alarm::OwnVip(vip) => Some(vip),
+            _ => None,
+        };
+        self.alarms.set_each(Alarm::OwnVip, kind, &problems);
+    }
+
+    /// Whether the others know this node where, and as whom, it knows itself.
+    fn look_at_itself(&self, table: &Table) {
+        let advertise = &self.config.cluster.advertise;
+        let row = self.consensus.status().node.and_then(|me| table.node(me));
+        let differs = row.filter(|row| row.address != *advertise).map(|row| {
+            format!(
+                "the cluster knows this node at {}, and its configuration says {advertise} (cluster.advertise): the others do \
+                 not reach it. If it has moved, run 'lbctl node set {} --address {advertise}' on another node; else correct \
+                 the configuration",
+                row.address, row.name
+            )
+        });
+        self.alarms.set(Alarm::Address, differs);
+        self.alarms.set(Alarm::Identity, self.consensus.mistaken());
+    }
+
+    fn look_at_space(&self) {
+        let problem = self.consensus.space().filter(|space| space.is_short()).map(|space| {
+            let refused = if space.is_low() { ": changes are refused until there is more" } else { "" };
+            format!(
+                "{} MiB are left on the file system of {}{refused}",
+                space.free >> 20,
+                self.config.data_dir.display()
+            )
+        });
+        self.alarms.set(Alarm::Space, problem);
+    }
+}

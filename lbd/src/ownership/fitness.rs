@@ -1,0 +1,175 @@
+//! Whether this node does its work. What vouches for a node is the work itself: the workers' progress, the table in force,
+//! the guard in place, the tasks that follow the log. The thread that sends heartbeats is none of it: a node whose worker
+//! hangs would keep its lease, and its VIPs would be dark.
+//!
+//! Tasks show themselves in [`Vitals`], and say in [`Fitness`] what keeps them from their work. Before: `control` and the
+//! dataplane. After: [`super::heartbeat`] looks before each heartbeat, and [`super::member`] gives the VIPs away.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use lb_dataplane::{Progress, boottime_ns};
+
+/// A thread or task without which the node does not do its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The heartbeat's thread.
+    Heartbeat,
+    /// The task that proposes what the heartbeat asks for, and tells it of the table.
+    Driver,
+    /// The task that publishes what this node owns.
+    Grants,
+    /// The task that publishes how it forwards.
+    Table,
+}
+
+impl Part {
+    const ALL: [Self; 4] = [Self::Heartbeat, Self::Driver, Self::Grants, Self::Table];
+
+    /// For so long it may say nothing. A busy machine delays tasks by tenths of a second; a large table is compiled for
+    /// seconds.
+    fn patience(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Heartbeat => 2,
+            Self::Driver | Self::Grants => 4,
+            Self::Table => 30,
+        })
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Heartbeat => "the heartbeat's thread",
+            Self::Driver => "the task that follows the log",
+            Self::Grants => "the task that publishes owned VIPs",
+            Self::Table => "the task that publishes the table",
+        })
+    }
+}
+
+/// When each part last showed itself.
+#[derive(Debug, Default)]
+pub(crate) struct Vitals {
+    /// Nanoseconds of CLOCK_BOOTTIME; 0 before the first time.
+    shown_ns: [AtomicU64; Part::ALL.len()],
+}
+
+impl Vitals {
+    /// A part is at work.
+    pub(crate) fn show(&self, part: Part) {
+        self.shown_ns[part as usize].store(boottime_ns(), Ordering::Relaxed);
+    }
+
+    /// A part that has been at work and has shown nothing of itself for too long; and for how long.
+    pub(crate) fn silent(&self, now_ns: u64) -> Option<(Part, Duration)> {
+        Part::ALL.into_iter().find_map(|part| {
+            let shown_ns = self.shown_ns[part as usize].load(Ordering::Relaxed);
+            let silent = Duration::from_nanos(now_ns.saturating_sub(shown_ns));
+            (shown_ns != 0 && silent > part.patience()).then_some((part, silent))
+        })
+    }
+}
+
+/// What a task can know that makes the node unfit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cause {
+    /// The kernel is not kept away from the VIPs.
+    Guard,
+    /// The table cannot be published.
+    Table,
+    /// The memory of the flow table is not there yet.
+    Memory,
+}
+
+/// All that is known of whether this node does its work. Clones are handles to the same.
+#[derive(Clone, Default)]
+pub(crate) struct Fitness {
+    inner: Arc<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    causes: Mutex<BTreeMap<Cause, String>>,
+    vitals: Vitals,
+    /// Absent on a witness.
+    progress: Option<Arc<Progress>>,
+}
+
+impl Fitness {
+    /// Of a node whose workers show themselves there.
+    pub(crate) fn new(progress: Option<Arc<Progress>>) -> Self {
+        Self { inner: Arc::new(Known { progress, ..Known::default() }) }
+    }
+
+    pub(crate) fn vitals(&self) -> &Vitals {
+        &self.inner.vitals
+    }
+
+    /// From now on this keeps the node from its work, or does not.
+    pub(crate) fn set(&self, cause: Cause, reason: Option<String>) {
+        let mut causes = self.inner.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        match reason {
+            Some(reason) => drop(causes.insert(cause, reason)),
+            None => drop(causes.remove(&cause)),
+        }
+    }
+
+    /// Why this node does not do its work, if it does not. `stall_ns`: for so long a worker may be late.
+    pub(super) fn unfit(&self, stall_ns: u64, now_ns: u64) -> Option<String> {
+        if let Some(reason) = self.inner.causes.lock().unwrap_or_else(PoisonError::into_inner).values().next() {
+            return Some(reason.clone());
+        }
+        if let Some((worker, late_ns)) = self.late_worker(now_ns).filter(|(_, late_ns)| *late_ns > stall_ns) {
+            return Some(format!("worker {worker} of the dataplane has stopped ({} ms ago)", late_ns / 1_000_000));
+        }
+        let (part, _) = self.inner.vitals.silent(now_ns)?;
+        Some(format!("{part} has stopped"))
+    }
+
+    /// What a watchdog must not see: a part that hangs for good.
+    pub(crate) fn hangs(&self, now_ns: u64) -> Option<String> {
+        if let Some((worker, _)) = self.late_worker(now_ns).filter(|(_, late_ns)| *late_ns > HANGS_NS) {
+            return Some(format!("worker {worker} of the dataplane"));
+        }
+        self.inner.vitals.silent(now_ns).map(|(part, _)| part.to_string())
+    }
+
+    fn late_worker(&self, now_ns: u64) -> Option<(usize, u64)> {
+        self.inner.progress.as_ref()?.latest(now_ns)
+    }
+}
+
+/// A worker that shows nothing of itself for so long will not.
+const HANGS_NS: u64 = 5_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_has_begun_must_go_on() {
+        const SECOND: u64 = 1_000_000_000;
+        let fitness = Fitness::new(None);
+        let now_ns = boottime_ns();
+        let unfit = |later: u64| fitness.unfit(SECOND, now_ns + later * SECOND);
+        assert_eq!(unfit(100), None, "nobody has begun");
+        fitness.vitals().show(Part::Driver);
+        assert_eq!(unfit(3), None);
+        assert_eq!(unfit(5).as_deref(), Some("the task that follows the log has stopped"));
+        fitness.set(Cause::Table, Some("it does not compile".into()));
+        fitness.set(Cause::Guard, Some("no guard".into()));
+        assert_eq!(unfit(0).as_deref(), Some("no guard"));
+        fitness.set(Cause::Guard, None);
+        assert_eq!(unfit(0).as_deref(), Some("it does not compile"));
+        fitness.set(Cause::Table, None);
+        assert_eq!(unfit(0), None);
+    }
+}
