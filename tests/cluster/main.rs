@@ -7,6 +7,7 @@ mod membership;
 mod moves;
 mod recovery;
 mod segments;
+mod service;
 mod takeover;
 mod upgrades;
 
@@ -36,6 +37,18 @@ fn main() -> std::process::ExitCode {
         Test::once("a_rolling_upgrade_loses_nothing_and_has_no_way_back", upgrades::a_rolling_upgrade),
         Test::once("an_earlier_commit_is_upgraded_without_a_loss", upgrades::from_an_earlier_commit)
             .needs(upgrades::from_is_given),
+        Test::once("a_halted_worker_gives_its_vips_away_and_says_why", service::a_halted_worker),
+        Test::once("blocked_heartbeats_are_told_of_by_log_and_status", service::blocked_heartbeats),
+        Test::once("a_lapse_is_in_the_log_when_it_happens", service::a_cut_cable_is_told_at_once),
+        Test::once("a_node_that_is_not_reached_does_not_churn", service::nothing_churns),
+        Test::once("a_vip_on_an_interface_is_told_of", service::a_vip_on_an_interface),
+        Test::once("a_graceful_stop_hands_over_within_a_moment", service::a_graceful_stop_is_quick),
+        Test::once("the_watchdog_leaves_an_obituary", service::the_watchdog_leaves_an_obituary),
+        Test::once("with_little_space_writes_are_refused_and_leases_go_on", service::little_space),
+        Test::once("a_change_that_would_leave_no_majority_is_refused", service::a_majority_stays),
+        Test::once("no_message_stops_a_node", service::no_message_stops_a_node),
+        Test::once("a_node_that_cannot_call_back_is_not_added", service::a_node_that_cannot_call_back),
+        Test::once("two_settings_at_once_both_hold", service::two_settings_at_once),
         Test::once("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),
         Test::once("settings_are_shown_set_and_refused", faults::settings),
         Test::once("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),

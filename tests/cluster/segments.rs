@@ -87,7 +87,7 @@ pub(crate) fn an_address_in_use_is_not_taken() -> anyhow::Result<()> {
     wait::until("the conflict is seen", SOON, || conflict(&its_mac.to_string()).is_some());
     let observed = Ipv4Addr::new(192, 168, 2, 254);
     let observer = ArpObserver::start(&site.router, "eth1", observed, TAKEN, Duration::from_millis(2))?;
-    wait::until("it is probed for again", SOON, || lb.log().contains("somebody else uses the address of this VIP"));
+    wait::until("it is probed for again", SOON, || lb.log().contains("uses the address of VIP 192.168.2.60"));
     let claims = observer.finish();
     ensure!(!claims.is_empty() && claims.iter().all(|(_, mac)| *mac == its_mac), "the host keeps its address");
     squatter.ns.set_up("eth0", false)?;

@@ -31,6 +31,8 @@ pub struct LbNode {
     pub environment: Vec<(String, String)>,
     dir: PathBuf,
     child: Option<Child>,
+    /// A thread of its dataplane that is halted.
+    halted: Option<sys::Halted>,
     /// Where its data is, if that has a disk of its own. Unmounted after the processes are dead.
     disk: Option<sys::Mount>,
 }
@@ -60,6 +62,7 @@ impl LbNode {
             environment: Vec::new(),
             dir,
             child: None,
+            halted: None,
             disk: None,
         };
         let (role, dataplane) = match config.interfaces {
@@ -158,6 +161,7 @@ impl LbNode {
 
     /// SIGKILL for both of its processes, and waits for their death.
     pub fn kill(&mut self) -> io::Result<()> {
+        self.unhalt_worker();
         let worker = self.worker();
         if let Some(mut child) = self.child.take() {
             child.kill()?;
@@ -174,6 +178,32 @@ impl LbNode {
     pub fn kill_worker(&mut self) -> anyhow::Result<()> {
         let worker = self.worker().with_context(|| format!("{} has no working process", self.name))?;
         Ok(sys::signal(worker, Signal::KILL)?)
+    }
+
+    /// Halts the first worker of its dataplane, while the rest of the process goes on.
+    pub fn halt_worker(&mut self) -> anyhow::Result<()> {
+        let process = self.worker().with_context(|| format!("{} has no working process", self.name))?;
+        for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+            let thread = thread?;
+            if fs::read_to_string(thread.path().join("comm"))?.trim() == "dataplane-0" {
+                let id = thread.file_name().to_string_lossy().parse()?;
+                self.halted = Some(sys::Halted::thread(id)?);
+                return Ok(());
+            }
+        }
+        bail!("{} has no worker", self.name)
+    }
+
+    /// Lets it go on.
+    pub fn unhalt_worker(&mut self) {
+        self.halted = None;
+    }
+
+    /// Changes its configuration; the next start reads it.
+    pub fn reconfigure(&self, before: &str, after: &str) -> anyhow::Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        ensure!(text.contains(before), "{before:?} is not in {text}");
+        Ok(fs::write(self.config(), text.replace(before, after))?)
     }
 
     /// The process id of the working process.

@@ -41,12 +41,19 @@ pub enum Fault {
     Deaf,
     /// Both processes are stopped by SIGSTOP, and go on later.
     Stopped,
+    /// The worker's thread alone is halted, and goes on later.
+    WorkerHalted,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::WorkerKilled, Self::BothKilled, Self::CutOff, Self::Mute, Self::Deaf, Self::Stopped];
+    pub const ALL: [Self; 7] =
+        [Self::WorkerKilled, Self::BothKilled, Self::CutOff, Self::Mute, Self::Deaf, Self::Stopped, Self::WorkerHalted];
+
+    /// Whether what is in hand when it happens may be answered when it is over.
+    pub fn goes_on(self) -> bool {
+        matches!(self, Self::Stopped | Self::WorkerHalted)
+    }
 
     /// For people.
     pub fn name(self) -> &'static str {
@@ -57,6 +64,7 @@ impl Fault {
             Self::Mute => "owner mute",
             Self::Deaf => "owner deaf",
             Self::Stopped => "SIGSTOP",
+            Self::WorkerHalted => "worker thread halted",
         }
     }
 
@@ -69,6 +77,7 @@ impl Fault {
             Self::Mute => cut(site, node, Cut::Mute)?,
             Self::Deaf => cut(site, node, Cut::Deaf)?,
             Self::Stopped => site.nodes[node].signal_both(Signal::STOP)?,
+            Self::WorkerHalted => site.nodes[node].halt_worker()?,
         }
         Ok(())
     }
@@ -83,6 +92,7 @@ impl Fault {
             Self::BothKilled => site.nodes[node].start()?,
             Self::CutOff | Self::Mute | Self::Deaf => cut(site, node, Cut::None)?,
             Self::Stopped => site.nodes[node].signal_both(Signal::CONT)?,
+            Self::WorkerHalted => site.nodes[node].unhalt_worker(),
         }
         Ok(())
     }
@@ -196,8 +206,7 @@ pub fn measure(site: &mut Site, neighbor: &Host, fault: Fault, at_leader: bool) 
     let seen = watch.finish();
     let (gap, lost, claims) = (seen.gap(), seen.lost(), seen.claims);
     let old = site.node_hosts[owner].port("eth0").mac;
-    let late =
-        |at: &Instant, mac: &Mac| fault == Fault::Stopped && *mac == old && *at >= mended && *at <= mended + IN_HAND;
+    let late = |at: &Instant, mac: &Mac| fault.goes_on() && *mac == old && *at >= mended && *at <= mended + IN_HAND;
     let in_hand = claims.iter().filter(|(at, mac)| late(at, mac)).count();
     let claims: Vec<(Instant, Mac)> = claims.into_iter().filter(|(at, mac)| !late(at, mac)).collect();
     let owners = owners_in_turn(&claims).map_err(|error| anyhow::anyhow!("two owners: {error}"))?;

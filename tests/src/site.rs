@@ -9,6 +9,7 @@
 //! With one interface a node has both subnets on the same segment; with two, one on each.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
     time::Duration,
 };
@@ -76,6 +77,8 @@ pub struct Site {
     /// The nodes' files.
     pub root: TempDir,
     two_interfaces: bool,
+    /// Addresses that nodes have got since the start, or had.
+    renumbered: BTreeSet<String>,
 }
 
 /// A server.
@@ -153,6 +156,7 @@ impl Site {
             net,
             root,
             two_interfaces,
+            renumbered: BTreeSet::new(),
         };
         for number in 0..plan.servers {
             site.add_server(lans.1, number)?;
@@ -267,6 +271,23 @@ impl Site {
         for node in self.nodes.iter().filter(|node| node.is_running()) {
             node.wait_resolved(2 * self.servers.len());
         }
+    }
+
+    /// Gives a node that does not run another address on the network between the nodes, and its configuration with it.
+    pub fn renumber(&mut self, at: usize) -> anyhow::Result<()> {
+        let node = &mut self.nodes[at];
+        let before = node.address.trim_end_matches(":7401").to_owned();
+        let last: u8 = before.rsplit('.').next().unwrap_or_default().parse()?;
+        // To and fro.
+        let after = format!("10.77.1.{}", if last < 100 { last + 100 } else { last - 100 });
+        let host = &self.node_hosts[at];
+        if host.ns.ifindex("mgmt").is_ok() && !self.renumbered.contains(&after) {
+            host.add_address("mgmt", &format!("{after}/24"))?;
+        }
+        self.renumbered.extend([before.clone(), after.clone()]);
+        node.reconfigure(&before, &after)?;
+        node.address = format!("{after}:7401");
+        Ok(())
     }
 
     /// A host on the VIP's segment that reaches the rest through the router; for sites of one interface a node.

@@ -25,7 +25,6 @@ use trouble::Trouble;
 
 use crate::{
     cluster::insist,
-    faults::Fault,
     observe::UdpStream,
     site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
     topology::Host,
@@ -194,7 +193,7 @@ impl Campaign {
         let lasts = Duration::from_millis(first.0.lasts_ms(&mut self.random));
         self.meddle(site, struck + lasts, [Some(first), second].into_iter().flatten().map(|of| of.1).collect());
         for (trouble, node, other) in [Some(first), second].into_iter().flatten() {
-            if trouble == Trouble::Node(Fault::Stopped) {
+            if matches!(trouble, Trouble::Node(fault) if fault.goes_on()) {
                 self.resumed.push((site.node_hosts[node].port("eth0").mac, Instant::now()));
             }
             trouble.mend(site, node, other).with_context(|| format!("mending {}", trouble.name()))?;
@@ -271,8 +270,8 @@ impl Campaign {
                 && site.nodes[node].has_ended()?
             {
                 let status = site.nodes[node].wait_for_end(PATIENCE)?;
-                ensure!(status.code() == Some(74), "with a full disk {} ended with {status}", site.nodes[node].name);
-                self.history.push(format!("{} ended with 74", site.nodes[node].name));
+                ensure!(status.code() == Some(75), "with a full disk {} ended with {status}", site.nodes[node].name);
+                self.history.push(format!("{} ended with 75", site.nodes[node].name));
                 site.nodes[node].start()?;
             }
             let answered = |vip: &Ipv4Addr| self.observer.last(*vip).is_some_and(|at| at > mended);

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use crate::{
     cluster::{SOON, form_one, insist},
     faults::Fault,
+    nft,
     site::Site,
     topology::{Cut, Lane},
 };
@@ -33,17 +34,24 @@ pub enum Trouble {
     Restart,
     /// It is removed, its data is wiped, and it is added again.
     Replaced,
+    /// Another program flushes the whole nftables ruleset.
+    GuardFlushed,
+    /// It starts with another cluster address, and is told of in the table only afterwards.
+    Renumbered,
 }
 
 impl Trouble {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Node(Fault::WorkerKilled),
         Self::Node(Fault::BothKilled),
         Self::Node(Fault::CutOff),
         Self::Node(Fault::Mute),
         Self::Node(Fault::Deaf),
         Self::Node(Fault::Stopped),
+        Self::Node(Fault::WorkerHalted),
+        Self::GuardFlushed,
+        Self::Renumbered,
         Self::LinkDown,
         Self::Partition,
         Self::PartialPartition,
@@ -66,6 +74,8 @@ impl Trouble {
             Self::FullDisk => "full disk",
             Self::Restart => "restart (SIGTERM)",
             Self::Replaced => "removed, wiped and added",
+            Self::GuardFlushed => "nft flush ruleset",
+            Self::Renumbered => "another address",
         }
     }
 
@@ -92,6 +102,12 @@ impl Trouble {
                 site.nodes[node].start()?;
                 form_one(&site.nodes[other], &site.nodes[node])?;
             }
+            Self::GuardFlushed => nft::flush_ruleset(&site.node_hosts[node].ns)?,
+            Self::Renumbered => {
+                site.nodes[node].terminate()?;
+                site.renumber(node)?;
+                site.nodes[node].start()?;
+            }
         }
         Ok(())
     }
@@ -107,7 +123,12 @@ impl Trouble {
             Self::RaftOnly => site.node_hosts[node].block(Lane::Raft, false)?,
             // It ends when it meets the full disk, maybe only now: whoever waits for it starts it again.
             Self::FullDisk => fs::remove_file(filler(site, node))?,
-            Self::Restart | Self::Replaced => {}
+            Self::Restart | Self::Replaced | Self::GuardFlushed => {}
+            Self::Renumbered => {
+                let (name, address) = (site.nodes[node].name.clone(), site.nodes[node].address.clone());
+                let by = &site.nodes[other];
+                insist(|| by.lbctl(&["--timeout", "5s", "node", "set", &name, "--address", &address]))?;
+            }
         }
         Ok(())
     }

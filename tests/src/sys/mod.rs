@@ -17,6 +17,69 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
+/// A thread of another process that is halted, while the rest of that process goes on; it goes on when this is dropped.
+/// (SIGSTOP would stop all of it.)
+pub struct Halted {
+    go_on: Option<std::sync::mpsc::Sender<()>>,
+    tracer: Option<std::thread::JoinHandle<io::Result<()>>>,
+}
+
+impl Halted {
+    /// Halts a thread by its id (ptrace(2)).
+    pub fn thread(id: u32) -> io::Result<Self> {
+        let (go_on, told) = std::sync::mpsc::channel::<()>();
+        let (halted, is_halted) = std::sync::mpsc::channel();
+        let id = id.cast_signed();
+        // Only the thread that has seized another one can let it go.
+        let tracer = std::thread::spawn(move || {
+            let ask = |request: libc::c_uint| {
+                // SAFETY: these requests read and write no memory of either process.
+                let outcome = unsafe {
+                    libc::ptrace(
+                        request as _,
+                        id,
+                        std::ptr::null_mut::<libc::c_void>(),
+                        std::ptr::null_mut::<libc::c_void>(),
+                    )
+                };
+                if outcome == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            };
+            let begun = ask(libc::PTRACE_SEIZE).and_then(|()| ask(libc::PTRACE_INTERRUPT)).and_then(|()| {
+                let mut status = 0;
+                // SAFETY: the status is a number of ours.
+                match unsafe { libc::waitpid(id, &raw mut status, libc::__WALL) } {
+                    -1 => Err(io::Error::last_os_error()),
+                    _ => Ok(()),
+                }
+            });
+            let is_begun = begun.is_ok();
+            drop(halted.send(begun));
+            if !is_begun {
+                return Ok(());
+            }
+            // An error means that the handle is dropped: the same.
+            let _ = told.recv();
+            ask(libc::PTRACE_DETACH)
+        });
+        is_halted.recv().map_err(|_| io::Error::other("the tracer has ended"))??;
+        Ok(Self { go_on: Some(go_on), tracer: Some(tracer) })
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        self.go_on = None;
+        // It may be dead by now.
+        self.tracer.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// What is left on a file system for this process, in bytes.
+pub fn free_bytes(path: &std::path::Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail * stat.f_frsize)
+}
+
 /// Why no namespaces can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
@@ -161,7 +224,7 @@ pub(crate) fn received_at(socket: &Socket) -> io::Result<Instant> {
 }
 
 /// Sends a signal to a process.
-pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) -> io::Result<()> {
+pub fn signal(pid: u32, signal: rustix::process::Signal) -> io::Result<()> {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
     rustix::process::kill_process(pid, signal).map_err(Into::into)
 }
