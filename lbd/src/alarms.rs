@@ -18,6 +18,8 @@ pub(crate) enum Alarm {
     Quorum,
     /// Some other nodes do not answer heartbeats.
     SilentPeers,
+    /// Some are farther away than the timing bears.
+    Distance,
     /// The table has another address of this node than its configuration.
     Address,
     /// Another node takes this one for somebody else.

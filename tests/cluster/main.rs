@@ -41,6 +41,7 @@ fn main() -> std::process::ExitCode {
         Test::once("blocked_heartbeats_are_told_of_by_log_and_status", service::blocked_heartbeats),
         Test::once("a_lapse_is_in_the_log_when_it_happens", service::a_cut_cable_is_told_at_once),
         Test::once("a_node_that_is_not_reached_does_not_churn", service::nothing_churns),
+        Test::once("nodes_far_apart_are_told_the_timing_that_bears_it", service::nodes_far_apart),
         Test::once("a_vip_on_an_interface_is_told_of", service::a_vip_on_an_interface),
         Test::once("a_graceful_stop_hands_over_within_a_moment", service::a_graceful_stop_is_quick),
         Test::once("the_watchdog_leaves_an_obituary", service::the_watchdog_leaves_an_obituary),

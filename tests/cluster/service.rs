@@ -1,7 +1,11 @@
 //! Service that would end without a word: a node that does not do its work gives its VIPs away and says why; what is wrong
 //! stands in the log when it happens, and in `lbctl status` while it lasts; and nothing that lasts fills the log of others.
 
-use std::{fs, net::Ipv4Addr, time::Duration};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use lb_proto::v1::{CallRequest, raft_service_client::RaftServiceClient};
@@ -369,5 +373,60 @@ pub(crate) fn two_settings_at_once() -> anyhow::Result<()> {
             && settings["flow_udp_s"] == (40 + round).to_string().as_str();
         ensure!(both, "{settings}");
     }
+    Ok(())
+}
+
+/// Nodes that are far apart: what the timing does not bear is said, with the timing that does; setting it works over that
+/// distance, and then nothing is missing.
+pub(crate) fn nodes_far_apart() -> anyhow::Result<()> {
+    let mut site = site(3)?;
+    is_well(&site.nodes[0]);
+    // Each frame passes two cables, and its answer two more.
+    let lengthen = |host| site.net.lengthen(host, "mgmt", "nodes", Duration::from_millis(20));
+    let distances = site.node_hosts.iter().map(lengthen).collect::<std::io::Result<Vec<_>>>()?;
+    for node in &site.nodes {
+        complains_of(node, "'lbctl cluster set timing=relaxed'");
+    }
+    let text = complaints(&site.nodes[0])?;
+    ensure!(text.contains("longer than timing=default bears (25.0 ms)"), "{text}");
+    let status = site.nodes[0].lbctl_json(&["status"])?;
+    let leader = status["leader"].as_str().unwrap_or_default();
+    let follower = site.nodes.iter().position(|node| node.name != leader).context("a follower")?;
+    let set = Instant::now();
+    site.nodes[follower].lbctl_ok(&["cluster", "set", "timing=relaxed"])?;
+    println!("80 ms apart: the timing was set in {:?}", set.elapsed());
+    wait_ready(&site.nodes[0], 3);
+    for node in &site.nodes {
+        is_well(node);
+    }
+    let rows = site.nodes[follower].lbctl_json(&["node", "list"])?;
+    let of_others =
+        rows["nodes"].as_array().into_iter().flatten().filter(|row| row["name"] != site.nodes[follower].name);
+    let round_trips: Vec<u64> = of_others.filter_map(|row| row["round_trip_us"].as_u64()).collect();
+    ensure!(round_trips.len() == 2 && round_trips.iter().all(|us| (80_000..100_000).contains(us)), "{rows}");
+    let lapses =
+        |site: &Site| site.nodes.iter().map(|node| node.log().matches("lease has run out").count()).sum::<usize>();
+    let before = lapses(&site);
+    let mut writes = Vec::new();
+    for number in 0..20 {
+        let write = Instant::now();
+        site.nodes[number % 3].lbctl_ok(&["vip", "add", &format!("192.168.2.{}", 100 + number)])?;
+        writes.push(write.elapsed());
+    }
+    let (entries, lines) = growth(&site, Duration::from_secs(5))?;
+    writes.sort_unstable();
+    println!("a write took {:?}, at most {:?}; {entries} entries and {lines} lines in 5 s", writes[10], writes[19]);
+    ensure!(lapses(&site) == before && entries < 10, "{} leases ran out, {entries} entries", lapses(&site) - before);
+    // An owner that dies is replaced.
+    let owner = site.owner()?;
+    let other = (owner + 1) % 3;
+    let killed = Instant::now();
+    site.nodes[owner].kill()?;
+    let name = site.nodes[owner].name.clone();
+    wait::until("the VIP has moved", SOON, || {
+        site.nodes[other].owner_of(VIP_TEXT).is_ok_and(|now| !now.is_empty() && now != name)
+    });
+    println!("the VIP of a dead node had another owner after {:?}", killed.elapsed());
+    drop(distances);
     Ok(())
 }

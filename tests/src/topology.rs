@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use futures::TryStreamExt as _;
@@ -20,7 +21,10 @@ use rtnetlink::{
     },
 };
 
-use crate::netns::{Namespace, index_of};
+use crate::{
+    distance::Distance,
+    netns::{Namespace, index_of},
+};
 
 /// All segments of a test, and the ports of their hosts.
 pub struct Network {
@@ -166,6 +170,24 @@ impl Network {
             let port = LinkBridgePort::new(index_of(&handle, &switch_port).await?).isolated(isolated);
             handle.link().set_port(port.build()).execute().await
         })
+    }
+
+    /// Makes a cable as long as it takes for each frame to be under way for `by`, in either direction, until the result is
+    /// dropped.
+    pub fn lengthen(&self, host: &Host, interface: &str, segment: &str, by: Duration) -> io::Result<Distance> {
+        let near = host.port(interface).switch_port;
+        let (far, inside) = (format!("{near}far"), format!("{near}in"));
+        let ends = self.switch.netlink(async |handle| {
+            handle.link().add(LinkVeth::new(&far, &inside).build()).execute().await?;
+            let bridge = index_of(&handle, segment).await?;
+            let near = index_of(&handle, &near).await?;
+            let (far, inside) = (index_of(&handle, &far).await?, index_of(&handle, &inside).await?);
+            handle.link().set(LinkUnspec::new_with_index(near).nocontroller().build()).execute().await?;
+            handle.link().set(LinkUnspec::new_with_index(far).controller(bridge).up().build()).execute().await?;
+            handle.link().set(LinkUnspec::new_with_index(inside).up().build()).execute().await?;
+            Ok((near, inside))
+        })?;
+        self.switch.enter(|| Distance::between(ends.0, ends.1, by))
     }
 
     /// Unplugs or plugs the switch's end of a cable: the host sees its carrier go or come.

@@ -126,8 +126,10 @@ impl Cluster {
 
     fn nodes(&self, view: &View, status: &lb_raft_store::Status) -> Vec<v1::Node> {
         let heard = self.0.ownership.heard();
+        let round_trips = self.0.ownership.round_trips();
         let row = |node: &Node| v1::Node {
             heard: status.node == Some(node.id) || heard.peers.get(&node.id).copied().unwrap_or(false),
+            round_trip_us: round_trips.get(&node.id).map_or(0, |ns| u32::try_from(ns / 1000).unwrap_or(u32::MAX)),
             ..convert::node(node, view, status.leader)
         };
         view.table.nodes().map(row).collect()

@@ -300,5 +300,6 @@ pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node
         feature_level: node.feature_level,
         unfit: node.unfit.clone(),
         heard: false,
+        round_trip_us: 0,
     }
 }

@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     backoff::Backoff,
+    distance::{RoundTrips, longest_round_trip_ns, timing_for},
     fitness::{Fitness, Part},
     grants::{Grants, Plan},
     heartbeat::{Heard, Heartbeat, Input, Report, Start},
@@ -58,6 +59,7 @@ struct Inner {
     heartbeat: OnceLock<Heartbeat>,
     grants: watch::Sender<Grants>,
     heard: watch::Sender<Heard>,
+    round_trips: watch::Sender<RoundTrips>,
     unfit: watch::Sender<Option<String>>,
     fitness: Fitness,
     alarms: Alarms,
@@ -84,6 +86,7 @@ impl Ownership {
             heartbeat: OnceLock::new(),
             grants: watch::Sender::default(),
             heard: watch::Sender::default(),
+            round_trips: watch::Sender::default(),
             unfit: watch::Sender::default(),
             fitness,
             alarms,
@@ -119,6 +122,11 @@ impl Ownership {
     /// Who answers this node's heartbeats.
     pub(crate) fn heard(&self) -> Heard {
         self.inner.heard.borrow().clone()
+    }
+
+    /// How far away the nodes are that answered lately.
+    pub(crate) fn round_trips(&self) -> RoundTrips {
+        self.inner.round_trips.borrow().clone()
     }
 
     /// Where tasks say what keeps them from their work.
@@ -217,6 +225,7 @@ impl Ownership {
             }
             Report::Valid(valid) => self.tell_of_lease(me, valid),
             Report::Heard(heard) => self.tell_of_peers(me, heard),
+            Report::RoundTrips(round_trips) => self.tell_of_distance(round_trips),
         }
     }
 
@@ -287,6 +296,30 @@ impl Ownership {
         });
         self.inner.alarms.set(Alarm::Quorum, quorum);
         self.inner.heard.send_replace(heard);
+    }
+
+    /// A timing that does not bear the distance costs leases; the one that does is named.
+    fn tell_of_distance(&self, round_trips: RoundTrips) {
+        let view = self.inner.consensus.view();
+        let timing = view.table.timing();
+        let longest_ns = longest_round_trip_ns(timing);
+        let ms = |ns: u64| format!("{:.1} ms", ns as f64 / 1e6);
+        let far = round_trips.iter().filter(|(_, ns)| **ns > longest_ns);
+        let far: Vec<String> =
+            far.filter_map(|(id, ns)| Some(format!("{} ({})", view.table.node(*id)?.name, ms(*ns)))).collect();
+        let farthest_ns = round_trips.values().copied().max().unwrap_or(0);
+        let problem = || {
+            format!(
+                "the round trip to {} is longer than timing={} bears ({}), so that leases run out: 'lbctl cluster set {}' \
+                 bears it, and notices a silent node later",
+                far.join(", "),
+                timing.name().unwrap_or("custom"),
+                ms(longest_ns),
+                timing_for(farthest_ns)
+            )
+        };
+        self.inner.alarms.set(Alarm::Distance, (!far.is_empty()).then(problem));
+        self.inner.round_trips.send_replace(round_trips);
     }
 
     /// Names and addresses of the nodes that are not heard.

@@ -26,6 +26,7 @@ use tokio::sync::{mpsc as reports, oneshot};
 use uuid::Uuid;
 
 use super::{
+    distance::RoundTrips,
     fitness::{Fitness, Part},
     member::{Member, Output},
     message::{Envelope, Message},
@@ -38,6 +39,8 @@ const MAX_BATCH: usize = 256;
 /// A key that was replaced is accepted for so long, and still used at first: not everybody has the new one.
 const OLD_KEY_ACCEPTED_NS: u64 = 10_000_000_000;
 const OLD_KEY_USED_NS: u64 = 1_000_000_000;
+/// The round trips to the others are told so often.
+const MEASURE_EVERY_NS: u64 = 1_000_000_000;
 /// Among the real-time priorities of 1 to 99.
 const PRIORITY: u8 = 20;
 
@@ -68,6 +71,8 @@ pub(super) enum Report {
     Valid(bool),
     /// Which nodes answer heartbeats, and whether those are enough.
     Heard(Heard),
+    /// How far away they are.
+    RoundTrips(RoundTrips),
 }
 
 /// Who answers this node's heartbeats.
@@ -200,6 +205,8 @@ struct Runner {
     /// The lease was valid at the last look.
     valid: bool,
     heard: Heard,
+    /// When the round trips were last told.
+    measured_ns: u64,
     obituary: Vec<(SocketAddr, Vec<u8>)>,
     /// The index of the key that signed it.
     obituary_key: u64,
@@ -228,6 +235,7 @@ impl Runner {
             unfit: None,
             valid: false,
             heard: Heard::default(),
+            measured_ns: 0,
             obituary: Vec::new(),
             obituary_key: 0,
         }
@@ -360,6 +368,10 @@ impl Runner {
         if heard != self.heard {
             self.heard = heard.clone();
             self.report(Report::Heard(heard));
+        }
+        if now_ns >= self.measured_ns + MEASURE_EVERY_NS {
+            self.measured_ns = now_ns;
+            self.report(Report::RoundTrips(self.member.round_trips(now_ns)));
         }
         if valid != self.valid {
             self.valid = valid;

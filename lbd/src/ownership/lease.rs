@@ -106,12 +106,17 @@ impl Holder {
         self.sent.push_back((seq, now_ns));
     }
 
+    /// When a ping was sent, if its answer still counts.
+    pub(super) fn sent_ns(&self, seq: u64) -> Option<u64> {
+        let at = self.sent.binary_search_by_key(&seq, |(seq, _)| *seq).ok()?;
+        Some(self.sent[at].1)
+    }
+
     pub(super) fn on_ack(&mut self, from: NodeId, ack: &Ack, timing: &Timing) {
         if ack.of != self.nonce || ack.lease.is_none() || ack.lease != self.lease {
             return;
         }
-        let Ok(at) = self.sent.binary_search_by_key(&ack.seq, |(seq, _)| *seq) else { return };
-        let sent_ns = self.sent[at].1;
+        let Some(sent_ns) = self.sent_ns(ack.seq) else { return };
         match ack.verdict {
             Verdict::Yes { promise_ns } => {
                 let until_ns = sent_ns + timing.lease_ns.min(Settings::usable_ns(promise_ns));

@@ -12,6 +12,7 @@ use lb_raft_store::{
 
 use super::{
     backoff::Backoff,
+    distance::{RoundTrip, RoundTrips},
     lease::Holder,
     message::{Ack, Echo, Message, Ping, Verdict},
     support::{Judge, Supporter},
@@ -45,6 +46,7 @@ struct Peer {
     repeated_ns: u64,
     /// When it last answered a ping of this process.
     answered_ns: u64,
+    round_trip: RoundTrip,
 }
 
 /// Proposals that wait for their effect to show in the table.
@@ -57,7 +59,18 @@ struct Asked {
 }
 
 impl Asked {
-    /// The table has moved on: what is still needed is asked for without delay.
+    /// The table has moved on: what is still needed is asked for without delay. Leases that are opened while nobody answers,
+    /// or so far away that they never become valid, are ended by the others for ever: that counts as no change.
+    fn on_change(&mut self, answered: bool, was_valid: bool) {
+        let Self { open, ready, confirm, retract } = self;
+        if answered {
+            [ready, confirm, retract].into_iter().for_each(Backoff::begin_anew);
+        }
+        if answered && was_valid {
+            open.begin_anew();
+        }
+    }
+
     fn begin_anew(&mut self) {
         let Self { open, ready, confirm, retract } = self;
         [open, ready, confirm, retract].into_iter().for_each(Backoff::begin_anew);
@@ -90,6 +103,8 @@ pub(super) struct Member {
     was_unfit: bool,
     /// So many nodes answered its heartbeats at the last look that a lease could become valid.
     answered: bool,
+    /// The lease that was last asked for has become valid.
+    was_valid: bool,
     /// It asks for nothing any more.
     stopped: bool,
     output: Vec<Output>,
@@ -119,6 +134,7 @@ impl Member {
             fit_since_ns: now_ns,
             was_unfit: false,
             answered: false,
+            was_valid: false,
             stopped: false,
             output: Vec::new(),
         }
@@ -168,6 +184,12 @@ impl Member {
         others.map(|node| (node, heard(&node))).collect()
     }
 
+    /// The round trips to the nodes that answer.
+    pub(super) fn round_trips(&self, now_ns: u64) -> RoundTrips {
+        let answer = self.peers.iter().filter(|(_, peer)| peer.answered_ns + self.timing.silent_ns > now_ns);
+        answer.filter_map(|(node, peer)| Some((*node, peer.round_trip.ns()?))).collect()
+    }
+
     /// Whether so many nodes are heard that a lease can be valid.
     pub(super) fn is_majority(&self, heard: &BTreeMap<NodeId, bool>) -> bool {
         let heard = heard.iter().filter(|(_, heard)| **heard).map(|(node, _)| *node);
@@ -185,9 +207,8 @@ impl Member {
         if view.applied < self.view.applied {
             return;
         }
-        // A node that opens leases while nobody answers it has them ended again, for ever: that counts as no change.
-        if view.applied > self.view.applied && self.answered {
-            self.asked.begin_anew();
+        if view.applied > self.view.applied {
+            self.asked.on_change(self.answered, self.was_valid);
         }
         self.view = view;
         let table = &self.view.table;
@@ -291,6 +312,9 @@ impl Member {
             peer.echo = Some(echo);
         }
         peer.answered_ns = now_ns;
+        if let Some(sent_ns) = self.holder.sent_ns(ack.seq) {
+            peer.round_trip.on_answer(now_ns.saturating_sub(sent_ns), now_ns);
+        }
         let repeat = ack.verdict == Verdict::Stale && now_ns >= peer.repeated_ns + REPEAT_NS;
         if repeat {
             peer.repeated_ns = now_ns;
@@ -326,6 +350,7 @@ impl Member {
                 None => self.holder.give_up(),
             }
         }
+        self.was_valid |= self.holder.valid_until_ns() > now_ns;
         let answered = self.is_answered(now_ns);
         if answered && !self.answered {
             self.asked.begin_anew();
@@ -411,6 +436,7 @@ impl Member {
             }
             (_, held) => {
                 if due(&mut self.asked.open) {
+                    self.was_valid = false;
                     let previous = held.map(|lease| lease.id);
                     self.output.push(Output::Propose(Body::OpenLease { node: me, nonce: self.nonce, previous }));
                 }

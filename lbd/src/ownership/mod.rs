@@ -13,6 +13,7 @@
 //! they suffice: `docs/ownership.md`.
 
 mod backoff;
+mod distance;
 mod driver;
 mod fitness;
 mod grants;

@@ -183,7 +183,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         // openraft gives an append as long as a heartbeat may take; entries may take longer than that.
-        let timeout = if request.entries.is_empty() { option.hard_ttl() } else { option.hard_ttl().max(APPEND) };
+        let timeout = option.hard_ttl().max(APPEND);
         match self.call(self.lane, Request::Append((&request).into()), timeout).await? {
             Answer::Append(record) => record.try_into().map_err(network_error),
             _ => Err(network_error(CallError::Nonsense)),

@@ -92,6 +92,8 @@ pub(super) struct Inner {
     pub(super) low_on_space: AtomicBool,
     /// For whom another node took this one last, and when.
     pub(super) mistaken: std::sync::Mutex<Option<(Instant, String)>>,
+    /// When the leader was last heard; at first, when this process began to listen.
+    pub(super) heard_leader: std::sync::Mutex<Instant>,
     pub(super) watcher: Watcher,
     pub(super) lead: watch::Sender<Lead>,
     pub(super) joined: watch::Sender<bool>,

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use prost::Message as _;
 use tokio::time::{Duration, Instant};
 use uuid::Uuid;
@@ -77,7 +77,11 @@ impl Consensus {
         Ok(match request {
             Request::Append(record) => {
                 let request: AppendEntriesRequest<TypeConfig> = record.try_into()?;
-                Answer::Append((&raft.append_entries(request).await.map_err(ServeError::raft)?).into())
+                let response = raft.append_entries(request).await.map_err(ServeError::raft)?;
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    self.hears_leader();
+                }
+                Answer::Append((&response).into())
             }
             Request::Vote(record) => {
                 Answer::Ballot((&raft.vote(record.try_into()?).await.map_err(ServeError::raft)?).into())

@@ -18,7 +18,7 @@ use super::{
     in_flight::InFlight,
     network::{Peers, Transport},
     node::{Consensus, Inner, Lead, Member, Settings},
-    space, standing,
+    pace, space, standing,
 };
 use crate::{
     feed,
@@ -88,6 +88,7 @@ impl Consensus {
                 in_flight: InFlight::default(),
                 low_on_space: AtomicBool::new(false),
                 mistaken: std::sync::Mutex::default(),
+                heard_leader: std::sync::Mutex::new(Instant::now()),
                 watcher,
                 lead: watch::Sender::default(),
                 joined: watch::Sender::new(false),
@@ -103,11 +104,8 @@ impl Consensus {
     pub(super) async fn become_member(&self, identity: Identity) -> Result<(), StartError> {
         let failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
         let inner = &self.inner;
-        let config = Config {
+        let config = pace::limits(Config {
             cluster_name: identity.cluster.to_string(),
-            heartbeat_interval: 50,
-            election_timeout_min: 150,
-            election_timeout_max: 300,
             install_snapshot_timeout: 10_000,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(5000),
             max_in_snapshot_log_to_keep: 1000,
@@ -117,7 +115,7 @@ impl Consensus {
             allow_log_reversion: Some(false),
             backoff: "20ms".into(),
             ..Config::default()
-        };
+        });
         let config = config.validate().map_err(|e| failed(&e))?;
         let peers = Peers {
             transport: inner.transport.clone(),
@@ -153,6 +151,7 @@ impl Consensus {
         if bootstrap && self.view().table.cluster().is_nil() {
             tokio::spawn(self.clone().create_cluster(cluster));
         }
+        tokio::spawn(pace::run(Arc::downgrade(inner)));
         tokio::spawn(compare::run(Arc::downgrade(inner)));
         tokio::spawn(standing::run(Arc::downgrade(inner)));
         tokio::spawn(space::run(Arc::downgrade(inner)));

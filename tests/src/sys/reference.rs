@@ -88,7 +88,9 @@ fn rewrite(frame: &mut [u8], vip: [u8; 4], own: [u8; 6], backends: &[[u8; 6]]) -
     true
 }
 
-fn packet_socket(ifindex: u32, protocol: u16, receive: bool) -> io::Result<Socket> {
+/// One whose frames carry the headers of offloads, as they come and as they are to go: one that receives, and may send too,
+/// or one that only sends, past the queueing discipline.
+pub(crate) fn packet_socket(ifindex: u32, protocol: u16, receive: bool) -> io::Result<Socket> {
     let socket = Socket::new_raw(socket2::Domain::PACKET, socket2::Type::RAW, None)?;
     let options: &[i32] =
         if receive { &[PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING] } else { &[PACKET_VNET_HDR, PACKET_QDISC_BYPASS] };
