@@ -297,6 +297,12 @@ impl LbNode {
         self.lbctl_json(&["stats"])
     }
 
+    /// How often a VIP has been given to a node, or to nobody; nothing where the node does not answer.
+    pub fn epoch_of(&self, vip: &str) -> Option<u64> {
+        let vips = self.lbctl_json(&["vip", "list"]).ok()?;
+        vips["vips"].as_array()?.iter().find(|row| row["address"] == vip)?["epoch"].as_u64()
+    }
+
     /// Its counters, and whether every frame that it received is in exactly one of those that tell how it ended.
     pub fn accounts(&self) -> anyhow::Result<(Value, bool)> {
         let stats = self.stats()?;

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod cluster;
 pub mod distance;
 pub mod faults;
+pub mod flood;
 pub mod frame;
 pub mod grpc;
 pub mod netns;

@@ -15,10 +15,11 @@ use lb_dataplane::packet::arp;
 use lb_proto::v1;
 use lb_tests::{
     capture::{Capture, Injector},
-    cluster::{self, LbNode},
+    cluster,
     faults::{Fault, Watch, measure, place_owner},
+    flood::{self, Asker},
     grpc, runner,
-    site::{PATIENCE, Plan, Site, VIP_TEXT},
+    site::{PATIENCE, Plan, Site, VIP, VIP_TEXT},
     topology::{Cut, Host},
     wait,
 };
@@ -28,7 +29,8 @@ const USAGE: &str = "usage: cargo lb-takeover [--runs N] [--soak SECONDS] [--onl
 Builds a cluster of three nodes in network namespaces and lets faults happen to the owner of a VIP, under a
 datagram every millisecond from its segment and another through a router. Prints the longest time without
 an answer for each fault, over N runs (default 20), in half of which the owner is also the leader.
---soak keeps both cores busy for so long at the end and counts false takeovers (default 60; 0 leaves it out).
+--soak keeps both cores busy for so long at the end and counts false takeovers, and then sends the owner a flood of a
+million datagrams a second for as long, beside which the VIP is asked for (default 60; 0 leaves both out).
 --only measures the events whose name contains the word.";
 
 /// VIPs that move at once.
@@ -90,6 +92,10 @@ const NEW_LEADER: &str = "new leader after SIGKILL of the leader";
 const WRITE: &str = "acknowledged write";
 const MANY_VIPS: &str = "250 VIPs of a dead node answered";
 const FALSE_TAKEOVERS: &str = "false takeovers";
+const FLOODED: &str = "flood";
+/// Datagrams of a flood a second: several times what a node forwards here.
+const FLOOD: u64 = 1_000_000;
+const ASK_EVERY: Duration = Duration::from_millis(5);
 
 fn run(options: &Options) -> anyhow::Result<()> {
     let runs = options.runs;
@@ -130,6 +136,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
     }
     if !options.soak.is_zero() && options.wants(FALSE_TAKEOVERS) {
         false_takeovers(&site, &neighbor, options.soak)?;
+    }
+    if !options.soak.is_zero() && options.wants(FLOODED) {
+        flooded(&mut site, &neighbor, options.soak)?;
     }
     Ok(())
 }
@@ -418,11 +427,7 @@ fn many_vips(site: &mut Site) -> anyhow::Result<()> {
 
 /// Both cores are kept busy, and nothing else happens: the owner stays the owner.
 fn false_takeovers(site: &Site, neighbor: &Host, span: Duration) -> anyhow::Result<()> {
-    let epoch = |node: &LbNode| {
-        let vips = node.lbctl_json(&["vip", "list"]).ok()?;
-        vips["vips"].as_array()?.iter().find(|vip| vip["address"] == VIP_TEXT)?["epoch"].as_u64()
-    };
-    let before = epoch(&site.nodes[0]).context("the VIP has an epoch")?;
+    let before = site.nodes[0].epoch_of(VIP_TEXT).context("the VIP has an epoch")?;
     let watch = Watch::start(site, neighbor)?;
     let until = Instant::now() + span;
     let spinners: Vec<_> = (0..thread::available_parallelism()?.get())
@@ -440,7 +445,7 @@ fn false_takeovers(site: &Site, neighbor: &Host, span: Duration) -> anyhow::Resu
     }
     let seen = watch.finish();
     let owners: std::collections::BTreeSet<_> = seen.claims.iter().map(|(_, mac)| mac.0).collect();
-    let moved = u8::from(epoch(&site.nodes[0]) != Some(before));
+    let moved = u8::from(site.nodes[0].epoch_of(VIP_TEXT) != Some(before));
     println!(
         "{:<46} {:>5} {moved} moves, {} owners seen, {} datagrams lost, longest gap {:.1} ms {:>4}",
         format!("{FALSE_TAKEOVERS}, {} s with both cores busy", span.as_secs()),
@@ -451,5 +456,58 @@ fn false_takeovers(site: &Site, neighbor: &Host, span: Duration) -> anyhow::Resu
         seen.gap().as_secs_f64() * 1e3,
         "0"
     );
+    Ok(())
+}
+
+/// The owner gets several times what it can forward: no VIP moves, no backend is forgotten, and who asks for the VIP is
+/// answered.
+fn flooded(site: &mut Site, neighbor: &Host, span: Duration) -> anyhow::Result<()> {
+    let port = format!("{}/udp", flood::PORT);
+    site.nodes[0].lbctl_ok(&["service", "add", "flooded", "--vip", VIP_TEXT, "--port", &port])?;
+    for server in &site.servers {
+        site.nodes[0].lbctl_ok(&["backend", "add", "flooded", &server.address.to_string()])?;
+    }
+    let owner = place_owner(site, false)?;
+    site.nodes[owner].wait_resolved(3 * site.servers.len());
+    let before = site.nodes[0].epoch_of(VIP_TEXT).context("the VIP has an epoch")?;
+    let count = |site: &Site| -> anyhow::Result<[u64; 3]> {
+        let stats = site.nodes[owner].stats()?;
+        Ok(["received", "forwarded", "control_lost"].map(|key| stats[key].as_u64().unwrap_or(0)))
+    };
+    let (counted, begun) = (count(site)?, Instant::now());
+    let asker = Asker::start(neighbor, &site.node_hosts[owner], VIP, ASK_EVERY)?;
+    site.flood(owner, FLOOD)?;
+    let (mut moved, mut forgotten) = (0, 0);
+    while begun.elapsed() < span {
+        thread::sleep(Duration::from_millis(500));
+        moved += u32::from(site.nodes[0].epoch_of(VIP_TEXT).is_some_and(|epoch| epoch != before));
+        for node in &site.nodes {
+            let stats = node.stats().unwrap_or_default();
+            let rows = stats["backends"].as_array().map_or(&[][..], Vec::as_slice);
+            forgotten += rows.iter().filter(|row| row["mac"] == "").count();
+        }
+    }
+    site.end_flood()?;
+    let (seconds, answered, after) = (begun.elapsed().as_secs_f64(), asker.finish()?, count(site)?);
+    let rate = |at: usize| (after[at] - counted[at]) as f64 / seconds / 1e3;
+    println!(
+        "{:<46} {:>5} offered {} k/s, {:.0} received, {:.0} forwarded; {moved} moves, {forgotten} backends forgotten",
+        format!("{FLOODED}, {:.0} s", seconds),
+        1,
+        FLOOD / 1000,
+        rate(0),
+        rate(1),
+    );
+    println!(
+        "    of {} ARP requests {} reached the owner's tap, {} of them were answered within {} ms, at the latest after {:.1} ms; \
+         the control sockets lost {}",
+        answered.asked,
+        answered.arrived,
+        answered.in_time,
+        flood::IN_TIME.as_millis(),
+        answered.longest.as_secs_f64() * 1e3,
+        after[2] - counted[2],
+    );
+    site.nodes[0].lbctl_ok(&["service", "remove", "flooded", "--cascade"])?;
     Ok(())
 }

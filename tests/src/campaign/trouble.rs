@@ -13,6 +13,9 @@ use crate::{
 };
 use fastrand::Rng;
 
+/// Datagrams a second: more than a node forwards beside all else on this machine, and few enough for those who watch.
+const FLOOD: u64 = 300_000;
+
 /// A kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
@@ -38,11 +41,13 @@ pub enum Trouble {
     GuardFlushed,
     /// It starts with another cluster address, and is told of in the table only afterwards.
     Renumbered,
+    /// It gets more datagrams than it can forward.
+    Flooded,
 }
 
 impl Trouble {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Node(Fault::WorkerKilled),
         Self::Node(Fault::BothKilled),
         Self::Node(Fault::CutOff),
@@ -52,6 +57,7 @@ impl Trouble {
         Self::Node(Fault::WorkerHalted),
         Self::GuardFlushed,
         Self::Renumbered,
+        Self::Flooded,
         Self::LinkDown,
         Self::Partition,
         Self::PartialPartition,
@@ -76,6 +82,7 @@ impl Trouble {
             Self::Replaced => "removed, wiped and added",
             Self::GuardFlushed => "nft flush ruleset",
             Self::Renumbered => "another address",
+            Self::Flooded => "flood",
         }
     }
 
@@ -108,6 +115,7 @@ impl Trouble {
                 site.renumber(node)?;
                 site.nodes[node].start()?;
             }
+            Self::Flooded => site.flood(node, FLOOD)?,
         }
         Ok(())
     }
@@ -124,6 +132,7 @@ impl Trouble {
             // It ends when it meets the full disk, maybe only now: whoever waits for it starts it again.
             Self::FullDisk => fs::remove_file(filler(site, node))?,
             Self::Restart | Self::Replaced | Self::GuardFlushed => {}
+            Self::Flooded => site.end_flood()?,
             Self::Renumbered => {
                 let (name, address) = (site.nodes[node].name.clone(), site.nodes[node].address.clone());
                 let by = &site.nodes[other];

@@ -166,11 +166,16 @@ pub(crate) fn in_namespace(command: &mut Command, namespace: &OwnedFd) -> io::Re
 
 /// A packet socket that sees all frames of an interface, in both directions.
 pub(crate) fn packet_socket(ifindex: u32) -> io::Result<Socket> {
+    receiving_socket(ifindex, libc::ETH_P_ALL as u16)
+}
+
+/// A packet socket for the frames of one protocol that arrive.
+pub(crate) fn receiving_socket(ifindex: u32, protocol: u16) -> io::Result<Socket> {
     let socket = Socket::new_raw(Domain::PACKET, Type::RAW, None)?;
     socket.set_recv_buffer_size(32 << 20)?;
     // The first question has the kernel note the time from now on; there is no frame yet.
     let _ = received_at(&socket);
-    socket.bind(&link_address(ifindex, libc::ETH_P_ALL as u16))?;
+    socket.bind(&link_address(ifindex, protocol))?;
     Ok(socket)
 }
 
