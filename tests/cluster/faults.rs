@@ -55,11 +55,11 @@ pub(crate) fn a_partition_has_one_owner() -> anyhow::Result<()> {
     site.net.cut(&site.node_hosts[owner], "mgmt", Cut::None)?;
     cluster::wait_ready(&site.nodes[owner], site.nodes.len());
     healing.go_on(Duration::from_millis(500));
-    let seen = healing.finish();
+    let seen = healing.finish()?;
     let owners = owners_in_turn(&seen.claims).map_err(anyhow::Error::msg)?;
     ensure!(owners.len() == 1, "the owners after the partition healed: {owners:?}");
     ensure!(seen.lost() == 0, "healing lost {} datagrams", seen.lost());
-    let owners = owners_in_turn(&watch.finish().claims).map_err(anyhow::Error::msg)?;
+    let owners = owners_in_turn(&watch.finish()?.claims).map_err(anyhow::Error::msg)?;
     ensure!(owners.len() == 2, "the owners were {owners:?}");
     Ok(())
 }

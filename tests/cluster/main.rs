@@ -38,6 +38,7 @@ fn main() -> std::process::ExitCode {
         Test::once("an_earlier_commit_is_upgraded_without_a_loss", upgrades::from_an_earlier_commit)
             .needs(upgrades::from_is_given),
         Test::once("a_halted_worker_gives_its_vips_away_and_says_why", service::a_halted_worker),
+        Test::once("a_guard_that_is_refused_gives_the_vips_away", service::a_guard_that_is_refused),
         Test::once("blocked_heartbeats_are_told_of_by_log_and_status", service::blocked_heartbeats),
         Test::once("a_lapse_is_in_the_log_when_it_happens", service::a_cut_cable_is_told_at_once),
         Test::once("a_node_that_is_not_reached_does_not_churn", service::nothing_churns),

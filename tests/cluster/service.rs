@@ -12,6 +12,7 @@ use lb_proto::v1::{CallRequest, raft_service_client::RaftServiceClient};
 use lb_tests::{
     cluster::{LbNode, SOON, form, wait_for_leader, wait_ready},
     faults::{Fault, Watch, measure, place_owner},
+    nft,
     observe::ArpObserver,
     site::{PATIENCE, Plan, Site, VIP, VIP_TEXT},
     topology::{Cut, Lane},
@@ -63,6 +64,28 @@ pub(crate) fn a_halted_worker() -> anyhow::Result<()> {
     is_well(&site.nodes[other]);
     let outcome = measure(&mut site, &neighbor, Fault::WorkerHalted, true)?;
     println!("worker halted: {:?}", outcome.gap);
+    Ok(())
+}
+
+/// A guard that cannot be put in place, because other programs have taken all the room: the node lets its VIPs go, and says why,
+/// until there is room again.
+pub(crate) fn a_guard_that_is_refused() -> anyhow::Result<()> {
+    const CROWD: &str = "crowd";
+    let site = site(3)?;
+    let owner = place_owner(&site, false)?;
+    let (name, other) = (site.nodes[owner].name.clone(), (owner + 1) % 3);
+    nft::crowd(&site.node_hosts[owner].ns, CROWD, "eth0")?;
+    // What the guard covers changes.
+    site.nodes[other].lbctl_ok(&["vip", "add", "192.168.2.88"])?;
+    complains_of(&site.nodes[other], &format!("{name} can own no VIP: "));
+    complains_of(&site.nodes[owner], "too many nftables chains");
+    wait::until("its VIP has moved", SOON, || {
+        site.nodes[other].owner_of(VIP_TEXT).is_ok_and(|now| !now.is_empty() && now != name)
+    });
+    nft::delete_table(&site.node_hosts[owner].ns, CROWD)?;
+    wait_ready(&site.nodes[other], 3);
+    is_well(&site.nodes[other]);
+    is_well(&site.nodes[owner]);
     Ok(())
 }
 
@@ -213,7 +236,7 @@ pub(crate) fn the_watchdog_leaves_an_obituary() -> anyhow::Result<()> {
     let other = &site.nodes[(owner + 1) % 3];
     wait::until("the VIP has moved", SOON, || other.owner_of(VIP_TEXT).is_ok_and(|now| !now.is_empty() && now != name));
     watch.go_on(Duration::from_millis(300));
-    println!("watchdog: {:?}", watch.finish().gap());
+    println!("watchdog: {:?}", watch.finish()?.gap());
     ensure!(site.nodes.iter().any(|node| node.log().contains("its process is dead")), "nobody got the obituary");
     Ok(())
 }

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::{
     cluster,
+    crowd::{Crowd, CrowdReport},
     observe::{ArpObserver, UdpReport, UdpStream, owners_in_turn},
     site::{ECHO, PATIENCE, Site, VIP, VIP_TEXT},
     topology::{Cut, Host},
@@ -113,6 +114,8 @@ pub struct Outcome {
     pub gap: Duration,
     /// Datagrams without an answer, on the worse of the two.
     pub lost: usize,
+    /// What became of the questions of many clients.
+    pub crowd: CrowdReport,
     /// Answers that the old owner still had in hand when it went on after SIGSTOP.
     pub in_hand: usize,
 }
@@ -122,6 +125,7 @@ pub struct Watch {
     arps: ArpObserver,
     near: UdpStream,
     far: UdpStream,
+    crowd: Crowd,
 }
 
 impl Watch {
@@ -133,6 +137,7 @@ impl Watch {
             arps: ArpObserver::start(&site.router, "eth1", observed, VIP, ASK_EVERY)?,
             near: UdpStream::start(neighbor, to, PACE)?,
             far: UdpStream::start(&site.client, to, PACE)?,
+            crowd: Crowd::start(&site.client, to)?,
         };
         wait::until("both streams are answered", PATIENCE, || watch.last_answer().is_some());
         Ok(watch)
@@ -150,8 +155,9 @@ impl Watch {
     }
 
     /// Stops the streams and the observer.
-    pub fn finish(self) -> Seen {
-        Seen { claims: self.arps.finish(), near: self.near.finish(), far: self.far.finish() }
+    pub fn finish(self) -> anyhow::Result<Seen> {
+        let crowd = self.crowd.finish()?;
+        Ok(Seen { claims: self.arps.finish(), near: self.near.finish(), far: self.far.finish(), crowd })
     }
 }
 
@@ -163,6 +169,8 @@ pub struct Seen {
     pub near: UdpReport,
     /// Through the router.
     pub far: UdpReport,
+    /// Of many clients through the router.
+    pub crowd: CrowdReport,
 }
 
 impl Seen {
@@ -203,8 +211,8 @@ pub fn measure(site: &mut Site, neighbor: &Host, fault: Fault, at_leader: bool) 
     let mended = Instant::now();
     fault.mend(site, owner)?;
     watch.go_on(AFTERWARDS);
-    let seen = watch.finish();
-    let (gap, lost, claims) = (seen.gap(), seen.lost(), seen.claims);
+    let seen = watch.finish()?;
+    let (gap, lost, crowd, claims) = (seen.gap(), seen.lost(), seen.crowd, seen.claims);
     let old = site.node_hosts[owner].port("eth0").mac;
     let late = |at: &Instant, mac: &Mac| fault.goes_on() && *mac == old && *at >= mended && *at <= mended + IN_HAND;
     let in_hand = claims.iter().filter(|(at, mac)| late(at, mac)).count();
@@ -217,5 +225,5 @@ pub fn measure(site: &mut Site, neighbor: &Host, fault: Fault, at_leader: bool) 
         site.nodes.iter().all(|node| node.lbctl_json(&["status"]).is_ok_and(|status| status["stale"] == false))
     });
     site.wait_resolved();
-    Ok(Outcome { gap, lost, in_hand })
+    Ok(Outcome { gap, lost, crowd, in_hand })
 }

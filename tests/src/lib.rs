@@ -6,6 +6,7 @@ pub mod binaries;
 pub mod campaign;
 pub mod capture;
 pub mod cluster;
+pub mod crowd;
 pub mod distance;
 pub mod faults;
 pub mod flood;

@@ -16,9 +16,20 @@ const BATCH_END: u16 = 0x11;
 const SUBSYS_NFTABLES: u16 = 10;
 const NEW_TABLE: u16 = SUBSYS_NFTABLES << 8;
 const DELETE_TABLE: u16 = SUBSYS_NFTABLES << 8 | 2;
+const NEW_CHAIN: u16 = SUBSYS_NFTABLES << 8 | 3;
 const FAMILY_NETDEV: u8 = 5;
 const ATTRIBUTE_NAME: u16 = 1;
 const ATTRIBUTE_FLAGS: u16 = 2;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4 | NESTED;
+const CHAIN_TYPE: u16 = 7;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+const HOOK_DEVICE: u16 = 3;
+const NESTED: u16 = 0x8000;
+/// The kernel takes 1024 on one hook (MAX_HOOK_COUNT in net/netfilter/core.c), of which lbd has one.
+const MOST_CHAINS: usize = 1023;
 const OWNER: u32 = 2;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
@@ -34,6 +45,31 @@ pub fn flush_ruleset(namespace: &Namespace) -> io::Result<()> {
 /// `nft delete table netdev NAME`.
 pub fn delete_table(namespace: &Namespace, name: &str) -> io::Result<()> {
     transact(&open(namespace)?, &[message(DELETE_TABLE, ACK, FAMILY_NETDEV, 0, &named(name))])
+}
+
+/// Puts so many chains of a table of that name on an interface that no further one finds room.
+pub fn crowd(namespace: &Namespace, name: &str, interface: &str) -> io::Result<()> {
+    let socket = open(namespace)?;
+    rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, 1 << 20)
+        .or_else(|_| rustix::net::sockopt::set_socket_send_buffer_size(&socket, 1 << 20))?;
+    let text = |kind, text: &str| attribute(kind, &[text.as_bytes(), &[0]].concat());
+    let hook = [
+        attribute(HOOK_NUMBER, &0u32.to_be_bytes()),
+        attribute(HOOK_PRIORITY, &0u32.to_be_bytes()),
+        text(HOOK_DEVICE, interface),
+    ];
+    let chain = |number: usize| {
+        let chain = [
+            text(CHAIN_TABLE, name),
+            text(CHAIN_NAME, &format!("chain{number}")),
+            attribute(CHAIN_HOOK, &hook.concat()),
+            text(CHAIN_TYPE, "filter"),
+        ];
+        let ack = if number + 1 == MOST_CHAINS { ACK } else { 0 };
+        message(NEW_CHAIN, ack | CREATE, FAMILY_NETDEV, 0, &chain.concat())
+    };
+    let table = message(NEW_TABLE, CREATE, FAMILY_NETDEV, 0, &named(name));
+    transact(&socket, &[table].into_iter().chain((0..MOST_CHAINS).map(chain)).collect::<Vec<_>>())
 }
 
 /// Puts a netdev table that nobody else can change while the descriptor lives in place of the one of that name.

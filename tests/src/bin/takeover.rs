@@ -16,7 +16,8 @@ use lb_proto::v1;
 use lb_tests::{
     capture::{Capture, Injector},
     cluster,
-    faults::{Fault, Watch, measure, place_owner},
+    crowd::CrowdReport,
+    faults::{Fault, Seen, Watch, measure, place_owner},
     flood::{self, Asker},
     grpc, runner,
     site::{PATIENCE, Plan, Site, VIP, VIP_TEXT},
@@ -27,8 +28,11 @@ use lb_tests::{
 const USAGE: &str = "usage: cargo lb-takeover [--runs N] [--soak SECONDS] [--only WORD]
 
 Builds a cluster of three nodes in network namespaces and lets faults happen to the owner of a VIP, under a
-datagram every millisecond from its segment and another through a router. Prints the longest time without
-an answer for each fault, over N runs (default 20), in half of which the owner is also the leader.
+datagram every millisecond from its segment and another through a router, and under the questions of 300 clients,
+each with a socket of its own, ten a second. Prints the longest time without an answer for each fault, over N runs
+(default 20), in half of which the owner is also the leader; the most datagrams of a stream without an answer; the
+most questions of the crowd without an answer or answered later than after 100 ms; and the latest of its answers.
+Nodes are started anew for 'rolling restart', so that each takes over from one that is warm while it is cold.
 --soak keeps both cores busy for so long at the end and counts false takeovers, and then sends the owner a flood of a
 million datagrams a second for as long, beside which the VIP is asked for (default 60; 0 leaves both out).
 --only measures the events whose name contains the word.";
@@ -102,7 +106,10 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
     site.start()?;
     let neighbor = site.add_neighbor()?;
-    println!("{:<46} {:>5} {:>9} {:>9} {:>9} {:>12}", "event", "runs", "median ms", "max ms", "lost max", "goal ms");
+    println!(
+        "{:<46} {:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12}",
+        "event", "runs", "median ms", "max ms", "lost max", "of crowd", "latest ms", "goal ms"
+    );
     for fault in Fault::ALL.into_iter().filter(|fault| options.wants(fault.name())) {
         let goal = match fault {
             Fault::WorkerKilled => "30 / 60",
@@ -144,32 +151,60 @@ fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn row(site: &mut Site, neighbor: &Host, fault: Fault, name: &str, goal: &str, runs: usize) -> anyhow::Result<()> {
-    let (mut gaps, mut lost, mut in_hand) = (Vec::new(), 0, 0);
+    let (mut seen, mut in_hand) = (Row::default(), 0);
     for run in 0..runs {
         let outcome = measure(site, neighbor, fault, run % 2 == 0).with_context(|| format!("{name}, run {run}"))?;
-        gaps.push(outcome.gap);
-        lost = lost.max(outcome.lost);
+        seen.add(outcome.gap, outcome.lost, &outcome.crowd);
         in_hand += outcome.in_hand;
     }
-    print_row(name, &mut gaps, &lost.to_string(), goal);
+    seen.print(name, goal);
     if in_hand > 0 {
         println!("    {in_hand} answers were in hand when the process went on");
     }
     Ok(())
 }
 
-fn print_row(name: &str, times: &mut [Duration], lost: &str, goal: &str) {
+/// What was seen in the runs of one event.
+#[derive(Default)]
+struct Row {
+    gaps: Vec<Duration>,
+    /// The most in one run.
+    lost: usize,
+    /// The most in one run that were lost or late.
+    of_crowd: usize,
+    latest: Duration,
+}
+
+impl Row {
+    fn add(&mut self, gap: Duration, lost: usize, crowd: &CrowdReport) {
+        self.gaps.push(gap);
+        self.lost = self.lost.max(lost);
+        self.of_crowd = self.of_crowd.max(crowd.failed());
+        self.latest = self.latest.max(crowd.longest);
+    }
+
+    fn of(&mut self, seen: &Seen) {
+        self.add(seen.gap(), seen.lost(), &seen.crowd);
+    }
+
+    fn print(mut self, name: &str, goal: &str) {
+        let (of_crowd, latest) = (self.of_crowd.to_string(), format!("{:.1}", self.latest.as_secs_f64() * 1e3));
+        print_row(name, &mut self.gaps, [&self.lost.to_string(), &of_crowd, &latest], goal);
+    }
+}
+
+fn print_row(name: &str, times: &mut [Duration], [lost, of_crowd, latest]: [&str; 3], goal: &str) {
     times.sort_unstable();
     let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1e3);
     let (median, max) = (ms(times.get((times.len() - 1) / 2)), ms(times.last()));
-    println!("{name:<46} {:>5} {median:>9.1} {max:>9.1} {lost:>9} {goal:>12}", times.len());
+    println!("{name:<46} {:>5} {median:>9.1} {max:>9.1} {lost:>9} {of_crowd:>9} {latest:>9} {goal:>12}", times.len());
 }
 
 const GRACEFUL: [&str; 3] = ["vip move", "node drain and undrain", "rolling restart (SIGTERM)"];
 
 /// The owner's working process is killed while services are added by way of another node, as fast as it takes them.
 fn growing(site: &mut Site, neighbor: &Host, runs: usize) -> anyhow::Result<()> {
-    let (mut gaps, mut lost, mut meanwhile) = (Vec::new(), 0, Vec::new());
+    let (mut seen, mut meanwhile) = (Row::default(), Vec::new());
     for run in 0..runs {
         let at_leader = run % 2 == 0;
         let owner = place_owner(site, at_leader)?;
@@ -188,12 +223,11 @@ fn growing(site: &mut Site, neighbor: &Host, runs: usize) -> anyhow::Result<()> 
             outcome
         });
         let outcome = outcome.with_context(|| format!("{GROWING}, run {run}"))?;
-        gaps.push(outcome.gap);
-        lost = lost.max(outcome.lost);
+        seen.add(outcome.gap, outcome.lost, &outcome.crowd);
         meanwhile.push(services.added.load(Ordering::Relaxed));
         services.remove()?;
     }
-    print_row(GROWING, &mut gaps, &lost.to_string(), "+ 50");
+    seen.print(GROWING, "+ 50");
     println!("    {meanwhile:?} services were added in the runs");
     Ok(())
 }
@@ -258,7 +292,7 @@ impl Services {
 
 /// A move, a drain, or a restart of all nodes one after the other.
 fn graceful(site: &mut Site, neighbor: &Host, name: &str, runs: usize) -> anyhow::Result<()> {
-    let (mut gaps, mut lost) = (Vec::new(), 0);
+    let mut row = Row::default();
     for run in 0..runs {
         let owner = place_owner(site, run % 2 == 0)?;
         let watch = Watch::start(site, neighbor)?;
@@ -279,11 +313,9 @@ fn graceful(site: &mut Site, neighbor: &Host, name: &str, runs: usize) -> anyhow
             }
         }
         watch.go_on(Duration::from_millis(1500));
-        let seen = watch.finish();
-        lost = lost.max(seen.lost());
-        gaps.push(seen.gap());
+        row.of(&watch.finish()?);
     }
-    print_row(name, &mut gaps, &lost.to_string(), "0 lost");
+    row.print(name, "0 lost");
     Ok(())
 }
 
@@ -298,7 +330,7 @@ fn restart(site: &mut Site, number: usize) -> anyhow::Result<()> {
 
 /// The owner is cut off from the other nodes for a while, and from nobody else.
 fn partition(site: &mut Site, neighbor: &Host, runs: usize) -> anyhow::Result<()> {
-    let (mut gaps, mut lost) = (Vec::new(), 0);
+    let mut row = Row::default();
     for run in 0..runs {
         let owner = place_owner(site, run % 2 == 0)?;
         site.net.cut(&site.node_hosts[owner], "mgmt", Cut::Silent)?;
@@ -311,14 +343,13 @@ fn partition(site: &mut Site, neighbor: &Host, runs: usize) -> anyhow::Result<()
         watch.go_on(Duration::from_millis(200));
         site.net.cut(&site.node_hosts[owner], "mgmt", Cut::None)?;
         watch.go_on(Duration::from_millis(1500));
-        let seen = watch.finish();
+        let seen = watch.finish()?;
         let owners = lb_tests::observe::owners_in_turn(&seen.claims).map_err(anyhow::Error::msg)?;
         ensure!(owners.len() == 1, "after the partition healed the owners were {owners:?}");
-        lost = lost.max(seen.lost());
-        gaps.push(seen.gap());
+        row.of(&seen);
         cluster::wait_ready(&site.nodes[owner], site.nodes.len());
     }
-    print_row(HEALED, &mut gaps, &lost.to_string(), "0 lost");
+    row.print(HEALED, "0 lost");
     Ok(())
 }
 
@@ -351,7 +382,7 @@ fn new_leader(site: &mut Site, runs: usize) -> anyhow::Result<()> {
         Fault::WorkerKilled.mend(site, at)?;
         cluster::wait_ready(&site.nodes[at], site.nodes.len());
     }
-    print_row(NEW_LEADER, &mut times, "-", "15 / 60");
+    print_row(NEW_LEADER, &mut times, ["-"; 3], "15 / 60");
     Ok(())
 }
 
@@ -443,7 +474,7 @@ fn false_takeovers(site: &Site, neighbor: &Host, span: Duration) -> anyhow::Resu
     for spinner in spinners {
         drop(spinner.join());
     }
-    let seen = watch.finish();
+    let seen = watch.finish()?;
     let owners: std::collections::BTreeSet<_> = seen.claims.iter().map(|(_, mac)| mac.0).collect();
     let moved = u8::from(site.nodes[0].epoch_of(VIP_TEXT) != Some(before));
     println!(
