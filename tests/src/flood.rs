@@ -30,6 +30,7 @@ use crate::{
 /// The port to which it goes.
 pub const PORT: u16 = 9;
 const FLOWS: u32 = 1 << 14;
+const SENDER: Mac = Mac([2, 0, 0, 1, 0, 1]);
 /// The generator sends a frame or waits in each; between two such runs it looks at whether it is to end.
 const TURNS: u32 = 2_000_000;
 /// An answer that comes later counts as none.
@@ -42,23 +43,17 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Small datagrams of many flows from a host to a VIP at a MAC address, so many a second. Made by an XDP program; where
-    /// that may not be loaded, by a packet socket, as many as it can.
-    pub fn start(
-        net: &Network,
-        host: &Host,
-        interface: &str,
-        (to, vip): (Mac, Ipv4Addr),
-        rate: u64,
-    ) -> io::Result<Self> {
+    /// Small datagrams of many flows for a VIP, so many a second, from the switch's end of a host's cable. Made by an XDP
+    /// program; where that may not be loaded, by a packet socket, as many as it can.
+    pub fn start(net: &Network, host: &Host, interface: &str, vip: Ipv4Addr, rate: u64) -> io::Result<Self> {
         let port = host.port(interface);
         // What an XDP program sends is taken by an interface that collects frames before it hands them up.
-        net.switch().enter(|| reference::enable_gro(&port.switch_port))?;
-        let ifindex = host.ns.ifindex(interface)?;
+        host.ns.enter(|| reference::enable_gro(interface))?;
+        let ifindex = net.switch().ifindex(&port.switch_port)?;
         let flows = Flows { count: FLOWS, source: Ipv4Addr::new(10, 66, 0, 0), destination: vip, destinations: 1 };
-        let frames: Vec<Vec<u8>> = (0..FLOWS).map(|flow| frame(&flows, flow, port.mac, to)).collect();
+        let frames: Vec<Vec<u8>> = (0..FLOWS).map(|flow| frame(&flows, flow, port.mac)).collect();
         let stop = Arc::<AtomicBool>::default();
-        let (stopped, namespace) = (stop.clone(), host.ns.clone());
+        let (stopped, namespace) = (stop.clone(), net.switch().clone());
         let flood = move || {
             namespace.enter(|| match Generator::new(ifindex, rate, &flows) {
                 Ok(generator) => {
@@ -91,10 +86,10 @@ impl Drop for Flood {
     }
 }
 
-fn frame(flows: &Flows, flow: u32, from: Mac, to: Mac) -> Vec<u8> {
+fn frame(flows: &Flows, flow: u32, to: Mac) -> Vec<u8> {
     let (source, port, destination) = flows.tuple(flow);
     let mut frame = Vec::new();
-    PacketBuilder::ethernet2(from.0, to.0)
+    PacketBuilder::ethernet2(SENDER.0, to.0)
         .ipv4(source.octets(), destination.octets(), 64)
         .udp(port, PORT)
         .write(&mut frame, &[0; 18])
@@ -131,7 +126,7 @@ impl Asker {
     pub fn start(host: &Host, owner: &Host, vip: Ipv4Addr, every: Duration) -> io::Result<Self> {
         let answers = Capture::start(&host.ns, "eth0", |frame| frame.get(12..14) == Some(&[8, 6]))?;
         let ifindex = owner.ns.ifindex("eth0")?;
-        let tap = owner.ns.enter(|| sys::receiving_socket(ifindex, libc::ETH_P_ARP as u16))?;
+        let tap = owner.ns.enter(|| sys::filtering_socket(ifindex, Some(libc::ETH_P_ARP as u16)))?;
         tap.set_read_timeout(Some(Duration::from_millis(20)))?;
         let stop = Arc::<AtomicBool>::default();
         let (injector, own) = (Injector::new(&host.ns, "eth0")?, host.port("eth0").mac);

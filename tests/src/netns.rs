@@ -35,6 +35,14 @@ impl Namespace {
         })
     }
 
+    /// Frames that an interface has received, as its driver counts them.
+    pub fn received(&self, interface: &str) -> Option<u64> {
+        let text = self.enter(|| fs::read_to_string("/proc/thread-self/net/dev")).ok()?;
+        let prefix = format!("{interface}:");
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(prefix.as_str()))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    }
+
     /// Talks to the kernel about the links inside.
     pub fn netlink<T: Send>(
         &self,

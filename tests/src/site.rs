@@ -80,8 +80,8 @@ pub struct Site {
     two_interfaces: bool,
     /// Addresses that nodes have got since the start, or had.
     renumbered: BTreeSet<String>,
-    /// A machine that floods a node, and the flood while it lasts.
-    flooder: Option<(Host, Option<Flood>)>,
+    /// While it lasts.
+    flood: Option<Flood>,
 }
 
 /// A server.
@@ -160,7 +160,7 @@ impl Site {
             root,
             two_interfaces,
             renumbered: BTreeSet::new(),
-            flooder: None,
+            flood: None,
         };
         for number in 0..plan.servers {
             site.add_server(lans.1, number)?;
@@ -294,26 +294,15 @@ impl Site {
         Ok(())
     }
 
-    /// Floods a node with so many datagrams for the VIP a second; for sites of one interface a node.
+    /// Floods a node with so many datagrams for the VIP a second.
     pub fn flood(&mut self, at: usize, rate: u64) -> anyhow::Result<()> {
-        let (host, _) = match self.flooder.take() {
-            Some(flooder) => flooder,
-            None => {
-                let host = self.net.host("flooder")?;
-                self.net.attach(&host, "eth0", "lan", &[])?;
-                (host, None)
-            }
-        };
-        let to = self.node_hosts[at].port("eth0").mac;
-        let flood = Flood::start(&self.net, &host, "eth0", (to, VIP), rate)?;
-        self.flooder = Some((host, Some(flood)));
+        self.flood = Some(Flood::start(&self.net, &self.node_hosts[at], "eth0", VIP, rate)?);
         Ok(())
     }
 
     /// Ends the flood, if there is one.
     pub fn end_flood(&mut self) -> anyhow::Result<()> {
-        let flood = self.flooder.as_mut().and_then(|(_, flood)| flood.take());
-        Ok(flood.map_or(Ok(()), Flood::finish)?)
+        Ok(self.flood.take().map_or(Ok(()), Flood::finish)?)
     }
 
     /// A host on the VIP's segment that reaches the rest through the router; for sites of one interface a node.

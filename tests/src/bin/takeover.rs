@@ -503,7 +503,9 @@ fn flooded(site: &mut Site, neighbor: &Host, span: Duration) -> anyhow::Result<(
     let before = site.nodes[0].epoch_of(VIP_TEXT).context("the VIP has an epoch")?;
     let count = |site: &Site| -> anyhow::Result<[u64; 3]> {
         let stats = site.nodes[owner].stats()?;
-        Ok(["received", "forwarded", "control_lost"].map(|key| stats[key].as_u64().unwrap_or(0)))
+        let arrived = site.node_hosts[owner].ns.received("eth0").unwrap_or(0);
+        let [forwarded, lost] = ["forwarded", "control_lost"].map(|key| stats[key].as_u64().unwrap_or(0));
+        Ok([arrived, forwarded, lost])
     };
     let (counted, begun) = (count(site)?, Instant::now());
     let asker = Asker::start(neighbor, &site.node_hosts[owner], VIP, ASK_EVERY)?;
@@ -522,12 +524,13 @@ fn flooded(site: &mut Site, neighbor: &Host, span: Duration) -> anyhow::Result<(
     let (seconds, answered, after) = (begun.elapsed().as_secs_f64(), asker.finish()?, count(site)?);
     let rate = |at: usize| (after[at] - counted[at]) as f64 / seconds / 1e3;
     println!(
-        "{:<46} {:>5} offered {} k/s, {:.0} received, {:.0} forwarded; {moved} moves, {forgotten} backends forgotten",
-        format!("{FLOODED}, {:.0} s", seconds),
+        "{:<46} {:>5} {:.0} k/s arrived, {:.0} were forwarded ({:.1} times as many); {moved} moves, {forgotten} backends \
+         forgotten",
+        format!("{FLOODED}, {seconds:.0} s"),
         1,
-        FLOOD / 1000,
         rate(0),
         rate(1),
+        rate(0) / rate(1),
     );
     println!(
         "    of {} ARP requests {} reached the owner's tap, {} of them were answered within {} ms, at the latest after {:.1} ms; \

@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
-use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
 /// A thread of another process that is halted, while the rest of that process goes on; it goes on when this is dropped.
 /// (SIGSTOP would stop all of it.)
@@ -166,16 +166,26 @@ pub(crate) fn in_namespace(command: &mut Command, namespace: &OwnedFd) -> io::Re
 
 /// A packet socket that sees all frames of an interface, in both directions.
 pub(crate) fn packet_socket(ifindex: u32) -> io::Result<Socket> {
-    receiving_socket(ifindex, libc::ETH_P_ALL as u16)
+    filtering_socket(ifindex, None)
 }
 
-/// A packet socket for the frames of one protocol that arrive.
-pub(crate) fn receiving_socket(ifindex: u32, protocol: u16) -> io::Result<Socket> {
+/// The same for the frames of one EtherType alone: the kernel leaves out the others. Bound to the protocol instead it would
+/// see only what the ingress hook has let pass.
+pub(crate) fn filtering_socket(ifindex: u32, ethertype: Option<u16>) -> io::Result<Socket> {
     let socket = Socket::new_raw(Domain::PACKET, Type::RAW, None)?;
     socket.set_recv_buffer_size(32 << 20)?;
     // The first question has the kernel note the time from now on; there is no frame yet.
     let _ = received_at(&socket);
-    socket.bind(&link_address(ifindex, protocol))?;
+    if let Some(ethertype) = ethertype {
+        let instruction = |code: u32, jf, k| SockFilter::new(code as u16, 0, jf, k);
+        socket.attach_filter(&[
+            instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 12),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, ethertype.into()),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
+        ])?;
+    }
+    socket.bind(&link_address(ifindex, libc::ETH_P_ALL as u16))?;
     Ok(socket)
 }
 

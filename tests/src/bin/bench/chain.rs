@@ -162,13 +162,7 @@ impl Chain {
 
     /// Frames that have come back to the generator, and frames that have reached the load balancer.
     fn counted(&self) -> (u64, u64) {
-        let received = |namespace: &Namespace, interface: &str| {
-            let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap_or_default();
-            let prefix = format!("{interface}:");
-            let line = text.lines().find_map(|line| line.trim().strip_prefix(prefix.as_str()).map(str::to_owned));
-            let packets = line.and_then(|line| line.split_whitespace().nth(1).and_then(|packets| packets.parse().ok()));
-            packets.unwrap_or(0)
-        };
+        let received = |namespace: &Namespace, interface: &str| namespace.received(interface).unwrap_or(0);
         (received(&self.generator, "g0"), received(&self.lb, "l0"))
     }
 
