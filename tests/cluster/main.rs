@@ -45,6 +45,7 @@ fn main() -> std::process::ExitCode {
         Test::once("nodes_far_apart_are_told_the_timing_that_bears_it", service::nodes_far_apart),
         Test::once("a_vip_on_an_interface_is_told_of", service::a_vip_on_an_interface),
         Test::once("a_graceful_stop_hands_over_within_a_moment", service::a_graceful_stop_is_quick),
+        Test::once("cold_nodes_take_over_without_a_late_answer", service::cold_nodes_take_over),
         Test::once("the_watchdog_leaves_an_obituary", service::the_watchdog_leaves_an_obituary),
         Test::once("with_little_space_writes_are_refused_and_leases_go_on", service::little_space),
         Test::once("a_change_that_would_leave_no_majority_is_refused", service::a_majority_stays),

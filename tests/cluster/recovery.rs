@@ -1,5 +1,10 @@
 //! What is left when a majority is lost for good, and tables that travel in files.
 
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
 use anyhow::ensure;
 use lb_tests::{
     binaries,
@@ -22,11 +27,21 @@ pub(crate) fn a_survivor_goes_on_alone() -> anyhow::Result<()> {
         let mut command = std::process::Command::new(binaries::directory()?.join("lbd"));
         anyhow::Ok(command.arg("recover").arg("--config").arg(site.nodes[2].config()).args(arguments).output()?)
     };
+    // The service's user owns everything below its directory; root, who recovers, must not leave files that it cannot open.
+    let data_dir = site.nodes[2].data_dir();
+    let is_other = owned_by_another(&data_dir)?;
     let refused = recover(&[])?;
+    let position = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    ensure!(position.contains("index"), "the log's position is not shown: {position}");
     ensure!(refused.status.code() == Some(64), "without the operator's word: {}", refused.status);
     let done = recover(&["--i-know-the-others-are-gone"])?;
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
     ensure!(done.status.success(), "{}: {}", done.status, String::from_utf8_lossy(&done.stderr));
+    if let Some(user) = is_other {
+        for file in files(&data_dir)? {
+            ensure!(std::fs::metadata(&file)?.uid() == user, "{} is not the service's", file.display());
+        }
+    }
     ensure!(text.contains("forgotten nodes  lb1, lb2") && text.contains("new cluster id"), "{text}");
     site.nodes[2].start()?;
     wait_for_leader(&site.nodes[2]);
@@ -51,6 +66,32 @@ pub(crate) fn a_survivor_goes_on_alone() -> anyhow::Result<()> {
     wait_ready(&site.nodes[2], 2);
     ensure!(site.nodes[0].lbctl_json(&["backend", "list"])?["backends"] == before["backends"]);
     Ok(())
+}
+
+/// Gives a directory and all in it to a user who is not the caller's, where the caller may.
+fn owned_by_another(dir: &Path) -> anyhow::Result<Option<u32>> {
+    const USER: u32 = 65_534;
+    for file in files(dir)? {
+        if std::os::unix::fs::chown(&file, Some(USER), None).is_err() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(USER))
+}
+
+/// A directory and all in it.
+fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = vec![dir.to_owned()];
+    let mut at = 0;
+    while let Some(path) = found.get(at).cloned() {
+        at += 1;
+        if path.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                found.push(entry?.path());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// A table is saved, changed beyond recognition, and restored.
@@ -86,7 +127,22 @@ pub(crate) fn a_snapshot_is_saved_and_restored() -> anyhow::Result<()> {
     ensure!(site.nodes[2].lbctl_ok(&["snapshot", "restore", &path])?.contains("table restored"));
     wait::until("the table is as it was", SOON, || lists().is_ok_and(|now| now == before));
     ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE).is_ok());
-    let mut bytes = std::fs::read(&file)?;
+    // A link is followed, and - is standard output.
+    let link = site.root.path().join("link");
+    std::os::unix::fs::symlink("/proc/self/fd/1", &link)?;
+    let saved = std::fs::read(&file)?;
+    for to in [link.display().to_string(), "-".to_owned()] {
+        let output = lb.lbctl(&["snapshot", "save", &to])?;
+        ensure!(output.status.success() && output.stdout.starts_with(&saved[..8]), "to {to}: {}", output.status);
+    }
+    ensure!(link.is_symlink(), "the link was replaced");
+    // Two services have swapped their ports since.
+    for (service, port) in [("web", "1000/tcp"), ("echo", "80/tcp"), ("web", "7/udp")] {
+        lb.lbctl_ok(&["service", "set", service, "--port", port])?;
+    }
+    ensure!(lb.lbctl_ok(&["snapshot", "restore", &path])?.contains("table restored"));
+    wait::until("the table is as it was", SOON, || lists().is_ok_and(|now| now == before));
+    let mut bytes = saved;
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&file, bytes)?;

@@ -218,6 +218,27 @@ pub(crate) fn a_graceful_stop_is_quick() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Nodes that have just started take over from one that stops: of hundreds of clients no one's answer is lost or late.
+pub(crate) fn cold_nodes_take_over() -> anyhow::Result<()> {
+    let mut site = site(3)?;
+    let neighbor = site.add_neighbor()?;
+    let owner = place_owner(&site, true)?;
+    for other in (0..3).filter(|other| *other != owner) {
+        ensure!(site.nodes[other].terminate()?.success());
+        site.nodes[other].start()?;
+        wait_ready(&site.nodes[owner], 3);
+    }
+    site.wait_resolved();
+    let watch = Watch::start(&site, &neighbor)?;
+    watch.go_on(Duration::from_millis(500));
+    ensure!(site.nodes[owner].terminate()?.success());
+    watch.go_on(Duration::from_millis(500));
+    let seen = watch.finish()?;
+    println!("{:?}", seen.crowd);
+    ensure!(seen.lost() == 0 && seen.crowd.failed() == 0, "{} datagrams were lost; {:?}", seen.lost(), seen.crowd);
+    Ok(())
+}
+
 /// systemd's watchdog ends a process that hangs by SIGABRT to the parent: it ends the child, and the others know at once.
 pub(crate) fn the_watchdog_leaves_an_obituary() -> anyhow::Result<()> {
     let mut site = site(3)?;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::{
     capture::Injector,
+    nft,
     site::{ECHO, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6},
     traffic::{Backend, HttpClient},
     wait,
@@ -59,6 +60,13 @@ pub(crate) fn served(engine: &'static str) -> anyhow::Result<()> {
         }
         ensure!(met.len() == 2, "{engine}, {address}: only {met:?} served");
     }
+    // Another program flushes the ruleset: the kernel of the owner, which has the VIP on its loopback, does not take over.
+    nft::flush_ruleset(&site.node_hosts[site.owner()?].ns)?;
+    let mut met = BTreeSet::new();
+    for _ in 0..60 {
+        met.insert(echoed(&site, SocketAddr::new(VIP.into(), ECHO), b"who")?);
+    }
+    ensure!(met.len() == 2, "{engine}: after a flush of the ruleset only {met:?} served");
     let to = format!("{VIP_TEXT}:{HTTP}/tcp");
     let explain = |port: u16| lb.lbctl_json(&["explain", &format!("192.168.1.10:{port}"), &to]);
     let explained: Vec<_> = (1..50).map(explain).collect::<anyhow::Result<_>>()?;

@@ -390,3 +390,25 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_the_log_are_counted_and_its_end_is_found_by_them() {
+        let mut sizes = Sizes::default();
+        assert_eq!((sizes.total(), sizes.first_of_last(10)), (0, 0));
+        for index in 5..=9 {
+            sizes.put(index, 100);
+        }
+        sizes.put(9, 300);
+        assert_eq!(sizes.total(), 700, "one that is written again counts once");
+        assert_eq!(sizes.first_of_last(1000), 5, "all of it");
+        assert_eq!(sizes.first_of_last(500), 7);
+        assert_eq!(sizes.first_of_last(499), 8);
+        assert_eq!(sizes.first_of_last(10), 9, "the newest one stays, however large it is");
+        sizes.retain(|index| index >= 8);
+        assert_eq!((sizes.total(), sizes.first_of_last(1000)), (400, 8));
+    }
+}

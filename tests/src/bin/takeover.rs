@@ -113,7 +113,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     for fault in Fault::ALL.into_iter().filter(|fault| options.wants(fault.name())) {
         let goal = match fault {
             Fault::WorkerKilled => "30 / 60",
-            Fault::Deaf => "220 / 300",
+            Fault::Deaf | Fault::WorkerHalted => "220 / 300",
             _ => "170 / 230",
         };
         row(&mut site, &neighbor, fault, fault.name(), goal, runs)?;
