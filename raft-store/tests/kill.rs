@@ -46,6 +46,7 @@ async fn start(dir: &Path) -> Consensus {
         address: "127.0.0.1:1".into(),
         data_dir: dir.to_owned(),
         bootstrap: true,
+        log_bytes: Settings::LOG_BYTES,
     };
     Consensus::start(settings, Arc::new(Nobody)).await.expect("the store opens, whenever its process was killed")
 }

@@ -68,6 +68,7 @@ async fn a_store_of_level_1_opens_and_goes_on() {
         address: "127.0.0.1:1".into(),
         data_dir: dir.path().to_owned(),
         bootstrap: false,
+        log_bytes: Settings::LOG_BYTES,
     };
     let node = Consensus::start(settings, Arc::new(Nobody)).await.unwrap();
     let view = node.read(Instant::now() + SOON).await.unwrap();

@@ -66,6 +66,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         role: config.role,
         address: config.cluster.advertise.clone(),
         data_dir: config.data_dir.clone(),
+        log_bytes: Settings::LOG_BYTES,
         bootstrap: config.cluster.bootstrap,
     };
     let consensus = Consensus::start(settings, Arc::new(TonicTransport::default())).await?;

@@ -41,6 +41,13 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Create a new cluster if the store is empty.
     pub bootstrap: bool,
+    /// More of the log than so many bytes is replaced by a snapshot.
+    pub log_bytes: u64,
+}
+
+impl Settings {
+    /// Of the log, in bytes, what is right where nothing else is asked for.
+    pub const LOG_BYTES: u64 = 64 << 20;
 }
 
 /// Where a node stands.

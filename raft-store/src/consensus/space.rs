@@ -13,10 +13,8 @@ use tokio::time::interval;
 use super::node::{Consensus, Inner, Member};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// More of the log than this is replaced by a snapshot.
-const LOG_BYTES: u64 = 64 << 20;
-/// So much of it stays for nodes that lag behind.
-const KEPT_BYTES: u64 = 16 << 20;
+/// So much of a log that is too long stays for nodes that lag behind.
+const KEPT_PART: u64 = 4;
 /// With less free space than this, or than this part of it, callers' writes are refused.
 const FLOOR_BYTES: u64 = 64 << 20;
 const FLOOR_PART: u64 = 20;
@@ -83,12 +81,13 @@ impl Consensus {
     /// Has a snapshot replace most of a log that has grown too long, by its bytes; openraft counts entries.
     async fn bound_log(&self, member: &Member) -> Result<(), String> {
         let sizes = self.inner.store.log.sizes();
-        if sizes.total() < LOG_BYTES {
+        let most = self.inner.settings.log_bytes;
+        if sizes.total() < most {
             return Ok(());
         }
         let metrics = member.raft.metrics().borrow_watched().clone();
         let snapshot = metrics.snapshot.map_or(0, |id| id.index());
-        let keep_from = sizes.first_of_last(KEPT_BYTES);
+        let keep_from = sizes.first_of_last(most / KEPT_PART);
         if snapshot < keep_from {
             return member.raft.trigger().snapshot().await.map_err(|error| error.to_string());
         }
@@ -98,7 +97,70 @@ impl Consensus {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use futures::future::BoxFuture;
+    use openraft::type_config::TypeConfigExt as _;
+
     use super::*;
+    use crate::{
+        Lane, Settings, Transport, TransportError,
+        raft::TypeConfig,
+        table::{BackendSettings, Body, Command, Mutation, Role},
+    };
+
+    /// To nobody.
+    struct Alone;
+
+    impl Transport for Alone {
+        fn call(
+            &self,
+            address: &str,
+            _: Lane,
+            _: Vec<u8>,
+            _: Duration,
+        ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
+            let error = TransportError::Unreachable { address: address.to_owned(), reason: "nobody is there".into() };
+            Box::pin(std::future::ready(Err(error)))
+        }
+    }
+
+    #[test]
+    fn large_transactions_do_not_make_the_log_longer_than_it_may_be() {
+        const MOST: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            cluster_name: "lb".parse().unwrap(),
+            name: "lb1".parse().unwrap(),
+            role: Role::Lb,
+            address: "192.0.2.1:7401".into(),
+            data_dir: dir.path().into(),
+            bootstrap: true,
+            log_bytes: MOST,
+        };
+        TypeConfig::run(async {
+            let node = Consensus::start(settings, Arc::new(Alone)).await.unwrap();
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+            // Each is refused, there being no such service, and is an entry all the same.
+            let backend = |number: u32| {
+                let address = std::net::Ipv4Addr::from(0x0a00_0000 + number).into();
+                Mutation::CreateBackend(BackendSettings::new("a-service-that-is-not-there".parse().unwrap(), address))
+            };
+            let large = Command::from(Body::Mutate((0..4000).map(backend).collect()));
+            for _ in 0..16 {
+                node.propose(&large, deadline).await.unwrap();
+            }
+            let sizes = || node.inner.store.log.sizes();
+            let longest = sizes().total();
+            assert!(longest > 2 * MOST, "{longest}: the commands are not large");
+            while sizes().total() > MOST {
+                assert!(tokio::time::Instant::now() < deadline, "the log still has {} bytes", sizes().total());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert!(node.view().applied > 16);
+            node.shutdown().await;
+        });
+    }
 
     #[test]
     fn the_floor_is_lower_on_a_small_disk() {
