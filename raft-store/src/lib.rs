@@ -17,7 +17,7 @@ mod store;
 pub mod table;
 
 pub use consensus::{
-    Consensus, Lane, Lead, MembershipError, ProposeError, Settings, Space, StartError, Status, Transport,
+    Consensus, Lane, Lead, MembershipError, Nobody, ProposeError, Settings, Space, StartError, Status, Transport,
     TransportError,
 };
 pub use feed::{View, Watcher};

@@ -10,9 +10,8 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
 use lb_raft_store::{
-    Consensus, Lane, Settings, Transport, TransportError,
+    Consensus, Nobody, Settings,
     table::{Body, Command, Mutation, Role, Unmatched, VipSettings},
 };
 use tokio::time::Instant;
@@ -21,22 +20,6 @@ const WRITER: &str = "LB_KILL_WRITER";
 /// How many rounds; LB_KILL_ROUNDS=200 takes about a minute.
 const ROUNDS: &str = "LB_KILL_ROUNDS";
 const SOON: Duration = Duration::from_secs(20);
-
-/// A cluster of one node has nobody to talk to.
-struct Nobody;
-
-impl Transport for Nobody {
-    fn call(
-        &self,
-        address: &str,
-        _: Lane,
-        _: Vec<u8>,
-        _: Duration,
-    ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
-        let unreachable = TransportError::Unreachable { address: address.to_owned(), reason: "nobody".into() };
-        async { Err(unreachable) }.boxed()
-    }
-}
 
 async fn start(dir: &Path) -> Consensus {
     let settings = Settings {

@@ -2,31 +2,14 @@
 
 use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, future::BoxFuture};
 use lb_raft_store::{
-    Consensus, Lane, Settings, Transport, TransportError,
+    Consensus, Nobody, Settings,
     table::{AdminState, Affinity, Body, QuorumLoss, Role, SettingsPatch, Table, Unmatched, decode_saved},
 };
 use tokio::time::Instant;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 const SOON: Duration = Duration::from_secs(20);
-
-/// A cluster of one node has nobody to talk to.
-struct Nobody;
-
-impl Transport for Nobody {
-    fn call(
-        &self,
-        address: &str,
-        _: Lane,
-        _: Vec<u8>,
-        _: Duration,
-    ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
-        let unreachable = TransportError::Unreachable { address: address.to_owned(), reason: "nobody".into() };
-        async { Err(unreachable) }.boxed()
-    }
-}
 
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();

@@ -1,6 +1,9 @@
 //! `[cluster]`.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use lb_raft_store::table::{Name, check_cluster_address};
 
@@ -29,11 +32,7 @@ pub(super) fn read(cluster: &mut Section) -> (Vec<SocketAddr>, Option<Cluster>) 
     }
     let advertise = cluster.optional("advertise", |text| check_cluster_address(text).map(|()| text.to_owned()));
     let bootstrap = cluster.flag("bootstrap");
-    for (at, address) in listen.iter().enumerate() {
-        if listen[..at].contains(address) {
-            cluster.fault("listen", &format!("{address} is listed twice"));
-        }
-    }
+    refuse_twice(cluster, &listen);
     if advertise.is_none() && listen.first().is_some_and(|first| first.ip().is_unspecified()) {
         cluster
             .fault("advertise", "is required when listen is 0.0.0.0 or [::]: the address that other nodes can reach");
@@ -45,30 +44,40 @@ pub(super) fn read(cluster: &mut Section) -> (Vec<SocketAddr>, Option<Cluster>) 
     {
         cluster.fault("advertise", &format!("{address} is of another IP family than all of cluster.listen"));
     }
-    for address in &listen {
-        if let IpAddr::V6(ip) = address.ip()
-            && ip.is_unicast_link_local()
-        {
-            cluster.fault("listen", &format!("{address} is valid on one link only: use another address"));
-        }
-        if address.port() == 0 {
-            cluster.fault("listen", &format!("{address}: port 0 is another one at each start; name one"));
-        }
-    }
     let advertise = advertise.or_else(|| listen.first().map(ToString::to_string));
     let whole = cluster_name.zip(advertise);
     let whole = whole.map(|(name, advertise)| Cluster { name, listen: listen.clone(), advertise, bootstrap });
     (listen, whole)
 }
 
+/// Of several listeners each must be another one.
+pub(super) fn refuse_twice<T: PartialEq + Display>(section: &mut Section, listen: &[T]) {
+    for (at, address) in listen.iter().enumerate() {
+        if listen[..at].contains(address) {
+            section.fault("listen", &format!("{address} is listed twice"));
+        }
+    }
+}
+
+/// An address and a port at which others find this machine.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
+    let address: SocketAddr = text.parse().map_err(|_| {
         let hint = match text.parse::<Ipv6Addr>() {
             Ok(_) => ": an IPv6 address needs brackets and a port, as in \"[2001:db8::1]:7401\"",
             Err(_) => "",
         };
         format!("{text:?} is not an address and port such as \"10.77.1.1:7401\"{hint}")
-    })
+    })?;
+    match address.ip() {
+        ip if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) => {
+            Err(format!("{address} is the address of no single machine"))
+        }
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+            Err(format!("{address} is valid on one link only: use another address"))
+        }
+        _ if address.port() == 0 => Err(format!("{address}: port 0 is another one at each start; name one")),
+        _ => Ok(address),
+    }
 }
 
 /// An unspecified IPv6 address hears both families, unless the system says otherwise.

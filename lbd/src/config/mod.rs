@@ -129,7 +129,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
         (root.section("node"), root.section("cluster"), root.section("api"), root.section("tls"));
     let node::Node { name, role, data_dir } = node::read(&mut node);
     let (listen, read_cluster) = cluster::read(&mut cluster);
-    let listeners = api::read(&mut api);
+    let listeners = api::read(&mut api, &listen);
     let insecure = tls::read(&mut tls);
     let dataplane_given = root.contains("dataplane");
     let mut dataplane_section = root.section("dataplane");

@@ -120,10 +120,24 @@ fn an_address_that_others_cannot_dial_is_refused() {
         assert!(fault.starts_with("cluster.advertise: ") && fault.contains(word), "{fault}");
     }
     let listen = |listen: &str| MINIMAL.replace("\"127.0.0.1:7401\"", &format!("{listen:?}"));
-    for (address, word) in [("[fe80::1]:7401", "one link"), ("127.0.0.1:0", "port 0"), ("fd00::1", "brackets")] {
-        let all = faults(&listen(address));
-        assert!(all.iter().any(|f| f.starts_with("cluster.listen: ") && f.contains(word)), "{address}: {all:?}");
+    let api = |listen: &str| format!("{MINIMAL}\n[api]\nlisten = [{listen:?}]");
+    for (address, word) in [
+        ("[fe80::1]:7401", "one link"),
+        ("127.0.0.1:0", "port 0"),
+        ("224.0.0.5:7401", "no single machine"),
+        ("[ff02::1]:7401", "no single machine"),
+    ] {
+        for (key, text) in [("cluster.listen: ", listen(address)), ("api.listen: ", api(address))] {
+            let all = faults(&text);
+            assert!(all.iter().any(|f| f.starts_with(key) && f.contains(word)), "{key}{address}: {all:?}");
+        }
     }
+    assert!(faults(&listen("fd00::1")).iter().any(|fault| fault.contains("brackets")));
+    for taken in ["127.0.0.1:7401", "0.0.0.0:7401"] {
+        assert!(faults(&api(taken)).iter().any(|fault| fault.contains("cannot have one port both")), "{taken}");
+    }
+    let twice = format!("{MINIMAL}\n[api]\nlisten = [\"127.0.0.1:7400\", \"127.0.0.1:7400\"]");
+    assert!(faults(&twice).iter().any(|fault| fault.contains("listed twice")));
 }
 
 #[test]

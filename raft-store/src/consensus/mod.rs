@@ -19,7 +19,7 @@ mod standing;
 mod start;
 
 pub use membership::MembershipError;
-pub use network::{Lane, Transport, TransportError};
+pub use network::{Lane, Nobody, Transport, TransportError};
 pub use node::{Consensus, Lead, Settings, Status};
 pub use propose::ProposeError;
 pub use space::Space;

@@ -1,7 +1,7 @@
 //! openraft's network over a transport that carries bytes. Which wire they take, and who may speak on
 //! it, is the daemon's business.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use openraft::{
@@ -65,6 +65,23 @@ pub trait Transport: Send + Sync + 'static {
         message: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>>;
+}
+
+/// The transport of a cluster of one node, which has nobody to talk to.
+#[derive(Debug, Clone, Copy)]
+pub struct Nobody;
+
+impl Transport for Nobody {
+    fn call(
+        &self,
+        address: &str,
+        _: Lane,
+        _: Vec<u8>,
+        _: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
+        let reason = "this node has nobody to talk to".to_owned();
+        Box::pin(ready(Err(TransportError::Unreachable { address: address.to_owned(), reason })))
+    }
 }
 
 /// What a call to a peer can end in, besides its answer.

@@ -148,12 +148,16 @@ impl Consensus {
 
     /// Where the node stands.
     pub fn status(&self) -> Status {
+        let member = self.inner.member.get();
+        // Cloned at once: holding the guard would hold up openraft. Before the store is asked: that one is told first of what
+        // has failed, and knows why.
+        let metrics = member.map(|member| member.raft.metrics().borrow_watched().clone());
         let failure = (self.inner.store_failure)();
         let disk_full = failure.as_ref().is_some_and(|failure| failure.disk_full);
         let fatal = self.inner.fatal.borrow().clone().or_else(|| failure.map(|failure| failure.reason));
-        let Some(member) = self.inner.member.get() else { return Status { fatal, disk_full, ..Status::default() } };
-        // Cloned at once: holding the guard would hold up openraft.
-        let metrics = member.raft.metrics().borrow_watched().clone();
+        let (Some(member), Some(metrics)) = (member, metrics) else {
+            return Status { fatal, disk_full, ..Status::default() };
+        };
         Status {
             node: Some(member.identity.node),
             cluster: Some(member.identity.cluster),

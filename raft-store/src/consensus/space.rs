@@ -99,31 +99,14 @@ impl Consensus {
 mod tests {
     use std::sync::Arc;
 
-    use futures::future::BoxFuture;
     use openraft::type_config::TypeConfigExt as _;
 
     use super::*;
     use crate::{
-        Lane, Settings, Transport, TransportError,
+        Nobody, Settings,
         raft::TypeConfig,
         table::{BackendSettings, Body, Command, Mutation, Role},
     };
-
-    /// To nobody.
-    struct Alone;
-
-    impl Transport for Alone {
-        fn call(
-            &self,
-            address: &str,
-            _: Lane,
-            _: Vec<u8>,
-            _: Duration,
-        ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
-            let error = TransportError::Unreachable { address: address.to_owned(), reason: "nobody is there".into() };
-            Box::pin(std::future::ready(Err(error)))
-        }
-    }
 
     #[test]
     fn large_transactions_do_not_make_the_log_longer_than_it_may_be() {
@@ -139,7 +122,7 @@ mod tests {
             log_bytes: MOST,
         };
         TypeConfig::run(async {
-            let node = Consensus::start(settings, Arc::new(Alone)).await.unwrap();
+            let node = Consensus::start(settings, Arc::new(Nobody)).await.unwrap();
             let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
             // Each is refused, there being no such service, and is an entry all the same.
             let backend = |number: u32| {

@@ -16,9 +16,7 @@ use openraft::{
 use prost::Message;
 
 use super::{
-    StoreError, envelope,
-    error::refused_by_sled,
-    keys,
+    StoreError, envelope, keys,
     lock::DirLock,
     watermark::Watermark,
     writer::{Note, Writer},
@@ -148,7 +146,7 @@ impl LogStore {
     }
 
     fn record<M: Message + Default>(&self, key: &str) -> Result<Option<M>, StoreError> {
-        let record = self.meta.get(key).map_err(|error| refused_by_sled(&self.path, error))?;
+        let record = self.writer.read(&self.path, self.meta.get(key))?;
         record
             .map(|record| envelope::open_message(key.as_bytes(), &record))
             .transpose()
@@ -164,7 +162,7 @@ impl LogStore {
     }
 
     fn put(&self, key: &str, record: &impl Message) -> io::Result<()> {
-        self.meta.insert(key, envelope::seal_message(key.as_bytes(), record)).map_err(io::Error::other)?;
+        self.writer.checked(self.meta.insert(key, envelope::seal_message(key.as_bytes(), record)))?;
         Ok(())
     }
 
@@ -178,9 +176,9 @@ impl LogStore {
     fn remove_from(&self, index: u64) -> io::Result<()> {
         let mut batch = sled::Batch::default();
         for key in self.log.range(keys::entry(index, 0)..).keys().rev() {
-            batch.remove(key.map_err(io::Error::other)?);
+            batch.remove(self.writer.checked(key)?);
         }
-        self.log.apply_batch(batch).map_err(io::Error::other)
+        self.writer.checked(self.log.apply_batch(batch))
     }
 }
 
@@ -207,9 +205,9 @@ struct Part {
 impl Entries<'_> {
     fn part(&mut self) -> Option<Result<Part, StoreError>> {
         let path = &self.store.path;
-        let (key, record) = match self.parts.next()? {
+        let (key, record) = match self.store.writer.read(path, self.parts.next()?) {
             Ok(item) => item,
-            Err(error) => return Some(Err(refused_by_sled(path, error))),
+            Err(error) => return Some(Err(error)),
         };
         let Some((index, number)) = keys::parse_entry(&key) else {
             return Some(Err(StoreError::damaged(path, "a log key has not 10 bytes")));
@@ -316,7 +314,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let purged = self.log_id(keys::PURGED)?;
-        let last = match self.log.last().map_err(io::Error::other)? {
+        let last = match self.writer.checked(self.log.last())? {
             Some((key, _)) => {
                 let (index, _) =
                     keys::parse_entry(&key).ok_or_else(|| io::Error::other("a log key has not 10 bytes"))?;
@@ -361,7 +359,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.lock_sizes().put(entry.log_id.index(), bytes);
             last = Some(entry.log_id);
         }
-        self.log.apply_batch(batch).map_err(io::Error::other)?;
+        self.writer.checked(self.log.apply_batch(batch))?;
         self.writer.complete(Note::Appended(last), callback)
     }
 
@@ -380,12 +378,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.writer.barrier(Note::Nothing).await?;
         let mut batch = sled::Batch::default();
         for (removed, key) in self.log.range(..keys::entry(last.index() + 1, 0)).keys().enumerate() {
-            batch.remove(key.map_err(io::Error::other)?);
+            batch.remove(self.writer.checked(key)?);
             if removed % PURGE_BATCH == PURGE_BATCH - 1 {
-                self.log.apply_batch(std::mem::take(&mut batch)).map_err(io::Error::other)?;
+                self.writer.checked(self.log.apply_batch(std::mem::take(&mut batch)))?;
             }
         }
-        self.log.apply_batch(batch).map_err(io::Error::other)?;
+        self.writer.checked(self.log.apply_batch(batch))?;
         self.lock_sizes().retain(|index| index > last.index());
         Ok(())
     }

@@ -121,9 +121,8 @@ impl Store {
     /// Makes the node's place in a cluster durable.
     pub(crate) async fn adopt(&self, identity: &Identity) -> io::Result<()> {
         let key = keys::IDENTITY;
-        self.meta
-            .insert(key, envelope::seal_message(key.as_bytes(), &identity.record(self.uuid)))
-            .map_err(io::Error::other)?;
+        let record = envelope::seal_message(key.as_bytes(), &identity.record(self.uuid));
+        self.writer.checked(self.meta.insert(key, record))?;
         self.writer.barrier(Note::Nothing).await
     }
 

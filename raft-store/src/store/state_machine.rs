@@ -10,9 +10,7 @@ use openraft::{
 };
 
 use super::{
-    StoreError, envelope,
-    error::refused_by_sled,
-    keys,
+    StoreError, envelope, keys,
     writer::{Note, Writer},
 };
 use crate::{
@@ -124,7 +122,7 @@ impl StateMachine {
     }
 
     fn stored_record(&self) -> Result<Option<record::StoredSnapshot>, StoreError> {
-        let record = self.meta.get(keys::SNAPSHOT).map_err(|error| refused_by_sled(&self.path, error))?;
+        let record = self.writer.read(&self.path, self.meta.get(keys::SNAPSHOT))?;
         record
             .map(|record| envelope::open_message(keys::SNAPSHOT.as_bytes(), &record))
             .transpose()
@@ -138,9 +136,8 @@ impl StateMachine {
         for position in 0..record.chunks {
             let key = keys::chunk(record.generation, position);
             let chunk = self
-                .snapshots
-                .get(key)
-                .map_err(|error| refused_by_sled(&self.path, error))?
+                .writer
+                .read(&self.path, self.snapshots.get(key))?
                 .ok_or_else(|| damaged(format!("chunk {position} is missing")))?;
             let body = envelope::open(&key, &chunk).map_err(|error| damaged(format!("chunk {position}: {error}")))?;
             data.extend_from_slice(body);
@@ -167,16 +164,16 @@ impl StateMachine {
         let mut chunks = 0;
         for (position, chunk) in (0u32..).zip(data.chunks(keys::PART_LEN)) {
             let key = keys::chunk(generation, position);
-            self.snapshots.insert(key, envelope::seal(&key, chunk)).map_err(io::Error::other)?;
+            self.writer.checked(self.snapshots.insert(key, envelope::seal(&key, chunk)))?;
             chunks = position + 1;
         }
         self.writer.barrier(Note::Nothing).await?;
         let record = record::StoredSnapshot { meta: Some(meta.into()), generation, chunks, len: data.len() as u64 };
         let key = keys::SNAPSHOT;
-        self.meta.insert(key, envelope::seal_message(key.as_bytes(), &record)).map_err(io::Error::other)?;
+        self.writer.checked(self.meta.insert(key, envelope::seal_message(key.as_bytes(), &record)))?;
         self.writer.barrier(Note::Nothing).await?;
         for key in self.snapshots.range(..keys::chunk(generation, 0)).keys() {
-            self.snapshots.remove(key.map_err(io::Error::other)?).map_err(io::Error::other)?;
+            self.writer.checked(self.snapshots.remove(self.writer.checked(key)?))?;
         }
         Ok(())
     }

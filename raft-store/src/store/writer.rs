@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
@@ -13,7 +14,10 @@ use std::{
 use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 
-use super::watermark::{Disk, Watermark};
+use super::{
+    error::{StoreError, refused_by_sled},
+    watermark::{Disk, Watermark},
+};
 use crate::raft::{LogId, TypeConfig, Vote};
 
 /// What becomes true once the records are durable.
@@ -101,6 +105,23 @@ impl Writer {
     /// Why nothing is durable any more, if so.
     pub(crate) fn failure(&self) -> Option<StoreFailure> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What sled answered. An error is final, and known as such before whoever asked is told: it ends the node, and why it
+    /// ended must not depend on who was told first.
+    pub(crate) fn checked<T>(&self, answer: sled::Result<T>) -> io::Result<T> {
+        answer.map_err(io::Error::other).inspect_err(|error| fail(&self.failure, error))
+    }
+
+    /// The same of a question to the store at `path`; what it says of damage ends the node by itself.
+    pub(crate) fn read<T>(&self, path: &Path, answer: sled::Result<T>) -> Result<T, StoreError> {
+        answer.map_err(|error| {
+            let error = refused_by_sled(path, error);
+            if let StoreError::Io { source, .. } = &error {
+                fail(&self.failure, source);
+            }
+            error
+        })
     }
 
     fn send(&self, job: Job) -> io::Result<()> {

@@ -318,7 +318,7 @@ pub fn check_cluster_address(text: &str) -> Result<(), String> {
     if text.parse::<Ipv6Addr>().is_ok() {
         return Err(format!("{text:?} is an IPv6 address without brackets or without a port; the form is {form}"));
     }
-    let Some((host, port)) = text.rsplit_once(':') else {
+    let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
         return Err(format!("{text:?} has no port; the form is {form}"));
     };
     if !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().map_or(true, |port| port == 0) {
@@ -335,8 +335,11 @@ pub fn check_cluster_address(text: &str) -> Result<(), String> {
     if host.contains(':') {
         return Err(format!("{host:?} is an IPv6 address without brackets; the form is {form}"));
     }
-    // What consists of digits and dots alone is meant as an address.
-    if !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+    // What ends in a number is meant as an address (no such top-level domain can be, RFC 3696 2), in whatever base.
+    let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
+    let digits = last.strip_prefix("0x").unwrap_or(last);
+    let radix = if digits == last { 10 } else { 16 };
+    if !last.is_empty() && digits.chars().all(|digit| digit.is_digit(radix)) {
         let address: Ipv4Addr = host.parse().map_err(|_| format!("{host:?} is no IPv4 address"))?;
         return check_host_ip(address.into());
     }
@@ -387,6 +390,10 @@ mod tests {
             ("10.77.1.5", "no port"),
             ("10.77.1:7401", "no IPv4 address"),
             ("10.77.1.256:7401", "no IPv4 address"),
+            ("0x0a.1.1.1:7401", "no IPv4 address"),
+            ("10.1.1.0xa:7401", "no IPv4 address"),
+            ("lb1.7:7401", "no IPv4 address"),
+            ("[fd00::1]", "no port"),
             ("lb1:65536", "no port from"),
             ("lb1:0", "no port from"),
             ("lb1:+7401", "no port from"),
