@@ -77,6 +77,8 @@ struct Publisher {
     guard: Guard,
     /// `None` before the first table: what a crash left behind is in force until then.
     guarded: Option<Guarded>,
+    /// So many looks at it in a row have failed.
+    not_looked_at: u32,
 }
 
 /// How the guard fares, to be read without waiting for whoever publishes.
@@ -92,7 +94,14 @@ struct Guarding {
 const NOT_INSTALLED: usize = 0;
 const NOT_KEPT: usize = 1;
 
+/// From so many failed looks at the guard in a row on it counts as missing.
+const BLIND_LOOKS: u32 = 3;
+
 impl Guarding {
+    fn is_well(&self) -> bool {
+        lock(&self.problems).iter().all(Option::is_none)
+    }
+
     fn note(&self, problem: usize, outcome: Result<(), &dyn std::fmt::Display>) {
         lock(&self.problems)[problem] = outcome.err().map(|error| error.to_string());
     }
@@ -133,7 +142,7 @@ impl Dataplane {
         let warm = Arc::<AtomicBool>::default();
         warm_up(&flows, warm.clone())?;
         let running = Pool::start(config, &published, steering, flows, None)?;
-        let publisher = Arc::new(Mutex::new(Publisher { compiler, spec, guard, guarded: None }));
+        let publisher = Arc::new(Mutex::new(Publisher { compiler, spec, guard, guarded: None, not_looked_at: 0 }));
         let guarding = Arc::<Guarding>::default();
         let (kept, fares, ports) = (publisher.clone(), guarding.clone(), config.ports.clone());
         let keeper = Keeper::start(move || lock(&kept).keep_guard(&ports, &fares))?;
@@ -158,16 +167,17 @@ impl Dataplane {
         if !(1..=MAX_WORKERS).contains(&workers) {
             return Err(StartError::Workers(workers));
         }
-        // Nobody publishes meanwhile.
-        let mut publisher = lock(&self.publisher);
-        let mut pool = lock(&self.pool);
-        let config = Config { ports: publisher.open_ports(), engine: Some(pool.running.engine), ..self.config.clone() };
-        // What can fail for want of memory comes before anything stops.
-        let timeouts = publisher.spec.timeouts;
-        let mut flows = flow_tables(config.flow_capacity, workers, timeouts)?;
+        // What can fail for want of memory comes before anything stops, and what takes long while nobody waits for a lock.
+        let timeouts = lock(&self.publisher).spec.timeouts;
+        let mut flows = flow_tables(self.config.flow_capacity, workers, timeouts)?;
         for mut fill in flows.iter().map(FlowTable::fill) {
             while fill.step().map_err(|error| StartError::Resource("the flow table", error))? {}
         }
+        // Nobody publishes meanwhile.
+        let mut publisher = lock(&self.publisher);
+        let mut pool = lock(&self.pool);
+        flows.iter_mut().for_each(|table| table.set_timeouts(publisher.spec.timeouts));
+        let config = Config { ports: publisher.open_ports(), engine: Some(pool.running.engine), ..self.config.clone() };
         let before = pool.running.workers.all.len();
         let (speaker, former) = pool.stop(&self.published);
         // From here on nobody counts: what was counted is carried over.
@@ -465,17 +475,25 @@ impl Publisher {
     /// Puts the guard back if somebody has changed it.
     fn keep_guard(&mut self, ports: &[PortConfig], fares: &Guarding) {
         let Some(guarded) = self.guarded.clone() else { return };
-        let intact = loop {
-            match self.guard.is_intact() {
-                // Somebody changes the ruleset at this moment.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                looked => break looked,
+        match self.guard.is_intact() {
+            Ok(true) => {
+                self.not_looked_at = 0;
+                return fares.note(NOT_KEPT, Ok(()));
             }
-        };
-        match intact {
-            Ok(true) => return fares.note(NOT_KEPT, Ok(())),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the guard cannot be looked at: it is put in place again"),
+            Ok(false) => self.not_looked_at = 0,
+            // Somebody changes the ruleset at this moment, which is an event of its own.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            // It passes, or it lasts.
+            Err(error) => {
+                self.not_looked_at += 1;
+                if self.not_looked_at == BLIND_LOOKS {
+                    tracing::error!(%error, "the nftables table 'netdev lbd' cannot be looked at");
+                }
+                if self.not_looked_at >= BLIND_LOOKS {
+                    fares.note(NOT_KEPT, Err(&format!("the nftables guard cannot be looked at: {error}")));
+                }
+                return;
+            }
         }
         self.guarded = None;
         let restored = self.install(&Guarded { interfaces: present(ports), ..guarded.clone() });
@@ -488,7 +506,9 @@ impl Publisher {
             }
             Err(error) => {
                 self.guarded = Some(guarded);
-                tracing::error!(%error, "the nftables table 'netdev lbd' was changed or removed, and cannot be put back");
+                if fares.is_well() {
+                    tracing::error!(%error, "the nftables table 'netdev lbd' was changed or removed, and cannot be put back");
+                }
             }
         }
         fares.note(NOT_KEPT, restored.as_ref().copied().map_err(|error| error as _));

@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use lb_raft_store::table::NodeId;
+
 /// What can be wrong. Those of the same name come and go together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
@@ -16,10 +18,10 @@ pub(crate) enum Alarm {
     Lease,
     /// A majority of the voters does not answer.
     Quorum,
-    /// Some other nodes do not answer heartbeats.
-    SilentPeers,
-    /// Some are farther away than the timing bears.
-    Distance,
+    /// Another node does not answer heartbeats.
+    SilentPeer(NodeId),
+    /// One is farther away than the timing bears.
+    Distance(NodeId),
     /// The table has another address of this node than its configuration.
     Address,
     /// Another node takes this one for somebody else.

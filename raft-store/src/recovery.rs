@@ -24,6 +24,9 @@ use crate::{
     table::encode_table,
 };
 
+/// What the names of kept stores begin with.
+const KEPT: &str = "before-recovery-";
+
 /// What became of the store.
 #[derive(Debug, Clone)]
 pub struct Recovered {
@@ -76,6 +79,9 @@ pub async fn position(data_dir: &Path) -> Result<Position, RecoverError> {
     let last = log.get_log_state().await.map_err(failed("read the log"))?.last_log_id;
     let vote = log.read_vote().await.map_err(failed("read the vote"))?;
     let cluster = store.identity.as_ref().map(|identity| identity.cluster);
+    drop((store, log));
+    // sled has written on being opened.
+    give_to_owner(data_dir).map_err(failed("give the store to the owner of data_dir"))?;
     Ok(Position {
         cluster: cluster.ok_or_else(|| RecoverError::Empty(data_dir.to_owned()))?,
         last: last.map(|id| (id.committed_leader_id().term, id.index())),
@@ -105,7 +111,8 @@ pub async fn recover(data_dir: &Path, address: &str) -> Result<Recovered, Recove
         let table = new.machine.table();
         (cluster, (table.vips().count(), table.services().count(), table.backends().count()))
     };
-    give_to_owner(data_dir, &kept).map_err(failed("give the new store to the owner of data_dir"))?;
+    // sled has written on being opened.
+    give_to_owner(data_dir).map_err(failed("give the new store to the owner of data_dir"))?;
     Ok(Recovered { cluster, previous: plan.previous, lost: plan.lost, counts, kept })
 }
 
@@ -144,9 +151,16 @@ async fn make(data_dir: &Path, unfinished: &Path, address: &str) -> Result<Plan,
     let identity = Identity { cluster, recovered_from, ..identity };
     new.adopt(&identity).await.map_err(failed("write the identity"))?;
     drop(new);
-    drop((log, machine, old));
-    let plan = Plan { previous, lost: lost.iter().map(ToString::to_string).collect() };
+    // A place that is free: an operator may have put an earlier store back by hand.
+    let first = format!("{KEPT}{previous}");
+    let names = std::iter::once(first.clone()).chain((2..).map(|number| format!("{first}-{number}")));
+    let kept = names.map(PathBuf::from).find(|name| !data_dir.join(name).exists()).unwrap_or_default();
+    let plan = Plan { previous, kept, lost: lost.iter().map(ToString::to_string).collect() };
+    let owner = fs::metadata(data_dir).map_err(failed("look at data_dir"))?;
+    give(unfinished, owner.uid(), owner.gid()).map_err(failed("give the new store to the owner of data_dir"))?;
     plan.write(unfinished).map_err(failed("write down that the new store is complete"))?;
+    // Until then nobody else can open the old one, and from then on nobody may.
+    drop((log, machine, old));
     Ok(plan)
 }
 
@@ -154,6 +168,8 @@ async fn make(data_dir: &Path, unfinished: &Path, address: &str) -> Result<Plan,
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
     previous: Uuid,
+    /// Where in data_dir the old store is kept.
+    kept: PathBuf,
     lost: Vec<String>,
 }
 
@@ -162,7 +178,7 @@ impl Plan {
         let lines: String = self.lost.iter().map(|name| format!("{name}\n")).collect();
         let beside = unfinished.join(keys::RECOVERY_PLAN).with_extension("new");
         let mut file = fs::File::create(&beside)?;
-        file.write_all(format!("{}\n{lines}", self.previous).as_bytes())?;
+        file.write_all(format!("{}\n{}\n{lines}", self.previous, self.kept.display()).as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, unfinished.join(keys::RECOVERY_PLAN))?;
         sync(unfinished)
@@ -175,13 +191,14 @@ impl Plan {
         };
         let mut lines = text.lines();
         let previous = lines.next().and_then(|line| line.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Some(Self { previous, lost: lines.map(ToOwned::to_owned).collect() }))
+        let kept = lines.next().map(PathBuf::from).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Some(Self { previous, kept, lost: lines.map(ToOwned::to_owned).collect() }))
     }
 }
 
 /// Each step may have been done before. Until the last one a start is refused, because the plan is there.
 fn swap(data_dir: &Path, unfinished: &Path, plan: &Plan) -> io::Result<PathBuf> {
-    let kept = data_dir.join(format!("before-recovery-{}", plan.previous));
+    let kept = data_dir.join(&plan.kept);
     if !kept.exists() {
         fs::create_dir(&kept)?;
     }
@@ -197,6 +214,8 @@ fn swap(data_dir: &Path, unfinished: &Path, plan: &Plan) -> io::Result<PathBuf> 
         }
         sync(data_dir)?;
     }
+    // While the plan is there the same command does what is missing.
+    give_to_owner(data_dir)?;
     fs::remove_file(unfinished.join(keys::RECOVERY_PLAN))?;
     fs::remove_dir_all(unfinished)?;
     sync(data_dir)?;
@@ -208,10 +227,17 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 /// Whoever runs lbd must be able to open what root has made.
-fn give_to_owner(data_dir: &Path, kept: &Path) -> io::Result<()> {
+fn give_to_owner(data_dir: &Path) -> io::Result<()> {
     let owner = fs::metadata(data_dir)?;
-    let made = [keys::WITNESS_FILE, keys::SLED_DIR, keys::LOCK_FILE].map(|name| data_dir.join(name));
-    made.iter().map(PathBuf::as_path).chain([kept]).try_for_each(|path| give(path, owner.uid(), owner.gid()))
+    for entry in fs::read_dir(data_dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = [keys::WITNESS_FILE, keys::SLED_DIR, keys::LOCK_FILE, keys::RECOVERY_DIR];
+        if ours.contains(&name.as_str()) || name.starts_with(KEPT) {
+            give(&entry.path(), owner.uid(), owner.gid())?;
+        }
+    }
+    Ok(())
 }
 
 fn give(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
@@ -237,7 +263,9 @@ mod tests {
     /// Wherever it is cut short, the same command finishes it, and a start in between is refused.
     #[test]
     fn a_recovery_that_is_cut_short_is_gone_on_with() {
-        let plan = Plan { previous: Uuid::from_u128(7), lost: vec!["lb2".into(), "lb3".into()] };
+        let previous = Uuid::from_u128(7);
+        let kept = PathBuf::from(format!("{KEPT}{previous}"));
+        let plan = Plan { previous, kept, lost: vec!["lb2".into(), "lb3".into()] };
         let build = || {
             let dir = tempfile::tempdir().unwrap();
             let unfinished = dir.path().join(keys::RECOVERY_DIR);
@@ -260,7 +288,7 @@ mod tests {
         ];
         for done in 0..=steps.len() {
             let (dir, unfinished) = build();
-            let kept = dir.path().join(format!("before-recovery-{}", plan.previous));
+            let kept = dir.path().join(&plan.kept);
             for step in &steps[..done] {
                 step(dir.path(), &unfinished, &kept).unwrap();
             }

@@ -176,6 +176,10 @@ pub(crate) fn nothing_churns() -> anyhow::Result<()> {
     ensure!(refused.status.code() == Some(1) && text.contains("there is lb2 and not lb3"), "{text}");
     site.nodes[0].lbctl_ok(&["node", "set", "lb3", "--address", &address])?;
     wait_ready(&site.nodes[0], 3);
+    // On the node itself its loopback answers; the others do not reach it there.
+    let refused = site.nodes[last].lbctl(&["node", "set", "lb3", "--address", "127.0.0.1:7401"])?;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1) && text.contains("does not reach it"), "{text}");
     for node in &site.nodes {
         is_well(node);
     }

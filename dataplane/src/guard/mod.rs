@@ -65,14 +65,21 @@ struct Wanted {
     vips: Vec<IpAddr>,
 }
 
+impl Wanted {
+    /// As they stand in the sets.
+    fn addresses(&self) -> BTreeSet<Vec<u8>> {
+        self.vips.iter().map(octets).collect()
+    }
+}
+
 /// The guard of this network namespace.
 pub struct Guard {
     netlink: Netlink,
     flags: TableFlags,
     /// `None` until it was first put in place.
     wanted: Option<Wanted>,
-    /// What the kernel said right after that.
-    installed: Contents,
+    /// What the kernel said after that; `None` until it has been read in whole.
+    installed: Option<Contents>,
     /// The generation of the ruleset when all was last as it should be.
     generation: Option<u32>,
 }
@@ -85,13 +92,7 @@ impl Guard {
             Ownership::Of(socket) => socket,
             Ownership::Own | Ownership::Nobody => open_socket()?,
         };
-        let mut guard = Self {
-            netlink: Netlink::new(socket),
-            flags,
-            wanted: None,
-            installed: Contents::default(),
-            generation: None,
-        };
+        let mut guard = Self { netlink: Netlink::new(socket), flags, wanted: None, installed: None, generation: None };
         // A table without an owner can get one only when it is made anew: its flags stay for now.
         guard.attempt(&[(flags, flags), (NO_OWNER, NO_OWNER)], |batch, _| batch.add_table())?;
         guard.flags = flags;
@@ -105,10 +106,10 @@ impl Guard {
             batch.replace_table(before);
             batch.fill_table(&wanted.interfaces, &wanted.vips);
         })?;
+        // Somebody may have changed it since: what is read must be what was wanted, and the next look reads it again.
+        self.installed = self.netlink.read().ok().filter(|read| read.vips == wanted.addresses());
+        self.generation = None;
         self.wanted = Some(wanted);
-        // Between the two somebody may have changed it: then it is put in place once more than needed.
-        self.generation = self.netlink.generation().ok();
-        self.installed = self.netlink.read().unwrap_or_default();
         Ok(())
     }
 
@@ -119,11 +120,11 @@ impl Guard {
         if self.generation == Some(generation) {
             return Ok(true);
         }
-        let vips: BTreeSet<Vec<u8>> = wanted.vips.iter().map(octets).collect();
         let now = self.netlink.read()?;
-        let intact = now == self.installed && now.vips == vips;
+        let intact = now.vips == wanted.addresses() && self.installed.as_ref().is_none_or(|before| *before == now);
         if intact {
             self.generation = Some(generation);
+            self.installed = Some(now);
         }
         Ok(intact)
     }

@@ -109,8 +109,9 @@ impl Reopening {
         self.is_waiting = false;
         let ports: Vec<PortConfig> =
             wanted().map(|(open, port)| PortConfig { ifindex: port.ifindex, mtu: port.mtu, ..open.clone() }).collect();
-        let opened = self.factory.start(&ports, filter);
-        match opened.and_then(|engine| Ok((engine, self.factory.open_control(&ports)?))) {
+        // First what may fail without a trace: an engine's start has the other workers open theirs anew.
+        let opened = self.factory.open_control(&ports);
+        match opened.and_then(|control| Ok((self.factory.start(&ports, filter)?, control))) {
             Ok((engine, control)) => {
                 tracing::info!("the sockets are open again");
                 self.lost_before += self.engine.lost().frames;

@@ -3,7 +3,11 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    path::Path,
+    os::{
+        fd::AsFd as _,
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
 };
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
@@ -35,8 +39,17 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
             if file == Path::new("-") {
                 return output::print_bytes(&bytes);
             }
-            write(&file, &bytes).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
-            output::print(&format!("snapshot saved in {} ({} bytes)\n", file.display(), bytes.len()))
+            let written =
+                write(&file, &bytes).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+            let told = format!("snapshot saved in {} ({} bytes)\n", file.display(), bytes.len());
+            match written {
+                Written::File => output::print(&told),
+                // It may be this program's own output, in which a further line would be damage.
+                Written::Through => {
+                    eprint!("{told}");
+                    Ok(())
+                }
+            }
         }
         SnapshotCommand::Restore { file } => {
             let bytes = read(&file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
@@ -54,22 +67,60 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
     }
 }
 
+/// How a snapshot was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    /// As a file, in the place of what was there.
+    File,
+    /// To what was there: a pipe, a device, an open descriptor.
+    Through,
+}
+
 /// A regular file is written whole or not at all: an earlier snapshot of that name stays until the new one is there, also
-/// where a link names it. Everything else, such as a pipe or a device, is written to.
-fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    // What a link points to, if it is there.
-    let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    match fs::metadata(file) {
+/// where a link names it, and its permissions stay. Everything else, such as a pipe or a device, is written to.
+fn write(file: &Path, bytes: &[u8]) -> std::io::Result<Written> {
+    let (target, found) = match fs::metadata(file) {
         Ok(found) if found.is_dir() => return Err(std::io::ErrorKind::IsADirectory.into()),
-        Ok(found) if !found.is_file() => return fs::File::options().write(true).open(file)?.write_all(bytes),
-        _ => {}
-    }
+        Ok(found) if !found.is_file() || is_standard_output(&found) => {
+            fs::File::options().write(true).open(file)?.write_all(bytes)?;
+            return Ok(Written::Through);
+        }
+        Ok(found) => (fs::canonicalize(file)?, Some(found)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (link_target(file)?, None),
+        Err(error) => return Err(error),
+    };
     let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut unfinished = tempfile::NamedTempFile::new_in(directory)?;
+    // As another program's file would be made: the mode that the umask leaves.
+    let new = fs::Permissions::from_mode(0o666);
+    let mut unfinished = tempfile::Builder::new().permissions(new).tempfile_in(directory)?;
+    if let Some(found) = found {
+        unfinished.as_file().set_permissions(found.permissions())?;
+    }
     unfinished.write_all(bytes)?;
     unfinished.as_file().sync_all()?;
     unfinished.persist(&target).map_err(|error| error.error)?;
-    fs::File::open(directory)?.sync_all()
+    fs::File::open(directory)?.sync_all()?;
+    Ok(Written::File)
+}
+
+/// What a link points to that is not there yet; a name that is no link itself.
+fn link_target(file: &Path) -> std::io::Result<PathBuf> {
+    /// As many as the kernel follows (path_resolution(7)).
+    const LINKS: usize = 40;
+    let mut at = file.to_owned();
+    for _ in 0..LINKS {
+        match fs::read_link(&at) {
+            Ok(next) => at = at.parent().unwrap_or(Path::new("")).join(next),
+            Err(_) => return Ok(at),
+        }
+    }
+    Err(std::io::Error::other("too many links"))
+}
+
+/// Whether a file is the one that this program's output goes to.
+fn is_standard_output(found: &fs::Metadata) -> bool {
+    let output = std::io::stdout().as_fd().try_clone_to_owned().and_then(|fd| fs::File::from(fd).metadata());
+    output.is_ok_and(|output| (output.dev(), output.ino()) == (found.dev(), found.ino()))
 }
 
 fn read(file: &Path) -> std::io::Result<Vec<u8>> {
@@ -106,6 +157,15 @@ mod tests {
         write(&at("nothing"), b"three").unwrap();
         assert!(fs::symlink_metadata(at("nothing")).unwrap().is_symlink());
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
+        std::os::unix::fs::symlink("later", at("dangling")).unwrap();
+        assert_eq!(write(&at("dangling"), b"five").unwrap(), Written::File);
+        assert!(fs::symlink_metadata(at("dangling")).unwrap().is_symlink());
+        assert_eq!(fs::read(at("later")).unwrap(), b"five");
+        fs::set_permissions(at("new"), fs::Permissions::from_mode(0o640)).unwrap();
+        write(&at("new"), b"six").unwrap();
+        assert_eq!(fs::metadata(at("new")).unwrap().permissions().mode() & 0o777, 0o640);
+        fs::remove_file(at("dangling")).unwrap();
+        fs::remove_file(at("later")).unwrap();
         write(dir.path(), b"four").unwrap_err();
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 3, "nothing is left over: {names:?}");

@@ -10,7 +10,9 @@ use crate::ownership::Fitness;
 /// Runs until it is aborted.
 pub(super) async fn feed(fitness: Fitness) {
     // Set for the parent, whose process id WATCHDOG_PID holds; this process feeds it (NotifyAccess=all).
-    let timeout_us = std::env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::os::unix::process::parent_id()));
+    let timeout_us = number("WATCHDOG_USEC").filter(|timeout_us| *timeout_us >= 3 && is_ours);
     let Some(timeout) = timeout_us.map(Duration::from_micros) else { return std::future::pending().await };
     let mut feed = tokio::time::interval(timeout / 3);
     let mut hung = None;

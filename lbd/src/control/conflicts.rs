@@ -16,10 +16,22 @@ use crate::alarms::{Alarm, Alarms};
 /// A VIP is contested for so long after the last claim.
 const CONTESTED: Duration = Duration::from_secs(60);
 
-/// The claims so far: how many there were, and when the last one came.
+/// Another node's claims are a late frame, or a fence, unless they come at so many looks in a row, one a second.
+const STREAK: u32 = 3;
+
+/// The claims so far.
 #[derive(Default)]
 pub(crate) struct Conflicts {
-    seen: HashMap<(IpAddr, Mac), (u64, Instant)>,
+    seen: HashMap<(IpAddr, Mac), Claims>,
+}
+
+/// Of one station for one VIP.
+struct Claims {
+    count: u64,
+    /// When the last one came.
+    at: Instant,
+    /// At so many looks in a row there were new ones.
+    streak: u32,
 }
 
 impl Conflicts {
@@ -27,19 +39,25 @@ impl Conflicts {
     pub(crate) fn look(&mut self, dataplane: &Dataplane, table: &Table, alarms: &Alarms) {
         let backends = dataplane.report().backends;
         for Conflict { vip, mac, count } in dataplane.conflicts() {
-            let seen = self.seen.entry((vip, mac)).or_insert((0, Instant::now()));
-            if count == seen.0 {
+            let seen = self.seen.entry((vip, mac)).or_insert(Claims { count: 0, at: Instant::now(), streak: 0 });
+            if count == seen.count {
+                seen.streak = 0;
                 continue;
             }
-            *seen = (count, Instant::now());
-            if let Claimant::Node(name) = claimant(table, &backends, mac) {
+            *seen = Claims { count, at: Instant::now(), streak: seen.streak + 1 };
+            if let Claimant::Node(name) = claimant(table, &backends, mac)
+                && seen.streak == 1
+            {
                 tracing::info!(%vip, %mac, node = name, count, "another node claimed this VIP: a late frame, or a fence");
             }
         }
         let mut problems = BTreeMap::new();
-        for ((vip, mac), _) in self.seen.iter().filter(|(_, (_, at))| at.elapsed() < CONTESTED) {
+        for ((vip, mac), seen) in self.seen.iter().filter(|(_, seen)| seen.at.elapsed() < CONTESTED) {
             let problem = match claimant(table, &backends, *mac) {
-                Claimant::Node(_) => continue,
+                Claimant::Node(_) if seen.streak < STREAK => continue,
+                Claimant::Node(name) => format!(
+                    "node {name} ({mac}) answers for VIP {vip} too: is the VIP on an interface there, and lbd stopped?"
+                ),
                 Claimant::Backend(address) => format!(
                     "backend {address} ({mac}) answers ARP for VIP {vip} and takes its traffic: set arp_ignore=1 and \
                      arp_announce=2 there"

@@ -11,7 +11,7 @@ use std::{
 use lb_dataplane::{Dataplane, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Attachment, Body, FEATURE_LEVEL, NodeId},
+    table::{Attachment, Body, Cidr, FEATURE_LEVEL, NodeId},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -48,14 +48,15 @@ pub(crate) struct PublishNode {
     pub(crate) hysteresis: Hysteresis,
 }
 
-/// Since when a node that is published as heard is not heard any more, by interface.
+/// Since when a node that is published as heard is not heard any more, by interface and segment: one address family of a link
+/// may be dead beside the other.
 #[derive(Debug, Default)]
-pub(crate) struct Hysteresis(BTreeMap<(String, NodeId), Instant>);
+pub(crate) struct Hysteresis(BTreeMap<(String, Cidr, NodeId), Instant>);
 
 impl Hysteresis {
     /// Whether a node still counts as heard.
-    fn holds(&mut self, interface: &str, node: NodeId, is_heard: bool, was_heard: bool) -> bool {
-        let key = (interface.to_owned(), node);
+    fn holds(&mut self, (interface, segment): (&str, Cidr), node: NodeId, is_heard: bool, was_heard: bool) -> bool {
+        let key = (interface.to_owned(), segment, node);
         if is_heard || !was_heard {
             self.0.remove(&key);
             return is_heard;
@@ -106,7 +107,7 @@ impl PublishNode {
                 others
                     .filter(|node| {
                         let is_heard = node.attachments.iter().any(is_heard);
-                        hysteresis.holds(&link.name, node.id, is_heard, was_heard(node.id))
+                        hysteresis.holds((&link.name, segment), node.id, is_heard, was_heard(node.id))
                     })
                     .map(|node| node.id)
                     .collect()
@@ -169,6 +170,30 @@ impl PublishNode {
                 "cluster.advertise names no address of the family of cluster.listen that other nodes can reach: \
                  this node gets no heartbeats and owns nothing; name its address there"
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_is_dead_beside_a_living_one_is_noticed() {
+        let segments: [Cidr; 2] = ["192.0.2.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()];
+        let mut hysteresis = Hysteresis::default();
+        let mut look = |of_v6: bool| {
+            hysteresis.holds(("eth0", segments[0]), 2, true, true);
+            hysteresis.holds(("eth0", segments[1]), 2, of_v6, true)
+        };
+        assert!(look(true));
+        assert!(look(false), "a single answer may be lost");
+        let key = ("eth0".to_owned(), segments[1], 2);
+        let long_ago = Instant::now().checked_sub(NOT_HEARD_FOR);
+        assert!(look(false), "and the other family's does not begin the time anew");
+        if let Some(since) = long_ago {
+            hysteresis.0.insert(key, since);
+            assert!(!hysteresis.holds(("eth0", segments[1]), 2, false, true));
         }
     }
 }

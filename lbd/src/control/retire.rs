@@ -57,7 +57,7 @@ pub(crate) async fn retire(retiring: &Retiring) {
             (seen, since) = (forwarded, Instant::now());
         }
     }
-    let (late, took_ms) = (seen - before, started.elapsed().as_millis() as u64);
+    let (late, took_ms) = (seen.saturating_sub(before), started.elapsed().as_millis() as u64);
     tracing::info!(late, took_ms, "late frames for them were forwarded until none came any more");
 }
 

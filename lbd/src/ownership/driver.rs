@@ -11,7 +11,7 @@ use std::{
 use lb_dataplane::{LeaseClock, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Body, Evidence, LeaseId, NodeId},
+    table::{Body, Evidence, LeaseId, Node, NodeId},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -220,6 +220,8 @@ impl Ownership {
             Report::Obituary(datagrams) => self.inner.parent.on_death_send(&datagrams),
             Report::Unfit(reason) => {
                 let alarm = |reason: &String| format!("this node can own no VIP: {reason}");
+                // It is told when the reason is another one, which is worth a line.
+                self.inner.alarms.set(Alarm::Unfit, None);
                 self.inner.alarms.set(Alarm::Unfit, reason.as_ref().map(alarm));
                 self.inner.unfit.send_replace(reason);
             }
@@ -271,7 +273,9 @@ impl Ownership {
         if ended || self.inner.unfit.borrow().is_some() {
             tracing::info!(vips = vips.join(", "), "this node's lease has ended: {held}");
         } else {
-            let silent = self.silent_peers(&view, &self.heard());
+            let heard = self.heard();
+            let silent = self.silent_nodes(&view, &heard).map(|node| format!("{} ({})", node.name, node.address));
+            let silent: Vec<String> = silent.collect();
             let silent = if silent.is_empty() { "the others in time".to_owned() } else { silent.join(", ") };
             let of = if vips.is_empty() { "none".to_owned() } else { vips.join(", ") };
             let problem = format!(
@@ -283,14 +287,18 @@ impl Ownership {
 
     fn tell_of_peers(&self, me: NodeId, heard: Heard) {
         let view = self.inner.consensus.view();
-        let silent = self.silent_peers(&view, &heard);
-        let problem = |silent: &[String]| {
+        let problem = |node: &Node| {
             format!(
-                "no answer to heartbeats (UDP) from {}: are they down, or does a firewall keep UDP from their cluster ports?",
-                silent.join(", ")
+                "no answer to heartbeats (UDP) from {} ({}): is it down, or does a firewall keep UDP from its cluster port?",
+                node.name, node.address
             )
         };
-        self.inner.alarms.set(Alarm::SilentPeers, (!silent.is_empty()).then(|| problem(&silent)));
+        let silent = self.silent_nodes(&view, &heard).map(|node| (node.id, problem(node))).collect();
+        let kind = |alarm| match alarm {
+            Alarm::SilentPeer(node) => Some(node),
+            _ => None,
+        };
+        self.inner.alarms.set_each(Alarm::SilentPeer, kind, &silent);
         let quorum = (!heard.majority && view.table.node(me).is_some()).then(|| {
             "no majority of the voters answers this node: it can own no VIP, and no change can be agreed on".to_owned()
         });
@@ -304,28 +312,31 @@ impl Ownership {
         let timing = view.table.timing();
         let longest_ns = longest_round_trip_ns(timing);
         let ms = |ns: u64| format!("{:.1} ms", ns as f64 / 1e6);
-        let far = round_trips.iter().filter(|(_, ns)| **ns > longest_ns);
-        let far: Vec<String> =
-            far.filter_map(|(id, ns)| Some(format!("{} ({})", view.table.node(*id)?.name, ms(*ns)))).collect();
         let farthest_ns = round_trips.values().copied().max().unwrap_or(0);
-        let problem = || {
+        let problem = |node: &Node, ns: u64| {
             format!(
-                "the round trip to {} is longer than timing={} bears ({}), so that leases run out: 'lbctl cluster set {}' \
-                 bears it, and notices a silent node later",
-                far.join(", "),
+                "the round trip to {} ({}) is longer than timing={} bears ({}), so that leases run out: 'lbctl cluster set \
+                 {}' bears it, and notices a silent node later",
+                node.name,
+                ms(ns),
                 timing.name().unwrap_or("custom"),
                 ms(longest_ns),
                 timing_for(farthest_ns)
             )
         };
-        self.inner.alarms.set(Alarm::Distance, (!far.is_empty()).then(problem));
+        let far = round_trips.iter().filter(|(_, ns)| **ns > longest_ns);
+        let far = far.filter_map(|(id, ns)| Some((*id, problem(view.table.node(*id)?, *ns)))).collect();
+        let kind = |alarm| match alarm {
+            Alarm::Distance(node) => Some(node),
+            _ => None,
+        };
+        self.inner.alarms.set_each(Alarm::Distance, kind, &far);
         self.inner.round_trips.send_replace(round_trips);
     }
 
-    /// Names and addresses of the nodes that are not heard.
-    fn silent_peers(&self, view: &View, heard: &Heard) -> Vec<String> {
-        let silent = heard.peers.iter().filter(|(_, heard)| !**heard).filter_map(|(id, _)| view.table.node(*id));
-        silent.map(|node| format!("{} ({})", node.name, node.address)).collect()
+    /// The nodes that are not heard.
+    fn silent_nodes<'a>(&self, view: &'a View, heard: &Heard) -> impl Iterator<Item = &'a Node> {
+        heard.peers.iter().filter(|(_, heard)| !**heard).filter_map(|(id, _)| view.table.node(*id))
     }
 
     /// Keeps a watch over each other node's process.

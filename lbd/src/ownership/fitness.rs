@@ -89,6 +89,28 @@ pub(crate) enum Cause {
     Memory,
 }
 
+/// Why a node does not do its work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unfit {
+    of: Of,
+    /// For people.
+    pub(super) reason: String,
+}
+
+impl Unfit {
+    /// Whether it is the same as before, but for figures.
+    pub(super) fn is_same(&self, before: &Self) -> bool {
+        self.of == before.of
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Cause(Cause),
+    Worker(usize),
+    Part(Part),
+}
+
 /// All that is known of whether this node does its work. Clones are handles to the same.
 #[derive(Clone, Default)]
 pub(crate) struct Fitness {
@@ -106,7 +128,13 @@ struct Known {
 impl Fitness {
     /// Of a node whose workers show themselves there.
     pub(crate) fn new(progress: Option<Arc<Progress>>) -> Self {
-        Self { inner: Arc::new(Known { progress, ..Known::default() }) }
+        let fitness = Self { inner: Arc::new(Known { progress, ..Known::default() }) };
+        if fitness.inner.progress.is_some() {
+            // Until somebody says otherwise.
+            fitness.set(Cause::Memory, Some("the memory of its flow table is not there yet".into()));
+            fitness.set(Cause::Table, Some("the first table is not in force yet".into()));
+        }
+        fitness
     }
 
     pub(crate) fn vitals(&self) -> &Vitals {
@@ -122,16 +150,19 @@ impl Fitness {
         }
     }
 
-    /// Why this node does not do its work, if it does not. `stall_ns`: for so long a worker may be late.
-    pub(super) fn unfit(&self, stall_ns: u64, now_ns: u64) -> Option<String> {
-        if let Some(reason) = self.inner.causes.lock().unwrap_or_else(PoisonError::into_inner).values().next() {
-            return Some(reason.clone());
+    /// Why this node does not do its work, if it does not. `stall_ns`: for so long a worker may be late; `None` where nobody is
+    /// judged by that, because whoever asks was away itself.
+    pub(super) fn unfit(&self, stall_ns: Option<u64>, now_ns: u64) -> Option<Unfit> {
+        if let Some((cause, reason)) = self.inner.causes.lock().unwrap_or_else(PoisonError::into_inner).iter().next() {
+            return Some(Unfit { of: Of::Cause(*cause), reason: reason.clone() });
         }
+        let stall_ns = stall_ns?;
         if let Some((worker, late_ns)) = self.late_worker(now_ns).filter(|(_, late_ns)| *late_ns > stall_ns) {
-            return Some(format!("worker {worker} of the dataplane has stopped ({} ms ago)", late_ns / 1_000_000));
+            let reason = format!("worker {worker} of the dataplane has stopped ({} ms ago)", late_ns / 1_000_000);
+            return Some(Unfit { of: Of::Worker(worker), reason });
         }
         let (part, _) = self.inner.vitals.silent(now_ns)?;
-        Some(format!("{part} has stopped"))
+        Some(Unfit { of: Of::Part(part), reason: format!("{part} has stopped") })
     }
 
     /// What a watchdog must not see: a part that hangs for good.
@@ -159,11 +190,12 @@ mod tests {
         const SECOND: u64 = 1_000_000_000;
         let fitness = Fitness::new(None);
         let now_ns = boottime_ns();
-        let unfit = |later: u64| fitness.unfit(SECOND, now_ns + later * SECOND);
+        let unfit = |later: u64| Some(fitness.unfit(Some(SECOND), now_ns + later * SECOND)?.reason);
         assert_eq!(unfit(100), None, "nobody has begun");
         fitness.vitals().show(Part::Driver);
         assert_eq!(unfit(3), None);
         assert_eq!(unfit(5).as_deref(), Some("the task that follows the log has stopped"));
+        assert_eq!(fitness.unfit(None, now_ns + 5 * SECOND), None, "whoever was away judges nobody");
         fitness.set(Cause::Table, Some("it does not compile".into()));
         fitness.set(Cause::Guard, Some("no guard".into()));
         assert_eq!(unfit(0).as_deref(), Some("no guard"));

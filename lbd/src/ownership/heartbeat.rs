@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use super::{
     distance::RoundTrips,
-    fitness::{Fitness, Part},
+    fitness::{Fitness, Part, Unfit},
     member::{Member, Output},
     message::{Envelope, Message},
 };
@@ -39,6 +39,9 @@ const MAX_BATCH: usize = 256;
 /// A key that was replaced is accepted for so long, and still used at first: not everybody has the new one.
 const OLD_KEY_ACCEPTED_NS: u64 = 10_000_000_000;
 const OLD_KEY_USED_NS: u64 = 1_000_000_000;
+/// A look that comes so much later than the one before was not made in time: looks come with each heartbeat, of 80 ms at the
+/// slowest named timing.
+const AWAY_NS: u64 = 120_000_000;
 /// The round trips to the others are told so often.
 const MEASURE_EVERY_NS: u64 = 1_000_000_000;
 /// Among the real-time priorities of 1 to 99.
@@ -201,7 +204,10 @@ struct Runner {
     view: Arc<View>,
     keys: Keys,
     holds: Option<LeaseId>,
-    unfit: Option<String>,
+    unfit: Option<Unfit>,
+    /// When that was last looked at, and until when nobody is judged by being late.
+    looked_ns: u64,
+    indulgent_until_ns: u64,
     /// The lease was valid at the last look.
     valid: bool,
     heard: Heard,
@@ -233,6 +239,8 @@ impl Runner {
             keys: Keys::default(),
             holds: None,
             unfit: None,
+            looked_ns: boottime_ns(),
+            indulgent_until_ns: 0,
             valid: false,
             heard: Heard::default(),
             measured_ns: 0,
@@ -351,11 +359,24 @@ impl Runner {
 
     /// A node that does not do its work gives its VIPs away before it says anything else.
     fn look_at_fitness(&mut self, now_ns: u64) {
-        let unfit = self.fitness.unfit(self.member.stall_ns(), now_ns);
-        if unfit.is_some() != self.unfit.is_some() {
-            self.member.on_fitness(unfit.is_none(), now_ns);
-            self.settle(None);
-            self.report(Report::Unfit(unfit.clone()));
+        // A pause of the whole process, or of the machine, makes everybody late, and says nothing of a worker.
+        let stall_ns = self.member.stall_ns();
+        if now_ns > self.looked_ns + AWAY_NS {
+            self.indulgent_until_ns = now_ns + stall_ns;
+        }
+        self.looked_ns = now_ns;
+        let unfit = self.fitness.unfit((now_ns >= self.indulgent_until_ns).then_some(stall_ns), now_ns);
+        let is_same = match (&unfit, &self.unfit) {
+            (Some(unfit), Some(before)) => unfit.is_same(before),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            if unfit.is_some() != self.unfit.is_some() {
+                self.member.on_fitness(unfit.is_none(), now_ns);
+                self.settle(None);
+            }
+            self.report(Report::Unfit(unfit.as_ref().map(|unfit| unfit.reason.clone())));
             self.unfit = unfit;
         }
     }

@@ -210,9 +210,14 @@ impl Member {
         if view.applied > self.view.applied {
             self.asked.on_change(self.answered, self.was_valid);
         }
+        let timing = timing_of(&view);
+        if timing != self.timing || view.table.configuration().index != self.view.table.configuration().index {
+            // A lease may become valid now that did not before.
+            self.asked.begin_anew();
+        }
         self.view = view;
         let table = &self.view.table;
-        self.timing = timing_of(&self.view);
+        self.timing = timing;
         self.holder.on_table(table);
         self.supporter.on_table(self.me, table, self.view.applied, &self.timing, now_ns);
         self.takeover.on_table(table);
@@ -468,7 +473,9 @@ impl Member {
     pub(super) fn next_deadline_ns(&self, now_ns: u64) -> u64 {
         let promise = self.supporter.next_deadline_ns().filter(|at| *at > now_ns);
         let election = self.takeover.next_deadline_ns(&self.timing, now_ns);
-        [promise, election].into_iter().flatten().fold(self.next_ping_ns, u64::min)
+        // A lease that runs out is told of at that moment.
+        let lapse = Some(self.holder.valid_until_ns()).filter(|at| *at > now_ns);
+        [promise, election, lapse].into_iter().flatten().fold(self.next_ping_ns, u64::min)
     }
 
     #[cfg(test)]

@@ -23,13 +23,15 @@ use super::{
 };
 use crate::{
     raft::TypeConfig,
-    table::{Body, Effect, Name, NewNode, Node, NodeId, Rejection, Role, Table},
+    table::{Body, Command, Effect, Evidence, Name, NewNode, Node, NodeId, Rejection, Role, Table},
 };
 
 /// For a question that a machine can answer at once.
 const QUESTION: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// A voter that does not answer within this time counts as dead.
+/// One that is to be added, and has answered; it has no id yet.
+const NEW: NodeId = 0;
+/// A node that does not answer within this time counts as dead.
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// Why a node was not added or removed.
@@ -83,19 +85,38 @@ impl Consensus {
             return Err(MembershipError::Refused("there is no such node any more".into()));
         };
         let refused = |problem: String| Err(MembershipError::Refused(problem));
-        if member.identity.node == node {
-            return Ok(());
-        }
-        match member.peers.call(node, address, Lane::Bulk, Request::Describe(true), QUESTION).await {
-            Ok(Answer::Description(found)) if found.store == known.store.as_bytes() => Ok(()),
-            Ok(Answer::Description(found)) => {
-                refused(format!("at {address} there is {} and not {}", found.name, known.name))
+        if member.identity.node != node {
+            match member.peers.call(node, address, Lane::Bulk, Request::Describe(true), QUESTION).await {
+                Ok(Answer::Description(found)) if found.store == known.store.as_bytes() => {}
+                Ok(Answer::Description(found)) => {
+                    return refused(format!("at {address} there is {} and not {}", found.name, known.name));
+                }
+                Ok(_) => return refused(format!("what listens at {address} is no lbd")),
+                Err(error) => {
+                    return refused(format!(
+                        "{error}. Start {} with its new address first (cluster.listen and cluster.advertise in its lbd.toml)",
+                        known.name
+                    ));
+                }
             }
-            Ok(_) => refused(format!("what listens at {address} is no lbd")),
-            Err(error) => refused(format!(
-                "{error}. Start {} with its new address first (cluster.listen and cluster.advertise in its lbd.toml)",
-                known.name
-            )),
+        }
+        // It must be one for all of them: a node's own loopback answers too.
+        let asked = Reach { nodes: vec![Reached { address: address.to_owned(), ..reached(known) }] };
+        let others = view.table.nodes().filter(|other| other.id != node && other.id != member.identity.node);
+        let ask = async |other: &Node| {
+            let request = Request::Reach(asked.clone());
+            match member.peers.call(other.id, &other.address, Lane::Bulk, request, QUESTION).await {
+                Ok(Answer::Unreached(Unreached { reasons })) if !reasons.is_empty() => {
+                    Some(format!("{} does not reach it: {}", other.name, reasons.join("; ")))
+                }
+                // One that is down, or of an older build, says nothing of it.
+                _ => None,
+            }
+        };
+        let answers = futures::future::join_all(others.map(ask)).await;
+        match answers.into_iter().flatten().next() {
+            None => Ok(()),
+            Some(problem) => refused(problem),
         }
     }
 
@@ -159,10 +180,10 @@ impl Consensus {
             }
         };
         let new = self.check_description(member, record, &description)?;
-        let silent = self.silent(member).await;
+        let silent = self.silent(member).await?;
         self.check_calls_back(member, address, &description, &silent).await?;
-        let with_it = self.view().voters.iter().copied().collect::<BTreeSet<_>>().len() + 1;
-        self.check_majority_lives(&silent, with_it, None, 1)?;
+        let with = |id: NodeId| self.view().voters.iter().copied().chain([id]).collect::<BTreeSet<_>>();
+        self.check_majority_lives(&silent, &with(NEW))?;
         let store = new.store;
         let id = match self.write(Body::AddNode(new), deadline).await? {
             Effect::NodeAdded(id) => id,
@@ -179,6 +200,9 @@ impl Consensus {
         self.wait_until_confirmed(deadline).await?;
         within(deadline, "the new node catches up", member.raft.add_learner(id, node, true)).await?;
         self.wait_until_confirmed(deadline).await?;
+        // All that took time: a change that is begun now must be one that can be finished.
+        let silent = self.silent(member).await?;
+        self.check_majority_lives(&silent, &with(id))?;
         let voter = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         within(deadline, "the new node becomes a voter", member.raft.change_membership(voter, true)).await
     }
@@ -192,13 +216,10 @@ impl Consensus {
         silent: &BTreeSet<NodeId>,
     ) -> Result<(), Failure> {
         let view = self.view();
-        let reached = |node: &Node| Reached {
-            name: node.name.to_string(),
-            address: node.address.clone(),
-            store: node.store.as_bytes().to_vec(),
-        };
-        // One that is being added again does not call itself.
-        let others = view.table.nodes().filter(|node| node.store.as_bytes() != description.store.as_slice());
+        // One that is being added again does not call itself, nor one of which an addition was begun and not finished.
+        let members = members(member);
+        let others = view.table.nodes().filter(|node| members.contains(&node.id));
+        let others = others.filter(|node| node.store.as_bytes() != description.store.as_slice());
         // A node that is down is not the new one's fault.
         let nodes: Vec<Reached> = others.filter(|node| !silent.contains(&node.id)).map(reached).collect();
         match member.peers.call(0, address, Lane::Bulk, Request::Reach(Reach { nodes }), QUESTION).await {
@@ -210,55 +231,65 @@ impl Consensus {
                 reasons.join("; ")
             ))),
             // An older build knows no such question.
-            _ => Ok(()),
+            Err(CallError::Refused(refused)) if refused.kind() == RefusedKind::Internal => Ok(()),
+            Ok(_) => Err(Failure::refused(format!("{address} answered something else than was asked"))),
+            Err(error) => Err(Failure::refused(format!(
+                "{}, the new node, did not say whom it reaches: {error}",
+                description.name
+            ))),
         }
     }
 
-    /// The voters that do not answer a question of this moment within a second. What they answered before says nothing of
+    /// The nodes that do not answer a question of this moment within a second. What they answered before says nothing of
     /// one that has just died.
-    async fn silent(&self, member: &Member) -> BTreeSet<NodeId> {
+    async fn silent(&self, member: &Member) -> Result<BTreeSet<NodeId>, Failure> {
         let asked = TypeConfig::now();
-        if member.raft.trigger().heartbeat().await.is_err() {
-            return BTreeSet::new();
-        }
+        // An error means that the node stops.
+        drop(member.raft.trigger().heartbeat().await);
         let me = member.identity.node;
-        let others: BTreeSet<NodeId> = self.view().voters.iter().copied().filter(|id| *id != me).collect();
+        let others: BTreeSet<NodeId> = members(member).into_iter().filter(|id| *id != me).collect();
         let answered = |metrics: &RaftMetrics<TypeConfig>, id: &NodeId| {
             let heard = metrics.heartbeat.as_ref().and_then(|nodes| nodes.get(id).copied().flatten());
             heard.is_some_and(|at| *at >= asked)
         };
         let all = member.raft.wait(Some(ANSWER));
-        match all.metrics(|metrics| others.iter().all(|id| answered(metrics, id)), "every voter answers").await {
-            Ok(_) => BTreeSet::new(),
-            Err(_) => {
-                let metrics = member.raft.metrics().borrow_watched().clone();
-                others.into_iter().filter(|id| !answered(&metrics, id)).collect()
-            }
+        let all_answer =
+            all.metrics(|metrics| others.iter().all(|id| answered(metrics, id)), "every node answers").await;
+        if all_answer.is_ok() {
+            return Ok(BTreeSet::new());
         }
+        let metrics = member.raft.metrics().borrow_watched().clone();
+        // Whoever does not lead is answered by nobody, and must not judge by that.
+        if metrics.current_leader != Some(me) {
+            return Err(Failure::NotLeader(metrics.current_leader.unwrap_or(0)));
+        }
+        Ok(others.into_iter().filter(|id| !answered(&metrics, id)).collect())
     }
 
-    /// Whether so many of the voters that a change leaves answer that the change can be finished, and the
-    /// cluster goes on: a change that is begun without would lock it for good. `fresh`: voters that come with it.
-    fn check_majority_lives(
-        &self,
-        silent: &BTreeSet<NodeId>,
-        voters: usize,
-        without: Option<NodeId>,
-        fresh: usize,
-    ) -> Result<(), Failure> {
+    /// Whether majorities of the present voters and of those that there will be answer: the change can be agreed on, and all
+    /// that follows. One that is begun without would lock the cluster for good.
+    fn check_majority_lives(&self, silent: &BTreeSet<NodeId>, after: &BTreeSet<NodeId>) -> Result<(), Failure> {
         let view = self.view();
-        let silent: Vec<NodeId> = silent.iter().copied().filter(|id| Some(*id) != without).collect();
-        let stay = view.voters.iter().filter(|id| Some(**id) != without).count();
-        if fresh + stay - silent.len() > voters / 2 {
+        let now: BTreeSet<NodeId> = view.voters.iter().copied().collect();
+        let lives = |voters: &BTreeSet<NodeId>| voters.difference(silent).count() > voters.len() / 2;
+        if !lives(&now) {
+            return Err(Failure::refused(
+                "no majority of the voters answers: no change of the membership can be agreed on. Start the others again; if \
+                 they are lost for good, stop lbd here and run 'lbd recover'"
+                    .into(),
+            ));
+        }
+        if lives(after) {
             return Ok(());
         }
+        let voters = after.len();
         let name = |id: &NodeId| view.table.node(*id).map_or_else(|| id.to_string(), |node| node.name.to_string());
-        let names: Vec<String> = silent.iter().map(name).collect();
+        let names: Vec<String> = after.intersection(silent).map(name).collect();
         let (dead, example) = (names.join(", "), names.first().cloned().unwrap_or_default());
         Err(Failure::refused(format!(
-            "{dead} has not answered within a second, and without it {voters} voters would have no majority: the cluster \
-             could agree on nothing any more. Start it again; or, if it is lost for good, remove it first: 'lbctl node \
-             remove {example} --force'"
+            "no answer within a second from {dead}, without which {voters} voters would have no majority: the cluster could \
+             agree on nothing any more. Start it again; or, if it is lost for good, remove it first: 'lbctl node remove \
+             {example} --force'"
         )))
     }
 
@@ -314,6 +345,9 @@ impl Consensus {
     async fn remove(&self, member: &Member, record: &Remove, deadline: Instant) -> Result<(), Failure> {
         let _one_at_a_time = self.inner.changing_membership.lock().await;
         let view = self.view();
+        if !self.is_leader() {
+            return Err(Failure::NotLeader(self.leader().map_or(0, |(leader, _)| leader)));
+        }
         let Some(node) = view.table.node_named(&record.name) else { return Ok(()) };
         let (id, address) = (node.id, node.address.clone());
         if view.voters.len() == 1 && view.voters.contains(&id) {
@@ -322,9 +356,10 @@ impl Consensus {
                 record.name
             )));
         }
-        let silent = self.silent(member).await;
+        let silent = self.silent(member).await?;
+        let left: BTreeSet<NodeId> = view.voters.iter().copied().filter(|voter| *voter != id).collect();
         if view.voters.contains(&id) {
-            self.check_majority_lives(&silent, view.voters.len() - 1, Some(id), 0)?;
+            self.check_majority_lives(&silent, &left)?;
         }
         if !record.force && silent.contains(&id) {
             return Err(Failure::refused(format!(
@@ -335,6 +370,16 @@ impl Consensus {
         }
         let drain = Body::SetDraining { node: id, draining: true };
         self.write(drain, deadline).await?;
+        // The operator's word that it is off, where nobody's promises can run out any more.
+        let fence = view.table.lease(id).filter(|_| record.force && silent.contains(&id)).map(|lease| Body::Fence {
+            node: id,
+            lease: lease.id,
+            evidence: Evidence::Operator,
+            heard: Vec::new(),
+        });
+        if let Some(fence) = fence.map(Command::from).filter(|fence| fence.is_allowed_at(view.table.feature_level())) {
+            self.propose(&fence, deadline).await.map_err(|error| Failure::TimedOut(error.to_string()))?;
+        }
         self.wait_until_free(id, record, deadline).await?;
         if id == member.identity.node {
             return self.hand_over(member, deadline).await;
@@ -344,6 +389,7 @@ impl Consensus {
             let gone = BTreeSet::from([id]);
             self.wait_until_confirmed(deadline).await?;
             if view.voters.contains(&id) {
+                self.check_majority_lives(&self.silent(member).await?, &left)?;
                 let change = ChangeMembers::RemoveVoters(gone.clone());
                 within(deadline, "its vote is taken", member.raft.change_membership(change, true)).await?;
             }
@@ -413,6 +459,16 @@ impl Consensus {
         let reply = self.propose(&body.into(), deadline).await.map_err(|error| Failure::TimedOut(error.to_string()))?;
         reply.result.map_err(|Rejection { message, .. }| Failure::refused(message))
     }
+}
+
+/// A node as another one is asked about it.
+fn reached(node: &Node) -> Reached {
+    Reached { name: node.name.to_string(), address: node.address.clone(), store: node.store.as_bytes().to_vec() }
+}
+
+/// Those to which the log is sent, with a vote or without.
+fn members(member: &Member) -> BTreeSet<NodeId> {
+    member.raft.metrics().borrow_watched().membership_config.nodes().map(|(id, _)| *id).collect()
 }
 
 /// Why the leader did not do it.

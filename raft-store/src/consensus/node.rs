@@ -99,8 +99,8 @@ pub(super) struct Inner {
     pub(super) low_on_space: AtomicBool,
     /// For whom another node took this one last, and when.
     pub(super) mistaken: std::sync::Mutex<Option<(Instant, String)>>,
-    /// When the leader was last heard; at first, when this process began to listen.
-    pub(super) heard_leader: std::sync::Mutex<Instant>,
+    /// When the leader was last heard; at first, when this process began to listen, and false.
+    pub(super) heard_leader: std::sync::Mutex<(Instant, bool)>,
     pub(super) watcher: Watcher,
     pub(super) lead: watch::Sender<Lead>,
     pub(super) joined: watch::Sender<bool>,

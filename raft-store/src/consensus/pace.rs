@@ -3,7 +3,6 @@
 //! times that it is given ([`limits`]) are limits alone, wide enough for any distance at which the cluster can work.
 
 use std::{
-    collections::BTreeSet,
     sync::{PoisonError, Weak},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use openraft::{Config, async_runtime::WatchReceiver as _};
 use tokio::time::{Instant, sleep_until};
 
 use super::node::{Consensus, Inner, Member};
-use crate::table::{NodeId, Timing};
+use crate::{raft::Vote, table::Timing};
 
 /// For a heartbeat and its answer: Raft works up to a round trip of so long.
 const HEARTBEAT_LIMIT_MS: u64 = 500;
@@ -20,7 +19,7 @@ const HEARTBEAT_LIMIT_MS: u64 = 500;
 const VOTE_LIMIT_MS: u64 = 650;
 /// For so long after it has heard the leader a voter elects no other one, but for one that takes over from a leader that
 /// is gone; it must be longer again.
-const LEADER_LEASE_MS: u64 = 700;
+const LEADER_LEASE: Duration = Duration::from_millis(700);
 /// An election that comes to nothing is followed by one after twice the time, so often.
 const DOUBLINGS: u32 = 3;
 
@@ -29,7 +28,7 @@ pub(super) fn limits(config: Config) -> Config {
     Config {
         heartbeat_interval: HEARTBEAT_LIMIT_MS,
         election_timeout_min: VOTE_LIMIT_MS,
-        election_timeout_max: LEADER_LEASE_MS,
+        election_timeout_max: LEADER_LEASE.as_millis() as u64,
         enable_heartbeat: false,
         enable_elect: false,
         ..config
@@ -61,6 +60,7 @@ impl Pace {
 
 /// Runs until the last handle to the node is dropped: it holds none itself.
 pub(super) async fn run(node: Weak<Inner>) {
+    let Some(mut lead) = node.upgrade().map(|inner| inner.lead.subscribe()) else { return };
     let mut candidacy = Candidacy::default();
     loop {
         let next = {
@@ -69,26 +69,44 @@ pub(super) async fn run(node: Weak<Inner>) {
             let Some(member) = consensus.inner.member.get() else { return };
             consensus.keep_pace(member, &mut candidacy).await
         };
-        sleep_until(next).await;
+        // A new leader takes no write before a majority has answered a heartbeat: it sends one at once.
+        tokio::select! {
+            () = sleep_until(next) => {}
+            changed = lead.changed() => if changed.is_err() { return },
+        }
     }
 }
 
-/// The elections that this node has started since it last heard a leader.
+/// When a leader was last heard, and what this node last voted for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Heard {
+    at: Instant,
+    /// Within its lease: openraft starts no election before that has run out.
+    leased: bool,
+    vote: Vote,
+}
+
+/// The elections that this node has started since it last heard a leader, or voted.
 #[derive(Debug, Default)]
 struct Candidacy {
-    heard: Option<Instant>,
+    heard: Option<Heard>,
     elections: u32,
     next: Option<Instant>,
 }
 
 impl Candidacy {
-    /// Whether an election is due, after a leader was heard at that moment. A sole voter waits for nobody.
-    fn is_due(&mut self, heard: Instant, is_sole: bool, pace: Pace, now: Instant) -> bool {
-        if self.heard != Some(heard) {
-            *self = Self { heard: Some(heard), elections: 0, next: None };
+    /// Whether an election is due. A sole voter waits for nobody.
+    fn is_due(&mut self, heard: Heard, is_sole: bool, pace: Pace, now: Instant) -> bool {
+        if self.heard.is_none_or(|known| (known.at, known.vote) != (heard.at, heard.vote)) {
+            // Whoever has voted gives the one that it voted for the time to win.
+            let voted = self.heard.is_some_and(|known| known.vote != heard.vote);
+            let timeout = pace.timeout(0);
+            let from_lease = heard.leased.then(|| heard.at + LEADER_LEASE + timeout - pace.election);
+            let from_vote = voted.then(|| now + timeout);
+            let next = [Some(heard.at + timeout), from_lease, from_vote].into_iter().flatten().max();
+            *self = Self { heard: Some(heard), elections: 0, next };
         }
-        let elections = self.elections;
-        let due = is_sole && elections == 0 || now >= *self.next.get_or_insert_with(|| heard + pace.timeout(elections));
+        let due = is_sole && self.elections == 0 || self.next.is_none_or(|next| now >= next);
         if due {
             self.elections += 1;
             self.next = Some(now + pace.timeout(self.elections));
@@ -111,10 +129,12 @@ impl Consensus {
             drop(member.raft.trigger().heartbeat().await);
             return now + pace.heartbeat;
         }
-        let heard = *self.inner.heard_leader.lock().unwrap_or_else(PoisonError::into_inner);
-        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-        if voters.contains(&me) && candidacy.is_due(heard, voters.len() == 1, pace, now) {
-            // Begun by asking whether it could be won: a node that comes back disturbs nobody.
+        let (at, leased) = *self.inner.heard_leader.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = Heard { at, leased, vote: metrics.vote };
+        let is_sole = metrics.membership_config.membership().voter_ids().eq([me]);
+        if candidacy.is_due(heard, is_sole, pace, now) {
+            // Begun by asking whether it could be won: a node that comes back disturbs nobody. openraft knows whether this
+            // node has a vote, in the last configuration or in one that may be in force yet.
             drop(member.raft.trigger().elect(true).await);
         }
         candidacy.next.unwrap_or(now).clamp(now + pace.heartbeat / 10, now + pace.heartbeat)
@@ -122,7 +142,7 @@ impl Consensus {
 
     /// The leader was heard at this moment.
     pub(super) fn hears_leader(&self) {
-        *self.inner.heard_leader.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.inner.heard_leader.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), true);
     }
 }
 
@@ -148,16 +168,22 @@ mod tests {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut candidacy = Candidacy::default();
-        let mut elections = |from: u64, to: u64, heard: Instant, sole: bool| {
+        let heard = |at: Instant, leased, term| Heard { at, leased, vote: Vote::new(term, 1) };
+        let mut elections = |from: u64, to: u64, heard: Heard, sole: bool| {
             (from..to).filter(|ms| candidacy.is_due(heard, sole, pace, at(*ms))).count()
         };
-        assert_eq!(elections(0, 150, start, false), 0, "a leader has been heard just now");
-        assert_eq!(elections(150, 300, start, false), 1);
-        let later = elections(300, 20_300, start, false);
+        let started = heard(start, false, 1);
+        assert_eq!(elections(0, 150, started, false), 0, "a leader may be there");
+        assert_eq!(elections(150, 300, started, false), 1);
+        let later = elections(300, 20_300, started, false);
         assert!((8..=20).contains(&later), "{later} in 20 s, where 67 to 133 would be due without a pause");
-        assert_eq!(elections(20_300, 20_450, at(20_300), false), 0);
-        assert_eq!(elections(20_450, 20_600, at(20_300), false), 1);
-        assert_eq!(elections(20_600, 20_601, at(20_600), true), 1, "a sole voter waits for nobody");
+        let leader = heard(at(20_300), true, 1);
+        assert_eq!(elections(20_300, 21_000, leader, false), 0, "its lease lasts");
+        assert_eq!(elections(21_000, 21_150, leader, false), 1);
+        let voted = heard(at(20_300), true, 2);
+        assert_eq!(elections(21_200, 21_350, voted, false), 0, "it has voted for another one just now");
+        assert_eq!(elections(21_350, 21_500, voted, false), 1);
+        assert_eq!(elections(21_600, 21_601, heard(at(21_600), true, 2), true), 1, "a sole voter waits for nobody");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Consensus {
         if !command.is_allowed_at(level) {
             return Err(ProposeError::TooNew { needed: command.needs_level(), level });
         }
-        if command.request.is_some() && self.is_low_on_space() {
+        if command.needs_space() && self.is_low_on_space() {
             return Err(ProposeError::NoSpace { on: String::new() });
         }
         let bytes = encode_command(command);
@@ -77,10 +77,13 @@ impl Consensus {
         // the leader is another one, or the way to it broke.
         let mut attempted = false;
         while Instant::now() < deadline {
-            match self.propose_once(command, &bytes, deadline).await? {
-                Attempt::Done(reply) => return Ok(reply),
-                Attempt::NotSent => {}
-                Attempt::Unknown => attempted = true,
+            match self.propose_once(command, &bytes, deadline).await {
+                Ok(Attempt::Done(reply)) => return Ok(reply),
+                Ok(Attempt::NotSent) => {}
+                Ok(Attempt::Unknown) => attempted = true,
+                // An earlier attempt may have been taken: what the next leader says is no answer to that.
+                Err(_) if attempted => {}
+                Err(refused) => return Err(refused),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }

@@ -111,7 +111,7 @@ impl Consensus {
                     let error = ProposeError::TooNew { needed: command.needs_level(), level };
                     return Ok(Answer::refused(RefusedKind::TooNew, error));
                 }
-                if command.request.is_some() && self.is_low_on_space() {
+                if command.needs_space() && self.is_low_on_space() {
                     return Ok(Answer::refused(RefusedKind::NoSpace, format!(" of {}", member.identity.name)));
                 }
                 match self.write_as_leader(member, &command, Instant::now() + FORWARDED).await {

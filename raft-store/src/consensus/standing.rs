@@ -18,20 +18,23 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// For an answer, and for the read behind it.
 const ANSWER: Duration = Duration::from_secs(2);
 const READ: Duration = Duration::from_secs(1);
+/// Between two lines of the log about doubts that come to nothing.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Runs until the last handle to the node is dropped: it holds none itself.
 pub(super) async fn run(node: Weak<Inner>) {
     let Some(mut doubts) = node.upgrade().map(|inner| inner.doubts.subscribe()) else { return };
+    let mut told = None;
     while doubts.changed().await.is_ok() {
         let Some(inner) = node.upgrade() else { return };
-        Consensus { inner }.find_out().await;
+        Consensus { inner }.find_out(&mut told).await;
         tokio::time::sleep(AGAIN).await;
     }
 }
 
 impl Consensus {
     /// Asks the nodes of this node's own table.
-    async fn find_out(&self) {
+    async fn find_out(&self, told: &mut Option<Instant>) {
         let Some(member) = self.inner.member.get() else { return };
         let me = member.identity.node;
         let view = self.view();
@@ -48,9 +51,13 @@ impl Consensus {
                 ));
             }
         }
-        tracing::warn!(
-            "another node says that this one was removed; no node of its own table confirms that, so it goes on"
-        );
+        // Whoever says so may say it for ever.
+        if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                "another node says that this one was removed; no node of its own table confirms that, so it goes on"
+            );
+        }
     }
 
     /// Whether a node is part of this cluster, by a read that a majority confirms.
@@ -58,6 +65,10 @@ impl Consensus {
         // This node was recovered as the only one that was left of the asker's cluster.
         if member.identity.recovered_from.iter().any(|id| cluster == id.as_bytes()) {
             return StandingAnswer::Removed;
+        }
+        // A foreign node at the address of one of the asker's knows nothing of it.
+        if cluster != member.identity.cluster.as_bytes() {
+            return StandingAnswer::Unknown;
         }
         let Ok(view) = self.read(Instant::now() + READ).await else { return StandingAnswer::Unknown };
         match view.table.node(of.node) {

@@ -88,7 +88,7 @@ impl Consensus {
                 in_flight: InFlight::default(),
                 low_on_space: AtomicBool::new(false),
                 mistaken: std::sync::Mutex::default(),
-                heard_leader: std::sync::Mutex::new(Instant::now()),
+                heard_leader: std::sync::Mutex::new((Instant::now(), false)),
                 watcher,
                 lead: watch::Sender::default(),
                 joined: watch::Sender::new(false),

@@ -55,7 +55,8 @@ impl Store {
             .map_err(|error| StoreError::io("create", dir, error))?;
         // One that a recovery has made is not where it belongs.
         let lock = Arc::new(lock(dir)?);
-        if dir.join(keys::RECOVERY_DIR).join(keys::RECOVERY_PLAN).exists() {
+        // One that cannot be looked at counts too: root has begun it, and this is not root.
+        if dir.join(keys::RECOVERY_DIR).join(keys::RECOVERY_PLAN).try_exists().unwrap_or(true) {
             return Err(StoreError::Unfinished { path: dir.to_owned() });
         }
         let watermark_path = dir.join(keys::WITNESS_FILE);

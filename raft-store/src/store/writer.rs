@@ -110,7 +110,7 @@ impl Writer {
     /// What sled answered. An error is final, and known as such before whoever asked is told: it ends the node, and why it
     /// ended must not depend on who was told first.
     pub(crate) fn checked<T>(&self, answer: sled::Result<T>) -> io::Result<T> {
-        answer.map_err(io::Error::other).inspect_err(|error| fail(&self.failure, error))
+        answer.map_err(of_sled).inspect_err(|error| fail(&self.failure, error))
     }
 
     /// The same of a question to the store at `path`; what it says of damage ends the node by itself.
@@ -141,11 +141,16 @@ fn fail(failure: &Failure, error: &io::Error) {
     });
 }
 
-/// Whether somewhere in the chain of causes the system said that there is no room.
 fn is_disk_full(error: &io::Error) -> bool {
-    let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-    let of_sled = error.get_ref().and_then(|inner| inner.downcast_ref::<sled::Error>());
-    full(error.kind()) || matches!(of_sled, Some(sled::Error::Io(error)) if full(error.kind()))
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// What the system said to sled stays what it is.
+fn of_sled(error: sled::Error) -> io::Error {
+    match &error {
+        sled::Error::Io(cause) => io::Error::new(cause.kind(), error.to_string()),
+        _ => io::Error::other(error),
+    }
 }
 
 /// Finds out that sled has failed. When a write fails, sled (0.34.7, Log::exit_reservation) notes the error and
@@ -161,7 +166,7 @@ fn watch(db: &sled::Db, failure: &Failure, end: &mpsc::Receiver<()>) {
         // On a thread of its own: one that has begun before the error waits like all others.
         let look = thread::Builder::new().name("store-look".into()).spawn(move || {
             if let Err(error) = db.flush() {
-                fail(&failure, &io::Error::other(error));
+                fail(&failure, &of_sled(error));
             }
             drop(here);
         });
@@ -203,7 +208,7 @@ impl State {
         if let Some(failure) = &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
             return Err(io::Error::other(failure.reason.clone()));
         }
-        self.db.flush().map_err(io::Error::other)?;
+        self.db.flush().map_err(of_sled)?;
         self.disk.sync_log()?;
         let before = self.watermark.clone();
         for job in group {

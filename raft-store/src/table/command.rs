@@ -204,6 +204,20 @@ impl Command {
         of_envelope.max(of_body)
     }
 
+    /// Whether it is a caller's write that waits while little space is left. What moves VIPs away from a node, or mends the
+    /// membership, does not: that is how such a node is helped.
+    pub(crate) fn needs_space(&self) -> bool {
+        let helps = matches!(
+            self.body,
+            Body::Fence { .. }
+                | Body::SetDraining { .. }
+                | Body::SetNodeAddress { .. }
+                | Body::MoveIntent { .. }
+                | Body::Rebalance
+        );
+        self.request.is_some() && !helps
+    }
+
     /// Whether a table of that level takes it. The raise itself is decided by what the nodes know.
     pub fn is_allowed_at(&self, level: u32) -> bool {
         matches!(self.body, Body::RaiseFeatureLevel { .. }) || self.needs_level() <= level
