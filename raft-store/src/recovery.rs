@@ -202,7 +202,7 @@ fn swap(data_dir: &Path, unfinished: &Path, plan: &Plan) -> io::Result<PathBuf> 
     if !kept.exists() {
         fs::create_dir(&kept)?;
     }
-    for name in [keys::WITNESS_FILE, keys::SLED_DIR] {
+    for name in keys::OF_A_STORE {
         let (present, new, old) = (data_dir.join(name), unfinished.join(name), kept.join(name));
         // Where the old one is kept already, what is there is the new one.
         if !old.exists() {
@@ -232,8 +232,8 @@ fn give_to_owner(data_dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(data_dir)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = [keys::WITNESS_FILE, keys::SLED_DIR, keys::LOCK_FILE, keys::RECOVERY_DIR];
-        if ours.contains(&name.as_str()) || name.starts_with(KEPT) {
+        let ours = [keys::LOCK_FILE, keys::RECOVERY_DIR];
+        if ours.contains(&name.as_str()) || keys::OF_A_STORE.contains(&name.as_str()) || name.starts_with(KEPT) {
             give(&entry.path(), owner.uid(), owner.gid())?;
         }
     }
@@ -270,22 +270,22 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let unfinished = dir.path().join(keys::RECOVERY_DIR);
             for (at, label) in [(dir.path(), "old"), (unfinished.as_path(), "new")] {
-                fs::create_dir_all(at.join(keys::SLED_DIR)).unwrap();
-                fs::write(at.join(keys::SLED_DIR).join("db"), label).unwrap();
+                for name in [keys::JOURNAL_DIR, keys::SNAPSHOTS_DIR, keys::SLED_DIR] {
+                    fs::create_dir_all(at.join(name)).unwrap();
+                    fs::write(at.join(name).join("file"), label).unwrap();
+                }
                 fs::write(at.join(keys::WITNESS_FILE), label).unwrap();
             }
             plan.write(&unfinished).unwrap();
             (dir, unfinished)
         };
         // As far as a crash lets it come: the first steps of the swap, by hand.
-        type Step = fn(&Path, &Path, &Path) -> io::Result<()>;
-        let steps: [Step; 5] = [
-            |_, _, kept| fs::create_dir(kept),
-            |dir, _, kept| fs::rename(dir.join(keys::WITNESS_FILE), kept.join(keys::WITNESS_FILE)),
-            |dir, new, _| fs::rename(new.join(keys::WITNESS_FILE), dir.join(keys::WITNESS_FILE)),
-            |dir, _, kept| fs::rename(dir.join(keys::SLED_DIR), kept.join(keys::SLED_DIR)),
-            |dir, new, _| fs::rename(new.join(keys::SLED_DIR), dir.join(keys::SLED_DIR)),
-        ];
+        type Step = Box<dyn Fn(&Path, &Path, &Path) -> io::Result<()>>;
+        let mut steps: Vec<Step> = vec![Box::new(|_, _, kept| fs::create_dir(kept))];
+        for name in keys::OF_A_STORE {
+            steps.push(Box::new(move |dir, _, kept| fs::rename(dir.join(name), kept.join(name))));
+            steps.push(Box::new(move |dir, new, _| fs::rename(new.join(name), dir.join(name))));
+        }
         for done in 0..=steps.len() {
             let (dir, unfinished) = build();
             let kept = dir.path().join(&plan.kept);
@@ -297,12 +297,15 @@ mod tests {
             let found = Plan::read(&unfinished).unwrap().expect("a plan");
             assert_eq!(found, plan);
             assert_eq!(swap(dir.path(), &unfinished, &found).unwrap(), kept);
-            let label = |at: &Path| {
-                let of = |name: PathBuf| fs::read_to_string(at.join(name)).unwrap();
-                (of(keys::WITNESS_FILE.into()), of(Path::new(keys::SLED_DIR).join("db")))
+            let labels = |at: &Path| -> BTreeSet<String> {
+                let of = |name: &str| match at.join(name).is_dir() {
+                    true => fs::read_to_string(at.join(name).join("file")).unwrap(),
+                    false => fs::read_to_string(at.join(name)).unwrap(),
+                };
+                keys::OF_A_STORE.map(of).into_iter().collect()
             };
-            assert_eq!(label(dir.path()), ("new".into(), "new".into()), "after {done} steps");
-            assert_eq!(label(&kept), ("old".into(), "old".into()), "after {done} steps");
+            assert_eq!(labels(dir.path()), BTreeSet::from(["new".into()]), "after {done} steps");
+            assert_eq!(labels(&kept), BTreeSet::from(["old".into()]), "after {done} steps");
             assert!(!unfinished.exists());
         }
     }

@@ -57,6 +57,7 @@ impl Consensus {
     pub async fn start(settings: Settings, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
         let (publisher, watcher) = feed::channel();
         let store = Store::open(&settings.data_dir, publisher)?;
+        tracing::debug!(starts = store.starts, "the store is open");
         let identity = match store.identity.clone() {
             Some(identity) => {
                 same_node(&settings, &identity)?;

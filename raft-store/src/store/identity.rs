@@ -1,14 +1,7 @@
 //! Which node of which cluster a store belongs to.
 
-use std::path::Path;
-
 use uuid::Uuid;
 
-use super::{
-    envelope,
-    error::{StoreError, refused_by_sled},
-    keys,
-};
 use crate::{
     codec::record,
     table::{NodeId, Role},
@@ -28,7 +21,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// As it stands in the store of that name.
-    pub(super) fn record(&self, store: Uuid) -> record::Identity {
+    pub(crate) fn record(&self, store: Uuid) -> record::Identity {
         record::Identity {
             node: self.node,
             cluster: self.cluster.as_bytes().to_vec(),
@@ -39,25 +32,19 @@ impl Identity {
             recovered_from: self.recovered_from.iter().map(|id| id.as_bytes().to_vec()).collect(),
         }
     }
-}
 
-/// The identity in the store whose watermark names it `store`; `None` while it belongs to no cluster.
-pub(super) fn read_identity(meta: &sled::Tree, path: &Path, store: Uuid) -> Result<Option<Identity>, StoreError> {
-    let damaged = |what: String| StoreError::damaged(path, format!("the identity record: {what}"));
-    let Some(record) = meta.get(keys::IDENTITY).map_err(|error| refused_by_sled(path, error))? else {
-        return Ok(None);
-    };
-    let record: record::Identity =
-        envelope::open_message(keys::IDENTITY.as_bytes(), &record).map_err(|error| damaged(error.to_string()))?;
-    if record.store != store.as_bytes() {
-        return Err(damaged("the witness file belongs to another store".into()));
+    /// The inverse, or what is wrong with it.
+    pub(crate) fn read(record: record::Identity, store: Uuid) -> Result<Self, String> {
+        if record.store != store.as_bytes() {
+            return Err("the witness file belongs to another store".into());
+        }
+        Ok(Self {
+            node: record.node,
+            cluster: Uuid::from_slice(&record.cluster).map_err(|error| error.to_string())?,
+            cluster_name: record.cluster_name,
+            recovered_from: record.recovered_from.iter().filter_map(|id| Uuid::from_slice(id).ok()).collect(),
+            name: record.name,
+            role: if record.witness_role { Role::Witness } else { Role::Lb },
+        })
     }
-    Ok(Some(Identity {
-        node: record.node,
-        cluster: Uuid::from_slice(&record.cluster).map_err(|error| damaged(error.to_string()))?,
-        cluster_name: record.cluster_name,
-        recovered_from: record.recovered_from.iter().filter_map(|id| Uuid::from_slice(id).ok()).collect(),
-        name: record.name,
-        role: if record.witness_role { Role::Witness } else { Role::Lb },
-    }))
 }

@@ -3,12 +3,20 @@
 
 /// The lock that keeps a second process out.
 pub(crate) const LOCK_FILE: &str = "lock";
-/// The watermark beside sled.
+/// The watermark.
 pub(crate) const WITNESS_FILE: &str = "witness";
+/// What makes changes durable.
+pub(crate) const JOURNAL_DIR: &str = "journal";
+/// The snapshot files.
+pub(crate) const SNAPSHOTS_DIR: &str = "snapshots";
 /// sled's own directory.
 pub(crate) const SLED_DIR: &str = "sled";
-/// The file in it that holds everything.
+/// The file in it that holds all that is read.
 pub(crate) const SLED_FILE: &str = "db";
+/// All that belongs to a store and moves with it.
+pub(crate) const OF_A_STORE: [&str; 4] = [WITNESS_FILE, JOURNAL_DIR, SNAPSHOTS_DIR, SLED_DIR];
+/// The feature level from which builds know the journal; those below refuse a store that has one.
+pub(crate) const JOURNAL_LEVEL: u32 = 4;
 
 /// Where a recovery makes the new store.
 pub(crate) const RECOVERY_DIR: &str = "recovering";
@@ -26,13 +34,13 @@ pub(crate) const META_TREE: &str = "meta";
 /// The snapshot's chunks.
 pub(crate) const SNAPSHOT_TREE: &str = "snapshot";
 
-/// Who this store belongs to.
+/// Who the store belongs to; since there is a journal, that says it.
 pub(crate) const IDENTITY: &str = "identity";
 /// The last vote.
 pub(crate) const VOTE: &str = "vote";
 /// The highest entry known to be committed; a hint, never synced for its own sake.
 pub(crate) const COMMITTED: &str = "committed";
-/// The last entry that was purged.
+/// The last entry that was purged: the log begins behind it.
 pub(crate) const PURGED: &str = "purged";
 /// What the snapshot holds and where its chunks are.
 pub(crate) const SNAPSHOT: &str = "snapshot";

@@ -1,26 +1,33 @@
-//! What a node must not forget, in sled 0.34, under a discipline of our own.
+//! What a node must not forget, under a discipline of our own.
 //!
-//! sled alone would not do: its `flush` never calls fsync, and it opens damaged files without a word
-//! with part of the data gone. So one writer thread commits in groups and calls fdatasync itself
-//! before anything is acknowledged, every record carries a checksum, and a watermark file beside sled
-//! says what must be there. A store that holds less is refused, never repaired: the way back is
-//! always to remove the node from the cluster and to add it anew.
+//! sled alone would not do: its `flush` never calls fsync, it opens damaged files without a word with part of the data gone,
+//! and a power cut tears its file so that it cannot be read. So a [`journal`] makes changes durable, with one write and one
+//! sync of a group by one thread; a watermark file says how far it was durable, and snapshot files what came before it. sled
+//! holds the same again, is what is read, and is made anew where it is torn. What cannot come from a power cut is damage: it
+//! is refused, never repaired, and the way back is always to remove the node from the cluster and to add it anew.
 
+mod convert;
+mod disk;
 mod envelope;
 mod error;
+mod failure;
 pub(crate) mod identity;
+mod journal;
 pub(crate) mod keys;
 mod lock;
 pub(crate) mod log_store;
 pub(crate) mod open;
 #[cfg(test)]
 mod power_cuts;
+mod reconcile;
+mod snapshots;
 pub(crate) mod state_machine;
+mod trees;
 mod watermark;
 mod writer;
 
 pub use error::StoreError;
-pub(crate) use writer::StoreFailure;
+pub(crate) use failure::StoreFailure;
 
 #[cfg(test)]
 mod tests;

@@ -1,30 +1,26 @@
-//! Opening: the lock, the watermark, sled, and the checks that must hold before a byte of it is used.
+//! Opening: the lock, the watermark, the journal, the newest snapshot, and sled brought to what these say.
 
-use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
 
 use uuid::Uuid;
 
 use super::{
-    envelope,
-    error::{StoreError, refused_by_sled},
-    identity::{Identity, read_identity},
+    convert,
+    disk::{Disk, Files},
+    error::StoreError,
+    failure::{Failure, StoreFailure},
+    identity::Identity,
+    journal::{self, Journal, Record, Replayed, State},
     keys,
-    lock::{lock, wait_for_sled},
+    lock::lock,
     log_store::LogStore,
+    reconcile::{Wanted, reconcile},
+    snapshots::Snapshots,
     state_machine::StateMachine,
-    watermark::{self, Disk, Files, Watermark},
-    writer::{Note, StoreFailure, Writer},
+    watermark::{self, Watermark, WatermarkFile},
+    writer::{Sink, Writer},
 };
-use crate::feed::Publisher;
-
-/// sled's page cache. The table lives in memory, so the store is read at start and by lagging peers.
-const CACHE_BYTES: u64 = 16 << 20;
+use crate::{feed::Publisher, raft::Snapshot};
 
 /// An open store. It is closed when the last of its parts is dropped.
 pub(crate) struct Store {
@@ -32,22 +28,19 @@ pub(crate) struct Store {
     pub(crate) machine: StateMachine,
     pub(crate) identity: Option<Identity>,
     pub(crate) uuid: Uuid,
-    meta: sled::Tree,
+    /// How often it was opened, this time included.
+    pub(crate) starts: u32,
     writer: Writer,
 }
 
 impl Store {
     /// Opens or creates the store in `dir`.
     pub(crate) fn open(dir: &Path, publisher: Publisher) -> Result<Self, StoreError> {
-        Self::open_on(dir, publisher, |files| Box::new(files))
+        Self::open_on(dir, publisher, Arc::new(Files))
     }
 
     /// The same on a disk that tests may put in between.
-    pub(crate) fn open_on(
-        dir: &Path,
-        publisher: Publisher,
-        disk: impl FnOnce(Files) -> Box<dyn Disk>,
-    ) -> Result<Self, StoreError> {
+    pub(crate) fn open_on(dir: &Path, publisher: Publisher, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -59,77 +52,84 @@ impl Store {
         if dir.join(keys::RECOVERY_DIR).join(keys::RECOVERY_PLAN).try_exists().unwrap_or(true) {
             return Err(StoreError::Unfinished { path: dir.to_owned() });
         }
-        let watermark_path = dir.join(keys::WITNESS_FILE);
-        let sled_path = dir.join(keys::SLED_DIR);
-        let (watermark_file, watermark) = match (watermark_path.exists(), sled_path.exists()) {
-            (false, true) => {
-                return Err(StoreError::damaged(&watermark_path, "the witness file is missing beside sled's data"));
-            }
-            (false, false) => watermark::create(dir, &watermark_path)?,
-            (true, _) => {
-                let file = File::options()
-                    .read(true)
-                    .write(true)
-                    .open(&watermark_path)
-                    .map_err(|error| StoreError::io("open", &watermark_path, error))?;
-                let watermark = Watermark::read(&watermark_path, &file)?;
-                (file, watermark)
-            }
-        };
-        let acknowledged = watermark.vote.is_some() || watermark.last.is_some();
-        if acknowledged && !sled_path.join(keys::SLED_FILE).exists() {
-            return Err(StoreError::damaged(&sled_path, "the witness speaks of data, and sled's file is missing"));
-        }
-        let sled_file = sled_path.join(keys::SLED_FILE);
-        // What a killed process wrote and did not sync is in the page cache. Read as it is, it would be taken
-        // for durable, and a power cut could still take it away.
-        if sled_file.exists() {
-            File::open(&sled_file)
-                .and_then(|file| file.sync_data())
-                .map_err(|error| StoreError::io("sync", &sled_file, error))?;
-            wait_for_sled(&sled_file)?;
-        }
-        let db = sled::Config::new()
-            .path(&sled_path)
-            .mode(sled::Mode::LowSpace)
-            .cache_capacity(CACHE_BYTES)
-            // sled frees space only in its flusher thread; durability does not depend on it.
-            .flush_every_ms(Some(500))
-            .open()
-            .map_err(|error| refused_by_sled(&sled_path, error))?;
-        let log_file = File::options()
-            .read(true)
-            .write(true)
-            .open(&sled_file)
-            .map_err(|error| StoreError::io("open", &sled_file, error))?;
-        for path in [sled_path.as_path(), dir] {
-            File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io("sync", path, error))?;
-        }
-        let tree = |name: &str| db.open_tree(name).map_err(|error| refused_by_sled(&sled_path, error));
-        let (log_tree, meta, snapshots) = (tree(keys::LOG_TREE)?, tree(keys::META_TREE)?, tree(keys::SNAPSHOT_TREE)?);
-        let identity = read_identity(&meta, &sled_path, watermark.store)?;
-        let disk = disk(Files { log: log_file, watermark: watermark_file });
-        let writer = Writer::start(db.clone(), disk, watermark.clone())
+        let (watermark_file, watermark) = begin(dir, &disk)?;
+        let journal_dir = dir.join(keys::JOURNAL_DIR);
+        let replayed = journal::replay(&journal_dir, &watermark)?;
+        let store = watermark.store;
+        let snapshots = Snapshots::open(dir.join(keys::SNAPSHOTS_DIR), store, disk.clone())?;
+        let snapshot = newest(&snapshots, &replayed)?;
+        let failure = Failure::default();
+        let wanted = Wanted { journal: &replayed, snapshot: snapshot.as_ref() };
+        let (trees, sizes) = reconcile(dir, &failure, &wanted)?;
+        let at_journal = |error| StoreError::io("write", &journal_dir, error);
+        let journal = Journal::open(&journal_dir, store, disk.clone(), &replayed).map_err(at_journal)?;
+        let (identity, starts) = (journal.state().0.identity.clone(), journal.state().0.starts);
+        let mut sink = Sink { store, disk: disk.clone(), journal, watermark: watermark_file, failure };
+        sink.mark()
+            .and_then(|()| sink.watermark.sync(&*disk))
+            .map_err(|error| StoreError::io("write", &dir.join(keys::WITNESS_FILE), error))?;
+        let writer = Writer::start(trees.db().clone(), sink)
             .map_err(|error| StoreError::io("start the writer of", dir, error))?;
-        let log = LogStore::new(sled_path.clone(), log_tree, meta.clone(), writer.clone(), lock);
-        let found = log.verify(&watermark)?;
-        // From now on the watermark asks for what was found, not only for what was acknowledged.
-        writer.recover(found.vote, found.last).map_err(|error| StoreError::io("sync", &sled_file, error))?;
-        let machine = StateMachine::open(sled_path, snapshots, meta.clone(), writer.clone(), publisher)?;
-        Ok(Self { log, machine, identity, uuid: watermark.store, meta, writer })
+        let log = LogStore::new(trees.clone(), sizes, writer.clone(), lock);
+        let machine = StateMachine::open((trees, snapshots), writer.clone(), publisher, snapshot.as_ref())?;
+        Ok(Self { log, machine, identity, uuid: store, starts, writer })
     }
 
     /// Makes the node's place in a cluster durable.
     pub(crate) async fn adopt(&self, identity: &Identity) -> io::Result<()> {
-        let key = keys::IDENTITY;
-        let record = envelope::seal_message(key.as_bytes(), &identity.record(self.uuid));
-        self.writer.checked(self.meta.insert(key, record))?;
-        self.writer.barrier(Note::Nothing).await
+        self.writer.write(vec![Record::Identity(identity.clone())]).await
     }
 
     /// Why nothing is durable any more, if so.
     pub(crate) fn failure_probe(&self) -> impl Fn() -> Option<StoreFailure> + Send + Sync + use<> {
-        let writer = self.writer.clone();
-        move || writer.failure()
+        let failure = self.writer.failure().clone();
+        move || failure.get()
     }
+}
+
+/// The watermark of what there is. What is not there yet is made, and what was made by a build that knew no journal is
+/// given one.
+fn begin(dir: &Path, disk: &Arc<dyn Disk>) -> Result<(WatermarkFile, Watermark), StoreError> {
+    let [witness, journal, sled] = [keys::WITNESS_FILE, keys::JOURNAL_DIR, keys::SLED_DIR].map(|name| dir.join(name));
+    let is_there = |path: &Path| path.try_exists().map_err(|error| StoreError::io("look at", path, error));
+    let (has_journal, has_sled) = (is_there(&journal)?, is_there(&sled)?);
+    if !is_there(&witness)? {
+        if has_journal || has_sled {
+            return Err(StoreError::damaged(&witness, "the witness file is missing beside the store's data"));
+        }
+        watermark::create(dir, &witness, &**disk)?;
+    }
+    let (file, watermark) = WatermarkFile::open(&witness)?;
+    match (has_journal, has_sled) {
+        (true, _) => {}
+        (false, true) => convert::convert(dir, &watermark, disk)?,
+        (false, false) if watermark.is_fresh() => {
+            // Sequence 1: 0 is what nothing has.
+            Journal::create(&journal, watermark.store, &**disk, 1, (State::default(), &[]))
+                .map_err(|error| StoreError::io("create", &journal, error))?;
+        }
+        (false, false) => {
+            return Err(StoreError::damaged(&journal, "the witness speaks of data, and the journal is missing"));
+        }
+    }
+    Ok((file, watermark))
+}
+
+/// The newest snapshot from which the journal goes on.
+fn newest(snapshots: &Snapshots, journal: &Replayed) -> Result<Option<Snapshot>, StoreError> {
+    let (snapshot, unsound) = snapshots.newest()?;
+    let held = snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+    if held < journal.floor {
+        let what = "the entries between the newest snapshot that can be read and the journal are gone";
+        return Err(unsound.into_iter().next().unwrap_or_else(|| StoreError::damaged(snapshots.dir(), what)));
+    }
+    for error in unsound {
+        let StoreError::Damaged { path, what } = error else { continue };
+        tracing::warn!(
+            path = %path.display(),
+            what,
+            "a snapshot is damaged: its table is made anew from the one before it and the journal; look after this disk"
+        );
+    }
+    Ok(snapshot)
 }

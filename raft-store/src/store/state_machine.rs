@@ -1,7 +1,7 @@
-//! The table as openraft's state machine: in memory, snapshotted into sled, rebuilt from snapshot and
+//! The table as openraft's state machine: in memory, snapshotted into a file and into sled, rebuilt from snapshot and
 //! log at start.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, sync::Arc};
 
 use futures::{Stream, TryStreamExt as _};
 use openraft::{
@@ -9,12 +9,8 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine},
 };
 
-use super::{
-    StoreError, envelope, keys,
-    writer::{Note, Writer},
-};
+use super::{StoreError, snapshots::Snapshots, trees::Trees, writer::Writer};
 use crate::{
-    codec::{DecodeError, record},
     feed::{Fingerprints, Publisher, View},
     raft::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
     table::{Applied, Reply, Table, decode_table, encode_table},
@@ -23,9 +19,8 @@ use crate::{
 /// The table and how far it got.
 #[derive(Clone)]
 pub(crate) struct StateMachine {
-    path: PathBuf,
-    snapshots: sled::Tree,
-    meta: sled::Tree,
+    trees: Trees,
+    snapshots: Snapshots,
     writer: Writer,
     publisher: Publisher,
     table: Table,
@@ -41,16 +36,14 @@ pub(crate) struct StateMachine {
 impl StateMachine {
     /// Starts from the snapshot, if there is one.
     pub(crate) fn open(
-        path: PathBuf,
-        snapshots: sled::Tree,
-        meta: sled::Tree,
+        (trees, snapshots): (Trees, Snapshots),
         writer: Writer,
         publisher: Publisher,
+        snapshot: Option<&Snapshot>,
     ) -> Result<Self, StoreError> {
         let mut machine = Self {
-            path,
+            trees,
             snapshots,
-            meta,
             writer,
             publisher,
             table: Table::default(),
@@ -60,14 +53,15 @@ impl StateMachine {
             membership: StoredMembership::default(),
             storing: Arc::default(),
         };
-        if let Some(snapshot) = machine.stored_snapshot()? {
+        if let Some(snapshot) = snapshot {
             machine.adopt(&snapshot.meta, &snapshot.snapshot)?;
         }
         Ok(machine)
     }
 
     fn adopt(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StoreError> {
-        self.table = decode_table(data).map_err(|error| StoreError::unreadable(&self.path, "the snapshot", error))?;
+        let unreadable = |error| StoreError::unreadable(self.trees.path(), "the snapshot", error);
+        self.table = decode_table(data).map_err(unreadable)?;
         self.applied = meta.last_log_id;
         self.forwarding = meta.last_log_id.map_or(0, |id| id.index());
         self.membership = meta.last_membership.clone();
@@ -108,6 +102,11 @@ impl StateMachine {
     }
 
     #[cfg(test)]
+    pub(super) fn applied_index(&self) -> Option<u64> {
+        self.applied.map(|id| id.index())
+    }
+
+    #[cfg(test)]
     pub(super) fn pretend_applied(&mut self, last: LogId) {
         self.applied = Some(last);
     }
@@ -121,61 +120,21 @@ impl StateMachine {
         });
     }
 
-    fn stored_record(&self) -> Result<Option<record::StoredSnapshot>, StoreError> {
-        let record = self.writer.read(&self.path, self.meta.get(keys::SNAPSHOT))?;
-        record
-            .map(|record| envelope::open_message(keys::SNAPSHOT.as_bytes(), &record))
-            .transpose()
-            .map_err(|error| StoreError::damaged(&self.path, format!("the snapshot's record: {error}")))
-    }
-
-    fn stored_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
-        let damaged = |what: String| StoreError::damaged(&self.path, format!("the snapshot: {what}"));
-        let Some(record) = self.stored_record()? else { return Ok(None) };
-        let mut data = Vec::new();
-        for position in 0..record.chunks {
-            let key = keys::chunk(record.generation, position);
-            let chunk = self
-                .writer
-                .read(&self.path, self.snapshots.get(key))?
-                .ok_or_else(|| damaged(format!("chunk {position} is missing")))?;
-            let body = envelope::open(&key, &chunk).map_err(|error| damaged(format!("chunk {position}: {error}")))?;
-            data.extend_from_slice(body);
-        }
-        if data.len() as u64 != record.len {
-            return Err(damaged(format!("it has {} bytes instead of {}", data.len(), record.len)));
-        }
-        let meta = record.meta.ok_or_else(|| damaged("it does not say what it holds".into()))?;
-        let meta = meta.try_into().map_err(|error: DecodeError| damaged(error.to_string()))?;
-        Ok(Some(Snapshot { meta, snapshot: data }))
-    }
-
-    /// Chunks first, then the record that names them, then the old chunks go: whatever is cut short,
-    /// the record names a complete snapshot.
-    async fn store(&self, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
+    /// The file first: it is what sled's copy can be made from again.
+    async fn store(&self, snapshot: Snapshot) -> io::Result<()> {
         let _turn = self.storing.lock().await;
-        let stored = self.stored_record()?;
-        let stored_last: Option<LogId> =
-            stored.as_ref().and_then(|record| record.meta.as_ref()).and_then(|meta| meta.last).map(Into::into);
-        if stored_last > meta.last_log_id {
+        if self.trees.snapshot_last()? > snapshot.meta.last_log_id {
             return Ok(()); // One that was built while a newer one was installed.
         }
-        let generation = stored.map_or(1, |record| record.generation + 1);
-        let mut chunks = 0;
-        for (position, chunk) in (0u32..).zip(data.chunks(keys::PART_LEN)) {
-            let key = keys::chunk(generation, position);
-            self.writer.checked(self.snapshots.insert(key, envelope::seal(&key, chunk)))?;
-            chunks = position + 1;
-        }
-        self.writer.barrier(Note::Nothing).await?;
-        let record = record::StoredSnapshot { meta: Some(meta.into()), generation, chunks, len: data.len() as u64 };
-        let key = keys::SNAPSHOT;
-        self.writer.checked(self.meta.insert(key, envelope::seal_message(key.as_bytes(), &record)))?;
-        self.writer.barrier(Note::Nothing).await?;
-        for key in self.snapshots.range(..keys::chunk(generation, 0)).keys() {
-            self.writer.checked(self.snapshots.remove(self.writer.checked(key)?))?;
-        }
-        Ok(())
+        let (trees, snapshots) = (self.trees.clone(), self.snapshots.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let covered = snapshots.write(&snapshot)?;
+            trees.put_snapshot(&snapshot)?;
+            Ok::<_, io::Error>(covered)
+        });
+        let covered =
+            written.await.map_err(io::Error::other).flatten().inspect_err(|error| self.writer.failure().note(error))?;
+        covered.map_or(Ok(()), |covered| self.writer.retire(covered))
     }
 }
 
@@ -184,9 +143,9 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        let data = encode_table(&self.table);
-        self.store(&meta, &data).await?;
-        Ok(Snapshot { meta, snapshot: data })
+        let snapshot = Snapshot { meta, snapshot: encode_table(&self.table) };
+        self.store(snapshot.clone()).await?;
+        Ok(snapshot)
     }
 }
 
@@ -223,12 +182,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Vec<u8>) -> Result<(), io::Error> {
         // Decoded first: one that this build cannot read must not be what it starts from.
         decode_table(&data).map_err(io::Error::other)?;
-        self.store(meta, &data).await?;
+        self.store(Snapshot { meta: meta.clone(), snapshot: data.clone() }).await?;
         Ok(self.adopt(meta, &data)?)
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let _turn = self.storing.lock().await;
-        Ok(self.stored_snapshot()?)
+        Ok(self.trees.snapshot()?)
     }
 }

@@ -1,6 +1,11 @@
 //! The store against openraft's own suite, and against damage.
 
-use std::{fs, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
 
 use openraft::{
     RaftLogReader as _, RaftSnapshotBuilder as _, StorageError,
@@ -13,7 +18,13 @@ use prost::Message as _;
 use tempfile::TempDir;
 
 use super::{
-    StoreError, keys, log_store::LogStore, open::Store, state_machine::StateMachine, watermark::SLOT_DISTANCE,
+    StoreError,
+    disk::{Disk, Files},
+    journal, keys,
+    log_store::LogStore,
+    open::Store,
+    state_machine::StateMachine,
+    watermark::{SLOT_DISTANCE, Watermark, WatermarkFile},
 };
 use crate::{
     feed,
@@ -53,8 +64,6 @@ fn written() -> TempDir {
             append(&mut log, 1, index).await;
         }
         log.save_committed(Some(LogId::new_term_index(1, 39))).await.unwrap();
-        // The committed mark is never synced for its own sake; this barrier carries it along.
-        log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
     });
     wait_until_closed(dir.path());
     dir
@@ -74,19 +83,47 @@ fn wait_until_closed(dir: &Path) {
         assert!(std::time::Instant::now() < deadline, "the store stays locked");
         std::thread::yield_now();
     }
+    wait_until_released(dir);
+}
+
+/// The same without another start.
+fn wait_until_released(dir: &Path) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while super::lock::lock(dir).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the store stays locked");
+        std::thread::yield_now();
+    }
+    super::lock::wait_for_sled(&sled_file(dir)).unwrap();
 }
 
 fn copy(from: &Path) -> TempDir {
     let to = tempfile::tempdir().unwrap();
-    fs::create_dir(to.path().join(keys::SLED_DIR)).unwrap();
-    for name in [keys::WITNESS_FILE.to_owned(), format!("{}/db", keys::SLED_DIR), format!("{}/conf", keys::SLED_DIR)] {
-        fs::copy(from.join(&name), to.path().join(&name)).unwrap();
-    }
+    copy_all(from, to.path());
     to
 }
 
-fn sled_file(dir: &Path) -> std::path::PathBuf {
+pub(super) fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy_all(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+fn sled_file(dir: &Path) -> PathBuf {
     dir.join(keys::SLED_DIR).join(keys::SLED_FILE)
+}
+
+/// The segments of the journal, in their order.
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> =
+        fs::read_dir(dir.join(keys::JOURNAL_DIR)).unwrap().map(|file| file.unwrap().path()).collect();
+    found.retain(|path| path.file_name().unwrap().len() == 20);
+    found.sort();
+    found
 }
 
 fn assert_damaged(dir: &Path, what: &str) {
@@ -96,51 +133,116 @@ fn assert_damaged(dir: &Path, what: &str) {
     }
 }
 
+/// Everything that [`written`] has acknowledged.
+fn assert_all_there(dir: &Path, what: &str) {
+    let store = open(dir).unwrap_or_else(|error| panic!("{what}: {error}"));
+    TypeConfig::run(async {
+        let mut log = store.log.clone();
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(LogId::new_term_index(1, 40)), "{what}");
+        assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(1, 1)), "{what}");
+        let entries = log.try_get_log_entries(0..=40).await.unwrap();
+        assert!(entries.iter().map(|entry| entry.log_id.index()).eq(0..=40), "{what}");
+    });
+    drop(store);
+    wait_until_closed(dir);
+}
+
 #[test]
 fn an_undamaged_store_opens_with_everything() {
     let dir = written();
-    let store = open(copy(dir.path()).path()).unwrap();
-    TypeConfig::run(async {
-        let mut log = store.log.clone();
-        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(LogId::new_term_index(1, 40)));
-        assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(1, 1)));
-        assert_eq!(log.read_committed().await.unwrap(), Some(LogId::new_term_index(1, 39)));
-    });
+    let copy = copy(dir.path());
+    assert_all_there(copy.path(), "as it was");
+    let store = open(copy.path()).unwrap();
+    let committed = TypeConfig::run(async { store.log.clone().read_committed().await }).unwrap();
+    assert_eq!(committed, Some(LogId::new_term_index(1, 39)));
 }
 
 #[test]
-fn a_missing_watermark_is_refused() {
+fn each_start_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 1..4 {
+        assert_eq!(open(dir.path()).unwrap().starts, start);
+        wait_until_released(dir.path());
+    }
+}
+
+#[test]
+fn a_missing_part_is_refused_but_for_sled() {
     let dir = written();
-    fs::remove_file(dir.path().join(keys::WITNESS_FILE)).unwrap();
-    assert_damaged(dir.path(), "no watermark");
-}
-
-#[test]
-fn a_missing_sled_file_is_refused() {
-    let dir = written();
-    fs::remove_file(sled_file(dir.path())).unwrap();
-    assert_damaged(dir.path(), "no sled file");
-    fs::remove_dir_all(dir.path().join(keys::SLED_DIR)).unwrap();
-    assert_damaged(dir.path(), "no sled directory");
-}
-
-#[test]
-fn the_watermark_of_another_store_is_refused() {
-    let (dir, other) = (written(), written());
-    // Both hold the same vote and the same entries: only the store's identity tells them apart, and
-    // that exists once a node has joined.
-    let identity = super::identity::Identity {
-        node: 1,
-        cluster: uuid::Uuid::from_u128(1),
-        cluster_name: "lb".into(),
-        name: "lb1".into(),
-        role: crate::table::Role::Lb,
-        recovered_from: Vec::new(),
+    let without = |name: &str| {
+        let copy = copy(dir.path());
+        let path = copy.path().join(name);
+        match path.is_dir() {
+            true => fs::remove_dir_all(path).unwrap(),
+            false => fs::remove_file(path).unwrap(),
+        }
+        copy
     };
-    TypeConfig::run(async { open(dir.path()).unwrap().adopt(&identity).await.unwrap() });
-    wait_until_closed(dir.path());
-    fs::copy(other.path().join(keys::WITNESS_FILE), dir.path().join(keys::WITNESS_FILE)).unwrap();
-    assert_damaged(dir.path(), "foreign watermark");
+    assert_damaged(without(keys::WITNESS_FILE).path(), "no watermark");
+    assert_damaged(without(keys::JOURNAL_DIR).path(), "no journal");
+    let emptied = without(keys::JOURNAL_DIR);
+    fs::create_dir(emptied.path().join(keys::JOURNAL_DIR)).unwrap();
+    assert_damaged(emptied.path(), "an empty journal");
+    let emptied = without(keys::JOURNAL_DIR);
+    fs::remove_dir_all(emptied.path().join(keys::SLED_DIR)).unwrap();
+    assert_damaged(emptied.path(), "a watermark alone");
+    assert_all_there(without(keys::SLED_DIR).path(), "no sled");
+    assert_all_there(without("sled/db").path(), "no file of sled's");
+}
+
+#[test]
+fn the_parts_of_another_store_are_refused() {
+    // Both hold the same vote and the same entries: only the store's identity tells them apart.
+    let (dir, other) = (written(), written());
+    let foreign = copy(dir.path());
+    fs::copy(other.path().join(keys::WITNESS_FILE), foreign.path().join(keys::WITNESS_FILE)).unwrap();
+    assert_damaged(foreign.path(), "foreign watermark");
+    let foreign = copy(dir.path());
+    fs::copy(&segments(other.path())[0], &segments(foreign.path())[0]).unwrap();
+    assert_damaged(foreign.path(), "foreign journal");
+    let foreign = copy(dir.path());
+    fs::copy(sled_file(other.path()), sled_file(foreign.path())).unwrap();
+    assert_all_there(foreign.path(), "foreign sled: all that counts is in the journal");
+}
+
+#[test]
+fn parts_of_different_times_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |first: u64| {
+        TypeConfig::run(async {
+            let mut log = open(dir.path()).unwrap().log;
+            log.save_vote(&Vote::new_committed(first, 1)).await.unwrap();
+            for index in first..first + 10 {
+                append(&mut log, 1, index).await;
+            }
+            log.save_vote(&Vote::new_committed(first + 1, 1)).await.unwrap();
+        });
+        wait_until_released(dir.path());
+    };
+    write(0);
+    let before = copy(dir.path());
+    write(10);
+    let mixed = copy(dir.path());
+    fs::copy(&segments(before.path())[0], &segments(mixed.path())[0]).unwrap();
+    assert_damaged(mixed.path(), "an older journal");
+    // The watermark may lag; what it says must have been so.
+    let mixed = copy(dir.path());
+    fs::copy(before.path().join(keys::WITNESS_FILE), mixed.path().join(keys::WITNESS_FILE)).unwrap();
+    assert_eq!(last_index(mixed.path()), Some(19));
+    let mut witness = WatermarkFile::open(&mixed.path().join(keys::WITNESS_FILE)).unwrap();
+    let lied = Watermark { vote: Some(Vote::new_committed(9, 1)), sequence: witness.1.sequence, ..witness.1.clone() };
+    for _ in 0..2 {
+        witness.0.write(&Files, &lied).unwrap();
+    }
+    assert_damaged(mixed.path(), "a vote that the journal does not have");
+}
+
+fn last_index(dir: &Path) -> Option<u64> {
+    let mut log = open(dir).unwrap().log;
+    let last = TypeConfig::run(async { log.get_log_state().await.unwrap() }).last_log_id;
+    drop(log);
+    wait_until_released(dir);
+    last.map(|last| last.index())
 }
 
 #[test]
@@ -155,69 +257,92 @@ fn two_flipped_watermark_records_are_refused() {
     assert_damaged(dir.path(), "flipped watermark");
 }
 
-#[test]
-fn a_truncated_file_never_loses_acknowledged_entries_silently() {
-    let dir = written();
-    let used = used_len(&fs::read(sled_file(dir.path())).unwrap());
-    for eighth in 0..8 {
-        let cut = copy(dir.path());
-        let len = (used * eighth / 8) as u64;
-        fs::File::options().write(true).open(sled_file(cut.path())).unwrap().set_len(len).unwrap();
-        assert_damaged(cut.path(), &format!("cut to {len} of {used} bytes"));
-    }
-}
-
-/// sled extends its file in large steps; behind this there is nothing.
+/// Behind this there is nothing.
 fn used_len(image: &[u8]) -> usize {
     image.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 #[test]
-fn a_flipped_byte_is_refused_or_harmless() {
+fn a_truncated_journal_is_refused_and_a_truncated_sled_is_made_anew() {
+    let dir = written();
+    let journal = segments(dir.path()).remove(0);
+    let name = journal.strip_prefix(dir.path()).unwrap();
+    let used = used_len(&fs::read(&journal).unwrap());
+    for eighth in 0..8 {
+        let cut = copy(dir.path());
+        let len = (used * eighth / 8) as u64;
+        fs::File::options().write(true).open(cut.path().join(name)).unwrap().set_len(len).unwrap();
+        assert_damaged(cut.path(), &format!("cut to {len} of {used} bytes"));
+        let cut = copy(dir.path());
+        let len = fs::metadata(sled_file(dir.path())).unwrap().len() * eighth as u64 / 8;
+        fs::File::options().write(true).open(sled_file(cut.path())).unwrap().set_len(len).unwrap();
+        assert_all_there(cut.path(), &format!("sled cut to {len} bytes"));
+    }
+}
+
+#[test]
+fn a_flipped_byte_of_the_journal_is_refused() {
+    let dir = written();
+    let journal = segments(dir.path()).remove(0);
+    let name = journal.strip_prefix(dir.path()).unwrap();
+    let image = fs::read(&journal).unwrap();
+    let journal_dir = dir.path().join(keys::JOURNAL_DIR);
+    let (_, watermark) = WatermarkFile::open(&dir.path().join(keys::WITNESS_FILE)).unwrap();
+    let sound = journal::replay(&journal_dir, &watermark).unwrap();
+    // Padding belongs to no record.
+    let unread = |at: usize| {
+        let flipped: Vec<u8> = image.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i == at)).collect();
+        fs::write(&journal, flipped).unwrap();
+        let replayed = journal::replay(&journal_dir, &watermark);
+        fs::write(&journal, &image).unwrap();
+        match replayed {
+            Err(StoreError::Damaged { .. }) => false,
+            Ok(replayed) => replayed == sound,
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    };
+    let used = used_len(&image);
+    let harmless = (0..used).filter(|at| unread(*at)).count();
+    assert!(harmless < used / 5, "{harmless} of {used} bytes count for nothing");
+    let flipped = copy(dir.path());
+    let mut bytes = image.clone();
+    bytes[used / 2] ^= 0x40;
+    fs::write(flipped.path().join(name), bytes).unwrap();
+    assert_damaged(flipped.path(), "a flipped byte in the middle");
+}
+
+#[test]
+fn whatever_is_flipped_in_sled_everything_is_there() {
     let dir = written();
     let image = fs::read(sled_file(dir.path())).unwrap();
     let used = used_len(&image);
-    let mut refused = 0;
-    // Spread over the used part of the file; a flip in dead space may go unnoticed, but then
-    // everything must still be there.
     for step in 0..60 {
         let at = used * step / 60;
         let flipped = copy(dir.path());
         let file = fs::File::options().write(true).open(sled_file(flipped.path())).unwrap();
         file.write_all_at(&[image[at] ^ 0x40], at as u64).unwrap();
         drop(file);
-        // sled answers some damage with a panic of its own.
-        let opened = std::panic::catch_unwind(|| open(flipped.path()));
-        match opened {
-            Ok(Ok(store)) => TypeConfig::run(async {
-                let mut log = store.log.clone();
-                let entries = log.try_get_log_entries(0..=40).await.unwrap();
-                assert_eq!(entries.len(), 41, "byte {at} flipped");
-                assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(1, 1)), "byte {at} flipped");
-            }),
-            Ok(Err(StoreError::Damaged { .. })) | Err(_) => refused += 1,
-            Ok(Err(other)) => panic!("byte {at}: {other}"),
-        }
+        assert_all_there(flipped.path(), &format!("byte {at} of sled's file flipped"));
     }
-    assert!(refused > 10, "only {refused} of 60 flips were noticed");
 }
 
 #[test]
-fn a_log_that_lost_entries_a_vote_or_its_order_is_refused() {
+fn whatever_sled_lacks_or_has_too_much_is_mended() {
     type Damage = fn(&sled::Tree, &sled::Tree);
-    let cases: [(&str, Damage); 8] = [
+    let cases: [(&str, Damage); 9] = [
         ("hole", |log, _| drop(log.remove(keys::entry(20, 0)))),
         ("tail", |log, _| drop(log.remove(keys::entry(40, 0)))),
         ("head", |log, _| drop(log.remove(keys::entry(0, 0)))),
+        ("all", |log, meta| log.clear().and_then(|()| meta.clear()).unwrap()),
         ("vote", |_, meta| drop(meta.remove(keys::VOTE))),
         ("key", |log, _| {
             let record = log.get(keys::entry(20, 0)).unwrap().unwrap();
             log.insert(keys::entry(21, 0), record).unwrap();
         }),
         ("short key", |log, _| drop(log.insert(b"abc", b"def"))),
-        ("order", |log, _| {
+        ("never acknowledged", |log, _| {
             let key = keys::entry(41, 0);
-            let entry = Entry::new_blank(LogId::new_term_index(0, 41));
+            let entry = Entry::new_blank(LogId::new_term_index(1, 41));
             let record = crate::codec::record::Entry::from(&entry).encode_to_vec();
             log.insert(key, super::envelope::seal(&key, &[&[0, 1], &record[..]].concat())).unwrap();
         }),
@@ -235,7 +360,10 @@ fn a_log_that_lost_entries_a_vote_or_its_order_is_refused() {
         damage(&db.open_tree(keys::LOG_TREE).unwrap(), &db.open_tree(keys::META_TREE).unwrap());
         db.flush().unwrap();
         drop(db);
-        assert_damaged(damaged.path(), what);
+        assert_all_there(damaged.path(), what);
+        let store = open(damaged.path()).unwrap();
+        let committed = TypeConfig::run(async { store.log.clone().read_committed().await }).unwrap();
+        assert!(committed <= Some(LogId::new_term_index(1, 40)), "{what}: {committed:?}");
     }
 }
 
@@ -249,29 +377,168 @@ fn a_second_process_is_told_who_holds_the_store() {
     }
 }
 
-#[test]
-fn a_failed_sync_is_final() {
-    struct Failing(u32);
-    impl super::watermark::Disk for Failing {
-        fn sync_log(&mut self) -> std::io::Result<()> {
-            self.0 += 1;
-            if self.0 == 2 { Err(std::io::Error::other("no space left on device")) } else { Ok(()) }
-        }
-        fn write_watermark(&mut self, _: u64, _: &[u8; 512]) -> std::io::Result<()> {
-            Ok(())
+/// A disk that fails, as if the process were killed, from its n-th operation on.
+struct Ending(Mutex<usize>);
+
+impl Ending {
+    fn step(&self) -> io::Result<()> {
+        let mut left = self.0.lock().unwrap();
+        *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the end"))?;
+        Ok(())
+    }
+}
+
+impl Disk for Ending {
+    fn write(&self, path: &Path, file: &fs::File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.step().and_then(|()| Files.write(path, file, bytes, offset))
+    }
+
+    fn sync(&self, path: &Path, file: &fs::File) -> io::Result<()> {
+        self.step().and_then(|()| Files.sync(path, file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step().and_then(|()| Files.rename(from, to))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.step().and_then(|()| Files.remove(path))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.step().and_then(|()| Files.sync_dir(path))
+    }
+}
+
+/// Opens it with a disk that ends after ever more operations, each time on a fresh copy, and then with one that does not.
+fn after_each_cut(from: &Path, check: impl Fn(&Store, usize)) {
+    let mut cuts = 0;
+    for steps in 0.. {
+        let dir = copy(from);
+        let is_whole = match Store::open_on(dir.path(), feed::channel().0, Arc::new(Ending(Mutex::new(steps)))) {
+            Err(StoreError::Io { .. }) => false,
+            Err(other) => panic!("{steps}: {other}"),
+            Ok(_) => true,
+        };
+        cuts += 1;
+        wait_until_closed(dir.path());
+        let store = open(dir.path()).unwrap_or_else(|error| panic!("after {steps} operations: {error}"));
+        check(&store, steps);
+        if is_whole {
+            break;
         }
     }
-    let dir = tempfile::tempdir().unwrap();
-    let db = sled::Config::new().path(dir.path()).open().unwrap();
-    let watermark = super::watermark::Watermark::fresh();
-    let writer = super::writer::Writer::start(db, Box::new(Failing(0)), watermark).unwrap();
-    TypeConfig::run(async {
-        writer.barrier(super::writer::Note::Nothing).await.unwrap();
-        writer.barrier(super::writer::Note::Nothing).await.unwrap_err();
-        let again = writer.barrier(super::writer::Note::Nothing).await.unwrap_err();
-        assert!(again.to_string().contains("no space left"), "{again}");
+    assert!(cuts > 10, "{cuts}");
+}
+
+#[test]
+fn a_conversion_or_a_beginning_that_was_cut_short_goes_on() {
+    let fixture = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/store-level-3"));
+    after_each_cut(fixture, |store, steps| {
+        let mut log = store.log.clone();
+        let state = TypeConfig::run(async { log.get_log_state().await.unwrap() });
+        assert_eq!(state.last_log_id, Some(LogId::new_term_index(1, 271)), "after {steps} operations");
+        assert_eq!(store.identity.as_ref().unwrap().name, "lb1");
+        assert!(store.machine.applied_index() > Some(100));
     });
-    assert!(writer.failure().unwrap().reason.contains("no space left"));
+    after_each_cut(tempfile::tempdir().unwrap().path(), |store, _| assert_eq!(store.identity, None));
+}
+
+#[test]
+fn a_store_without_its_journal_is_not_taken_for_an_old_one() {
+    let dir = written();
+    fs::remove_dir_all(dir.path().join(keys::JOURNAL_DIR)).unwrap();
+    let error = open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("the journal is missing"), "{error}");
+}
+
+#[test]
+fn a_damaged_store_of_an_earlier_version_is_refused() {
+    let fixture = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/store-level-3"));
+    let damaged = |damage: &dyn Fn(&sled::Tree, &sled::Tree)| {
+        let dir = copy(fixture);
+        let db = sled::Config::new().path(dir.path().join(keys::SLED_DIR)).mode(sled::Mode::LowSpace).open().unwrap();
+        damage(&db.open_tree(keys::LOG_TREE).unwrap(), &db.open_tree(keys::META_TREE).unwrap());
+        db.flush().unwrap();
+        drop(db);
+        assert_damaged(dir.path(), "an old store");
+        assert!(!dir.path().join(keys::JOURNAL_DIR).exists());
+    };
+    damaged(&|log, _| drop(log.remove(keys::entry(270, 0))));
+    damaged(&|log, _| drop(log.remove(keys::entry(271, 0))));
+    damaged(&|_, meta| drop(meta.remove(keys::VOTE)));
+}
+
+/// A disk that notes what it is asked for, and fails the syncs of journal segments from one on.
+#[derive(Default)]
+struct Noting {
+    notes: Mutex<Vec<(&'static str, String)>>,
+    fails_from: Option<usize>,
+}
+
+impl Noting {
+    fn note(&self, what: &'static str, path: &Path) -> usize {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let name = if name.len() == 20 { "segment" } else { name };
+        let mut notes = self.notes.lock().unwrap();
+        notes.push((what, name.to_owned()));
+        notes.iter().filter(|(what, name)| *what == "sync" && name == "segment").count()
+    }
+}
+
+impl Disk for Noting {
+    fn write(&self, path: &Path, file: &fs::File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.note("write", path);
+        Files.write(path, file, bytes, offset)
+    }
+
+    fn sync(&self, path: &Path, file: &fs::File) -> io::Result<()> {
+        let syncs = self.note("sync", path);
+        match self.fails_from {
+            Some(first) if syncs >= first => Err(io::Error::from_raw_os_error(28)),
+            _ => Files.sync(path, file),
+        }
+    }
+}
+
+#[test]
+fn the_journal_is_synced_before_the_watermark_moves_and_the_watermark_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Noting::default());
+    TypeConfig::run(async {
+        let mut log = Store::open_on(dir.path(), feed::channel().0, disk.clone()).unwrap().log;
+        let notes = || std::mem::take(&mut *disk.notes.lock().unwrap());
+        notes();
+        log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        let note = |what, name: &str| (what, name.to_owned());
+        let group = [note("write", "segment"), note("sync", "segment"), note("write", keys::WITNESS_FILE)];
+        assert_eq!(notes(), group);
+        append(&mut log, 1, 0).await;
+        assert_eq!(notes(), group);
+        let (_, watermark) = WatermarkFile::open(&dir.path().join(keys::WITNESS_FILE)).unwrap();
+        assert_eq!(watermark.vote, Some(Vote::new_committed(1, 1)));
+        assert_eq!(watermark.last, Some(LogId::new_term_index(1, 0)));
+        log.truncate_after(None).await.unwrap();
+        assert_eq!(WatermarkFile::open(&dir.path().join(keys::WITNESS_FILE)).unwrap().1.last, None);
+    });
+}
+
+#[test]
+fn a_failed_sync_is_final() {
+    let dir = tempfile::tempdir().unwrap();
+    // The journal is made, gone on with, and begun by one record more; then comes the first vote.
+    let disk = Arc::new(Noting { fails_from: Some(5), ..Noting::default() });
+    TypeConfig::run(async {
+        let store = Store::open_on(dir.path(), feed::channel().0, disk).unwrap();
+        let mut log = store.log.clone();
+        log.save_vote(&Vote::new(1, 1)).await.unwrap_err();
+        let again = log.save_vote(&Vote::new(2, 1)).await.unwrap_err();
+        assert!(again.to_string().contains("No space left"), "{again}");
+        let failure = store.failure_probe()().unwrap();
+        assert!(failure.disk_full && failure.reason.contains("No space left"), "{failure:?}");
+    });
+    // Nothing that was not acknowledged is missed.
+    wait_until_closed(dir.path());
 }
 
 #[test]
@@ -279,6 +546,8 @@ fn names_on_disk_are_frozen() {
     let names = [
         keys::LOCK_FILE,
         keys::WITNESS_FILE,
+        keys::JOURNAL_DIR,
+        keys::SNAPSHOTS_DIR,
         keys::SLED_DIR,
         keys::SLED_FILE,
         keys::LOG_TREE,
@@ -290,7 +559,8 @@ fn names_on_disk_are_frozen() {
         keys::PURGED,
         keys::SNAPSHOT,
     ];
-    assert_eq!(names.join(" "), "lock witness sled db log meta snapshot identity vote committed purged snapshot");
+    let frozen = "lock witness journal snapshots sled db log meta snapshot identity vote committed purged snapshot";
+    assert_eq!(names.join(" "), frozen);
     assert_eq!(keys::entry(0x0102, 3), [0, 0, 0, 0, 0, 0, 1, 2, 0, 3]);
     assert_eq!(keys::parse_entry(&keys::entry(7, 9)), Some((7, 9)));
     assert_eq!(keys::chunk(3, 4), [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4]);
