@@ -66,8 +66,14 @@ async fn a_store_of_level_1_opens_and_goes_on() {
     let patch = Body::PatchSettings(SettingsPatch { failback_s: Some(60), ..SettingsPatch::default() }).into();
     let refused = node.propose(&patch, Instant::now() + SOON).await.unwrap_err();
     assert!(refused.to_string().contains("feature level 2"), "{refused}");
-    let publish =
-        Body::PublishNode { node: 1, attachments: vec![], heartbeat: vec![], feature_level: 2, unfit: String::new() };
+    let publish = Body::PublishNode {
+        node: 1,
+        attachments: vec![],
+        heartbeat: vec![],
+        feature_level: 2,
+        unfit: String::new(),
+        starts: 0,
+    };
     for body in [publish, Body::RaiseFeatureLevel { level: 2 }] {
         node.propose(&body.into(), Instant::now() + SOON).await.unwrap().result.unwrap();
     }

@@ -33,6 +33,7 @@ fn main() -> std::process::ExitCode {
         Test::once("without_a_majority_owners_let_go_or_hold_on_as_told", faults::quorum_loss),
         Test::once("vips_go_back_and_spread_when_told", faults::failback_and_rebalance),
         Test::once("a_single_survivor_goes_on_alone", recovery::a_survivor_goes_on_alone),
+        Test::once("an_older_copy_of_a_store_is_refused", recovery::an_older_copy),
         Test::once("a_snapshot_is_saved_and_restored", recovery::a_snapshot_is_saved_and_restored),
         Test::once("a_rolling_upgrade_loses_nothing_and_has_no_way_back", upgrades::a_rolling_upgrade),
         Test::once("an_earlier_commit_is_upgraded_without_a_loss", upgrades::from_an_earlier_commit)

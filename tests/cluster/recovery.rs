@@ -94,6 +94,70 @@ fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// A data_dir that is put back from a backup has forgotten what its node has acknowledged: the leader knows it by that, and the
+/// table by the number of its starts.
+pub(crate) fn an_older_copy() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let backup = site.root.path().join("backup");
+    let starts = |site: &Site| {
+        let nodes = site.nodes[1].lbctl_json(&["node", "list"]).unwrap_or_default();
+        let of = nodes["nodes"].as_array().into_iter().flatten().find(|node| node["name"] == "lb3").cloned();
+        of.and_then(|node| node["starts"].as_u64()).unwrap_or_default()
+    };
+    let put_back = |site: &Site| -> anyhow::Result<()> {
+        std::fs::remove_dir_all(site.nodes[2].data_dir())?;
+        copy(&backup, &site.nodes[2].data_dir())
+    };
+    let is_refused = |site: &mut Site| -> anyhow::Result<()> {
+        site.nodes[2].spawn()?;
+        let status = site.nodes[2].wait_for_end(SOON)?;
+        ensure!(status.code() == Some(74), "lb3 ended with {status}");
+        let log = site.nodes[2].log();
+        ensure!(log.contains("an older copy of this node's own store") && log.contains("lbctl node remove"), "{log}");
+        Ok(())
+    };
+    wait::until("each start is in the table", SOON, || starts(&site) == 1);
+    // Taken while the node runs, and put back without another start between: the leader knows what it has acknowledged.
+    copy(&site.nodes[2].data_dir(), &backup)?;
+    site.nodes[0].lbctl_ok(&["vip", "add", "192.168.2.77"])?;
+    ensure!(site.nodes[2].lbctl_ok(&["vip", "list"])?.contains("192.168.2.77"), "lb3 does not have it");
+    site.nodes[2].kill()?;
+    let sound = site.root.path().join("sound");
+    copy(&site.nodes[2].data_dir(), &sound)?;
+    put_back(&site)?;
+    is_refused(&mut site)?;
+    // The leader has changed: the number of starts tells.
+    std::fs::remove_dir_all(site.nodes[2].data_dir())?;
+    copy(&sound, &site.nodes[2].data_dir())?;
+    site.nodes[2].start()?;
+    wait::until("the second start is in the table", SOON, || starts(&site) == 2);
+    site.nodes[2].kill()?;
+    put_back(&site)?;
+    for number in [0, 1] {
+        site.nodes[number].kill()?;
+    }
+    for number in [0, 1] {
+        site.nodes[number].spawn()?;
+    }
+    wait_for_leader(&site.nodes[0]);
+    is_refused(&mut site)
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
 /// A table is saved, changed beyond recognition, and restored.
 pub(crate) fn a_snapshot_is_saved_and_restored() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;

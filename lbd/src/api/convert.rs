@@ -301,5 +301,6 @@ pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node
         unfit: node.unfit.clone(),
         heard: false,
         round_trip_us: 0,
+        starts: node.starts,
     }
 }

@@ -164,6 +164,7 @@ mod tests {
                 heartbeat: Vec::new(),
                 feature_level: 1,
                 unfit: String::new(),
+                starts: 0,
             },
             Body::OpenLease { node: ME, nonce: 9, previous: None },
             Body::Ready { node: ME, lease: LeaseId(3) },

@@ -32,6 +32,8 @@ const AGAIN_AT_MOST: Duration = Duration::from_secs(30);
 const NOT_HEARD_FOR: Duration = Duration::from_millis(500);
 /// The feature level that knows of nodes that do not do their work.
 const UNFIT_LEVEL: u32 = 3;
+/// From this feature level on a node says how often it was started.
+const STARTS_LEVEL: u32 = 4;
 
 /// Keeps the table's row of this node as it is.
 pub(crate) struct PublishNode {
@@ -125,13 +127,16 @@ impl PublishNode {
         let heartbeat = &self.heartbeat;
         // Before all nodes know it, the lease alone tells: it is given back.
         let unfit = unfit.filter(|_| view.table.feature_level() >= UNFIT_LEVEL).unwrap_or_default();
+        let starts = self.consensus.starts().filter(|_| view.table.feature_level() >= STARTS_LEVEL).unwrap_or_default();
         let same = node.attachments == attachments && node.heartbeat == *heartbeat && node.unfit == unfit;
+        let same = same && node.starts >= starts;
         if same && node.feature_level == FEATURE_LEVEL {
             return;
         }
         let consensus = self.consensus.clone();
         let heartbeat = heartbeat.clone();
-        let command = Body::PublishNode { node: me, attachments, heartbeat, feature_level: FEATURE_LEVEL, unfit };
+        let command =
+            Body::PublishNode { node: me, attachments, heartbeat, feature_level: FEATURE_LEVEL, unfit, starts };
         let fresh = |asked: &(Body, Backoff, u64)| asked.0 == command && asked.2 == view.applied;
         if !self.asked.as_ref().is_some_and(fresh) {
             let mut backoff = self.asked.as_ref().filter(|asked| asked.0 == command).map(|asked| asked.1);

@@ -10,6 +10,7 @@ mod membership;
 mod message;
 mod network;
 mod node;
+mod older_copy;
 mod pace;
 mod propose;
 mod read;

@@ -2,7 +2,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, OnceLock, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use openraft::{Raft, async_runtime::WatchReceiver as _};
@@ -104,6 +107,8 @@ pub(super) struct Inner {
     pub(super) watcher: Watcher,
     pub(super) lead: watch::Sender<Lead>,
     pub(super) joined: watch::Sender<bool>,
+    /// The cluster has not heard of a later start on this store: this one may be made known.
+    pub(super) is_newest: AtomicBool,
     pub(super) store_failure: Box<dyn Fn() -> Option<StoreFailure> + Send + Sync>,
 }
 
@@ -139,6 +144,12 @@ impl Consensus {
     pub fn mistaken(&self) -> Option<String> {
         let mistaken = self.inner.mistaken.lock().unwrap_or_else(PoisonError::into_inner);
         mistaken.as_ref().filter(|(at, _)| at.elapsed() < LATELY).map(|(_, problem)| problem.clone())
+    }
+
+    /// How often this node was started on its store, this time included, once it is known that the cluster has not heard
+    /// of so many.
+    pub fn starts(&self) -> Option<u32> {
+        self.inner.is_newest.load(Ordering::Relaxed).then_some(self.inner.store.starts)
     }
 
     /// The identity of this node's store.

@@ -40,7 +40,7 @@ impl Consensus {
         let view = self.view();
         for node in view.table.nodes().filter(|node| node.id != me) {
             let store = self.inner.store.uuid.as_bytes().to_vec();
-            let question = Request::Standing(Standing { node: me, store });
+            let question = Request::Standing(Standing { node: me, store, ..Standing::default() });
             let answer = member.peers.call(node.id, &node.address, Lane::Bulk, question, ANSWER).await;
             if matches!(answer, Ok(Answer::Standing(answer)) if answer == i32::from(StandingAnswer::Removed)) {
                 let Identity { name, .. } = &member.identity;
@@ -69,6 +69,10 @@ impl Consensus {
         // A foreign node at the address of one of the asker's knows nothing of it.
         if cluster != member.identity.cluster.as_bytes() {
             return StandingAnswer::Unknown;
+        }
+        if of.starts > 0 {
+            // Answered without a read: in a cluster that starts as a whole there is no majority yet.
+            return if self.is_older_copy(member, of) { StandingAnswer::OlderCopy } else { StandingAnswer::Unknown };
         }
         let Ok(view) = self.read(Instant::now() + READ).await else { return StandingAnswer::Unknown };
         match view.table.node(of.node) {

@@ -18,7 +18,7 @@ use super::{
     in_flight::InFlight,
     network::{Peers, Transport},
     node::{Consensus, Inner, Lead, Member, Settings},
-    pace, space, standing,
+    older_copy, pace, space, standing,
 };
 use crate::{
     feed,
@@ -93,6 +93,7 @@ impl Consensus {
                 watcher,
                 lead: watch::Sender::default(),
                 joined: watch::Sender::new(false),
+                is_newest: AtomicBool::new(false),
             }),
         };
         if let Some(identity) = identity {
@@ -128,6 +129,8 @@ impl Consensus {
         let (log, machine) = (inner.store.log.clone(), inner.store.machine.clone());
         let raft =
             Raft::new(identity.node, Arc::new(config), peers.clone(), log, machine).await.map_err(|e| failed(&e))?;
+        // Before it answers anybody.
+        older_copy::ask(inner, &peers, &raft).await?;
         let bootstrap = identity.node == BOOTSTRAP_NODE;
         let cluster = identity.cluster;
         if bootstrap && !raft.is_initialized().await.map_err(|e| failed(&e))? {
@@ -155,6 +158,7 @@ impl Consensus {
         tokio::spawn(pace::run(Arc::downgrade(inner)));
         tokio::spawn(compare::run(Arc::downgrade(inner)));
         tokio::spawn(standing::run(Arc::downgrade(inner)));
+        tokio::spawn(older_copy::run(Arc::downgrade(inner)));
         tokio::spawn(space::run(Arc::downgrade(inner)));
         inner.joined.send_replace(true);
         Ok(())

@@ -91,6 +91,8 @@ pub enum Body {
         feature_level: u32,
         /// Why it can own no VIP now; empty where it can. Feature level 3 where it is not.
         unfit: String,
+        /// How often it was started on its store; 0 where it does not say. Feature level 4 where it does.
+        starts: u32,
     },
     /// A node is reached at another address. Feature level 3.
     SetNodeAddress {
@@ -197,6 +199,7 @@ impl Command {
             Body::RaiseFeatureLevel { level } => *level,
             Body::PatchSettings(_) => 2,
             Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
+            Body::PublishNode { starts: 1.., .. } => 4,
             Body::PublishNode { unfit, .. } if !unfit.is_empty() => 3,
             Body::Mutate(mutations) if mutations.iter().any(|m| matches!(m, Mutation::PatchSettings(_))) => 3,
             _ => 1,
@@ -370,7 +373,7 @@ macro_rules! bodies {
 bodies! {
     CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => CreateCluster,
     RemoveNode { node, heartbeat_key } => RemoveNode,
-    PublishNode { node, attachments, heartbeat, feature_level, unfit } => PublishNode,
+    PublishNode { node, attachments, heartbeat, feature_level, unfit, starts } => PublishNode,
     SetNodeAddress { node, address } => SetNodeAddress,
     SetDraining { node, draining } => SetDraining,
     OpenLease { node, nonce, previous } => OpenLease,

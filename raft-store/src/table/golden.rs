@@ -110,6 +110,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                 heartbeat,
                 feature_level: 1,
                 unfit: String::new(),
+                starts: 0,
             }
             .into(),
         ),
@@ -153,6 +154,20 @@ fn commands() -> Vec<(&'static str, Command)> {
                 heartbeat: vec![],
                 feature_level: 3,
                 unfit: "worker 0 has stopped".into(),
+                starts: 0,
+            }
+            .into(),
+        ),
+        // Feature level 4.
+        (
+            "publish_starts",
+            Body::PublishNode {
+                node: 4,
+                attachments: vec![],
+                heartbeat: vec![],
+                feature_level: 4,
+                unfit: String::new(),
+                starts: 7,
             }
             .into(),
         ),
@@ -275,6 +290,7 @@ fn first_entries() -> Table {
             heartbeat,
             feature_level: 1,
             unfit: String::new(),
+            starts: 0,
         });
         apply(Body::OpenLease { node, nonce: before, previous: None });
         apply(Body::Ready { node, lease: LeaseId(before + 1) });

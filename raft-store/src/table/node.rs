@@ -74,6 +74,8 @@ pub struct Node {
     pub draining: bool,
     /// Why it can own no VIP now, as it published it; empty where it can.
     pub unfit: String,
+    /// How often it was started on its store, as it published it.
+    pub starts: u32,
 }
 
 impl Node {
@@ -112,6 +114,7 @@ impl Field<record::Node> for Node {
             feature_level: self.feature_level,
             draining: self.draining,
             unfit: self.unfit.clone(),
+            starts: self.starts,
         }
     }
 
@@ -129,6 +132,7 @@ impl Field<record::Node> for Node {
             feature_level: record.feature_level,
             draining: record.draining,
             unfit: record.unfit,
+            starts: record.starts,
         })
     }
 }

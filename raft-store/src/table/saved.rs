@@ -34,6 +34,7 @@ pub fn encode_saved(table: &Table) -> Vec<u8> {
             feature_level: node.feature_level,
             draining: false,
             unfit: String::new(),
+            starts: 0,
         };
         (node.id, named)
     });

@@ -280,6 +280,7 @@ impl World {
             heartbeat: Vec::new(),
             feature_level: 1,
             unfit: String::new(),
+            starts: 0,
         };
         self.append(Entry::Command(command));
     }

@@ -187,7 +187,7 @@ impl Table {
             table.forget_node(*id);
         }
         if let Some(node) = self.node(me) {
-            let node = Node { address: address.to_owned(), store, draining: false, ..node.clone() };
+            let node = Node { address: address.to_owned(), store, draining: false, starts: 0, ..node.clone() };
             table.nodes.insert_mut(me, node);
         }
         table.cluster = cluster;

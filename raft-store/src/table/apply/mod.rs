@@ -127,8 +127,8 @@ impl Table {
             Body::Mutate(mutations) => self.mutate(index, mutations),
             Body::AddNode(node) => self.add_node(index, node),
             Body::RemoveNode { node, heartbeat_key } => self.remove_node(index, *node, *heartbeat_key),
-            Body::PublishNode { node, attachments, heartbeat, feature_level, unfit } => {
-                self.publish_node(index, *node, attachments, heartbeat, *feature_level, unfit)
+            Body::PublishNode { node, attachments, heartbeat, feature_level, unfit, starts } => {
+                self.publish_node(index, *node, attachments, heartbeat, *feature_level, (unfit, *starts))
             }
             Body::SetNodeAddress { node, address } => self.set_node_address(*node, address),
             Body::SetDraining { node, draining } => self.set_draining(index, *node, *draining),

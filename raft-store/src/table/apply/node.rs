@@ -50,6 +50,7 @@ impl Table {
             feature_level: FIRST_FEATURE_LEVEL,
             draining: false,
             unfit: String::new(),
+            starts: 0,
         };
         self.nodes.insert_mut(id, node);
         Ok(Effect::NodeAdded(id))
@@ -96,7 +97,7 @@ impl Table {
         attachments: &[Attachment],
         heartbeat: &[SocketAddr],
         feature_level: u32,
-        unfit: &str,
+        (unfit, starts): (&str, u32),
     ) -> Outcome {
         let before = self.nodes.get(&id).ok_or_else(|| no_node(id))?;
         let node = Node {
@@ -104,6 +105,8 @@ impl Table {
             heartbeat: heartbeat.to_vec(),
             feature_level,
             unfit: unfit.to_owned(),
+            // One that was on its way while the node was started again says less.
+            starts: before.starts.max(starts),
             ..before.clone()
         };
         if node == *before {

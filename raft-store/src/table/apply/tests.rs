@@ -56,6 +56,7 @@ impl Log {
                 heartbeat: vec!["10.77.1.9:7401".parse().unwrap()],
                 feature_level: 1,
                 unfit: String::new(),
+                starts: 0,
             });
             log.open_and_ready(id);
         }
@@ -65,7 +66,14 @@ impl Log {
     /// What a node publishes of itself changes.
     fn publish(&mut self, id: NodeId, level: u32, unfit: &str) -> Effect {
         let Node { attachments, heartbeat, .. } = self.table.node(id).unwrap().clone();
-        self.ok(Body::PublishNode { node: id, attachments, heartbeat, feature_level: level, unfit: unfit.into() })
+        self.ok(Body::PublishNode {
+            node: id,
+            attachments,
+            heartbeat,
+            feature_level: level,
+            unfit: unfit.into(),
+            starts: 0,
+        })
     }
 
     /// All nodes know a feature level, and the cluster has agreed on it.
@@ -351,6 +359,7 @@ fn a_vip_leaves_an_owner_that_is_no_longer_on_its_segment() {
         heartbeat: vec![],
         feature_level: 1,
         unfit: String::new(),
+        starts: 0,
     });
     assert_eq!(log.owner(VIP), Some(owner), "it has to let go first");
     assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(other));
@@ -366,7 +375,14 @@ fn a_node_that_hears_nobody_while_others_hear_each_other_is_not_able() {
     let hear = |log: &mut Log, id: NodeId, hears: &[NodeId]| {
         let mut attachments = log.table.node(id).unwrap().attachments.clone();
         attachments[0].hears = hears.to_vec();
-        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1, unfit: String::new() });
+        log.ok(Body::PublishNode {
+            node: id,
+            attachments,
+            heartbeat: vec![],
+            feature_level: 1,
+            unfit: String::new(),
+            starts: 0,
+        });
     };
     for (at, id) in ids.iter().enumerate() {
         hear(&mut log, *id, &[ids[(at + 1) % 3], ids[(at + 2) % 3]]);
@@ -613,7 +629,14 @@ fn the_feature_level_rises_only_to_what_every_node_knows() {
     let (mut log, ids) = Log::with_nodes(2);
     let publish = |log: &mut Log, id: NodeId| {
         let attachments = log.table.node(id).unwrap().attachments.clone();
-        log.ok(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 2, unfit: String::new() });
+        log.ok(Body::PublishNode {
+            node: id,
+            attachments,
+            heartbeat: vec![],
+            feature_level: 2,
+            unfit: String::new(),
+            starts: 0,
+        });
     };
     // Its wire form is refused above what this build knows, so it is applied as it is.
     let raise = |log: &Log, level| {
@@ -731,7 +754,8 @@ fn a_node_that_does_not_do_its_work_is_given_nothing_and_asked_to_leave() {
     let other = *ids.iter().find(|id| **id != owner).unwrap();
     let stalled = "worker 0 has stopped";
     let Node { attachments, heartbeat, .. } = log.table.node(owner).unwrap().clone();
-    let unfit = Body::PublishNode { node: owner, attachments, heartbeat, feature_level: 3, unfit: stalled.into() };
+    let unfit =
+        Body::PublishNode { node: owner, attachments, heartbeat, feature_level: 3, unfit: stalled.into(), starts: 0 };
     assert_eq!(log.refused(unfit).subject, "feature_level", "an older build would go on giving it VIPs");
     log.at_level(3);
     assert_eq!(log.publish(owner, 3, stalled), Effect::Changed);
