@@ -52,6 +52,41 @@ pub(crate) enum Command {
         #[arg(long)]
         i_know_the_others_are_gone: bool,
     },
+    /// Offline: looks at this node's store without changing it.
+    #[command(subcommand)]
+    Store(StoreCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Reads all of it and says in one line whether it is sound; ends with 74 if it is damaged.
+    ///
+    /// What a crash or a power cut has left is no damage: it is mended at the next start. Example:
+    ///
+    ///   lbd store check --config /etc/lbd/lbd.toml
+    #[command(verbatim_doc_comment)]
+    Check {
+        /// As text, or as one JSON object for programs.
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Shows whose it is, its last entry and vote, its journal, its snapshots and sizes.
+    ///
+    /// Of several survivors recover the one whose last entry has the highest term and, of these, the highest index. Example:
+    ///
+    ///   lbd store show --output json | jq .last_entry
+    #[command(verbatim_doc_comment)]
+    Show {
+        /// As text, or as one JSON object for programs.
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

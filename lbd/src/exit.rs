@@ -36,6 +36,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Recover(#[from] lb_raft_store::RecoverError),
     #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
     Link(#[from] crate::link::LinkError),
     #[error("the dataplane does not start: {0}")]
     Dataplane(#[from] lb_dataplane::StartError),
@@ -71,6 +73,7 @@ impl Failure {
                 | StoreError::Io { .. },
             ))
             | Self::StoreBroke { .. }
+            | Self::Store(_)
             | Self::Recover(_) => Exit::Store,
             Self::Consensus(StartError::OtherNode { .. }) | Self::Removed(_) => Exit::Config,
             Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Heartbeat { .. } | Self::Socket { .. } => {

@@ -17,6 +17,7 @@ mod link;
 mod ownership;
 mod raft;
 mod recover;
+mod store;
 mod supervise;
 mod task;
 mod telemetry;
@@ -53,8 +54,12 @@ fn main() -> ExitCode {
         terminal::say(&format!("{}: ok", cli.config.display()));
         return ExitCode::SUCCESS;
     }
-    if let Some(Command::Recover { i_know_the_others_are_gone }) = cli.command {
-        return recover::run(&config, i_know_the_others_are_gone).unwrap_or_else(|failure| {
+    if let Some(command) = &cli.command {
+        let done = match command {
+            Command::Recover { i_know_the_others_are_gone } => recover::run(&config, *i_know_the_others_are_gone),
+            Command::Store(command) => store::run(&config, command),
+        };
+        return done.unwrap_or_else(|failure| {
             terminal::complain(&format!("lbd: {failure}"));
             failure.exit().into()
         });

@@ -21,5 +21,8 @@ pub use consensus::{
     TransportError,
 };
 pub use feed::{View, Watcher};
-pub use recovery::{Position, RecoverError, Recovered, position, recover};
-pub use store::StoreError;
+pub use recovery::{RecoverError, Recovered, recover};
+pub use store::{
+    StoreError,
+    inspect::{JournalReport, NodeReport, SledReport, SnapshotReport, StoreReport, inspect},
+};

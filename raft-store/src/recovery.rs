@@ -42,18 +42,6 @@ pub struct Recovered {
     pub kept: PathBuf,
 }
 
-/// How far a store has come: of several survivors the one with the highest term and, of these, the longest log has all that
-/// was acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// The cluster that it belongs to.
-    pub cluster: Uuid,
-    /// The term and the index of the last entry of its log; nothing if it has none.
-    pub last: Option<(u64, u64)>,
-    /// The term of its last vote.
-    pub vote: Option<u64>,
-}
-
 /// Why a store was not recovered.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
@@ -70,23 +58,6 @@ pub enum RecoverError {
 
 fn failed(step: &'static str) -> impl Fn(io::Error) -> RecoverError {
     move |error| RecoverError::Io(step, error)
-}
-
-/// How far the store in `data_dir` has come.
-pub async fn position(data_dir: &Path) -> Result<Position, RecoverError> {
-    let store = open(data_dir)?;
-    let mut log = store.log.clone();
-    let last = log.get_log_state().await.map_err(failed("read the log"))?.last_log_id;
-    let vote = log.read_vote().await.map_err(failed("read the vote"))?;
-    let cluster = store.identity.as_ref().map(|identity| identity.cluster);
-    drop((store, log));
-    // sled has written on being opened.
-    give_to_owner(data_dir).map_err(failed("give the store to the owner of data_dir"))?;
-    Ok(Position {
-        cluster: cluster.ok_or_else(|| RecoverError::Empty(data_dir.to_owned()))?,
-        last: last.map(|id| (id.committed_leader_id().term, id.index())),
-        vote: vote.map(|vote| vote.leader_id.term),
-    })
 }
 
 fn open(data_dir: &Path) -> Result<Store, RecoverError> {

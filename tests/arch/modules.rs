@@ -52,6 +52,7 @@ const LBD: &[&str] = &[
     "exit",
     "control",
     "api",
+    "store",
     "recover",
     "app",
     "",

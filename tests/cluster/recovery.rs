@@ -27,6 +27,14 @@ pub(crate) fn a_survivor_goes_on_alone() -> anyhow::Result<()> {
         let mut command = std::process::Command::new(binaries::directory()?.join("lbd"));
         anyhow::Ok(command.arg("recover").arg("--config").arg(site.nodes[2].config()).args(arguments).output()?)
     };
+    let checked = |of: &[&str]| {
+        let mut command = std::process::Command::new(binaries::directory()?.join("lbd"));
+        anyhow::Ok(command.arg("store").args(of).arg("--config").arg(site.nodes[2].config()).output()?)
+    };
+    let check = checked(&["check"])?;
+    ensure!(check.status.success() && check.stdout.starts_with(b"sound; last entry term"), "{check:?}");
+    let shown: serde_json::Value = serde_json::from_slice(&checked(&["show", "--output", "json"])?.stdout)?;
+    ensure!(shown["sound"] == true && shown["node"]["name"] == "lb3" && shown["starts"] == 1, "{shown:#}");
     // The service's user owns everything below its directory; root, who recovers, must not leave files that it cannot open.
     let data_dir = site.nodes[2].data_dir();
     let is_other = owned_by_another(&data_dir)?;

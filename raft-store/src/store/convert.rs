@@ -50,7 +50,7 @@ pub(super) fn convert(dir: &Path, watermark: &Watermark, disk: &Arc<dyn Disk>) -
 
 /// Reads the whole log and refuses it unless it holds at least what the watermark says, without a
 /// hole, and in order.
-fn verify(trees: &Trees, watermark: &Watermark) -> Result<(State, Vec<Record>), StoreError> {
+pub(super) fn verify(trees: &Trees, watermark: &Watermark) -> Result<(State, Vec<Record>), StoreError> {
     let damaged = |what: String| Err(StoreError::damaged(trees.path(), what));
     let purged = trees.log_id(keys::PURGED)?;
     let committed = trees.log_id(keys::COMMITTED)?;

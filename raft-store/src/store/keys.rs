@@ -13,6 +13,8 @@ pub(crate) const SNAPSHOTS_DIR: &str = "snapshots";
 pub(crate) const SLED_DIR: &str = "sled";
 /// The file in it that holds all that is read.
 pub(crate) const SLED_FILE: &str = "db";
+/// The file beside it that says in which boot it was found sound.
+pub(crate) const SLED_BOOT: &str = "boot";
 /// All that belongs to a store and moves with it.
 pub(crate) const OF_A_STORE: [&str; 4] = [WITNESS_FILE, JOURNAL_DIR, SNAPSHOTS_DIR, SLED_DIR];
 /// The feature level from which builds know the journal; those below refuse a store that has one.

@@ -3,7 +3,7 @@
 //! sled alone would not do: its `flush` never calls fsync, it opens damaged files without a word with part of the data gone,
 //! and a power cut tears its file so that it cannot be read. So a [`journal`] makes changes durable, with one write and one
 //! sync of a group by one thread; a watermark file says how far it was durable, and snapshot files what came before it. sled
-//! holds the same again, is what is read, and is made anew where it is torn. What cannot come from a power cut is damage: it
+//! holds the same again, is what is read, and is made anew after each boot and where it is torn. What cannot come from a power cut is damage: it
 //! is refused, never repaired, and the way back is always to remove the node from the cluster and to add it anew.
 
 mod convert;
@@ -12,6 +12,7 @@ mod envelope;
 mod error;
 mod failure;
 pub(crate) mod identity;
+pub(crate) mod inspect;
 mod journal;
 pub(crate) mod keys;
 mod lock;

@@ -1,10 +1,14 @@
-//! Bringing sled to what the journal and the snapshot say. After a crash it lacks the last half second; after a power cut it
-//! can be torn in any way, and then it is made anew. Nothing is taken from it that is not sound, and nothing from it decides
-//! what the log is, but for entries before the journal's first one, which a snapshot holds too.
+//! Bringing sled to what the journal and the snapshot say. After a crash of the process it lacks the last half second. After a
+//! power cut it can be torn in any way, and one that opens and can be read whole may still spoil itself when it is written to
+//! (the test by images has shown it); the same holds for a copy that was taken while it was in use. So only a file that was
+//! in use since the machine's last boot is gone on with, where a crash of the process alone loses nothing that was written;
+//! any other is made anew. Nothing from it decides what the log is, but for entries before the journal's first one, which a
+//! snapshot holds too.
 
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::unix::fs::MetadataExt as _,
     panic::{self, AssertUnwindSafe},
     path::Path,
     time::Instant,
@@ -29,24 +33,41 @@ pub(super) struct Wanted<'a> {
     pub(super) snapshot: Option<&'a Snapshot>,
 }
 
-/// sled as it is wanted: what it lacks is written, and where it cannot be read it is made anew.
+/// Why sled's directory may be torn; nothing where it has been in use since the last boot.
+pub(super) fn distrusted(path: &Path) -> Option<&'static str> {
+    if !path.join(keys::SLED_FILE).exists() {
+        return Some("it is not there");
+    }
+    let known = fs::read_to_string(path.join(keys::SLED_BOOT)).ok();
+    match known.is_some() && known == this_boot(path) {
+        true => None,
+        false => Some("it was written before the last boot, or is a copy"),
+    }
+}
+
+/// Notes that sled's file is sound in this boot. Not synced: a power cut ends the boot too.
+pub(super) fn trust(path: &Path) -> io::Result<()> {
+    // Where the system does not say which boot it is, sled is made anew at each start.
+    this_boot(path).map_or(Ok(()), |boot| fs::write(path.join(keys::SLED_BOOT), boot))
+}
+
+/// This boot and this file: a copy has another number.
+fn this_boot(path: &Path) -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let file = fs::metadata(path.join(keys::SLED_FILE)).ok()?;
+    Some(format!("{} {} {}\n", boot.trim(), file.dev(), file.ino()))
+}
+
+/// sled as it is wanted: what it lacks is written, and where it cannot be trusted it is made anew.
 pub(super) fn reconcile(dir: &Path, failure: &Failure, wanted: &Wanted<'_>) -> Result<(Trees, Sizes), StoreError> {
     let path = dir.join(keys::SLED_DIR);
-    let open = || -> Result<(Trees, Sizes), StoreError> {
-        let trees = Trees::open(path.clone(), failure.clone())?;
-        let sizes = bring(&trees, wanted)?;
-        Ok((trees, sizes))
-    };
     let begun = Instant::now();
-    let torn = if path.join(keys::SLED_FILE).exists() {
-        // sled answers some torn states with a panic.
-        match panic::catch_unwind(AssertUnwindSafe(open)) {
-            Ok(Err(StoreError::Damaged { what, .. })) => what,
-            Ok(done) => return done,
-            Err(_) => "sled gave up reading it".to_owned(),
-        }
-    } else {
-        "it is not there".to_owned()
+    let (found, is_torn) = match distrusted(&path) {
+        Some(why) => (why.to_owned(), false),
+        None => match attempt(&path, failure, wanted) {
+            Err(StoreError::Damaged { what, .. }) => (what, true),
+            done => return done.map(|(trees, brought)| (trees, brought.sizes)),
+        },
     };
     match fs::remove_dir_all(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -54,24 +75,50 @@ pub(super) fn reconcile(dir: &Path, failure: &Failure, wanted: &Wanted<'_>) -> R
         }
         _ => {}
     }
-    let (trees, sizes) = open()?;
-    trees.flush().map_err(|error| StoreError::io("write", &path, error))?;
+    let trees = Trees::open(path.clone(), failure.clone())?;
+    let Brought { sizes, .. } = bring(&trees, wanted)?;
+    trees.flush().and_then(|()| trust(&path)).map_err(|error| StoreError::io("write", &path, error))?;
     if wanted.journal.state.last.is_some() {
-        let took_ms = begun.elapsed().as_millis() as u64;
-        let entries = sizes.count();
-        tracing::warn!(
-            found = torn,
-            entries,
-            took_ms,
-            "sled's file could not be read, as a power cut can leave it; it was made anew from the snapshot and the journal, \
-             and nothing that was acknowledged is lost"
-        );
+        let (took_ms, entries) = (begun.elapsed().as_millis() as u64, sizes.count());
+        let how = "sled's file was made anew from the snapshot and the journal";
+        if is_torn {
+            tracing::warn!(
+                found,
+                entries,
+                took_ms,
+                "{how}: it could not be read; nothing that was acknowledged is lost"
+            );
+        } else {
+            tracing::info!(found, entries, took_ms, "{how}");
+        }
     }
     Ok((trees, sizes))
 }
 
+/// How many entries a copy of sled's directory lacks or has too many. It changes the copy.
+pub(super) fn examine(copy: &Path, wanted: &Wanted<'_>) -> Result<usize, StoreError> {
+    attempt(copy, &Failure::default(), wanted).map(|(_, brought)| brought.differs)
+}
+
+fn attempt(path: &Path, failure: &Failure, wanted: &Wanted<'_>) -> Result<(Trees, Brought), StoreError> {
+    // sled answers some torn states with a panic.
+    let attempt = panic::catch_unwind(AssertUnwindSafe(|| {
+        let trees = Trees::open(path.to_owned(), failure.clone())?;
+        let brought = bring(&trees, wanted)?;
+        Ok((trees, brought))
+    }));
+    attempt.unwrap_or_else(|_| Err(StoreError::damaged(path, "sled gave up reading it")))
+}
+
+/// What was found, and is there now.
+struct Brought {
+    sizes: Sizes,
+    /// Entries that were missing, or too many.
+    differs: usize,
+}
+
 /// Compares all that sled holds, and writes what differs. Damage of sled's is no damage of the store.
-fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Sizes, StoreError> {
+fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Brought, StoreError> {
     let failed = |error| StoreError::io("write", trees.path(), error);
     let Replayed { state, floor, entries, .. } = wanted.journal;
     let held = wanted.snapshot.and_then(|snapshot| snapshot.meta.last_log_id);
@@ -105,6 +152,7 @@ fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Sizes, StoreError> {
     }
     trees.remove_entries(&stale).map_err(failed)?;
     missing.retain(|index, _| purged.is_none_or(|purged| *index > purged.index()));
+    let differs = missing.len() + stale.len();
     restore(trees, wanted.journal, &missing, &mut sizes)?;
     trees.put_log_id(keys::PURGED, purged).map_err(failed)?;
     trees.put_vote(state.vote).map_err(failed)?;
@@ -122,7 +170,7 @@ fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Sizes, StoreError> {
         _ => {}
     }
     trees.refuse_older_builds().map_err(failed)?;
-    Ok(sizes)
+    Ok(Brought { sizes, differs })
 }
 
 /// Whether the entries between what is purged and the journal are all there, in order.

@@ -96,7 +96,7 @@ fn name(last: Option<LogId>) -> String {
     format!("{:020}", last.map_or(0, |last| last.index() + 1))
 }
 
-fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(super) fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for file in fs::read_dir(dir)? {
         let path = file?.path();

@@ -20,9 +20,11 @@ use tempfile::TempDir;
 use super::{
     StoreError,
     disk::{Disk, Files},
+    inspect::inspect,
     journal, keys,
     log_store::LogStore,
     open::Store,
+    reconcile,
     state_machine::StateMachine,
     watermark::{SLOT_DISTANCE, Watermark, WatermarkFile},
 };
@@ -99,6 +101,10 @@ fn wait_until_released(dir: &Path) {
 fn copy(from: &Path) -> TempDir {
     let to = tempfile::tempdir().unwrap();
     copy_all(from, to.path());
+    // As if it had been in use, so that what is done to it counts.
+    if sled_file(to.path()).exists() {
+        reconcile::trust(&to.path().join(keys::SLED_DIR)).unwrap();
+    }
     to
 }
 
@@ -155,6 +161,52 @@ fn an_undamaged_store_opens_with_everything() {
     let store = open(copy.path()).unwrap();
     let committed = TypeConfig::run(async { store.log.clone().read_committed().await }).unwrap();
     assert_eq!(committed, Some(LogId::new_term_index(1, 39)));
+}
+
+#[test]
+fn what_is_in_a_store_is_shown_without_a_change() {
+    let dir = written();
+    let contents = || {
+        let mut all = Vec::new();
+        let mut left = vec![dir.path().to_owned()];
+        while let Some(path) = left.pop() {
+            match path.is_dir() {
+                true => left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path())),
+                false if path.ends_with(keys::LOCK_FILE) => {}
+                false => all.push((fs::read(&path).unwrap(), path)),
+            }
+        }
+        all.sort();
+        all
+    };
+    let before = contents();
+    let report = inspect(dir.path()).unwrap();
+    assert!(contents() == before, "looking at it has changed it");
+    assert_eq!((report.last, report.vote, report.damage.len()), (Some((1, 40)), Some((1, 1, true)), 0));
+    assert_eq!((report.sled.differs, &report.sled.torn), (0, &None));
+    let journal = report.journal.unwrap();
+    assert_eq!((journal.entries, journal.segments.len()), (41, 1));
+    assert_eq!(journal.last_record, journal.witnessed);
+
+    let torn = copy(dir.path());
+    fs::write(sled_file(torn.path()), b"torn").unwrap();
+    let report = inspect(torn.path()).unwrap();
+    assert!(report.damage.is_empty() && (report.sled.torn.is_some() || report.sled.differs >= 41), "{report:?}");
+    let copied = copy(dir.path());
+    fs::copy(sled_file(dir.path()), copied.path().join("db")).unwrap();
+    fs::rename(copied.path().join("db"), sled_file(copied.path())).unwrap();
+    assert!(inspect(copied.path()).unwrap().sled.torn.unwrap().contains("is a copy"));
+    let damaged = copy(dir.path());
+    fs::remove_file(&segments(damaged.path())[0]).unwrap();
+    let report = inspect(damaged.path()).unwrap();
+    assert!(report.damage[0].contains("no sound segment"), "{report:?}");
+    assert!(matches!(inspect(tempfile::tempdir().unwrap().path()), Err(StoreError::Io { .. })));
+    let _held = open(dir.path()).unwrap();
+    assert!(matches!(inspect(dir.path()), Err(StoreError::Locked { .. })));
+    // One without a journal too.
+    let fixture = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/store-level-3"));
+    let report = inspect(copy(fixture).path()).unwrap();
+    assert_eq!((report.last, report.journal, report.node.unwrap().id), (Some((1, 271)), None, 1));
 }
 
 #[test]
