@@ -39,7 +39,9 @@ pub(super) async fn ask(inner: &Inner, peers: &Peers, raft: &Raft<TypeConfig, St
         starts: inner.store.starts,
         last: last.map(Into::into),
     };
-    let nodes = raft.metrics().borrow_watched().membership_config.clone();
+    // Of openraft itself: its metrics are empty for a moment.
+    let nodes = raft.with_raft_state(|state| state.membership_state.effective().clone()).await;
+    let Ok(nodes) = nodes else { return Ok(()) };
     let others = nodes.nodes().filter(|(id, _)| **id != peers.me);
     let asked = others.map(async |(id, node)| {
         let question = Request::Standing(standing.clone());
