@@ -12,6 +12,8 @@ mod network;
 mod node;
 mod older_copy;
 mod pace;
+#[cfg(test)]
+mod power_cuts;
 mod propose;
 mod read;
 mod serve;

@@ -22,7 +22,12 @@ use super::{
 };
 use crate::{
     feed,
-    store::{StoreError, identity::Identity, open::Store},
+    store::{
+        StoreError,
+        disk::{Disk, Files},
+        identity::Identity,
+        open::Store,
+    },
     table::{BOOTSTRAP_NODE, Body, Command, NewNode},
 };
 
@@ -55,8 +60,17 @@ pub enum StartError {
 impl Consensus {
     /// Opens the store and takes up the node's place in its cluster, if it has one.
     pub async fn start(settings: Settings, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
+        Self::start_on(settings, transport, Arc::new(Files)).await
+    }
+
+    /// The same on a disk that tests may put in between.
+    pub(super) async fn start_on(
+        settings: Settings,
+        transport: Arc<dyn Transport>,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self, StartError> {
         let (publisher, watcher) = feed::channel();
-        let store = Store::open(&settings.data_dir, publisher)?;
+        let store = Store::open_on(&settings.data_dir, publisher, disk)?;
         tracing::debug!(starts = store.starts, "the store is open");
         let identity = match store.identity.clone() {
             Some(identity) => {

@@ -6,8 +6,10 @@
 //! holds the same again, is what is read, and is made anew after each boot and where it is torn. What cannot come from a power cut is damage: it
 //! is refused, never repaired, and the way back is always to remove the node from the cluster and to add it anew.
 
+#[cfg(test)]
+pub(crate) mod camera;
 mod convert;
-mod disk;
+pub(crate) mod disk;
 mod envelope;
 mod error;
 mod failure;
@@ -24,7 +26,7 @@ mod reconcile;
 mod snapshots;
 pub(crate) mod state_machine;
 mod trees;
-mod watermark;
+pub(crate) mod watermark;
 mod writer;
 
 pub use error::StoreError;

@@ -1,18 +1,13 @@
-//! Power cuts, by images. A power cut leaves of each file all that was synced, and of what was written after that any part, in
-//! blocks of 512 bytes; of new, renamed and removed files it leaves or undoes what no sync of their directory has made durable.
-//! So the files are looked at before each of our syncs, and whatever a power cut can make of them at that moment must open by
-//! itself, with everything that had been acknowledged.
+//! Power cuts of one store, by images: whatever a power cut can make of the files at any of our syncs must open by itself, with
+//! everything that had been acknowledged.
 //!
 //! `LB_POWER_CUTS=10000 cargo test --release -p lb-raft-store power_cut -- --nocapture` tries as many states, and all subsets
 //! of up to 12 blocks of the journal at each sync.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    env,
-    fs::{self, File},
-    io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    collections::BTreeMap,
+    env, fs,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -24,7 +19,7 @@ use openraft::{
 };
 
 use super::{
-    disk::{Disk, Files},
+    camera::{Camera, Moment, changed, cut, put, take_back},
     journal, keys,
     log_store::LogStore,
     open::Store,
@@ -36,7 +31,6 @@ use crate::{
     table::{BackendSettings, Body, Command, Mutation},
 };
 
-const BLOCK: usize = 512;
 const STEPS: u64 = 72;
 /// States that are opened in the suite, and how many of its blocks a moment may have for all subsets to be tried.
 const TRIES: usize = 150;
@@ -46,233 +40,12 @@ fn tries() -> (usize, usize) {
     env::var("LB_POWER_CUTS").map_or((TRIES, BITS), |text| (text.parse().unwrap(), 12))
 }
 
-/// A file's bytes without the zeros at its end, its length, and its number, which stays when it is renamed.
-#[derive(Clone, Default, PartialEq)]
-struct Bytes {
-    used: Arc<Vec<u8>>,
-    len: usize,
-    inode: u64,
-}
-
-impl Bytes {
-    fn read(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
-        let (mut bytes, inode) = (Vec::new(), file.metadata()?.ino());
-        let len = file.read_to_end(&mut bytes)?;
-        bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
-        Ok(Self { used: Arc::new(bytes), len, inode })
-    }
-
-    fn whole(&self) -> Vec<u8> {
-        let mut bytes = self.used.to_vec();
-        bytes.resize(self.len, 0);
-        bytes
-    }
-}
-
 /// What had been acknowledged.
 #[derive(Clone, Default)]
 struct Acknowledged {
     vote: Option<Vote>,
     log: BTreeMap<u64, LogId>,
     purged: Option<u64>,
-}
-
-/// What our syncs have made durable.
-#[derive(Clone, Default)]
-struct Durable {
-    /// As of which moment a file is.
-    since: BTreeMap<u64, usize>,
-    /// The names that directories have.
-    names: BTreeSet<PathBuf>,
-    /// The renames that are not yet.
-    renames: Vec<(PathBuf, PathBuf)>,
-}
-
-/// The files right before one of our syncs.
-struct Moment {
-    /// What is synced now.
-    syncing: PathBuf,
-    files: BTreeMap<PathBuf, Bytes>,
-    durable: Durable,
-    known: Acknowledged,
-}
-
-impl Moment {
-    /// A file, whatever its name was then; empty if it was not there yet.
-    fn file(&self, inode: u64) -> Bytes {
-        self.files.values().find(|file| file.inode == inode).cloned().unwrap_or_default()
-    }
-}
-
-#[derive(Default)]
-struct Film {
-    durable: Durable,
-    moments: Vec<Moment>,
-}
-
-/// Looks at the files before each of our syncs.
-struct Camera {
-    dir: PathBuf,
-    known: Arc<Mutex<Acknowledged>>,
-    film: Mutex<Film>,
-}
-
-impl Camera {
-    /// From now on; all that is there is durable.
-    fn new(dir: &Path, known: Arc<Mutex<Acknowledged>>) -> Self {
-        let files = files(dir);
-        let since = files.values().map(|file| (file.inode, 0)).collect();
-        let names = files.keys().cloned().collect();
-        let durable = Durable { since, names, renames: Vec::new() };
-        let first = Moment { syncing: PathBuf::new(), files, durable: durable.clone(), known: Acknowledged::default() };
-        Self { dir: dir.to_owned(), known, film: Mutex::new(Film { durable, moments: vec![first] }) }
-    }
-
-    /// Takes a picture, lets the sync happen, and notes what it has made durable. One at a time.
-    fn picture(
-        &self,
-        path: &Path,
-        sync: impl FnOnce() -> io::Result<()>,
-        note: impl FnOnce(&mut Durable, &Path, usize),
-    ) -> io::Result<()> {
-        let mut film = self.film.lock().unwrap();
-        let syncing = path.strip_prefix(&self.dir).unwrap().to_owned();
-        // What is acknowledged was so before the files were looked at.
-        let known = self.known.lock().unwrap().clone();
-        let durable = film.durable.clone();
-        film.moments.push(Moment { syncing: syncing.clone(), files: files(&self.dir), durable, known });
-        sync()?;
-        let number = film.moments.len() - 1;
-        note(&mut film.durable, &syncing, number);
-        Ok(())
-    }
-}
-
-impl Disk for Camera {
-    fn sync(&self, path: &Path, file: &File) -> io::Result<()> {
-        let inode = file.metadata()?.ino();
-        self.picture(
-            path,
-            || Files.sync(path, file),
-            |durable, _, number| {
-                durable.since.insert(inode, number);
-            },
-        )
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut film = self.film.lock().unwrap();
-        Files.rename(from, to)?;
-        let [from, to] = [from, to].map(|path| path.strip_prefix(&self.dir).unwrap().to_owned());
-        film.durable.renames.push((from, to));
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut film = self.film.lock().unwrap();
-        film.durable.since.remove(&fs::metadata(path)?.ino());
-        Files.remove(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.picture(
-            path,
-            || Files.sync_dir(path),
-            |durable, dir, _| {
-                let present = files(&self.dir).into_keys().filter(|name| name.parent() == Some(dir));
-                durable.names.retain(|name| name.parent() != Some(dir));
-                durable.names.extend(present);
-                durable.renames.retain(|(_, to)| to.parent() != Some(dir));
-            },
-        )
-    }
-}
-
-fn files(dir: &Path) -> BTreeMap<PathBuf, Bytes> {
-    fn visit(dir: &Path, root: &Path, found: &mut BTreeMap<PathBuf, Bytes>) {
-        for entry in fs::read_dir(dir).unwrap().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                visit(&path, root, found);
-            } else if let Ok(bytes) = Bytes::read(&path) {
-                found.insert(path.strip_prefix(root).unwrap().to_owned(), bytes);
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    visit(dir, dir, &mut found);
-    found.remove(Path::new(keys::LOCK_FILE));
-    found
-}
-
-/// What a power cut at that moment can leave: one of many.
-fn cut(moments: &[Moment], at: usize, random: &mut fastrand::Rng) -> BTreeMap<PathBuf, Vec<u8>> {
-    let Moment { files, durable, .. } = &moments[at];
-    let mut left = BTreeMap::new();
-    for (path, later) in files {
-        // The kernel writes a file back when it likes: what is under the later blocks is of any time since the last sync.
-        let since = durable.since.get(&later.inode).copied().unwrap_or(0);
-        let base = moments[random.usize(since..=at)].file(later.inode);
-        left.insert(path.clone(), torn(&base.whole(), &later.whole(), random));
-    }
-    for (from, to) in durable.renames.iter().rev() {
-        if random.bool()
-            && let Some(bytes) = left.remove(to)
-        {
-            left.insert(from.clone(), bytes);
-        }
-    }
-    let renamed = |path: &Path| durable.renames.iter().any(|(from, to)| from == path || to == path);
-    left.retain(|path, _| durable.names.contains(path) || renamed(path) || random.bool());
-    for name in &durable.names {
-        // Removed, and not durably.
-        if !files.contains_key(name) && !renamed(name) && random.bool() {
-            let earlier = moments[..at].iter().rev().find_map(|moment| moment.files.get(name));
-            left.extend(earlier.map(|bytes| (name.clone(), bytes.whole())));
-        }
-    }
-    left
-}
-
-/// `later` with some of the blocks in which it differs from `synced` taken back.
-fn torn(synced: &[u8], later: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
-    // How many blocks made it varies from cut to cut; so does whether the file had grown yet.
-    let part = random.u64(..5);
-    let mut image = later.to_vec();
-    for at in changed(synced, later) {
-        if random.u64(..4) < part {
-            take_back(&mut image, synced, at);
-        }
-    }
-    if part == 4 && synced.len() < later.len() {
-        image.truncate(synced.len());
-    }
-    image
-}
-
-/// Where the blocks begin that differ.
-fn changed(synced: &[u8], later: &[u8]) -> Vec<usize> {
-    let of = |bytes: &[u8], at: usize| bytes.get(at..(at + BLOCK).min(bytes.len())).map(<[u8]>::to_vec);
-    (0..later.len()).step_by(BLOCK).filter(|at| of(synced, *at) != of(later, *at)).collect()
-}
-
-fn take_back(image: &mut [u8], synced: &[u8], at: usize) {
-    let end = (at + BLOCK).min(image.len());
-    match synced.get(at..end) {
-        Some(old) => image[at..end].copy_from_slice(old),
-        None => image[at..end].fill(0),
-    }
-}
-
-fn put(dir: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) {
-    for name in [keys::JOURNAL_DIR, keys::SNAPSHOTS_DIR, keys::SLED_DIR] {
-        fs::create_dir_all(dir.join(name)).unwrap();
-    }
-    for (path, bytes) in files {
-        fs::create_dir_all(dir.join(path).parent().unwrap()).unwrap();
-        fs::write(dir.join(path), bytes).unwrap();
-    }
 }
 
 /// A command of some size, which does nothing.
@@ -291,13 +64,13 @@ async fn append(log: &mut LogStore, entries: Vec<Entry>) {
 }
 
 /// Writes all kinds of records, and has the camera look at it.
-fn write(dir: &Path) -> Vec<Moment> {
+fn write(dir: &Path) -> Vec<Moment<Acknowledged>> {
     let known = Arc::<Mutex<Acknowledged>>::default();
     drop(Store::open(dir, feed::channel().0).unwrap());
     let camera = loop {
         // Until the store has let go of it.
         if super::lock::lock(dir).is_ok() {
-            break Arc::new(Camera::new(dir, known.clone()));
+            break Arc::new(Camera::new(dir, known.clone(), true));
         }
     };
     TypeConfig::run(async {
@@ -347,7 +120,7 @@ fn write(dir: &Path) -> Vec<Moment> {
             }
         }
     });
-    std::mem::take(&mut camera.film.lock().unwrap().moments)
+    camera.film()
 }
 
 fn check(store: &Store, known: &Acknowledged, what: &str) {
@@ -377,7 +150,7 @@ fn after_a_power_cut_everything_acknowledged_is_there_by_itself() {
     assert!(moments.len() > 100, "only {} syncs", moments.len());
     for number in 0..tries {
         let mut random = fastrand::Rng::with_seed(number as u64);
-        let at = 1 + number * (moments.len() - 1) / tries;
+        let at = number * moments.len() / tries;
         let copy = tempfile::tempdir().unwrap();
         put(copy.path(), &cut(&moments, at, &mut random));
         let Moment { syncing, known, .. } = &moments[at];
@@ -418,13 +191,12 @@ fn whatever_a_power_cut_leaves_of_a_group_of_records_is_a_tail() {
     let moments = write(dir.path());
     let copy = tempfile::tempdir().unwrap();
     let (mut states, mut moments_tried) = (0, 0);
-    for (at, Moment { syncing, files, durable, known }) in moments.iter().enumerate().skip(1) {
+    for (at, Moment { syncing, files, durable, known }) in moments.iter().enumerate() {
         let (Some(later), true) = (files.get(syncing), syncing.starts_with(keys::JOURNAL_DIR)) else { continue };
         if syncing.file_name().is_none_or(|name| name.len() != 20) {
             continue;
         }
-        let synced = durable.since.get(&later.inode).map(|since| moments[*since].file(later.inode).whole());
-        let synced = synced.unwrap_or_default();
+        let synced = durable.since.get(&later.inode).map(|(_, synced)| synced.whole()).unwrap_or_default();
         let later = later.whole();
         let blocks = changed(&synced, &later);
         if blocks.len() > bits {
@@ -480,29 +252,51 @@ fn the_files_stay_small_however_much_is_written() {
     assert!(len < 6 << 20, "sled's file has {len} bytes");
 }
 
-/// Prints a figure for docs/benchmarks.md: `cargo test --release -p lb-raft-store recovery -- --ignored --nocapture`.
+/// Prints figures for docs/benchmarks.md: `cargo test --release -p lb-raft-store measure -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
-fn recovery_of_100_000_entries() {
+fn measure_opening_100_000_entries() {
     let dir = tempfile::tempdir().unwrap();
     TypeConfig::run(async {
         let mut log = Store::open(dir.path(), feed::channel().0).unwrap().log;
         log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
         for first in (0..100_000u64).step_by(1000) {
-            let (done, wait) = TypeConfig::oneshot();
-            let entries = (first..first + 1000).map(|index| Entry::new_blank(LogId::new_term_index(1, index)));
-            log.append(entries, IOFlushed::signal(done)).await.unwrap();
-            wait.await.unwrap().unwrap();
+            append(&mut log, (first..first + 1000).map(|i| Entry::new_blank(LogId::new_term_index(1, i))).collect())
+                .await;
         }
     });
-    for _ in 0..3 {
+    let open = |what: &str| {
+        while super::lock::lock(dir.path()).is_err() {}
         let begun = std::time::Instant::now();
-        let store = loop {
-            if let Ok(store) = Store::open(dir.path(), feed::channel().0) {
-                break store;
-            }
-        };
-        println!("opened in {:?}", begun.elapsed());
+        let store = Store::open(dir.path(), feed::channel().0).unwrap();
+        println!("{what} in {:?}", begun.elapsed());
         drop(store);
+    };
+    (0..3).for_each(|_| open("opened"));
+    for _ in 0..3 {
+        while super::lock::lock(dir.path()).is_err() {}
+        fs::remove_dir_all(dir.path().join(keys::SLED_DIR)).unwrap();
+        open("opened, with sled made anew,");
     }
+}
+
+/// On the file system of `LB_STORE_DIR`, or of the working directory: that of `/tmp` is memory on some machines.
+#[test]
+#[ignore = "a measurement"]
+fn measure_durable_appends() {
+    const APPENDS: usize = 2000;
+    let dir = tempfile::tempdir_in(env::var("LB_STORE_DIR").unwrap_or_else(|_| ".".into())).unwrap();
+    let mut took: Vec<std::time::Duration> = TypeConfig::run(async {
+        let mut log = Store::open(dir.path(), feed::channel().0).unwrap().log;
+        log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        let mut took = Vec::new();
+        for index in 0..APPENDS as u64 {
+            let begun = std::time::Instant::now();
+            append(&mut log, vec![Entry::new(LogId::new_term_index(1, index), EntryPayload::Normal(command(2)))]).await;
+            took.push(begun.elapsed());
+        }
+        took
+    });
+    took.sort();
+    println!("durable append: p50 {:?}, p99 {:?}", took[APPENDS / 2], took[APPENDS * 99 / 100]);
 }

@@ -551,6 +551,106 @@ impl Disk for Noting {
             _ => Files.sync(path, file),
         }
     }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.note("rename", from);
+        Files.rename(from, to)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.note("sync_dir", path);
+        Files.sync_dir(path)
+    }
+}
+
+#[test]
+fn a_snapshot_file_is_synced_before_it_has_its_name_and_its_name_before_the_journal_shrinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Noting::default());
+    TypeConfig::run(async {
+        let mut store = Store::open_on(dir.path(), feed::channel().0, disk.clone()).unwrap();
+        store.log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        append(&mut store.log, 1, 0).await;
+        disk.notes.lock().unwrap().clear();
+        store.machine.pretend_applied(LogId::new_term_index(1, 0));
+        store.machine.build_snapshot().await.unwrap();
+        let note = |what, name: &str| (what, name.to_owned());
+        let notes = std::mem::take(&mut *disk.notes.lock().unwrap());
+        let wanted =
+            [note("write", "new"), note("sync", "new"), note("rename", "new"), note("sync_dir", keys::SNAPSHOTS_DIR)];
+        assert_eq!(notes, wanted);
+    });
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_read_is_not_kept() {
+    let dir = written();
+    TypeConfig::run(async {
+        let mut store = open(dir.path()).unwrap();
+        let meta = SnapshotMeta { last_log_id: Some(LogId::new_term_index(1, 99)), ..SnapshotMeta::default() };
+        store.machine.install_snapshot(&meta, b"garbage".to_vec()).await.unwrap_err();
+    });
+    wait_until_released(dir.path());
+    assert_eq!(fs::read_dir(dir.path().join(keys::SNAPSHOTS_DIR)).unwrap().count(), 0);
+    assert_all_there(dir.path(), "after garbage");
+}
+
+#[test]
+fn where_the_newest_snapshot_is_damaged_the_one_before_it_and_the_journal_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let last = LogId::new_term_index(1, 29);
+    TypeConfig::run(async {
+        let mut store = open(dir.path()).unwrap();
+        store.log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        for index in 0..30 {
+            append(&mut store.log, 1, index).await;
+            if index % 10 == 9 {
+                store.machine.pretend_applied(LogId::new_term_index(1, index));
+                store.machine.build_snapshot().await.unwrap();
+                store.log.purge(LogId::new_term_index(1, index - 2)).await.unwrap();
+            }
+        }
+    });
+    wait_until_released(dir.path());
+    let mut files: Vec<_> =
+        fs::read_dir(dir.path().join(keys::SNAPSHOTS_DIR)).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 2, "{files:?}");
+    let flip = |file: &Path| {
+        let mut bytes = fs::read(file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(file, bytes).unwrap();
+    };
+    flip(&files[1]);
+    let store = open(dir.path()).unwrap();
+    TypeConfig::run(async {
+        let mut log = store.log.clone();
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!((state.last_log_id, store.machine.applied_index()), (Some(last), Some(19)));
+        // What was purged behind the newer snapshot is there again.
+        assert!(log.try_get_log_entries(20..).await.unwrap().iter().map(|entry| entry.log_id.index()).eq(20..30));
+    });
+    drop(store);
+    wait_until_released(dir.path());
+    let report = inspect(dir.path()).unwrap();
+    assert!(report.damage.is_empty() && report.snapshots[1].problem.is_some(), "{report:?}");
+}
+
+#[test]
+fn what_is_found_at_the_start_is_missed_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    TypeConfig::run(async { open(dir.path()).unwrap().log.save_vote(&Vote::new(1, 1)).await.unwrap() });
+    wait_until_released(dir.path());
+    let witness = dir.path().join(keys::WITNESS_FILE);
+    let before = fs::read(&witness).unwrap();
+    TypeConfig::run(async { open(dir.path()).unwrap().log.save_vote(&Vote::new(7, 1)).await.unwrap() });
+    wait_until_released(dir.path());
+    // The process was killed between the sync of the journal and the witness.
+    fs::write(&witness, before).unwrap();
+    drop(open(dir.path()).unwrap());
+    wait_until_released(dir.path());
+    assert_eq!(WatermarkFile::open(&witness).unwrap().1.vote, Some(Vote::new(7, 1)));
 }
 
 #[test]
