@@ -6,7 +6,6 @@
 //! snapshot holds too.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt as _,
     panic::{self, AssertUnwindSafe},
@@ -125,23 +124,30 @@ fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Brought, StoreError> {
     // Where the newest snapshot was not sound, what was purged behind the older one is there still.
     let mut purged = state.purged.min(held);
     let journal_from = floor.map_or(0, |floor| floor.index() + 1);
-    let (mut sizes, mut missing, mut stale) = (Sizes::default(), entries.clone(), Vec::new());
+    // Both are in order.
+    let (mut wanted_next, mut missing) = (entries.iter().peekable(), Vec::new());
+    let (mut sizes, mut stale) = (Sizes::default(), Vec::new());
     let mut before = Vec::new();
     for read in trees.entries(0) {
         let (index, bytes) = read?;
+        while let Some((wanted, place)) = wanted_next.next_if(|(wanted, _)| **wanted < index) {
+            missing.push((*wanted, *place));
+        }
+        let place = wanted_next.next_if(|(wanted, _)| **wanted == index).map(|(_, place)| place);
         if purged.is_some_and(|purged| index <= purged.index()) {
             stale.push(index);
         } else if index < journal_from {
             before.push((index, log_store::decode(trees.path(), index, &bytes)?.log_id, bytes.len()));
-        } else if entries.get(&index).is_some_and(|place| place.is(&bytes)) {
+        } else if place.is_some_and(|place| place.is(&bytes)) {
             log_store::decode(trees.path(), index, &bytes)?;
             sizes.put(index, bytes.len() as u64);
-            missing.remove(&index);
         } else {
             // Never acknowledged, or of an end of the log that was replaced.
             stale.push(index);
+            missing.extend(place.map(|place| (index, *place)));
         }
     }
+    missing.extend(wanted_next.map(|(index, place)| (*index, *place)));
     if is_whole(purged, &before, *floor) {
         for (index, _, len) in before {
             sizes.put(index, len as u64);
@@ -151,7 +157,7 @@ fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Brought, StoreError> {
         stale.extend(before.into_iter().map(|(index, ..)| index));
     }
     trees.remove_entries(&stale).map_err(failed)?;
-    missing.retain(|index, _| purged.is_none_or(|purged| *index > purged.index()));
+    missing.retain(|(index, _)| purged.is_none_or(|purged| *index > purged.index()));
     let differs = missing.len() + stale.len();
     restore(trees, wanted.journal, &missing, &mut sizes)?;
     trees.put_log_id(keys::PURGED, purged).map_err(failed)?;
@@ -195,17 +201,11 @@ fn is_in(journal: &Replayed, id: LogId) -> bool {
 }
 
 /// Writes entries from the journal.
-fn restore(
-    trees: &Trees,
-    journal: &Replayed,
-    missing: &BTreeMap<u64, Place>,
-    sizes: &mut Sizes,
-) -> Result<(), StoreError> {
+fn restore(trees: &Trees, journal: &Replayed, missing: &[(u64, Place)], sizes: &mut Sizes) -> Result<(), StoreError> {
     let mut reader = journal.reader();
-    let mut places = missing.iter().peekable();
-    while places.peek().is_some() {
-        let mut read = Vec::with_capacity(AT_ONCE);
-        for (index, place) in places.by_ref().take(AT_ONCE) {
+    for places in missing.chunks(AT_ONCE) {
+        let mut read = Vec::with_capacity(places.len());
+        for (index, place) in places {
             let bytes = reader.read(place)?;
             log_store::decode(trees.path(), *index, &bytes)?;
             sizes.put(*index, bytes.len() as u64);
