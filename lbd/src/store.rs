@@ -36,7 +36,9 @@ fn verdict(report: &StoreReport) -> String {
         return "damaged".to_owned();
     }
     let (sled, last) = (sled(report), position(report.last));
-    format!("sound; last entry {last}; sled {sled}")
+    let worse = report.snapshots.iter().filter(|snapshot| snapshot.problem.is_some()).map(|snapshot| &snapshot.file);
+    let worse: String = worse.map(|file| format!("; snapshot {file} is damaged, look after the disk")).collect();
+    format!("sound; last entry {last}; sled {sled}{worse}")
 }
 
 fn sled(report: &StoreReport) -> String {

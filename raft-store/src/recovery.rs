@@ -176,7 +176,7 @@ fn swap(data_dir: &Path, unfinished: &Path, plan: &Plan) -> io::Result<PathBuf> 
     for name in keys::OF_A_STORE {
         let (present, new, old) = (data_dir.join(name), unfinished.join(name), kept.join(name));
         // Where the old one is kept already, what is there is the new one.
-        if !old.exists() {
+        if !old.exists() && present.exists() {
             fs::rename(&present, &old)?;
             sync(&kept)?;
         }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use openraft::{Raft, async_runtime::WatchReceiver as _, storage::RaftLogStorage as _};
+use openraft::{Raft, RaftLogReader as _, async_runtime::WatchReceiver as _, storage::RaftLogStorage as _};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -38,6 +38,7 @@ pub(super) async fn ask(inner: &Inner, peers: &Peers, raft: &Raft<TypeConfig, St
         store: inner.store.uuid.as_bytes().to_vec(),
         starts: inner.store.starts,
         last: last.map(Into::into),
+        vote: inner.store.log.clone().read_vote().await.ok().flatten().map(Into::into),
     };
     // Of openraft itself: its metrics are empty for a moment.
     let nodes = raft.with_raft_state(|state| state.membership_state.effective().clone()).await;
@@ -52,7 +53,10 @@ pub(super) async fn ask(inner: &Inner, peers: &Peers, raft: &Raft<TypeConfig, St
         answer.is_ok_and(|answer| is_older(&answer)).then(|| node.addr.clone())
     });
     match futures::future::join_all(asked).await.into_iter().flatten().next() {
-        Some(by) => Err(older_copy(inner, &format!("the node at {by}"))),
+        Some(by) => {
+            tracing::error!(by, "another node says that this store is an older copy");
+            Err(inner.store.disown().await)
+        }
         None => Ok(()),
     }
 }
@@ -67,20 +71,14 @@ pub(super) async fn run(node: Weak<Inner>) {
             && let Some(known) = view.table.node(member.identity.node)
         {
             if known.starts >= consensus.inner.store.starts {
-                return consensus.stop(older_copy(&consensus.inner, "the cluster's table").to_string());
+                consensus.inner.store.disown().await;
+                return;
             }
             return consensus.inner.is_newest.store(true, Ordering::Relaxed);
         }
         drop(consensus);
         sleep(AGAIN).await;
     }
-}
-
-fn older_copy(inner: &Inner, by: &str) -> StoreError {
-    StoreError::damaged(
-        &inner.settings.data_dir,
-        format!("it is an older copy of this node's own store, as {by} knows: was a backup put back?"),
-    )
 }
 
 impl Consensus {
@@ -91,6 +89,8 @@ impl Consensus {
             known.is_some_and(|known| known.store.as_bytes() == of.store.as_slice() && known.starts >= of.starts);
         let metrics = member.raft.metrics().borrow_watched().clone();
         let acknowledged = metrics.replication.and_then(|others| others.get(&of.node).cloned().flatten());
-        was_started || acknowledged > of.last.map(LogId::from)
+        // A leader that was replaced without hearing of it does not know what its successor has had taken back.
+        let leads = of.vote.is_none_or(|vote| metrics.current_term >= vote.term);
+        was_started || leads && acknowledged > of.last.map(LogId::from)
     }
 }

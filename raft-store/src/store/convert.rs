@@ -100,5 +100,5 @@ pub(super) fn verify(trees: &Trees, watermark: &Watermark) -> Result<(State, Vec
     if committed > last {
         return damaged(format!("entry {} was committed, and the log ends at {}", index(committed), index(last)));
     }
-    Ok((State { identity, vote, last: purged, purged, starts: 0 }, entries))
+    Ok((State { identity, vote, last: purged, purged, ..State::default() }, entries))
 }

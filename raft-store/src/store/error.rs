@@ -81,6 +81,11 @@ impl StoreError {
         matches!(self, Self::Io { source, .. } if full(source.kind()))
     }
 
+    /// The medium does not give back what was written.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_unreadable(source))
+    }
+
     /// What is stored there cannot be decoded.
     pub(crate) fn unreadable(path: &Path, what: impl std::fmt::Display, error: DecodeError) -> Self {
         match error {
@@ -98,6 +103,11 @@ impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
         Self::other(error)
     }
+}
+
+/// EIO: a bad sector.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 fn hint(error: &io::Error) -> &'static str {

@@ -112,7 +112,13 @@ pub fn inspect(dir: &Path) -> Result<StoreReport, StoreError> {
     {
         return Err(StoreError::io("read a store in", dir, io::ErrorKind::NotFound.into()));
     }
+    let lock_file = dir.join(keys::LOCK_FILE);
+    let is_new = !lock_file.exists();
     let _lock = lock(dir)?;
+    // Whoever looks may be root, and the service must be able to open it.
+    if is_new {
+        let _ = fs::remove_file(&lock_file);
+    }
     let mut report = StoreReport::default();
     match look(dir, &mut report) {
         Err(error @ StoreError::Damaged { .. }) => report.damage.push(error.to_string()),
@@ -192,6 +198,15 @@ fn look_at_sled(
     Ok(())
 }
 
+/// What a look that was cut short has left.
+pub(super) fn remove_copy(dir: &Path) {
+    if let Err(error) = fs::remove_dir_all(dir.join(COPY))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "a copy that 'lbd store' has left in data_dir/checking cannot be removed");
+    }
+}
+
 /// A copy of sled's directory, which is removed again.
 struct Copy(PathBuf);
 
@@ -224,7 +239,7 @@ impl Drop for Copy {
 
 impl StoreReport {
     fn put(&mut self, state: &State) {
-        let State { identity, vote, last, purged, starts } = state;
+        let State { identity, vote, last, purged, starts, .. } = state;
         self.node = identity.as_ref().map(|Identity { node, name, cluster, cluster_name, .. }| NodeReport {
             id: *node,
             name: name.clone(),

@@ -1,6 +1,11 @@
 //! Opening: the lock, the watermark, the journal, the newest snapshot, and sled brought to what these say.
 
-use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
@@ -8,8 +13,9 @@ use super::{
     convert,
     disk::{Disk, Files},
     error::StoreError,
-    failure::{Failure, StoreFailure},
+    failure::StoreFailure,
     identity::Identity,
+    inspect,
     journal::{self, Journal, Record, Replayed, State},
     keys,
     lock::lock,
@@ -30,6 +36,7 @@ pub(crate) struct Store {
     pub(crate) uuid: Uuid,
     /// How often it was opened, this time included.
     pub(crate) starts: u32,
+    dir: PathBuf,
     writer: Writer,
 }
 
@@ -52,32 +59,42 @@ impl Store {
         if dir.join(keys::RECOVERY_DIR).join(keys::RECOVERY_PLAN).try_exists().unwrap_or(true) {
             return Err(StoreError::Unfinished { path: dir.to_owned() });
         }
+        inspect::remove_copy(dir);
         let (watermark_file, watermark) = begin(dir, &disk)?;
         let journal_dir = dir.join(keys::JOURNAL_DIR);
         let replayed = journal::replay(&journal_dir, &watermark)?;
         let store = watermark.store;
         let snapshots = Snapshots::open(dir.join(keys::SNAPSHOTS_DIR), store, disk.clone())?;
         let snapshot = newest(&snapshots, &replayed)?;
-        let failure = Failure::default();
         let wanted = Wanted { journal: &replayed, snapshot: snapshot.as_ref() };
-        let (trees, sizes) = reconcile(dir, &failure, &wanted)?;
+        let (trees, sizes) = reconcile(dir, &wanted)?;
         let at_journal = |error| StoreError::io("write", &journal_dir, error);
         let journal = Journal::open(&journal_dir, store, disk.clone(), &replayed).map_err(at_journal)?;
         let (identity, starts) = (journal.state().0.identity.clone(), journal.state().0.starts);
-        let mut sink = Sink { store, disk: disk.clone(), journal, watermark: watermark_file, failure };
+        let mut sink =
+            Sink { store, disk: disk.clone(), journal, watermark: watermark_file, failure: trees.failure().clone() };
         sink.mark()
             .and_then(|()| sink.watermark.sync(&*disk))
             .map_err(|error| StoreError::io("write", &dir.join(keys::WITNESS_FILE), error))?;
-        let writer = Writer::start(trees.db().clone(), sink)
-            .map_err(|error| StoreError::io("start the writer of", dir, error))?;
+        let writer = Writer::start(sink).map_err(|error| StoreError::io("start the writer of", dir, error))?;
         let log = LogStore::new(trees.clone(), sizes, writer.clone(), lock);
         let machine = StateMachine::open((trees, snapshots), writer.clone(), publisher, snapshot.as_ref())?;
-        Ok(Self { log, machine, identity, uuid: store, starts, writer })
+        Ok(Self { log, machine, identity, uuid: store, starts, dir: dir.to_owned(), writer })
     }
 
     /// Makes the node's place in a cluster durable.
     pub(crate) async fn adopt(&self, identity: &Identity) -> io::Result<()> {
         self.writer.write(vec![Record::Identity(identity.clone())]).await
+    }
+
+    /// Another node knows that this is an older copy: it is never used again.
+    pub(crate) async fn disown(&self) -> StoreError {
+        let error = StoreError::damaged(&self.dir, journal::OLDER_COPY);
+        if let Err(error) = self.writer.write(vec![Record::OlderCopy]).await {
+            tracing::error!(%error, "that the store is an older copy could not be noted");
+        }
+        self.writer.failure().note(&io::Error::other(error.to_string()));
+        error
     }
 
     /// Why nothing is durable any more, if so.
@@ -125,6 +142,7 @@ fn newest(snapshots: &Snapshots, journal: &Replayed) -> Result<Option<Snapshot>,
     }
     for error in unsound {
         let StoreError::Damaged { path, what } = error else { continue };
+        snapshots.put_aside(&path).map_err(|error| StoreError::io("put aside", &path, error))?;
         tracing::warn!(
             path = %path.display(),
             what,

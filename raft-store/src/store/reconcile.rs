@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     panic::{self, AssertUnwindSafe},
     path::Path,
-    time::Instant,
+    time::{Instant, UNIX_EPOCH},
 };
 
 use super::{
@@ -54,17 +54,20 @@ pub(super) fn trust(path: &Path) -> io::Result<()> {
 fn this_boot(path: &Path) -> Option<String> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let file = fs::metadata(path.join(keys::SLED_FILE)).ok()?;
-    Some(format!("{} {} {}\n", boot.trim(), file.dev(), file.ino()))
+    // A number is given again; where the file system keeps no birth time, that has to do.
+    let born = file.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    Some(format!("{} {} {} {}\n", boot.trim(), file.dev(), file.ino(), born.as_nanos()))
 }
 
 /// sled as it is wanted: what it lacks is written, and where it cannot be trusted it is made anew.
-pub(super) fn reconcile(dir: &Path, failure: &Failure, wanted: &Wanted<'_>) -> Result<(Trees, Sizes), StoreError> {
+pub(super) fn reconcile(dir: &Path, wanted: &Wanted<'_>) -> Result<(Trees, Sizes), StoreError> {
     let path = dir.join(keys::SLED_DIR);
     let begun = Instant::now();
     let (found, is_torn) = match distrusted(&path) {
         Some(why) => (why.to_owned(), false),
-        None => match attempt(&path, failure, wanted) {
+        None => match attempt(&path, wanted) {
             Err(StoreError::Damaged { what, .. }) => (what, true),
+            Err(error) if error.is_unreadable() => (error.to_string(), true),
             done => return done.map(|(trees, brought)| (trees, brought.sizes)),
         },
     };
@@ -74,7 +77,7 @@ pub(super) fn reconcile(dir: &Path, failure: &Failure, wanted: &Wanted<'_>) -> R
         }
         _ => {}
     }
-    let trees = Trees::open(path.clone(), failure.clone())?;
+    let trees = Trees::open(path.clone(), Failure::default())?;
     let Brought { sizes, .. } = bring(&trees, wanted)?;
     trees.flush().and_then(|()| trust(&path)).map_err(|error| StoreError::io("write", &path, error))?;
     if wanted.journal.state.last.is_some() {
@@ -96,13 +99,13 @@ pub(super) fn reconcile(dir: &Path, failure: &Failure, wanted: &Wanted<'_>) -> R
 
 /// How many entries a copy of sled's directory lacks or has too many. It changes the copy.
 pub(super) fn examine(copy: &Path, wanted: &Wanted<'_>) -> Result<usize, StoreError> {
-    attempt(copy, &Failure::default(), wanted).map(|(_, brought)| brought.differs)
+    attempt(copy, wanted).map(|(_, brought)| brought.differs)
 }
 
-fn attempt(path: &Path, failure: &Failure, wanted: &Wanted<'_>) -> Result<(Trees, Brought), StoreError> {
+fn attempt(path: &Path, wanted: &Wanted<'_>) -> Result<(Trees, Brought), StoreError> {
     // sled answers some torn states with a panic.
     let attempt = panic::catch_unwind(AssertUnwindSafe(|| {
-        let trees = Trees::open(path.to_owned(), failure.clone())?;
+        let trees = Trees::open(path.to_owned(), Failure::default())?;
         let brought = bring(&trees, wanted)?;
         Ok((trees, brought))
     }));

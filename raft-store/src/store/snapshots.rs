@@ -22,6 +22,8 @@ use crate::{
 const KEPT: usize = 2;
 const KEY: &[u8] = b"snapshot file";
 const UNFINISHED: &str = "new";
+/// Where the last one is that was not sound, for whoever wants to know why.
+const DAMAGED: &str = "damaged";
 
 /// The files.
 #[derive(Clone)]
@@ -71,6 +73,12 @@ impl Snapshots {
         })
     }
 
+    /// Takes a file that is not sound out of those that are kept.
+    pub(crate) fn put_aside(&self, path: &Path) -> io::Result<()> {
+        self.disk.rename(path, &self.dir.join(DAMAGED))?;
+        self.disk.sync_dir(&self.dir)
+    }
+
     /// The files, from the oldest to the newest, each with the index behind its last entry.
     pub(crate) fn list(&self) -> io::Result<Vec<(u64, PathBuf)>> {
         list(&self.dir)
@@ -84,6 +92,7 @@ impl Snapshots {
             match read(&path, self.store) {
                 Ok(snapshot) => return Ok((Some(snapshot), unsound)),
                 Err(error @ StoreError::Damaged { .. }) => unsound.push(error),
+                Err(error) if error.is_unreadable() => unsound.push(StoreError::damaged(&path, error.to_string())),
                 Err(error) => return Err(error),
             }
         }

@@ -603,7 +603,7 @@ fn where_the_newest_snapshot_is_damaged_the_one_before_it_and_the_journal_do() {
         let mut store = open(dir.path()).unwrap();
         store.log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
         for index in 0..30 {
-            append(&mut store.log, 1, index).await;
+            append_large(&mut store.log, index).await;
             if index % 10 == 9 {
                 store.machine.pretend_applied(LogId::new_term_index(1, index));
                 store.machine.build_snapshot().await.unwrap();
@@ -623,6 +623,8 @@ fn where_the_newest_snapshot_is_damaged_the_one_before_it_and_the_journal_do() {
         fs::write(file, bytes).unwrap();
     };
     flip(&files[1]);
+    let report = inspect(dir.path()).unwrap();
+    assert!(report.damage.is_empty() && report.snapshots[1].problem.is_some(), "{report:?}");
     let store = open(dir.path()).unwrap();
     TypeConfig::run(async {
         let mut log = store.log.clone();
@@ -633,8 +635,101 @@ fn where_the_newest_snapshot_is_damaged_the_one_before_it_and_the_journal_do() {
     });
     drop(store);
     wait_until_released(dir.path());
+    // It does not count as one of the two any more.
     let report = inspect(dir.path()).unwrap();
-    assert!(report.damage.is_empty() && report.snapshots[1].problem.is_some(), "{report:?}");
+    assert_eq!(report.snapshots.len(), 1, "{report:?}");
+}
+
+#[test]
+fn damage_is_told_from_a_tail_by_what_is_behind_it_where_the_watermark_lags() {
+    let dir = written();
+    let before = fs::read(dir.path().join(keys::WITNESS_FILE)).unwrap();
+    TypeConfig::run(async {
+        let mut log = open(dir.path()).unwrap().log;
+        for index in 41..60 {
+            append(&mut log, 1, index).await;
+        }
+    });
+    wait_until_released(dir.path());
+    fs::write(dir.path().join(keys::WITNESS_FILE), before).unwrap();
+    let journal = segments(dir.path()).remove(0);
+    let image = fs::read(&journal).unwrap();
+    let flip = |at: usize| {
+        let mut bytes = image.clone();
+        bytes[at] ^= 1;
+        fs::write(&journal, bytes).unwrap();
+    };
+    let used = used_len(&image);
+    // In the middle of what the watermark has not seen.
+    flip(used - 8 * 48);
+    assert_damaged(dir.path(), "a record that was durable when a later one was written");
+    // The last record: that could be what a power cut has left, which took the watermark along.
+    flip(used - 4);
+    assert_eq!(last_index(dir.path()), Some(58));
+}
+
+#[test]
+fn a_store_that_is_an_older_copy_stays_one() {
+    let dir = written();
+    let store = open(dir.path()).unwrap();
+    let refused = TypeConfig::run(async { store.disown().await }).to_string();
+    assert!(refused.contains("an older copy") && refused.contains("lbctl node remove"), "{refused}");
+    drop(store);
+    wait_until_released(dir.path());
+    for _ in 0..3 {
+        assert_damaged(dir.path(), "an older copy");
+    }
+    assert!(inspect(dir.path()).unwrap().damage[0].contains("an older copy"));
+}
+
+/// Its disk fails to sync a directory once.
+#[derive(Default)]
+struct Hiccup(Mutex<Option<u32>>);
+
+impl Disk for Hiccup {
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let mut left = self.0.lock().unwrap();
+        if path.ends_with(keys::JOURNAL_DIR)
+            && let Some(syncs) = left.as_mut()
+        {
+            match syncs.checked_sub(1) {
+                Some(fewer) => *syncs = fewer,
+                None => {
+                    *left = None;
+                    return Err(io::Error::from_raw_os_error(24));
+                }
+            }
+        }
+        Files.sync_dir(path)
+    }
+}
+
+#[test]
+fn a_segment_that_was_not_taken_back_leaves_no_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Hiccup::default());
+    TypeConfig::run(async {
+        let mut store = Store::open_on(dir.path(), feed::channel().0, disk.clone()).unwrap();
+        store.log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        for index in 0..24 {
+            append_large(&mut store.log, index).await;
+            if index % 6 == 5 {
+                *disk.0.lock().unwrap() = (index == 11).then_some(1);
+                store.machine.pretend_applied(LogId::new_term_index(1, index));
+                store.machine.build_snapshot().await.unwrap();
+            }
+        }
+    });
+    wait_until_released(dir.path());
+    assert_eq!(last_index(dir.path()), Some(23));
+}
+
+/// An entry that fills more than a segment.
+async fn append_large(log: &mut LogStore, index: u64) {
+    let entry = Entry::new(LogId::new_term_index(1, index), openraft::EntryPayload::Normal(command(700)));
+    let (done, wait) = TypeConfig::oneshot();
+    log.append([entry], IOFlushed::signal(done)).await.unwrap();
+    wait.await.unwrap().unwrap();
 }
 
 #[test]
@@ -724,6 +819,10 @@ fn names_on_disk_are_frozen() {
 
 /// A command that makes an entry of several megabytes.
 fn large_command() -> Command {
+    command(60_000)
+}
+
+fn command(backends: u32) -> Command {
     let backend = |number: u32| {
         Mutation::CreateBackend(BackendSettings {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
@@ -733,7 +832,7 @@ fn large_command() -> Command {
             )
         })
     };
-    let mutations = (1..60_000).map(backend).collect();
+    let mutations = (1..backends).map(backend).collect();
     Body::Mutate(mutations).into()
 }
 

@@ -2,11 +2,23 @@
 //! and stands where it was written, because sled 0.34 opens a damaged file without a word. All of it can be made anew from the
 //! journal and the snapshot files, so nothing here waits for a disk: sled writes it in the background.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use prost::Message;
 
-use super::{StoreError, envelope, error::refused_by_sled, failure::Failure, keys, lock::wait_for_sled};
+use super::{
+    StoreError, envelope,
+    error::refused_by_sled,
+    failure::{Failure, of_sled},
+    keys,
+    lock::wait_for_sled,
+};
 use crate::{
     codec::{DecodeError, record},
     raft::{LogId, Snapshot, Vote},
@@ -17,6 +29,11 @@ const CACHE_BYTES: u64 = 16 << 20;
 /// Entries written or removed in one batch, so that it never holds sled up for long.
 const BATCH: usize = 256;
 
+/// Between two looks whether sled has failed.
+const LOOK: Duration = Duration::from_millis(500);
+/// Flushes of the watch that wait for a slow disk, at most.
+const MAX_WAITING: usize = 32;
+
 /// sled, open.
 #[derive(Clone)]
 pub(crate) struct Trees {
@@ -26,6 +43,8 @@ pub(crate) struct Trees {
     meta: sled::Tree,
     snapshots: sled::Tree,
     failure: Failure,
+    /// The watch ends with the last of these.
+    _watched: mpsc::Sender<()>,
 }
 
 impl Trees {
@@ -45,15 +64,22 @@ impl Trees {
             .map_err(|error| refused_by_sled(&path, error))?;
         let tree = |name: &str| db.open_tree(name).map_err(|error| refused_by_sled(&path, error));
         let (log, meta, snapshots) = (tree(keys::LOG_TREE)?, tree(keys::META_TREE)?, tree(keys::SNAPSHOT_TREE)?);
-        Ok(Self { path, db, log, meta, snapshots, failure })
+        let (watched, end) = mpsc::channel();
+        let (watched_db, failing) = (db.clone(), failure.clone());
+        thread::Builder::new()
+            .name("store-watch".into())
+            .spawn(move || watch(&watched_db, &failing, &end))
+            .map_err(|error| StoreError::io("start the watch of", &path, error))?;
+        Ok(Self { path, db, log, meta, snapshots, failure, _watched: watched })
     }
 
     pub(crate) fn path(&self) -> &PathBuf {
         &self.path
     }
 
-    pub(crate) fn db(&self) -> &sled::Db {
-        &self.db
+    /// Why sled cannot be written, if so.
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.failure
     }
 
     /// Has builds that know no journal refuse the store as too new: to them this is the last entry of the log.
@@ -212,6 +238,29 @@ impl Trees {
 
     pub(crate) fn flush(&self) -> io::Result<()> {
         self.failure.checked(self.db.flush()).map(drop)
+    }
+}
+
+/// Finds out that sled has failed. When a write fails, sled (0.34.7, Log::exit_reservation) notes the error and
+/// does not wake those who wait for that write: they would wait for ever, such as a task that inserts
+/// an entry. A flush that begins later meets the error, and wakes them all.
+fn watch(db: &sled::Db, failure: &Failure, end: &mpsc::Receiver<()>) {
+    let waiting = Arc::new(());
+    while end.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if Arc::strong_count(&waiting) > MAX_WAITING {
+            continue;
+        }
+        let (db, failure, here) = (db.clone(), failure.clone(), waiting.clone());
+        // On a thread of its own: one that has begun before the error waits like all others.
+        let look = thread::Builder::new().name("store-look".into()).spawn(move || {
+            if let Err(error) = db.flush() {
+                failure.note(&of_sled(error));
+            }
+            drop(here);
+        });
+        if let Err(error) = look {
+            tracing::warn!(%error, "the store cannot be watched");
+        }
     }
 }
 

@@ -13,7 +13,11 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{disk::Disk, envelope, error::StoreError};
+use super::{
+    disk::Disk,
+    envelope,
+    error::{StoreError, is_unreadable},
+};
 use crate::{
     codec::record,
     raft::{LogId, Vote},
@@ -108,7 +112,7 @@ pub(crate) fn read(path: &Path, file: &File) -> Result<(Watermark, u64), StoreEr
     for offset in [0, SLOT_DISTANCE] {
         let mut slot = [0; SLOT_LEN];
         match file.read_exact_at(&mut slot, offset) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof || is_unreadable(&error) => continue,
             read => read.map_err(|error| StoreError::io("read", path, error))?,
         }
         if let Some(watermark) = Watermark::decode(&slot)

@@ -7,7 +7,6 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
 };
 
 use openraft::storage::IOFlushed;
@@ -16,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     disk::Disk,
-    failure::{Failure, of_sled},
+    failure::Failure,
     journal::{Journal, Record},
     watermark::{Watermark, WatermarkFile},
 };
@@ -39,14 +38,7 @@ enum Job {
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     failure: Failure,
-    /// The watch ends with the last of these.
-    _watched: mpsc::Sender<()>,
 }
-
-/// Between two looks whether sled has failed.
-const LOOK: Duration = Duration::from_millis(500);
-/// Flushes of the watch that wait for a slow disk, at most.
-const MAX_WAITING: usize = 32;
 
 /// What the writer writes to.
 pub(crate) struct Sink {
@@ -58,14 +50,11 @@ pub(crate) struct Sink {
 }
 
 impl Writer {
-    pub(crate) fn start(db: sled::Db, sink: Sink) -> io::Result<Self> {
+    pub(crate) fn start(sink: Sink) -> io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
-        let (watched, end) = mpsc::channel();
         let failure = sink.failure.clone();
-        let watching = failure.clone();
-        thread::Builder::new().name("store-watch".into()).spawn(move || watch(&db, &watching, &end))?;
         thread::Builder::new().name("store-writer".into()).spawn(move || sink.run(&inbox))?;
-        Ok(Self { jobs, failure, _watched: watched })
+        Ok(Self { jobs, failure })
     }
 
     /// Why nothing is durable any more, if so.
@@ -99,29 +88,6 @@ fn gone() -> io::Error {
     io::Error::other("the store's writer thread has ended")
 }
 
-/// Finds out that sled has failed. When a write fails, sled (0.34.7, Log::exit_reservation) notes the error and
-/// does not wake those who wait for that write: they would wait for ever, such as a task that inserts
-/// an entry. A flush that begins later meets the error, and wakes them all.
-fn watch(db: &sled::Db, failure: &Failure, end: &mpsc::Receiver<()>) {
-    let waiting = Arc::new(());
-    while end.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-        if Arc::strong_count(&waiting) > MAX_WAITING {
-            continue;
-        }
-        let (db, failure, here) = (db.clone(), failure.clone(), waiting.clone());
-        // On a thread of its own: one that has begun before the error waits like all others.
-        let look = thread::Builder::new().name("store-look".into()).spawn(move || {
-            if let Err(error) = db.flush() {
-                failure.note(&of_sled(error));
-            }
-            drop(here);
-        });
-        if let Err(error) = look {
-            tracing::warn!(%error, "the store cannot be watched");
-        }
-    }
-}
-
 impl Sink {
     fn run(mut self, inbox: &mpsc::Receiver<Job>) {
         while let Ok(first) = inbox.recv() {
@@ -147,7 +113,8 @@ impl Sink {
                     Completion::Waiter(done) => drop(done.send(result)),
                 }
             }
-            if let Some(covered) = retired {
+            // After a failure nobody knows which segment is the last sound one.
+            if let Some(covered) = retired.filter(|_| result.is_ok()) {
                 self.journal.retire(covered);
             }
         }

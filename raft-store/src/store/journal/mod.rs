@@ -13,6 +13,7 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -25,7 +26,7 @@ use self::{
 };
 pub(crate) use self::{
     record::{Record, State},
-    replay::{Place, Replayed, Segment, replay},
+    replay::{OLDER_COPY, Place, Replayed, Segment, replay},
 };
 use super::disk::Disk;
 
@@ -59,9 +60,10 @@ impl Journal {
         (state, records): (State, &[Record]),
     ) -> io::Result<()> {
         let unfinished = unfinished(dir);
-        match fs::remove_dir_all(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir(&unfinished)?,
+        // The directory itself stays: it says that a conversion was cut short.
+        fs::create_dir_all(&unfinished)?;
+        for file in fs::read_dir(&unfinished)? {
+            disk.remove(&file?.path())?;
         }
         let mut bytes = Vec::new();
         let start = state.starts;
@@ -84,7 +86,11 @@ impl Journal {
     pub(crate) fn open(dir: &Path, store: Uuid, disk: Arc<dyn Disk>, replayed: &Replayed) -> io::Result<Self> {
         let last = replayed.segments.last().ok_or(io::ErrorKind::InvalidData)?;
         let file = File::options().read(true).write(true).open(&last.path)?;
-        // The segments before it were synced before it was begun.
+        // Written again, because a sync that has failed before leaves in the page cache as clean what is not on the disk. The
+        // segments before it were synced before it was begun.
+        let mut bytes = vec![0; replayed.end as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        disk.write(&last.path, &file, &bytes, 0)?;
         disk.sync(&last.path, &file)?;
         for path in &replayed.empty {
             disk.remove(path)?;
@@ -178,4 +184,58 @@ impl Journal {
 /// Where a journal is made.
 pub(crate) fn unfinished(dir: &Path) -> PathBuf {
     dir.with_extension("new")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        raft::{LogId, Vote},
+        store::{disk::Files, watermark::Watermark},
+    };
+
+    /// A group was written and never acknowledged: its first record is torn, those behind it are whole. What is written after
+    /// the next start is shorter, and ends exactly where one of them begins, which has the number that comes next.
+    #[test]
+    fn what_an_earlier_start_has_left_behind_the_end_is_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let watermark = Watermark::fresh();
+        let store = watermark.store;
+        let entry = |index: u64, len: usize| Record::Entry(LogId::new_term_index(1, index), encoded(index, len));
+        Journal::create(&path, store, &Files, 1, (State::default(), &[])).unwrap();
+        let torn_at = {
+            let replayed = replay(&path, &watermark).unwrap();
+            let mut journal = Journal::open(&path, store, Arc::new(Files), &replayed).unwrap();
+            journal.append(&[Record::Vote(Vote::new_committed(1, 1))]).unwrap();
+            let end = journal.end;
+            journal.append(&[entry(0, 16), entry(1, 16), entry(2, 16)]).unwrap();
+            end
+        };
+        let segment = segment::path(&path, 1);
+        let mut bytes = fs::read(&segment).unwrap();
+        bytes[torn_at as usize + 40] ^= 1;
+        fs::write(&segment, &bytes).unwrap();
+        let replayed = replay(&path, &watermark).unwrap();
+        assert_eq!((replayed.end, replayed.state.last), (torn_at, None));
+        let mut journal = Journal::open(&path, store, Arc::new(Files), &replayed).unwrap();
+        // A start takes 32 bytes; with this one it is two frames of 48.
+        journal.append(&[entry(0, 32)]).unwrap();
+        assert_eq!(journal.end, torn_at + 96, "it does not end where the old record begins");
+        let replayed = replay(&path, &watermark).unwrap();
+        assert_eq!(
+            replayed.state.last,
+            Some(LogId::new_term_index(1, 0)),
+            "an entry came back that was never acknowledged"
+        );
+    }
+
+    /// An entry's bytes, of that length.
+    fn encoded(index: u64, len: usize) -> Vec<u8> {
+        use prost::Message as _;
+        let id = Some(crate::codec::record::LogId { term: 1, index });
+        let command = |len: usize| Some(crate::codec::record::entry::Payload::Command(vec![7; len]));
+        let entry = |len: usize| crate::codec::record::Entry { id, payload: command(len) }.encode_to_vec();
+        (0..len).map(entry).find(|bytes| bytes.len() == len).unwrap()
+    }
 }

@@ -29,6 +29,8 @@ pub(crate) enum Record {
     Identity(Identity),
     /// The node was started once more.
     Started,
+    /// Another node has said that this is an older copy of the node's store. Nothing takes that back.
+    OlderCopy,
 }
 
 /// What the records up to one amount to, the log's entries apart.
@@ -42,6 +44,8 @@ pub(crate) struct State {
     pub(crate) purged: Option<LogId>,
     /// How often the node was started on this store.
     pub(crate) starts: u32,
+    /// It is an older copy of the node's store.
+    pub(crate) older_copy: bool,
 }
 
 impl State {
@@ -58,6 +62,7 @@ impl State {
             }
             Record::Identity(identity) => self.identity = Some(identity.clone()),
             Record::Started => self.starts += 1,
+            Record::OlderCopy => self.older_copy = true,
         }
     }
 
@@ -85,6 +90,7 @@ impl Record {
             Self::Purged(id) => (5, record::LogId::from(*id).encode_to_vec()),
             Self::Identity(identity) => (6, identity.record(store).encode_to_vec()),
             Self::Started => (7, Vec::new()),
+            Self::OlderCopy => (8, Vec::new()),
         }
     }
 
@@ -102,6 +108,7 @@ impl Record {
             5 => Self::Purged(record::LogId::decode(body).map_err(wrong)?.into()),
             6 => Self::Identity(identity(store, record::Identity::decode(body).map_err(wrong)?)?),
             7 => Self::Started,
+            8 => Self::OlderCopy,
             _ => return Err(Unreadable::TooNew),
         })
     }
@@ -117,6 +124,7 @@ impl State {
             last: self.last.map(Into::into),
             purged: self.purged.map(Into::into),
             starts: self.starts.into(),
+            older_copy: self.older_copy,
         }
     }
 
@@ -130,6 +138,7 @@ impl State {
             last: base.last.map(Into::into),
             purged: base.purged.map(Into::into),
             starts: base.starts.try_into().map_err(|_| Unreadable::Wrong("the number of starts".into()))?,
+            older_copy: base.older_copy,
         })
     }
 }

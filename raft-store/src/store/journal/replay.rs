@@ -8,7 +8,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -22,6 +21,10 @@ use crate::{
     raft::LogId,
     store::{error::StoreError, watermark::Watermark},
 };
+
+/// What another node has said of a store, and it has noted.
+pub(crate) const OLDER_COPY: &str =
+    "it is an older copy of this node's own store, as other nodes know: was a backup put back?";
 
 /// A segment, from its first record on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +92,7 @@ impl Reader<'_> {
         let path = &self.segments[place.segment].path;
         let bytes = match self.open.take() {
             Some((segment, bytes)) if segment == place.segment => bytes,
-            _ => fs::read(path).map_err(|error| StoreError::io("read", path, error))?,
+            _ => segment::read(path)?,
         };
         let entry = bytes.get(place.offset as usize..).and_then(|rest| rest.get(..place.len as usize));
         let entry = entry.filter(|bytes| place.is(bytes)).map(<[u8]>::to_vec);
@@ -113,7 +116,7 @@ pub(crate) fn replay(dir: &Path, watermark: &Watermark) -> Result<Replayed, Stor
     let mut found = found.into_iter();
     let mut empty = Vec::new();
     for (first, path) in &mut found {
-        let bytes = fs::read(&path).map_err(|error| StoreError::io("read", &path, error))?;
+        let bytes = segment::read(&path)?;
         if reading.state.is_none() {
             reading.next = first;
         }
@@ -131,7 +134,7 @@ pub(crate) fn replay(dir: &Path, watermark: &Watermark) -> Result<Replayed, Stor
         reading.is_tail(&path, &bytes[end..])?;
     }
     for (_, path) in found {
-        let bytes = fs::read(&path).map_err(|error| StoreError::io("read", &path, error))?;
+        let bytes = segment::read(&path)?;
         reading.is_tail(&path, &bytes)?;
         empty.push(path);
     }
@@ -288,6 +291,9 @@ impl Reading<'_> {
         // The very first entry, the membership that a cluster starts with, comes before the first vote.
         if state.last.is_some_and(|last| last.index() > 0) && state.vote.is_none() {
             return Err(StoreError::damaged(dir, "there is a log, but no vote"));
+        }
+        if state.older_copy {
+            return Err(StoreError::damaged(dir, OLDER_COPY));
         }
         Ok(Replayed {
             state,

@@ -2,14 +2,19 @@
 //! snapshot covers is used again.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
 };
 
-use crate::store::{disk::Disk, error::StoreError};
+use crate::store::{
+    disk::Disk,
+    error::{StoreError, is_unreadable},
+};
 
 /// What a segment has room for, in bytes, unless a single group of records needs more. Unit tests begin many.
 pub(crate) const SEGMENT_LEN: u64 = if cfg!(test) { 32 << 10 } else { 1 << 20 };
@@ -38,6 +43,25 @@ pub(super) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// A segment's bytes. What the medium does not give back counts as zeros: whether that is damage depends on what stood there.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
+    const PAGE: usize = 4 << 10;
+    let failed = |error| StoreError::io("read", path, error);
+    match fs::read(path) {
+        Err(error) if is_unreadable(&error) => {}
+        bytes => return bytes.map_err(failed),
+    }
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = vec![0; file.metadata().map_err(failed)?.len() as usize];
+    for (number, page) in bytes.chunks_mut(PAGE).enumerate() {
+        match file.read_exact_at(page, (number * PAGE) as u64) {
+            Err(error) if is_unreadable(&error) => page.fill(0),
+            read => read.map_err(failed)?,
+        }
+    }
+    Ok(bytes)
 }
 
 /// Makes a file of zeros of that length. Written, not only reserved: a write into what is only reserved has to be noted by
@@ -88,10 +112,15 @@ impl Depot {
         let (orders, inbox) = mpsc::channel::<Order>();
         let worker = shelf.clone();
         thread::Builder::new().name("store-depot".into()).spawn(move || {
+            // One that could not be taken back keeps those after it waiting: a hole would look like damage.
+            let mut retired = VecDeque::new();
             for order in inbox {
                 let done = match order {
                     Order::Spare => worker.make_spare(),
-                    Order::Retire(paths) => paths.iter().try_for_each(|path| worker.retire(path)),
+                    Order::Retire(paths) => {
+                        retired.extend(paths);
+                        worker.retire_all(&mut retired)
+                    }
                 };
                 // What is missing is made when it is needed, and then the error counts.
                 if let Err(error) = done {
@@ -154,11 +183,21 @@ impl Shelf {
         Ok(())
     }
 
-    /// One after the other: a segment that is gone while an older one is there would look like damage.
+    fn retire_all(&self, retired: &mut VecDeque<PathBuf>) -> io::Result<()> {
+        while let Some(oldest) = retired.front() {
+            self.retire(oldest)?;
+            retired.pop_front();
+        }
+        Ok(())
+    }
+
     fn retire(&self, path: &Path) -> io::Result<()> {
-        match fs::metadata(path)?.len() == SEGMENT_LEN {
-            true => self.put(path)?,
-            false => self.disk.remove(path)?,
+        match fs::metadata(path) {
+            Ok(file) if file.len() == SEGMENT_LEN => self.put(path)?,
+            Ok(_) => self.disk.remove(path)?,
+            // It is gone already, and that was not durable yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         self.disk.sync_dir(&self.dir)
     }
