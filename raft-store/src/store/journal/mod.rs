@@ -2,7 +2,7 @@
 //! of a group of them is the acknowledgement. sled is written behind it, and holds nothing that could not be read here and in
 //! the snapshots.
 //!
-//! [`replay`] reads it at the start, [`Journal`] goes on with it.
+//! [`replay()`] reads it at the start, [`Journal`] goes on with it.
 
 mod frame;
 mod record;
