@@ -2,7 +2,7 @@
 
 use std::{fs, process::Output};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use lb_tests::{
     binaries,
     cluster::LbNode,
@@ -57,8 +57,11 @@ pub(crate) fn startup_faults() -> anyhow::Result<()> {
     let data = node.data_dir();
     let output = run(node, &sound.replace("name = \"lb1\"", "name = \"lb9\""))?;
     expect("another node's store", &output, 65, &["node.name", "lb9", "lb1"])?;
-    // A cut file, a flipped byte, a missing witness, a flipped witness.
-    let file = data.join("sled/db");
+    // A cut journal, a flipped byte in it, a missing one, a missing witness, a flipped witness.
+    let segments =
+        fs::read_dir(data.join("journal"))?.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let file = segments.into_iter().find(|path| path.file_name().is_some_and(|name| name.len() == 20));
+    let file = file.context("the journal has no segment")?;
     let image = fs::read(&file)?;
     let used = image.iter().rposition(|byte| *byte != 0).unwrap_or(0);
     fs::write(&file, &image[..used / 2])?;
@@ -70,7 +73,13 @@ pub(crate) fn startup_faults() -> anyhow::Result<()> {
     flipped[at] ^= 0x20;
     fs::write(&file, &flipped)?;
     expect("a flipped byte", &run(node, &sound)?, 74, &["is damaged"])?;
+    let mut check = node.ns.command(binaries::directory()?.join("lbd"))?;
+    let checked = check.args(["store", "check", "--config"]).arg(node.config()).output()?;
+    expect("a check of it", &checked, 74, &["is damaged"])?;
     fs::write(&file, &image)?;
+    fs::rename(&file, data.join("gone"))?;
+    expect("a missing segment", &run(node, &sound)?, 74, &["is damaged", "journal"])?;
+    fs::rename(data.join("gone"), &file)?;
     fs::rename(data.join("witness"), data.join("gone"))?;
     expect("a missing witness", &run(node, &sound)?, 74, &["is damaged", "witness"])?;
     fs::rename(data.join("gone"), data.join("witness"))?;
