@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// What the store does to files that are its own; sled's are sled's.
@@ -39,3 +39,19 @@ pub(crate) trait Disk: Send + Sync + 'static {
 pub(crate) struct Files;
 
 impl Disk for Files {}
+
+/// The files of a directory whose names are numbers of 20 digits, in their order.
+pub(super) fn numbered(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut files = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let path = file?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.len() == 20
+            && let Ok(number) = name.parse()
+        {
+            files.push((number, path));
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}

@@ -11,7 +11,11 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{StoreError, disk::Disk, envelope};
+use super::{
+    StoreError,
+    disk::{Disk, numbered},
+    envelope,
+};
 use crate::{
     codec::{DecodeError, record},
     raft::{LogId, Snapshot, SnapshotMeta},
@@ -106,18 +110,7 @@ fn name(last: Option<LogId>) -> String {
 }
 
 pub(super) fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut files = Vec::new();
-    for file in fs::read_dir(dir)? {
-        let path = file?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.len() == 20
-            && let Ok(next) = name.parse()
-        {
-            files.push((next, path));
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
+    numbered(dir)
 }
 
 /// Reads a file whole, its table included.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::store::{
-    disk::Disk,
+    disk::{Disk, numbered},
     error::{StoreError, is_unreadable},
 };
 
@@ -30,19 +30,7 @@ pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
 
 /// The segments in a directory, in their order.
 pub(super) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
-    let failed = |error| StoreError::io("read", dir, error);
-    let mut found = Vec::new();
-    for file in fs::read_dir(dir).map_err(failed)? {
-        let path = file.map_err(failed)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.len() == 20
-            && let Ok(first) = name.parse()
-        {
-            found.push((first, path));
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
+    numbered(dir).map_err(|error| StoreError::io("read", dir, error))
 }
 
 /// A segment's bytes. What the medium does not give back counts as zeros: whether that is damage depends on what stood there.
