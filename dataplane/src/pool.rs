@@ -212,7 +212,7 @@ struct Start {
 
 impl Start {
     fn run(self, mut worker: Worker) -> Ended {
-        let filter = filter::program(&[]);
+        let filter = filter::program(&[], &[]);
         let start = |kind| {
             let wake = self.wake.try_clone();
             let wake = wake.map_err(|error| StartError::Resource("copying an event descriptor", error))?;

@@ -7,10 +7,16 @@ pub enum Verdict {
     /// Rewritten in place, to be sent out of this port.
     Forward {
         /// The index of the outgoing interface.
-        port: usize,
+        port: u16,
+        /// Bytes behind the packet that are not sent: with them the interface would not take the frame.
+        trailer: u16,
+        /// To whom, as flow entries name it.
+        backend: u32,
     },
     /// Rewritten in place, for local delivery: this node is the backend.
     Deliver,
+    /// Sent on beside the engine, in another form than it came: in fragments.
+    Apart,
     /// Turned in place into an answer, to be sent where it came from.
     Answer,
     /// Kept until the first fragment of its datagram says where it goes.
@@ -24,10 +30,19 @@ pub enum Verdict {
 /// How a frame was counted that is sent after its verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
-    /// As one that goes on to a backend.
-    Forwarded,
+    /// As one that goes on.
+    Forwarded {
+        /// To whom, as flow entries name it; 0 if another node has chosen it.
+        backend: u32,
+        /// What it was counted with.
+        bytes: u32,
+    },
     /// As an answer.
     Answered,
+    /// As one that this node made itself.
+    Originated,
+    /// Not at all: one more fragment of a packet that was counted with its first.
+    Fragment,
 }
 
 macro_rules! reasons {
@@ -55,7 +70,8 @@ reasons! {
     NotVip = "not_vip",
     /// It carries a VLAN tag and so belongs to another segment.
     VlanTagged = "vlan_tagged",
-    /// From no station: a group's or no MAC address, or our own, which came back.
+    /// From no host: a group's or no MAC address, or our own, which came back; or an IP address that no host may have there
+    /// (a group's, a broadcast, loopback, none, this node's own, a VIP: RFC 1812 5.3.7).
     BadSource = "bad_source",
     /// Headers that lie about their lengths or do not fit.
     Malformed = "malformed",

@@ -6,6 +6,7 @@ mod errors;
 mod example;
 mod flows;
 mod guard;
+mod hostile;
 mod ipv6;
 mod kernel_faults;
 mod landings;
@@ -46,6 +47,16 @@ fn main() -> std::process::ExitCode {
         Test::each("an_interface_changes_goes_and_returns", &ENGINES, answers::an_interface_changes),
         Test::each("an_interface_that_is_gone_does_not_keep_the_others_back", &ENGINES, answers::one_interface_returns),
         Test::each("an_interface_that_stops_is_opened_anew", &ENGINES, kernel_faults::an_interface_stops)
+            .needs(kernel_faults::tap_interfaces),
+        Test::each("nobody_takes_a_backends_traffic_by_a_forged_frame", &ENGINES, hostile::backends_macs)
+            .needs(kernel_faults::tap_interfaces),
+        Test::each("another_probe_for_the_same_address_is_a_conflict", &ENGINES, hostile::probes)
+            .needs(kernel_faults::tap_interfaces),
+        Test::each("what_no_host_sends_from_is_dropped_and_not_answered", &ENGINES, hostile::bad_sources)
+            .needs(kernel_faults::tap_interfaces),
+        Test::each("trailers_and_large_packets_reach_the_backend", &ENGINES, hostile::lengths)
+            .needs(kernel_faults::tap_interfaces),
+        Test::each("answers_are_complete_in_themselves", &ENGINES, hostile::answers_are_whole)
             .needs(kernel_faults::tap_interfaces),
         Test::once("a_guard_that_is_taken_away_is_put_back", guard::what_is_taken_away_is_put_back),
         Test::once("a_guard_that_is_owned_stays", guard::what_is_owned_stays),

@@ -5,7 +5,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    hash::BuildHasher,
     net::IpAddr,
     sync::Arc,
 };
@@ -15,9 +16,9 @@ use super::{
     maglev::{Candidate, Maglev},
     runtime::{BackendRef, BackendRuntime, Peer, SLOT_BITS, VipId},
     snapshot::{Backend, Service, Snapshot, Vip},
-    spec::{BackendSpec, BackendState, MAX_PORTS, ServiceSpec, TableSpec},
+    spec::{BackendSpec, BackendState, MAX_PORTS, ServiceSpec, TableSpec, VipSpec, broadcast},
 };
-use crate::stats::TrafficByWorker;
+use crate::{packet::Address, stats::TrafficByWorker};
 
 /// Compiles snapshots and remembers what goes on from one to the next: slots, counters, MACs, and the
 /// Maglev tables that have not changed.
@@ -67,7 +68,9 @@ impl Compiler {
         let mut services = Vec::new();
         let mut backends: Vec<Option<Backend>> = Vec::new();
         let mut vips: Vec<Vip> = Vec::with_capacity(spec.vips.len());
-        for vip in &spec.vips {
+        let mut sorted: Vec<&VipSpec> = spec.vips.iter().collect();
+        sorted.sort_unstable_by_key(|vip| vip.address);
+        for (vip, at) in sorted.into_iter().zip(0..) {
             let first_service = services.len();
             let mut rules = Vec::new();
             let mut any = [None, None];
@@ -79,7 +82,7 @@ impl Compiler {
                         _ => rules.push((*range, index)),
                     }
                 }
-                let compiled = self.service(spec, hash_key, service, index, &mut backends);
+                let compiled = self.service(spec, hash_key, service, (at, index), &mut backends);
                 services.push(compiled);
             }
             rules.sort_unstable();
@@ -99,7 +102,6 @@ impl Compiler {
                 traffic: traffic.clone(),
             });
         }
-        vips.sort_unstable_by_key(|vip| vip.address);
         let vips_at = vips.iter().zip(0..).map(|(vip, at)| (vip.address.into(), at)).collect();
         let runtime = |backend: &Option<Backend>| backend.as_ref().map(|backend| backend.runtime.clone());
         let runtimes = backends.iter().map(runtime).collect();
@@ -116,6 +118,7 @@ impl Compiler {
             backends,
             runtimes,
             peer_macs,
+            never_sources: never_sources(spec),
             peers: self.peers.clone(),
             timeouts: spec.timeouts,
         }
@@ -126,7 +129,7 @@ impl Compiler {
         spec: &TableSpec,
         key: HashKey,
         service: &ServiceSpec,
-        index: u32,
+        (vip, index): (u32, u32),
         backends: &mut Vec<Option<Backend>>,
     ) -> Service {
         let mut members = Vec::new();
@@ -171,6 +174,7 @@ impl Compiler {
         }
         Service {
             name: service.name.clone(),
+            vip,
             by_source: service.by_source,
             maglev,
             members: members.into(),
@@ -198,8 +202,7 @@ impl Compiler {
 
     fn forget_what_is_gone(&mut self, spec: &TableSpec) {
         let services = || spec.vips.iter().flat_map(|vip| &vip.services);
-        let alive: std::collections::HashSet<u64> =
-            services().flat_map(|service| &service.backends).map(|backend| backend.id).collect();
+        let alive: HashSet<u64> = services().flat_map(|service| &service.backends).map(|backend| backend.id).collect();
         let free = &mut self.free;
         self.slots.retain(|id, kept| {
             let stays = alive.contains(id);
@@ -208,11 +211,19 @@ impl Compiler {
             }
             stays
         });
-        let vips: std::collections::HashSet<IpAddr> = spec.vips.iter().map(|vip| vip.address).collect();
+        let vips: HashSet<IpAddr> = spec.vips.iter().map(|vip| vip.address).collect();
         self.vips.retain(|address, _| vips.contains(address));
-        let names: std::collections::HashSet<&str> = services().map(|service| service.name.as_str()).collect();
+        let names: HashSet<&str> = services().map(|service| service.name.as_str()).collect();
         self.maglevs.retain(|name, _| names.contains(name.as_str()));
     }
+}
+
+fn never_sources<S: BuildHasher + Default>(spec: &TableSpec) -> HashSet<Address, S> {
+    let vips = spec.vips.iter().map(|vip| vip.address);
+    let segments = || spec.ports.iter().flat_map(|port| &port.addresses);
+    let own = segments().map(|(own, _)| *own);
+    let broadcasts = segments().filter_map(|(own, len)| broadcast(*own, *len));
+    vips.chain(own).chain(broadcasts).map(Address::from).collect()
 }
 
 /// The interface on whose segment a backend is: as the kernel would find it, the narrowest of those that have a carrier.

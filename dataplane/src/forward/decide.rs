@@ -122,6 +122,10 @@ pub fn decide<'a>(
     now: Tick,
 ) -> Result<Decision<'a>, DropReason> {
     let known = flows.known(place, packet, now);
+    // What is known was looked at when it was new.
+    if !matches!(known, Known::Flow(_)) && snapshot.is_bad_source(packet.tuple.source) {
+        return Err(DropReason::BadSource);
+    }
     let decision = choose(snapshot, place, known, packet)?;
     if let Why::Maglev { .. } = decision.why {
         flows.remember(place, packet, decision.backend.reference, now);

@@ -27,17 +27,9 @@ pub enum NotSent {
     TooBig {
         /// What the interface takes.
         mtu: u32,
+        /// Where it would go.
+        way: Egress,
     },
-}
-
-impl NotSent {
-    /// As it is counted.
-    pub fn reason(self) -> DropReason {
-        match self {
-            Self::For(reason) => reason,
-            Self::TooBig { .. } => DropReason::TooBig,
-        }
-    }
 }
 
 impl From<DropReason> for NotSent {
@@ -57,11 +49,11 @@ pub fn egress(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backe
     if mac == source {
         return Err(DropReason::Hairpin.into());
     }
-    let mtu = snapshot.ports[out].mtu;
+    let (way, mtu) = (Egress::Port(out, mac), snapshot.ports[out].mtu);
     if wire_len > ETHERNET_HEADER_LEN + mtu as usize {
-        return Err(NotSent::TooBig { mtu });
+        return Err(NotSent::TooBig { mtu, way });
     }
-    Ok(Egress::Port(out, mac))
+    Ok(way)
 }
 
 /// Whether a backend still gets the packets that were decided on before.

@@ -45,7 +45,9 @@ impl Tick {
 }
 
 /// A half-open TCP connection: one SYN, nothing else yet.
-const HALF_OPEN_S: u64 = 60;
+const HALF_OPEN_S: u32 = 60;
+/// A connection that was broken off: what is still on its way.
+const RESET_S: u32 = 10;
 /// An established connection that was silent for so long gives way to a new flow where there is no other room.
 const SILENT_S: u64 = 300;
 const SILENT: u32 = Tick::from_secs(SILENT_S);
@@ -60,11 +62,15 @@ pub enum FlowState {
     HalfOpen = 0,
     /// TCP: more than one segment.
     Open = 1,
-    /// TCP: a FIN or RST was seen.
+    /// TCP: a FIN was seen. The other side may have much to send yet.
     Closing = 2,
+    /// TCP: a RST was seen.
+    Reset = 3,
     /// UDP, which nobody opens or closes.
-    Udp = 3,
+    Udp = 4,
 }
+
+const STATES: usize = 5;
 
 use FlowState as State;
 
@@ -141,16 +147,17 @@ impl Slot {
 
     fn state(&self) -> State {
         match self.stamp >> 1 & 3 {
+            _ if self.is_udp() => State::Udp,
             0 => State::HalfOpen,
             1 => State::Open,
             2 => State::Closing,
-            _ => State::Udp,
+            _ => State::Reset,
         }
     }
 }
 
 fn stamp(now: Tick, state: State, is_udp: bool) -> u32 {
-    now.0 << 3 | (state as u32) << 1 | u32::from(is_udp)
+    now.0 << 3 | (state as u32 & 3) << 1 | u32::from(is_udp)
 }
 
 /// A flow as it stands in the table.
@@ -197,7 +204,7 @@ pub enum Known {
 /// The flows of one worker.
 pub struct FlowTable {
     slots: HugeSlice<Slot>,
-    timeouts: [u32; 4],
+    timeouts: [u32; STATES],
     remembered: u64,
     displaced: u64,
     not_remembered: u64,
@@ -218,7 +225,7 @@ impl FlowTable {
     /// For at most `capacity` flows, rounded up to a power of two.
     pub fn new(capacity: usize, timeouts: Timeouts) -> std::io::Result<Self> {
         let slots = HugeSlice::new(capacity.next_power_of_two().max(GROUP))?;
-        let mut table = Self { slots, timeouts: [0; 4], remembered: 0, displaced: 0, not_remembered: 0 };
+        let mut table = Self { slots, timeouts: [0; STATES], remembered: 0, displaced: 0, not_remembered: 0 };
         table.set_timeouts(timeouts);
         Ok(table)
     }
@@ -231,8 +238,8 @@ impl FlowTable {
     /// From now on flows are remembered for so long.
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
         let ticks = |secs: u32| Tick::from_secs(secs.into());
-        self.timeouts =
-            [Tick::from_secs(HALF_OPEN_S), ticks(timeouts.tcp_s), ticks(timeouts.fin_s), ticks(timeouts.udp_s)];
+        let Timeouts { tcp_s, fin_s, udp_s } = timeouts;
+        self.timeouts = [HALF_OPEN_S, tcp_s, fin_s, RESET_S, udp_s].map(ticks);
     }
 
     /// Has the processor fetch the slot in which a flow stands most likely: the table is larger than its caches, and
@@ -267,10 +274,14 @@ impl FlowTable {
         let known = known(slot, &timeouts, packet.opens, now);
         if let Known::Flow(_) = known {
             let state = match slot.state() {
+                State::Udp => State::Udp,
+                _ if packet.resets => State::Reset,
                 // A SYN on a closing connection opens it again.
-                State::HalfOpen | State::Closing if packet.opens => State::HalfOpen,
-                State::HalfOpen | State::Open if packet.ends => State::Closing,
+                State::HalfOpen | State::Closing | State::Reset if packet.opens => State::HalfOpen,
+                _ if packet.ends => State::Closing,
                 State::HalfOpen => State::Open,
+                // Whoever goes on after a reset has sent one that was not valid, or did not send it.
+                State::Reset => State::Closing,
                 state => state,
             };
             slot.stamp = stamp(now, state, key.is_udp);
@@ -289,6 +300,7 @@ impl FlowTable {
     pub fn insert(&mut self, hash: TupleHash, key: &FlowKey, packet: &FlowPacket, backend: BackendRef, now: Tick) {
         let state = match packet.tuple.protocol {
             Protocol::Udp => State::Udp,
+            Protocol::Tcp if packet.resets => State::Reset,
             Protocol::Tcp if packet.ends => State::Closing,
             // Also a segment of a connection that is not known: a second one proves that it is real, and a
             // flood of forged ones does not fill the table for hours.
@@ -363,7 +375,7 @@ fn choose_slot<'a>(
     group: impl Iterator<Item = &'a mut Slot>,
     key: &FlowKey,
     state: State,
-    timeouts: &[u32; 4],
+    timeouts: &[u32; STATES],
     now: Tick,
 ) -> Option<&'a mut Slot> {
     let (mut vacant, mut least): (_, Option<((u8, u32), &mut Slot)>) = (None, None);
@@ -391,6 +403,7 @@ fn choose_slot<'a>(
 fn gives_way(slot: &Slot, to: State, now: Tick) -> Option<(u8, u32)> {
     let silent = now.since(slot.last_seen());
     let readiness = match slot.state() {
+        State::Reset => 4,
         State::HalfOpen => 3,
         State::Closing => 2,
         State::Udp if to == State::Udp => 1,
@@ -405,11 +418,11 @@ fn preferred(hash: TupleHash) -> usize {
     hash.mixed() as usize & (GROUP - 1)
 }
 
-fn is_expired(slot: &Slot, timeouts: &[u32; 4], now: Tick) -> bool {
+fn is_expired(slot: &Slot, timeouts: &[u32; STATES], now: Tick) -> bool {
     now.since(slot.last_seen()) > timeouts[slot.state() as usize]
 }
 
-fn known(slot: &Slot, timeouts: &[u32; 4], opens: bool, now: Tick) -> Known {
+fn known(slot: &Slot, timeouts: &[u32; STATES], opens: bool, now: Tick) -> Known {
     let backend = BackendRef::from_raw(slot.backend);
     match () {
         () if is_expired(slot, timeouts, now) => Known::No,

@@ -11,7 +11,7 @@ use std::{
 
 use super::runtime::BackendRef;
 use crate::{
-    packet::{DatagramId, Fragment, VnetHeader},
+    packet::{DatagramId, Fragment, OwnedFrame},
     verdict::DropReason,
 };
 
@@ -25,6 +25,9 @@ const MAX_WAITING_BYTES: usize = 1 << 20;
 const MAX_PARTS: usize = 64;
 /// From its first fragment on (RFC 791 3.2 recommends 15 s, RFC 8200 4.5 sets 60 s for a receiver; Linux has 30 s).
 const LIFETIME_NS: u64 = 30_000_000_000;
+/// After so long, one that overlaps belongs to another datagram of the same name: senders use an identification again, and
+/// none sends a fragment twice so late (RFC 6864 3.2 counts with tens of milliseconds of reordering).
+const REUSED_NS: u64 = 1_000_000_000;
 /// For the first fragment to come after one that overtook it.
 const WAIT_NS: u64 = 500_000_000;
 
@@ -93,6 +96,8 @@ impl Deadlines {
 struct Datagram {
     /// Tells it from another one of the same name at another time.
     serial: u64,
+    /// When the first of its fragments came, whichever that was.
+    begun_ns: u64,
     fate: Fate,
     /// What has come: from where to where.
     parts: BTreeMap<u32, u32>,
@@ -113,34 +118,36 @@ enum Fate {
 pub struct Waiting {
     /// The interface.
     pub port: usize,
-    /// What stands before it.
-    pub vnet: VnetHeader,
     /// The frame.
-    pub frame: Vec<u8>,
+    pub frame: OwnedFrame,
 }
 
 impl Fragments {
     /// A fragment has come.
     pub fn arrive(&mut self, fragment: &Fragment, now_ns: u64) -> Step {
+        let id = fragment.datagram;
+        if self.datagrams.get(&id).is_some_and(|datagram| datagram.is_over(fragment, now_ns)) {
+            self.datagrams.remove(&id);
+        }
         let serial = &mut self.serial;
         let ends = &mut self.ends;
-        let datagram = self.datagrams.entry(fragment.datagram).or_insert_with(|| {
+        let datagram = self.datagrams.entry(id).or_insert_with(|| {
             *serial += 1;
-            ends.0.push_back(Deadline { at_ns: now_ns + LIFETIME_NS, id: fragment.datagram, serial: *serial });
-            Datagram::new(*serial)
+            ends.0.push_back(Deadline { at_ns: now_ns + LIFETIME_NS, id, serial: *serial });
+            Datagram::new(*serial, now_ns)
         });
         let step = datagram.step(fragment);
         // Whole: nothing more can come. The one whose first fragment is being decided on is needed once more.
         if datagram.is_whole() && matches!(step, Step::Follow(_) | Step::Drop(_)) {
-            self.datagrams.remove(&fragment.datagram);
+            self.datagrams.remove(&id);
         }
         step
     }
 
     /// What [`Self::arrive`] would say; nothing is noted.
-    pub fn foresee(&self, fragment: &Fragment) -> Step {
-        let known = self.datagrams.get(&fragment.datagram);
-        let mut datagram = known.map_or_else(|| Datagram::new(0), Datagram::without_frames);
+    pub fn foresee(&self, fragment: &Fragment, now_ns: u64) -> Step {
+        let known = self.datagrams.get(&fragment.datagram).filter(|datagram| !datagram.is_over(fragment, now_ns));
+        let mut datagram = known.map_or_else(|| Datagram::new(0, now_ns), Datagram::without_frames);
         datagram.step(fragment)
     }
 
@@ -160,7 +167,7 @@ impl Fragments {
     /// fragments that nothing follows must not stop the others. How many frames that drops, which may be this one.
     pub fn hold(&mut self, id: DatagramId, waits: Waiting, now_ns: u64) -> usize {
         let before = self.waiting;
-        let len = waits.frame.len();
+        let len = waits.frame.frame().len();
         while self.waiting == MAX_WAITING || self.waiting_bytes + len > MAX_WAITING_BYTES {
             match self.waits.0.pop_front() {
                 Some(longest) => self.give_up(longest, DropReason::FragmentNoRoom),
@@ -232,13 +239,13 @@ impl Fragments {
 
     fn forget_waiting(&mut self, frames: &[Waiting]) {
         self.waiting -= frames.len();
-        self.waiting_bytes -= frames.iter().map(|waiting| waiting.frame.len()).sum::<usize>();
+        self.waiting_bytes -= frames.iter().map(|waiting| waiting.frame.frame().len()).sum::<usize>();
     }
 }
 
 impl Datagram {
-    fn new(serial: u64) -> Self {
-        Self { serial, fate: Fate::Unknown(Vec::new()), parts: BTreeMap::new(), end: None }
+    fn new(serial: u64, begun_ns: u64) -> Self {
+        Self { serial, begun_ns, fate: Fate::Unknown(Vec::new()), parts: BTreeMap::new(), end: None }
     }
 
     /// The same, as far as what comes next depends on it.
@@ -248,7 +255,15 @@ impl Datagram {
             Fate::Known(course) => Fate::Known(*course),
             Fate::Dropped(reason) => Fate::Dropped(*reason),
         };
-        Self { serial: self.serial, fate, parts: self.parts.clone(), end: self.end }
+        Self { fate, parts: self.parts.clone(), ..*self }
+    }
+
+    /// Whether a fragment is of another datagram, which has this one's name: it is a first one, or does not fit, and comes
+    /// long after this one began. Not while others wait for the first one.
+    fn is_over(&self, fragment: &Fragment, now_ns: u64) -> bool {
+        let waits = matches!(self.fate, Fate::Unknown(_));
+        let is_late = now_ns >= self.begun_ns + REUSED_NS;
+        is_late && !waits && (fragment.flow.is_some() || !self.fits(fragment))
     }
 
     /// Notes a fragment and says what to do with it.
@@ -266,20 +281,12 @@ impl Datagram {
 
     /// Notes what came, if it fits to what came before.
     fn add(&mut self, fragment: &Fragment) -> Result<(), DropReason> {
-        let (from, to) = (fragment.offset, fragment.offset + fragment.len);
-        let last_end = self.parts.values().next_back().copied().unwrap_or(0);
-        let after_the_end = match self.end {
-            Some(end) => to > end || !fragment.more,
-            None => !fragment.more && to < last_end,
-        };
-        let before = self.parts.range(..=from).next_back().map(|(start, end)| (*start, *end));
-        let after = self.parts.range(from..).next().map(|(start, end)| (*start, *end));
-        let overlaps = before.is_some_and(|(_, end)| end > from) || after.is_some_and(|(start, _)| start < to);
-        if after_the_end || overlaps {
+        if !self.fits(fragment) {
             return Err(DropReason::FragmentOverlap);
         }
-        let joins_before = before.filter(|(_, end)| *end == from);
-        let joins_after = after.filter(|(start, _)| *start == to);
+        let (from, to) = (fragment.offset, fragment.offset + fragment.len);
+        let joins_before = self.part_before(from).filter(|(_, end)| *end == from);
+        let joins_after = self.part_after(from).filter(|(start, _)| *start == to);
         if joins_before.is_none() && joins_after.is_none() && self.parts.len() == MAX_PARTS {
             return Err(DropReason::FragmentNoRoom);
         }
@@ -292,6 +299,27 @@ impl Datagram {
             self.end = Some(to);
         }
         Ok(())
+    }
+
+    /// Whether a fragment overlaps nothing that came before, and does not end elsewhere.
+    fn fits(&self, fragment: &Fragment) -> bool {
+        let (from, to) = (fragment.offset, fragment.offset + fragment.len);
+        let last_end = self.parts.values().next_back().copied().unwrap_or(0);
+        let after_the_end = match self.end {
+            Some(end) => to > end || !fragment.more,
+            None => !fragment.more && to < last_end,
+        };
+        let overlaps = self.part_before(from).is_some_and(|(_, end)| end > from)
+            || self.part_after(from).is_some_and(|(start, _)| start < to);
+        !after_the_end && !overlaps
+    }
+
+    fn part_before(&self, from: u32) -> Option<(u32, u32)> {
+        self.parts.range(..=from).next_back().map(|(start, end)| (*start, *end))
+    }
+
+    fn part_after(&self, from: u32) -> Option<(u32, u32)> {
+        self.parts.range(from..).next().map(|(start, end)| (*start, *end))
     }
 
     fn is_whole(&self) -> bool {
@@ -314,7 +342,7 @@ mod tests {
     }
 
     fn waiting(len: usize) -> Waiting {
-        Waiting { port: 0, vnet: VnetHeader::default(), frame: vec![0; len] }
+        Waiting { port: 0, frame: OwnedFrame::whole(&vec![0; len]) }
     }
 
     fn id(id: u32) -> DatagramId {
@@ -332,6 +360,7 @@ mod tests {
             },
             opens: false,
             ends: false,
+            resets: false,
             transport_at: 34,
             headers_len: 42,
         });
@@ -376,6 +405,44 @@ mod tests {
         // Every second one of a datagram that never ends.
         let steps: Vec<Step> = (1..100).map(|n| fragments.arrive(&fragment(2, n * 16, 8, true), 0)).collect();
         assert_eq!(steps[MAX_PARTS..], vec![Step::Drop(DropReason::FragmentNoRoom); 99 - MAX_PARTS]);
+    }
+
+    #[test]
+    fn a_name_that_is_used_again_is_another_datagram() {
+        let overlap = Step::Drop(DropReason::FragmentOverlap);
+        // The second fragment was lost; a second later the sender uses the identification again.
+        for later_first in [false, true] {
+            let mut fragments = Fragments::default();
+            let begin = |fragments: &mut Fragments, at| {
+                assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), at), Step::Decide);
+                assert!(fragments.decided(id(1), Ok(backend())).is_empty());
+            };
+            begin(&mut fragments, 0);
+            assert_eq!(fragments.arrive(&fragment(1, 800, 800, true), 1), Step::Follow(backend()));
+            let (soon, now) = (REUSED_NS - 1, REUSED_NS);
+            assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), soon), overlap, "a copy");
+            if later_first {
+                assert_eq!(fragments.arrive(&fragment(1, 800, 800, true), soon), overlap);
+                assert_eq!(fragments.foresee(&fragment(1, 800, 800, true), now), Step::Wait);
+                assert_eq!(fragments.arrive(&fragment(1, 800, 800, true), now), Step::Wait);
+                assert_eq!(fragments.hold(id(1), waiting(3), now), 0);
+                assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), now + 1), Step::Decide);
+                assert_eq!(fragments.decided(id(1), Ok(backend())).len(), 1);
+            } else {
+                assert_eq!(fragments.foresee(&fragment(1, 0, 800, true), now), Step::Decide);
+                begin(&mut fragments, now);
+                assert_eq!(fragments.arrive(&fragment(1, 800, 800, true), now + 1), Step::Follow(backend()));
+            }
+            assert_eq!(fragments.arrive(&fragment(1, 1600, 8, false), now + 2), Step::Follow(backend()));
+            assert!(fragments.datagrams.is_empty(), "whole");
+            fragments.expire(LIFETIME_NS * 3);
+            assert!(fragments.ends.0.is_empty());
+        }
+        // One that was refused is not refused for ever.
+        let mut fragments = Fragments::default();
+        fragments.arrive(&fragment(1, 0, 800, true), 0);
+        fragments.decided(id(1), Err(DropReason::NoService));
+        assert_eq!(fragments.arrive(&fragment(1, 0, 800, true), REUSED_NS), Step::Decide);
     }
 
     #[test]

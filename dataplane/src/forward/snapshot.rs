@@ -2,7 +2,7 @@
 //! never changed afterwards. A worker loads one snapshot a batch.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
     net::IpAddr,
     sync::Arc,
@@ -53,6 +53,8 @@ impl Backend {
 pub struct Service {
     /// Its name.
     pub name: String,
+    /// Where its VIP stands.
+    pub vip: u32,
     /// All flows of a source address go to one backend.
     pub by_source: bool,
     /// `None` while no backend takes new flows.
@@ -121,6 +123,9 @@ pub struct Snapshot {
     pub(super) runtimes: Vec<Option<Arc<BackendRuntime>>>,
     /// The MAC addresses of the other load balancers, sorted.
     pub(super) peer_macs: Vec<Mac>,
+    /// From where no frame comes that is for a VIP: the VIPs, this node's own addresses, and the broadcast addresses of its
+    /// segments.
+    pub(super) never_sources: HashSet<Address, BuildHasherDefault<AddressHasher>>,
     /// The other load balancers on our segments.
     pub peers: Vec<Peer>,
     /// For how long flows are remembered.
@@ -158,6 +163,13 @@ impl Snapshot {
         self.backends.get(reference.slot())?.as_ref().filter(|backend| backend.reference == reference)
     }
 
+    /// The same, and the VIP that it serves.
+    pub(crate) fn served_by(&self, reference: BackendRef) -> Option<(&Vip, &Backend)> {
+        let backend = self.backend(reference)?;
+        let vip = self.vips.get(self.services.get(backend.service as usize)?.vip as usize)?;
+        Some((vip, backend))
+    }
+
     /// The backend in a slot that a service named.
     pub fn member(&self, slot: u32) -> Option<&Backend> {
         self.backends.get(slot as usize)?.as_ref()
@@ -172,6 +184,11 @@ impl Snapshot {
     pub(crate) fn ports_of(&self, vip: &Vip) -> impl Iterator<Item = (usize, &PortSpec)> {
         let answers_on = vip.answer_on;
         self.ports.iter().enumerate().filter(move |(at, _)| answers_on & (1 << at) != 0)
+    }
+
+    /// Whether no host on a segment of ours, or behind one, may send from an address: nothing is answered to it.
+    pub fn is_bad_source(&self, source: Address) -> bool {
+        source.is_never_a_source() || self.never_sources.contains(&source)
     }
 
     /// Whether an interface of this node has that MAC address.

@@ -1,7 +1,7 @@
 //! What the control plane wants forwarded, in plain values: [`super::compile`] makes a [`super::snapshot::Snapshot`] of
 //! it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::packet::{Mac, Protocol};
 
@@ -68,6 +68,14 @@ impl PortSpec {
     pub fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
         let mut own = self.addresses.iter().map(|(own, _)| *own);
         own.find(|own| own.is_ipv4() == other.is_ipv4())
+    }
+}
+
+/// The broadcast address of a segment (RFC 919 7). IPv6 has none, and a point-to-point link neither (RFC 3021 2.1).
+pub(super) fn broadcast(own: IpAddr, len: u8) -> Option<IpAddr> {
+    match own {
+        IpAddr::V4(own) if len <= 30 => Some(Ipv4Addr::from(u32::from(own) | u32::MAX >> len).into()),
+        _ => None,
     }
 }
 
@@ -169,7 +177,7 @@ pub struct Timeouts {
     /// An open TCP connection (RFC 5382 REQ-5 asks for 2 h 4 min of a NAT; a load balancer may forget
     /// earlier, because Maglev knows the backend as long as the set of backends stays).
     pub tcp_s: u32,
-    /// A TCP connection of which a FIN or RST was seen.
+    /// A TCP connection of which a FIN was seen (IPVS has the same for FIN_WAIT). After a RST it is 10 s.
     pub fin_s: u32,
     /// A flow of UDP, which nobody opens or closes.
     pub udp_s: u32,
@@ -177,6 +185,6 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { tcp_s: 7200, fin_s: 10, udp_s: 30 }
+        Self { tcp_s: 7200, fin_s: 120, udp_s: 30 }
     }
 }

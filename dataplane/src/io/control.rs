@@ -5,19 +5,19 @@
 //!
 //! One worker has them: the one that speaks for the node.
 
+use std::io;
+
 use super::{
     cbpf::filter,
-    engine::{CONTROL_LEN, Engine, FrameJudge, TRUNCATED, is_vlan_tagged, out_port},
+    departure::{Outlet, Parting, departure},
+    engine::{CONTROL_LEN, Engine, FrameJudge, TRUNCATED, is_vlan_tagged},
     sys::{
         BATCH,
         socket::{PacketSocket, PortConfig, SocketError},
     },
     wake::Wake,
 };
-use crate::{
-    packet::{FrameMeta, VnetHeader},
-    verdict::{Sent, Verdict},
-};
+use crate::packet::{FrameMeta, OwnedFrame, VnetHeader};
 
 /// A few thousand frames.
 const RECEIVE_BUFFER: libc::c_int = 2 << 20;
@@ -45,7 +45,7 @@ impl Control {
     }
 
     /// Judges what has come, and sends the answers.
-    pub(crate) fn drain<J: FrameJudge>(&mut self, engine: &mut dyn Engine<J>, judge: &mut J) {
+    pub(crate) fn drain<J: FrameJudge>(&mut self, engine: &mut dyn Engine<J>, judge: &mut J) -> io::Result<()> {
         for port in 0..self.sockets.len() {
             for _ in 0..BATCH {
                 let mut control = [0; CONTROL_LEN];
@@ -56,7 +56,8 @@ impl Control {
                     continue;
                 }
                 let vlan_tagged = is_vlan_tagged(&control[..received.control_len]);
-                let Some((vnet, frame)) = self.buffer[..received.len].split_first_chunk_mut() else {
+                let bytes = &mut self.buffer[..received.len];
+                let Some((vnet, frame)) = bytes.split_first_chunk_mut() else {
                     judge.count_unseen(TRUNCATED);
                     continue;
                 };
@@ -64,12 +65,15 @@ impl Control {
                 let mut peek = J::NOTHING;
                 judge.peek(frame, &mut peek);
                 let verdict = judge.judge(port, meta, frame, &peek);
-                let Some(out) = out_port(verdict, port) else { continue };
-                if engine.send(out, &meta.vnet, frame).is_err() {
-                    judge.send_failed(if verdict == Verdict::Answer { Sent::Answered } else { Sent::Forwarded });
+                if let Some(departure) = departure(verdict, port, bytes) {
+                    let frame = OwnedFrame::from(&bytes[..departure.len]);
+                    let by = Outlet::Port(departure.port);
+                    // At once: a turn may be long.
+                    engine.send(&[Parting { by, frame: &frame, sent: departure.sent }], judge)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// Frames that the kernel dropped since the last call.

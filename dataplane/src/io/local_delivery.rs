@@ -1,10 +1,12 @@
 //! The node's own kernel, where the node is a backend itself: frames go in by the loopback interface, on which nobody
 //! guards the VIPs.
 
-use std::io;
+use std::{io, os::fd::AsRawFd as _};
 
-use super::sys::socket::{PacketSocket, PortConfig};
-use crate::packet::VnetHeader;
+use super::{
+    departure::Outlet,
+    sys::socket::{PacketSocket, PortConfig},
+};
 
 /// The loopback interface has this index in each network namespace (linux, net/flow.h: LOOPBACK_IFINDEX).
 const LOOPBACK_IFINDEX: u32 = 1;
@@ -14,8 +16,8 @@ const LOOPBACK_IFINDEX: u32 = 1;
 pub(crate) struct LocalDelivery(Option<PacketSocket>);
 
 impl LocalDelivery {
-    /// Has it receive a frame whose MAC addresses are those of the loopback interface: all zero.
-    pub(crate) fn deliver(&mut self, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
+    /// The socket that frames go in by whose MAC addresses are those of the loopback interface: all zero.
+    pub(crate) fn outlet(&mut self) -> io::Result<Outlet> {
         let socket = match &mut self.0 {
             Some(socket) => socket,
             closed => {
@@ -24,6 +26,6 @@ impl LocalDelivery {
                 closed.insert(PacketSocket::segmenter(&loopback).map_err(io::Error::other)?)
             }
         };
-        socket.send(vnet, frame)
+        Ok(Outlet::Descriptor(socket.as_raw_fd()))
     }
 }

@@ -2,11 +2,12 @@
 //! that move frames between them and whoever judges them.
 //!
 //! [`sys`] has what the kernel offers, [`cbpf`] the programs that it runs for us, [`fanout`] the sharing of frames between
-//! several workers, [`engine`] the three ways of moving frames, [`control`] the sockets for ARP and neighbour discovery. It knows no worker: an engine is made for whatever
-//! [judges frames](engine::FrameJudge).
+//! several workers, [`engine`] the three ways of moving frames, [`departure`] how one leaves, [`control`] the sockets for ARP and
+//! neighbour discovery. It knows no worker: an engine is made for whatever [judges frames](engine::FrameJudge).
 
 pub(crate) mod cbpf;
 pub(crate) mod control;
+pub(crate) mod departure;
 pub(crate) mod engine;
 pub(crate) mod fanout;
 pub(crate) mod local_delivery;

@@ -26,6 +26,15 @@ impl Address {
         self.high == 0 && self.low >> 32 == MAPPED >> 32
     }
 
+    /// Whether no host may send from it (RFC 1122 3.2.1.3, RFC 4291 2.5.2, 2.5.3 and 2.7): the unspecified address, "this
+    /// network", loopback, a group's, and the limited broadcast.
+    pub fn is_never_a_source(self) -> bool {
+        match self.is_ipv4() {
+            true => matches!(self.low as u32 >> 24, 0 | 127 | 224..=239) || self.low as u32 == u32::MAX,
+            false => self.high >> 56 == 0xff || self.high == 0 && self.low <= 1,
+        }
+    }
+
     /// The halves of the IPv6 address.
     #[inline(always)]
     pub fn halves(self) -> [u64; 2] {

@@ -20,6 +20,19 @@ pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
     !fold(u32::from(!checksum) + u32::from(!old) + u32::from(new))
 }
 
+/// Writes the checksum that a frame lacks: `start` is where the bytes begin that it covers, `offset` where it stands behind
+/// that, and there the sum of the pseudo-header is now (Documentation/networking/checksum-offloads.rst). Nothing happens
+/// where that is outside of the frame.
+pub fn complete(frame: &mut [u8], start: usize, offset: usize) {
+    let Some(covered) = frame.get_mut(start..) else { return };
+    let sum = internet(covered);
+    // A checksum of zero would say that there is none (RFC 768).
+    let sum = if sum == 0 { u16::MAX } else { sum };
+    if let Some(place) = covered.get_mut(offset..offset + 2) {
+        place.copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
 /// Of at most 64 KiB: the sum does not overflow.
 fn sum(start: u32, bytes: &[u8]) -> u32 {
     let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));

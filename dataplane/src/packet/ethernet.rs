@@ -61,6 +61,11 @@ pub fn source(frame: &[u8]) -> Option<Mac> {
     frame.get(6..12)?.try_into().ok().map(Mac)
 }
 
+/// What a frame carries.
+pub(super) fn ethertype(frame: &[u8]) -> Option<u16> {
+    be16(frame, 12)
+}
+
 /// The number in a frame's VLAN tag, and the frame without it.
 pub(crate) fn vlan(frame: &[u8]) -> Option<(u16, Vec<u8>)> {
     let is_tagged = matches!(be16(frame, 12)?, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN);

@@ -8,7 +8,7 @@ use etherparse::{
     Icmpv4Type, Icmpv6Type, PacketBuilder, TcpHeaderSlice, icmpv4::DestUnreachableHeader, icmpv6::DestUnreachableCode,
 };
 
-use super::{ETHERNET_HEADER_LEN, FlowPacket, Mac, Protocol, be16, source};
+use super::{ETHERNET_HEADER_LEN, FlowPacket, Mac, Protocol, fragments::len_without_trailer, source};
 
 /// RFC 1700, as Linux sends it.
 pub(super) const TTL: u8 = 64;
@@ -16,13 +16,6 @@ pub(super) const TTL: u8 = 64;
 const QUOTED_V4: usize = 576 - 20 - 8;
 /// RFC 4443 2.4 (c): at most the smallest MTU.
 const QUOTED_V6: usize = 1280 - 40 - 8;
-const DONT_FRAGMENT: u16 = 0x4000;
-
-/// Whether a router may take the packet apart: IPv4 without DF.
-pub fn may_be_fragmented(frame: &[u8], packet: &FlowPacket) -> bool {
-    let flags = be16(frame, ETHERNET_HEADER_LEN + 6).unwrap_or(DONT_FRAGMENT);
-    packet.tuple.destination.is_ipv4() && flags & DONT_FRAGMENT == 0
-}
 
 /// An answer to a frame: back to the station that it came from, and from `own` to the packet's source.
 #[derive(Debug, Clone, Copy)]
@@ -112,11 +105,6 @@ impl Reply<'_> {
 
     /// Without the padding of a short frame.
     fn ip_packet(&self) -> Option<&[u8]> {
-        let packet = self.to.get(ETHERNET_HEADER_LEN..)?;
-        let len = match self.packet.tuple.destination.is_ipv4() {
-            true => usize::from(be16(packet, 2)?),
-            false => 40 + usize::from(be16(packet, 4)?),
-        };
-        packet.get(..len)
+        self.to.get(ETHERNET_HEADER_LEN..len_without_trailer(self.to)?)
     }
 }

@@ -7,6 +7,7 @@ mod address;
 pub mod arp;
 pub mod checksum;
 mod ethernet;
+pub mod fragments;
 pub mod icmp;
 pub mod ndp;
 pub mod parse;
@@ -22,7 +23,7 @@ pub use ethernet::{
 };
 pub(crate) use ethernet::{VLAN_NUMBER, be16, vlan};
 pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, flow, parse};
-pub use vnet::{FrameMeta, VnetHeader};
+pub use vnet::{FrameMeta, OwnedFrame, VnetHeader};
 
 /// Asks for the MAC address of `target`, in the way of its family: everybody, or the host that had it last.
 /// `None` where the two addresses are of different families.

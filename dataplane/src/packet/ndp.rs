@@ -40,6 +40,16 @@ pub struct Message {
     pub mac: Option<Mac>,
 }
 
+impl Message {
+    /// Whose MAC address it tells.
+    pub fn of(&self) -> Ipv6Addr {
+        match self.kind {
+            Kind::Advertisement { .. } => self.target,
+            Kind::Solicitation => self.source,
+        }
+    }
+}
+
 /// What a message does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -49,6 +59,8 @@ pub enum Kind {
     Advertisement {
         /// It answers a solicitation.
         solicited: bool,
+        /// It takes the place of another MAC address (RFC 4861 7.2.5).
+        overrides: bool,
     },
 }
 
@@ -76,7 +88,10 @@ pub fn parse(frame: &[u8], at: usize, end: usize) -> Option<Message> {
         true => true,
         false => !(destination.is_multicast() && solicited),
     };
-    let kind = if is_solicitation { Kind::Solicitation } else { Kind::Advertisement { solicited } };
+    let kind = match is_solicitation {
+        true => Kind::Solicitation,
+        false => Kind::Advertisement { solicited, overrides: fixed[4] & OVERRIDE != 0 },
+    };
     sound.then_some(Message { kind, source, target, mac })
 }
 

@@ -77,8 +77,10 @@ pub struct FlowPacket {
     pub tuple: Tuple,
     /// TCP: it opens a connection (SYN without ACK).
     pub opens: bool,
-    /// TCP: it ends one (FIN or RST).
+    /// TCP: its sender sends no more (FIN).
     pub ends: bool,
+    /// TCP: it breaks one off (RST).
+    pub resets: bool,
     /// Bytes from the start of the frame to the header of TCP or UDP.
     pub transport_at: u16,
     /// Bytes from the start of the frame to its payload.
@@ -88,7 +90,7 @@ pub struct FlowPacket {
 impl FlowPacket {
     /// Some packet of a flow of which no bytes are at hand.
     pub fn of(tuple: Tuple) -> Self {
-        Self { tuple, opens: false, ends: false, transport_at: 0, headers_len: 0 }
+        Self { tuple, opens: false, ends: false, resets: false, transport_at: 0, headers_len: 0 }
     }
 }
 
@@ -123,6 +125,8 @@ pub struct Fragment {
 /// An error that quotes a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IcmpError {
+    /// Who sent it: a router on the way, or the client.
+    pub source: Address,
     /// To whom it is sent: the sender of the quoted packet.
     pub destination: Address,
     /// The flow that the quoted packet answers: its addresses and ports the other way round.
@@ -132,10 +136,14 @@ pub struct IcmpError {
 /// An echo request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Echo {
+    /// Who asks.
+    pub source: Address,
     /// Who is asked.
     pub destination: Address,
     /// Where the ICMP header starts in the frame.
     pub icmp_at: usize,
+    /// Where the packet ends.
+    pub end: usize,
 }
 
 /// Looks at a frame.
@@ -348,7 +356,7 @@ fn transport(frame: &[u8], ip: &Ip) -> Packet {
 }
 
 fn echo(ip: &Ip) -> Packet {
-    Packet::Echo(Echo { destination: ip.destination, icmp_at: ip.payload_at })
+    Packet::Echo(Echo { source: ip.source, destination: ip.destination, icmp_at: ip.payload_at, end: ip.end })
 }
 
 /// A TCP segment or UDP datagram, of which at least the whole header is there.
@@ -371,6 +379,7 @@ fn flow_packet(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
             tuple: tuple(Protocol::Udp),
             opens: false,
             ends: false,
+            resets: false,
             transport_at: ip.payload_at as u16,
             headers_len: ip.payload_at as u16 + 8,
         });
@@ -384,7 +393,8 @@ fn flow_packet(payload: &[u8], ip: &Ip) -> Option<FlowPacket> {
     Some(FlowPacket {
         tuple: tuple(Protocol::Tcp),
         opens: flags & (SYN | ACK) == SYN,
-        ends: flags & (FIN | RST) != 0,
+        ends: flags & FIN != 0,
+        resets: flags & RST != 0,
         transport_at: ip.payload_at as u16,
         headers_len: (ip.payload_at + header_len) as u16,
     })
@@ -424,6 +434,7 @@ fn fragment(payload: &[u8], ip: &Ip, part: Part) -> Result<Fragment, DropReason>
 fn quoted(ip: &Ip, quote: Option<Quote>) -> Packet {
     match quote {
         Some(quote) if quote.from == ip.destination => Packet::Error(IcmpError {
+            source: ip.source,
             destination: ip.destination,
             tuple: Tuple {
                 source: quote.to,

@@ -46,7 +46,7 @@ fn a_tcp_segment_is_a_flow_and_its_flags_are_seen() {
     assert_eq!(syn.headers_len, 54);
     assert!(!flow(&tcp_frame(|b| b.syn().ack(1), b"")).opens);
     assert!(flow(&tcp_frame(|b| b.fin(), b"")).ends);
-    assert!(flow(&tcp_frame(|b| b.rst(), b"")).ends);
+    assert!(flow(&tcp_frame(|b| b.rst(), b"")).resets);
 }
 
 #[test]
@@ -339,7 +339,10 @@ fn a_solicitation_is_answered_by_rfc_4861() {
     assert_eq!((destination(&answer), source(&answer)), (Some(ASKER), Some(OWN)));
     assert_eq!(answer[58], 0x60, "R=0 S=1 O=1");
     let told = neighbor(&answer);
-    assert_eq!((told.kind, told.target, told.mac), (ndp::Kind::Advertisement { solicited: true }, VIP6, Some(OWN)));
+    assert_eq!(
+        (told.kind, told.target, told.mac),
+        (ndp::Kind::Advertisement { solicited: true, overrides: true }, VIP6, Some(OWN))
+    );
     let to_known = ndp::solicitation(ASKER, CLIENT6, VIP6, Some(OWN));
     assert_eq!((destination(&to_known), neighbor(&to_known).target), (Some(OWN), VIP6));
 }
@@ -352,7 +355,7 @@ fn who_tests_an_address_is_told_in_the_group_of_all_nodes() {
     let answer = ndp::advertisement(OWN, ASKER, &message);
     assert_eq!(answer, ndp::announcement(OWN, VIP6));
     assert_eq!((destination(&answer), answer[58]), (Some(Mac([0x33, 0x33, 0, 0, 0, 1])), 0x20));
-    assert_eq!(neighbor(&answer).kind, ndp::Kind::Advertisement { solicited: false });
+    assert_eq!(neighbor(&answer).kind, ndp::Kind::Advertisement { solicited: false, overrides: true });
 }
 
 #[test]

@@ -6,6 +6,7 @@
 pub struct VnetHeader(pub [u8; Self::LEN]);
 
 /// linux/virtio_net.h
+const NEEDS_CHECKSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 
@@ -34,6 +35,13 @@ impl VnetHeader {
     pub fn is_gso(&self) -> bool {
         self.gso_size().is_some()
     }
+
+    /// Where the bytes start whose checksum is not computed yet, and where behind that it belongs.
+    pub fn partial_checksum(&self) -> Option<(usize, usize)> {
+        let [flags, .., start_low, start_high, offset_low, offset_high] = self.0;
+        let number = |low, high| u16::from_ne_bytes([low, high]).into();
+        (flags & NEEDS_CHECKSUM != 0).then(|| (number(start_low, start_high), number(offset_low, offset_high)))
+    }
 }
 
 /// What the kernel says about a frame beside its bytes.
@@ -43,4 +51,50 @@ pub struct FrameMeta {
     pub vlan_tagged: bool,
     /// What stands before it.
     pub vnet: VnetHeader,
+}
+
+/// A frame in memory of its own, behind its vnet header, as packet sockets take it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedFrame(Vec<u8>);
+
+impl OwnedFrame {
+    /// A copy.
+    pub fn new(vnet: &VnetHeader, frame: &[u8]) -> Self {
+        Self([&vnet.0, frame].concat())
+    }
+
+    /// A copy of a header and its frame.
+    pub fn from(bytes: &[u8]) -> Self {
+        Self(bytes.to_vec())
+    }
+
+    /// A frame that is complete in itself.
+    pub fn whole(frame: &[u8]) -> Self {
+        Self::new(&VnetHeader::default(), frame)
+    }
+
+    /// What stands before the frame.
+    pub fn vnet(&self) -> VnetHeader {
+        VnetHeader::read(&self.0).unwrap_or_default()
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> &[u8] {
+        &self.0[VnetHeader::LEN..]
+    }
+
+    /// The frame, to be rewritten.
+    pub fn frame_mut(&mut self) -> &mut [u8] {
+        &mut self.0[VnetHeader::LEN..]
+    }
+
+    /// Leaves so many bytes out at the end.
+    pub fn cut(&mut self, trailer: usize) {
+        self.0.truncate(self.0.len().saturating_sub(trailer).max(VnetHeader::LEN));
+    }
+
+    /// Header and frame.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }

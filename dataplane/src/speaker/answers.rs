@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::{Speaker, permit::Permit};
 use crate::{
     forward::snapshot::Snapshot,
-    packet::{Echo, Mac, arp, ndp, rewrite},
+    packet::{Address, Echo, Mac, arp, ndp, rewrite},
     verdict::DropReason,
 };
 
@@ -95,10 +95,17 @@ impl Voice<'_> {
         self.permit.owns(address) && self.snapshot.vip(address).is_some_and(|vip| vip.answers_on(self.port))
     }
 
+    /// Whether a VIP of this node is not answered yet, because others are asked whether they have it.
+    fn is_probed_for(&self, address: IpAddr) -> bool {
+        let is_active = |speaker: &Speaker| speaker.announcer.is_active(address);
+        self.is_owned(address) && self.speaker.is_some_and(|speaker| !is_active(speaker))
+    }
+
     /// An echo request to a VIP is answered by its owner.
     pub(crate) fn echo(&self, echo: &Echo) -> Reaction {
         match self.snapshot.vip(echo.destination) {
             None => DropReason::NotVip.into(),
+            Some(_) if self.snapshot.is_bad_source(echo.source) => DropReason::BadSource.into(),
             Some(vip) if self.answers(vip.address) => Reaction::Answer(Answer::Echo(*echo)),
             Some(_) => DropReason::EchoNotOurs.into(),
         }
@@ -107,6 +114,16 @@ impl Voice<'_> {
     /// `len`: of the frame, which becomes the answer.
     pub(crate) fn arp(&self, len: usize, arp: &arp::Arp) -> Reaction {
         let (sender, target) = (IpAddr::V4(arp.sender), IpAddr::V4(arp.target));
+        // An answer goes to the one, and tells the other: neither may be a group's.
+        if !arp.sender_mac.is_host() || Address::from(sender).is_never_a_source() && !arp.sender.is_unspecified() {
+            return DropReason::BadSource.into();
+        }
+        // Two that probe for one address: it is for neither (RFC 5227 2.1.1).
+        let probes_too = arp.operation == arp::Operation::Request && arp.sender.is_unspecified();
+        if probes_too && self.is_probed_for(target) && !self.snapshot.is_own_mac(arp.sender_mac) {
+            let conflict = Some(Contest { vip: target, mac: arp.sender_mac, is_claim: true });
+            return Reaction::Drop { reason: DropReason::ArpConflict, aside: None, conflict };
+        }
         if self.is_owned(sender) && !self.snapshot.is_own_mac(arp.sender_mac) {
             let conflict = Some(Contest { vip: sender, mac: arp.sender_mac, is_claim: true });
             return Reaction::Drop { reason: DropReason::ArpConflict, aside: None, conflict };
@@ -133,9 +150,16 @@ impl Voice<'_> {
         if !self.is_owned(vip) || self.snapshot.is_own_mac(source) {
             return DropReason::NdpNotOurs.into();
         }
-        let may = self.answers(vip);
-        let answer = Answer::Neighbor { message: *message, to: message.mac.unwrap_or(source) };
-        let contested = message.source.is_unspecified();
+        let (may, to, contested) = (self.answers(vip), message.mac.unwrap_or(source), message.source.is_unspecified());
+        if !to.is_host() || !contested && self.snapshot.is_bad_source(message.source.into()) {
+            return DropReason::BadSource.into();
+        }
+        // Two that probe for one address: it is for neither (RFC 4862 5.4.3).
+        if contested && self.is_probed_for(vip) {
+            let conflict = Some(Contest { vip, mac: source, is_claim: true });
+            return Reaction::Drop { reason: DropReason::NdpConflict, aside: None, conflict };
+        }
+        let answer = Answer::Neighbor { message: *message, to };
         if may && !contested && len >= ndp::FRAME_LEN {
             return Reaction::Answer(answer);
         }

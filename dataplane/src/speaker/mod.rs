@@ -10,6 +10,7 @@ pub(crate) mod multicast;
 pub mod neighbor;
 pub(crate) mod peers;
 pub mod permit;
+pub(crate) mod routers;
 
 use std::{hash::Hasher as _, net::IpAddr};
 
@@ -20,9 +21,10 @@ use crate::{
     packet::{self, Mac, arp, ndp},
 };
 use announce::{Announcer, Claim, Due};
-use neighbor::Neighbors;
+use neighbor::{Change, Claim as NeighborClaim, Heard, Neighbors};
 use peers::Prober;
 use permit::{Grant, Permit};
+use routers::Routers;
 
 /// What the node's one speaker knows, and carries over to the worker that speaks next.
 #[derive(Debug, Default)]
@@ -41,6 +43,32 @@ pub(crate) enum Saying {
     Claim { port: usize, frame: Vec<u8> },
     /// An announcement is due, and there is no permit for it.
     Withheld,
+    /// A backend has another MAC address.
+    Changed(Change),
+}
+
+/// By what a speaker judges what it hears.
+#[derive(Clone, Copy)]
+pub(crate) struct Ear<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) routers: &'a Routers,
+    /// Where the frame came by, from whom, and whether it was sent to this node alone.
+    pub(crate) port: usize,
+    pub(crate) source: Mac,
+    pub(crate) to_us: bool,
+    pub(crate) now_ns: u64,
+}
+
+impl Ear<'_> {
+    /// Whether a station may be a backend: not one that sends back here what it is sent.
+    /// `is_answer`: to a question of this node, which a router only gives that is a backend, too.
+    fn believes(&self, claim: &NeighborClaim, is_answer: bool, is_known: bool) -> bool {
+        let Self { snapshot, routers, port, now_ns, .. } = *self;
+        let is_peer_of_another_address = snapshot.is_peer(claim.mac)
+            && !snapshot.peers.iter().any(|peer| (peer.spec.mac, peer.spec.address) == (claim.mac, claim.address));
+        let is_router = (is_known || !is_answer) && routers.contains(port, claim.mac, now_ns);
+        !snapshot.is_own_mac(claim.mac) && !is_peer_of_another_address && !is_router
+    }
 }
 
 impl Speaker {
@@ -65,36 +93,36 @@ impl Speaker {
     }
 
     /// Learns from an ARP packet who has which address.
-    pub(crate) fn hear_arp(&mut self, snapshot: &Snapshot, port: usize, arp: &arp::Arp, now_ns: u64) {
-        let sender = IpAddr::V4(arp.sender);
-        // Nobody else has one of our MAC addresses.
-        if !snapshot.is_own_mac(arp.sender_mac) {
-            self.neighbors.heard(port, sender, arp.sender_mac, now_ns);
+    pub(crate) fn hear_arp(&mut self, ear: Ear<'_>, arp: &arp::Arp) -> Heard {
+        let (port, address) = (ear.port, IpAddr::V4(arp.sender));
+        let is_answer = arp.operation == arp::Operation::Reply && arp.target_mac == ear.snapshot.ports[port].mac;
+        if is_answer && arp.sender_mac == ear.source {
+            peers::heard(&ear.snapshot.peers, port, address, ear.now_ns);
         }
-        if arp.operation == arp::Operation::Reply && arp.target_mac == snapshot.ports[port].mac {
-            peers::heard(&snapshot.peers, port, sender, now_ns);
-        }
+        self.consider(ear, NeighborClaim { port, address, mac: arp.sender_mac, overrides: true }, is_answer)
     }
 
-    /// Learns from neighbour discovery who has which address. `to_us`: the frame was sent to this node alone.
-    pub(crate) fn hear_neighbor(
-        &mut self,
-        snapshot: &Snapshot,
-        port: usize,
-        message: &ndp::Message,
-        to_us: bool,
-        now_ns: u64,
-    ) {
-        let (address, is_answer) = match message.kind {
-            ndp::Kind::Advertisement { solicited } => (message.target, solicited),
-            ndp::Kind::Solicitation => (message.source, false),
+    /// Learns from neighbour discovery who has which address.
+    pub(crate) fn hear_neighbor(&mut self, ear: Ear<'_>, message: &ndp::Message) -> Heard {
+        let (solicited, overrides) = match message.kind {
+            ndp::Kind::Advertisement { solicited, overrides } => (solicited, overrides),
+            ndp::Kind::Solicitation => (false, true),
         };
-        let Some(mac) = message.mac else { return };
-        if !snapshot.is_own_mac(mac) {
-            self.neighbors.heard(port, address.into(), mac, now_ns);
+        let (port, address, is_answer) = (ear.port, IpAddr::V6(message.of()), solicited && ear.to_us);
+        let Some(mac) = message.mac else { return Heard::Taken };
+        if is_answer && mac == ear.source {
+            peers::heard(&ear.snapshot.peers, port, address, ear.now_ns);
         }
-        if is_answer && to_us {
-            peers::heard(&snapshot.peers, port, address.into(), now_ns);
+        self.consider(ear, NeighborClaim { port, address, mac, overrides }, is_answer)
+    }
+
+    fn consider(&mut self, ear: Ear<'_>, claim: NeighborClaim, is_answer: bool) -> Heard {
+        let Some(known) = self.neighbors.known(claim.port, claim.address) else { return Heard::Taken };
+        let speaks_for_itself = claim.mac == ear.source;
+        let is_believed = known == Some(claim.mac) || ear.believes(&claim, is_answer, known.is_some());
+        match speaks_for_itself && is_believed {
+            true => self.neighbors.heard(&claim, ear.now_ns),
+            false => Heard::Refused,
         }
     }
 
@@ -122,7 +150,8 @@ impl Speaker {
             let peers = snapshot.peers.iter().map(|peer| &peer.spec);
             questions.extend(peers.map(|PeerSpec { port, address, mac }: &PeerSpec| (*port, *address, Some(*mac))));
         }
-        let probes = self.neighbors.due(now_ns);
+        let (probes, changes) = self.neighbors.due(now_ns);
+        sayings.extend(changes.into_iter().map(Saying::Changed));
         questions.extend(probes.into_iter().map(|probe| (probe.port, probe.target, probe.last_known)));
         sayings.extend(questions.into_iter().filter_map(|(port, target, last_known)| {
             let of = &snapshot.ports[port];

@@ -1,6 +1,11 @@
 //! The backends' MAC addresses, resolved by ARP and neighbour discovery of our own and kept fresh on every node, owner or
 //! not: a node that takes a VIP over must know where to send from the first packet on. Pure: the time
 //! and the heard addresses come in, the probes that are due come out.
+//!
+//! Neither protocol says who may speak for an address, so one forged frame must not move a backend's traffic. Another MAC
+//! address for a backend that has one is a claim: the station that had it last is asked, alone, and the claim holds once
+//! that one has left all its questions unanswered. Everything is asked for again so often that a change which nobody
+//! announces is found as soon as one that is.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,19 +18,27 @@ use crate::{
     packet::Mac,
 };
 
-const SECOND: u64 = 1_000_000_000;
-/// A known address is asked for again after this; it is then never older than 30 s.
-const REFRESH_NS: u64 = 15 * SECOND;
-/// Between two questions that nobody answered.
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1000 * MS;
+/// A known address is asked for again after this.
+const REFRESH_NS: u64 = SECOND;
+/// Of many backends each less often: so many questions a second are enough.
+const PER_BACKEND_NS: u64 = MS;
+/// Questions to the station that had the address last. From the next one on, everybody is asked: the backend may have
+/// another MAC address now.
+const UNICAST_PROBES: u32 = 3;
+/// Between them.
+const UNICAST_RETRY_NS: u64 = 200 * MS;
+/// Between two questions to everybody.
 const RETRY_NS: u64 = SECOND;
-/// From the third on, everybody is asked: the backend may have another address now.
-const UNICAST_PROBES: u32 = 2;
 /// After so many, the address is forgotten.
-const MAX_PROBES: u32 = 8;
+const MAX_PROBES: u32 = 9;
+/// Whoever has just answered for its address is not doubted again for so long.
+const TRUST_NS: u64 = SECOND;
 /// Probes sent at once at most.
 const BURST: usize = 64;
 /// Between two bursts.
-const BURST_INTERVAL_NS: u64 = 5_000_000;
+const BURST_INTERVAL_NS: u64 = 5 * MS;
 
 type Key = (usize, IpAddr);
 
@@ -33,8 +46,19 @@ type Key = (usize, IpAddr);
 #[derive(Debug, Default)]
 pub struct Neighbors {
     entries: HashMap<Key, Entry>,
+    /// The MAC addresses of backends, by interface.
+    holders: HashMap<(usize, Mac), Holder>,
     due: BTreeSet<(u64, Key)>,
     not_before_ns: u64,
+}
+
+/// A MAC address that backends have.
+#[derive(Debug, Default)]
+struct Holder {
+    /// How many addresses of backends have it.
+    addresses: usize,
+    /// What they had before: a machine with several addresses takes all of them to its new MAC address.
+    formerly: Option<Mac>,
 }
 
 #[derive(Debug)]
@@ -42,8 +66,48 @@ struct Entry {
     /// Of each backend with this address: a machine may serve several services.
     runtimes: Vec<Arc<BackendRuntime>>,
     mac: Option<Mac>,
+    /// Who claims it, while the one that has it is asked.
+    claimed_by: Option<Mac>,
     due_ns: u64,
+    /// Questions since it was heard.
     unanswered: u32,
+    /// When it answered a question that a claim had caused.
+    defended_ns: Option<u64>,
+}
+
+/// What one of our questions, or a frame of its own accord, says about an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The interface.
+    pub port: usize,
+    /// The address.
+    pub address: IpAddr,
+    /// Who has it.
+    pub mac: Mac,
+    /// Whether it takes the place of what is known (RFC 4861 7.2.5, the Override flag; ARP always does).
+    pub overrides: bool,
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It is about no backend's address, or says what is known, or is the first to say anything, or is looked into.
+    Taken,
+    /// It is not believed; or it is the answer by which an earlier one is not.
+    Refused,
+    /// The backend had another MAC address, and that one answers no more.
+    Changed(Change),
+}
+
+/// A backend has another MAC address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// The backend.
+    pub address: IpAddr,
+    /// What it had.
+    pub from: Mac,
+    /// What it has.
+    pub to: Mac,
 }
 
 /// A question to send.
@@ -67,11 +131,12 @@ impl Neighbors {
                 wanted.entry((port, backend.address)).or_default().push(backend.runtime.clone());
             }
         }
-        let due = &mut self.due;
+        let (due, holders) = (&mut self.due, &mut self.holders);
         self.entries.retain(|key, entry| {
             let stays = wanted.contains_key(key);
             if !stays {
                 due.remove(&(entry.due_ns, *key));
+                entry.set_mac(key.0, None, holders);
             }
             stays
         });
@@ -81,7 +146,8 @@ impl Neighbors {
                 entry.publish();
             } else {
                 self.due.insert((now_ns, key));
-                let entry = Entry { runtimes, mac: None, due_ns: now_ns, unanswered: 0 };
+                let entry =
+                    Entry { runtimes, mac: None, claimed_by: None, due_ns: now_ns, unanswered: 0, defended_ns: None };
                 // What was known of it on another interface is not true here.
                 entry.publish();
                 self.entries.insert(key, entry);
@@ -89,16 +155,51 @@ impl Neighbors {
         }
     }
 
-    /// An ARP packet or a neighbour advertisement says who has an address.
-    pub fn heard(&mut self, port: usize, address: IpAddr, mac: Mac, now_ns: u64) {
-        let key = (port, address);
-        let Some(entry) = self.entries.get_mut(&key).filter(|_| mac.is_host()) else { return };
-        entry.mac = Some(mac);
-        entry.unanswered = 0;
-        entry.publish();
+    /// The MAC address of a backend that is asked for here, as far as it is known.
+    pub fn known(&self, port: usize, address: IpAddr) -> Option<Option<Mac>> {
+        self.entries.get(&(port, address)).map(|entry| entry.mac)
+    }
+
+    /// An ARP packet or a message of neighbour discovery says who has an address.
+    pub fn heard(&mut self, claim: &Claim, now_ns: u64) -> Heard {
+        let key = (claim.port, claim.address);
+        let refresh_ns = self.refresh_ns();
+        let holder = self.holders.get(&(claim.port, claim.mac)).map(|holder| holder.formerly);
+        let Some(entry) = self.entries.get_mut(&key) else { return Heard::Taken };
+        if !claim.mac.is_host() {
+            return Heard::Refused;
+        }
+        let (heard, next_ns) = match entry.mac {
+            Some(known) if known == claim.mac => {
+                entry.unanswered = 0;
+                let refuted = entry.claimed_by.take().is_some();
+                entry.defended_ns = if refuted { Some(now_ns) } else { entry.defended_ns };
+                (if refuted { Heard::Refused } else { Heard::Taken }, now_ns + refresh_ns)
+            }
+            None => {
+                entry.set_mac(key.0, Some(claim.mac), &mut self.holders);
+                entry.unanswered = 0;
+                (Heard::Taken, now_ns + refresh_ns)
+            }
+            // One machine may have several backends' addresses; but none takes another one's over while that is there.
+            Some(known) if holder.is_some_and(|formerly| formerly != Some(known)) => return Heard::Refused,
+            Some(_) if entry.defended_ns.is_some_and(|at| now_ns < at + TRUST_NS) => return Heard::Refused,
+            Some(from) if claim.overrides && entry.is_silent() => {
+                entry.set_mac(key.0, Some(claim.mac), &mut self.holders);
+                (entry.unanswered, entry.claimed_by) = (0, None);
+                let change = Change { address: claim.address, from, to: claim.mac };
+                (Heard::Changed(change), now_ns + refresh_ns)
+            }
+            Some(_) => {
+                let is_asked = entry.unanswered > 0;
+                entry.claimed_by = if claim.overrides { Some(claim.mac) } else { entry.claimed_by };
+                (Heard::Taken, if is_asked { entry.due_ns } else { now_ns })
+            }
+        };
         self.due.remove(&(entry.due_ns, key));
-        entry.due_ns = now_ns + REFRESH_NS;
+        entry.due_ns = next_ns;
         self.due.insert((entry.due_ns, key));
+        heard
     }
 
     /// Answers may have been lost on this node: no question so far counts as unanswered.
@@ -109,39 +210,75 @@ impl Neighbors {
         }
     }
 
-    /// The questions to send now.
-    pub fn due(&mut self, now_ns: u64) -> Vec<Probe> {
+    /// The questions to send now, and the claims that hold from now on.
+    pub fn due(&mut self, now_ns: u64) -> (Vec<Probe>, Vec<Change>) {
         if now_ns < self.not_before_ns {
-            return Vec::new();
+            return Default::default();
         }
+        let retry_ns = RETRY_NS.max(self.refresh_ns());
         let keys: Vec<Key> =
             self.due.iter().take_while(|(at, _)| *at <= now_ns).take(BURST).map(|(_, key)| *key).collect();
         if !keys.is_empty() {
             self.not_before_ns = now_ns + BURST_INTERVAL_NS;
         }
-        let mut probes = Vec::with_capacity(keys.len());
+        let (mut probes, mut changes) = (Vec::with_capacity(keys.len()), Vec::new());
         for key in keys {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             self.due.remove(&(entry.due_ns, key));
-            if entry.unanswered >= MAX_PROBES && entry.mac.take().is_some() {
-                entry.publish();
+            if let (Some(from), true) = (entry.mac, entry.is_silent())
+                && let Some(to) = entry.claimed_by.take()
+            {
+                entry.set_mac(key.0, Some(to), &mut self.holders);
+                // It has not answered for itself yet.
+                entry.unanswered = 0;
+                changes.push(Change { address: key.1, from, to });
             }
-            let last_known = entry.mac.filter(|_| entry.unanswered < UNICAST_PROBES);
+            if entry.unanswered >= MAX_PROBES && entry.mac.is_some() {
+                entry.set_mac(key.0, None, &mut self.holders);
+            }
+            let last_known = entry.mac.filter(|_| !entry.is_silent());
             entry.unanswered = entry.unanswered.saturating_add(1);
-            entry.due_ns = now_ns + RETRY_NS;
+            entry.due_ns = now_ns + if last_known.is_some() { UNICAST_RETRY_NS } else { retry_ns };
             self.due.insert((entry.due_ns, key));
             probes.push(Probe { port: key.0, target: key.1, last_known });
         }
-        probes
+        (probes, changes)
     }
 
     /// When to call [`Self::due`] again.
     pub fn next_due_ns(&self) -> Option<u64> {
         self.due.first().map(|(at, _)| (*at).max(self.not_before_ns))
     }
+
+    fn refresh_ns(&self) -> u64 {
+        REFRESH_NS.max(self.entries.len() as u64 * PER_BACKEND_NS)
+    }
 }
 
 impl Entry {
+    /// Whoever had the address has left all questions to it alone unanswered.
+    fn is_silent(&self) -> bool {
+        self.unanswered >= UNICAST_PROBES
+    }
+
+    fn set_mac(&mut self, port: usize, mac: Option<Mac>, holders: &mut HashMap<(usize, Mac), Holder>) {
+        if let Some(before) = self.mac
+            && let Some(holder) = holders.get_mut(&(port, before))
+        {
+            holder.addresses -= 1;
+            if holder.addresses == 0 {
+                holders.remove(&(port, before));
+            }
+        }
+        if let Some(mac) = mac {
+            let holder = holders.entry((port, mac)).or_default();
+            holder.addresses += 1;
+            holder.formerly = self.mac.or(holder.formerly);
+        }
+        self.mac = mac;
+        self.publish();
+    }
+
     fn publish(&self) {
         for runtime in &self.runtimes {
             runtime.set_mac(self.mac);
@@ -161,6 +298,44 @@ mod tests {
 
     const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0x66, 0x66]);
+
+    fn claim(mac: Mac) -> Claim {
+        Claim { port: 0, address: A, mac, overrides: true }
+    }
+
+    fn heard(neighbors: &mut Neighbors, mac: Mac, now_ns: u64) -> Heard {
+        neighbors.heard(&claim(mac), now_ns)
+    }
+
+    /// A backend that is known, and the moment when it was heard.
+    fn known(snapshot: &Snapshot) -> (Neighbors, u64) {
+        let mut neighbors = Neighbors::default();
+        neighbors.set_backends(snapshot, 0);
+        assert_eq!(heard(&mut neighbors, MAC, SECOND), Heard::Taken);
+        (neighbors, SECOND)
+    }
+
+    /// Asks all that is due until then; `answers` says who answers a question. When the first change came.
+    fn ask_until(
+        neighbors: &mut Neighbors,
+        until_ns: u64,
+        answers: impl Fn(Option<Mac>) -> Option<Mac>,
+    ) -> Option<(u64, Change)> {
+        while let Some(at) = neighbors.next_due_ns().filter(|at| *at <= until_ns) {
+            let (probes, changes) = neighbors.due(at);
+            if let Some(change) = changes.first() {
+                return Some((at, *change));
+            }
+            for probe in probes {
+                let answer = answers(probe.last_known).map(|mac| heard(neighbors, mac, at + MS));
+                if let Some(Heard::Changed(change)) = answer {
+                    return Some((at + MS, change));
+                }
+            }
+        }
+        None
+    }
 
     fn spec(addresses: &[IpAddr]) -> TableSpec {
         let backend = |(address, id): (&IpAddr, u64)| BackendSpec {
@@ -178,7 +353,7 @@ mod tests {
                 mtu: 1500,
                 carrier: true,
                 segments: true,
-                addresses: vec![(Ipv4Addr::new(10, 0, 0, 254).into(), 24)],
+                addresses: vec![(Ipv4Addr::new(10, 0, 255, 254).into(), 8)],
             }],
             vips: vec![VipSpec {
                 address: Ipv4Addr::new(192, 0, 2, 1).into(),
@@ -206,14 +381,14 @@ mod tests {
         let snapshot = Compiler::default().compile(&spec(&[A]));
         neighbors.set_backends(&snapshot, 0);
         let broadcast = Probe { port: 0, target: A, last_known: None };
-        assert_eq!(neighbors.due(0), [broadcast]);
-        assert_eq!(neighbors.due(RETRY_NS - 1), []);
-        assert_eq!(neighbors.due(RETRY_NS), [broadcast]);
-        neighbors.heard(0, A, MAC, RETRY_NS);
+        assert_eq!(neighbors.due(0).0, [broadcast]);
+        assert_eq!(neighbors.due(RETRY_NS - 1).0, []);
+        assert_eq!(neighbors.due(RETRY_NS).0, [broadcast]);
+        heard(&mut neighbors, MAC, RETRY_NS);
         assert_eq!(mac_of(&snapshot), Some(MAC));
         let refresh = neighbors.next_due_ns().unwrap();
         assert!(refresh <= RETRY_NS + 30 * SECOND);
-        assert_eq!(neighbors.due(refresh), [Probe { last_known: Some(MAC), ..broadcast }]);
+        assert_eq!(neighbors.due(refresh).0, [Probe { last_known: Some(MAC), ..broadcast }]);
     }
 
     #[test]
@@ -221,12 +396,12 @@ mod tests {
         let mut neighbors = Neighbors::default();
         let snapshot = Compiler::default().compile(&spec(&[A]));
         neighbors.set_backends(&snapshot, 0);
-        neighbors.heard(0, A, MAC, 0);
+        heard(&mut neighbors, MAC, 0);
         let mut broadcasts = 0;
         while let Some(at) = neighbors.next_due_ns().filter(|at| *at <= 30 * SECOND) {
-            broadcasts += neighbors.due(at).iter().filter(|probe| probe.last_known.is_none()).count();
+            broadcasts += neighbors.due(at).0.iter().filter(|probe| probe.last_known.is_none()).count();
         }
-        assert!(broadcasts > 5);
+        assert!(broadcasts >= 5);
         assert_eq!(mac_of(&snapshot), None);
     }
 
@@ -236,11 +411,11 @@ mod tests {
         let mut compiler = Compiler::default();
         let snapshot = compiler.compile(&spec(&[A]));
         neighbors.set_backends(&snapshot, 0);
-        neighbors.heard(0, A, Mac::BROADCAST, 1);
+        heard(&mut neighbors, Mac::BROADCAST, 1);
         assert_eq!(mac_of(&snapshot), None);
-        neighbors.heard(0, A, MAC, 1);
-        neighbors.heard(1, A, Mac([2, 0, 0, 0, 0, 2]), 1);
-        neighbors.heard(0, Ipv4Addr::new(10, 0, 0, 7).into(), Mac([2, 0, 0, 0, 0, 3]), 1);
+        heard(&mut neighbors, MAC, 1);
+        neighbors.heard(&Claim { port: 1, ..claim(OTHER) }, 1);
+        neighbors.heard(&Claim { address: Ipv4Addr::new(10, 0, 0, 7).into(), ..claim(OTHER) }, 1);
         assert_eq!(mac_of(&snapshot), Some(MAC), "another port or another host changes nothing");
         let snapshot = compiler.compile(&spec(&[A, Ipv4Addr::new(10, 0, 0, 2).into()]));
         neighbors.set_backends(&snapshot, 2);
@@ -256,11 +431,108 @@ mod tests {
         let mut bursts = 0;
         while asked < 200 {
             let at = neighbors.next_due_ns().unwrap();
-            let probes = neighbors.due(at);
+            let (probes, _) = neighbors.due(at);
             assert!(probes.len() <= BURST);
             asked += probes.len();
             bursts += 1;
         }
         assert_eq!(bursts, 4);
+    }
+
+    #[test]
+    fn a_claim_is_verified_with_the_station_that_has_the_address() {
+        let snapshot = Compiler::default().compile(&spec(&[A]));
+        let (mut neighbors, start) = known(&snapshot);
+        let at = start + 100 * MS;
+        assert_eq!(heard(&mut neighbors, OTHER, at), Heard::Taken);
+        assert_eq!(mac_of(&snapshot), Some(MAC), "nothing changes by the claim alone");
+        assert_eq!(neighbors.due(at).0, [Probe { port: 0, target: A, last_known: Some(MAC) }], "asked at once");
+        assert_eq!(heard(&mut neighbors, MAC, at + MS), Heard::Refused, "the answer refutes the claim");
+        assert_eq!(heard(&mut neighbors, OTHER, at + 2 * MS), Heard::Refused, "a flood of them asks nobody again");
+        assert!(neighbors.next_due_ns().unwrap() > at + SECOND / 2);
+        // The claims go on, and whoever has the address goes on answering for it.
+        for round in 0..100u64 {
+            let now = at + round * 97 * MS;
+            heard(&mut neighbors, OTHER, now);
+            assert_eq!(ask_until(&mut neighbors, now + 50 * MS, |asked| asked.filter(|mac| *mac == MAC)), None);
+        }
+        assert_eq!(mac_of(&snapshot), Some(MAC));
+    }
+
+    #[test]
+    fn a_true_change_is_followed_within_two_seconds_announced_or_not() {
+        let snapshot = Compiler::default().compile(&spec(&[A]));
+        for announced in [true, false] {
+            let (mut neighbors, start) = known(&snapshot);
+            if announced {
+                assert_eq!(heard(&mut neighbors, OTHER, start + MS), Heard::Taken);
+            }
+            let answers = |asked: Option<Mac>| (asked != Some(MAC)).then_some(OTHER);
+            let (at, change) = ask_until(&mut neighbors, start + 30 * SECOND, answers).unwrap();
+            assert_eq!(change, Change { address: A, from: MAC, to: OTHER });
+            assert_eq!(mac_of(&snapshot), Some(OTHER));
+            let limit = if announced { SECOND } else { 2 * SECOND };
+            assert!(at < start + limit, "announced: {announced}, after {} ms", (at - start) / MS);
+            heard(&mut neighbors, MAC, at + 10 * SECOND);
+            assert_eq!(mac_of(&snapshot), Some(OTHER), "the former one claims it like anybody else");
+        }
+    }
+
+    #[test]
+    fn an_advertisement_that_does_not_override_displaces_nothing() {
+        let snapshot = Compiler::default().compile(&spec(&[A]));
+        let (mut neighbors, start) = known(&snapshot);
+        let weak = Claim { overrides: false, ..claim(OTHER) };
+        neighbors.heard(&weak, start + MS);
+        assert_eq!(neighbors.due(start + MS).0.len(), 1, "but who has the address is asked");
+        assert_eq!(ask_until(&mut neighbors, start + 5 * SECOND, |_| None), None);
+        neighbors.heard(&weak, start + 5 * SECOND);
+        assert_eq!(mac_of(&snapshot), Some(MAC));
+        ask_until(&mut neighbors, start + 30 * SECOND, |_| None);
+        assert_eq!(mac_of(&snapshot), None);
+        neighbors.heard(&weak, start + 31 * SECOND);
+        assert_eq!(mac_of(&snapshot), Some(OTHER), "where nothing is known it is as good as any");
+    }
+
+    #[test]
+    fn no_backend_takes_over_what_another_one_has_but_a_machine_may_have_several_addresses() {
+        let b: IpAddr = Ipv4Addr::new(10, 0, 0, 2).into();
+        let snapshot = Compiler::default().compile(&spec(&[A, b]));
+        let (mut neighbors, start) = known(&snapshot);
+        assert_eq!(neighbors.heard(&Claim { address: b, ..claim(OTHER) }, start), Heard::Taken);
+        assert_eq!(heard(&mut neighbors, OTHER, start), Heard::Refused, "another backend's");
+        let later = start + 60 * SECOND;
+        ask_until(&mut neighbors, later, |_| None);
+        assert_eq!(mac_of(&snapshot), None, "silent");
+        for address in [A, b] {
+            assert_eq!(neighbors.heard(&Claim { address, ..claim(OTHER) }, later), Heard::Taken);
+        }
+        assert!(snapshot.backends().all(|backend| backend.runtime.mac() == Some(OTHER)));
+    }
+
+    #[test]
+    fn questions_that_were_lost_here_do_not_make_a_claim_true() {
+        let snapshot = Compiler::default().compile(&spec(&[A]));
+        let (mut neighbors, start) = known(&snapshot);
+        heard(&mut neighbors, OTHER, start + MS);
+        let mut now = start + MS;
+        for _ in 0..100 {
+            neighbors.due(now);
+            neighbors.excuse_silence();
+            now += UNICAST_RETRY_NS;
+        }
+        assert_eq!(mac_of(&snapshot), Some(MAC));
+    }
+
+    #[test]
+    fn many_backends_are_refreshed_less_often() {
+        let addresses: Vec<IpAddr> = (0..5000u32).map(|i| Ipv4Addr::from(0x0a00_0000 + i).into()).collect();
+        let mut neighbors = Neighbors::default();
+        neighbors.set_backends(&Compiler::default().compile(&spec(&addresses)), 0);
+        for address in addresses {
+            neighbors.heard(&Claim { address, ..claim(MAC) }, SECOND);
+        }
+        assert!(neighbors.due(5 * SECOND).0.is_empty());
+        assert_eq!(neighbors.due(6 * SECOND).0.len(), BURST);
     }
 }

@@ -24,7 +24,7 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
-    /// What was counted last did not come about; only its one writer may.
+    /// Something that was counted did not come about; only its one writer may.
     pub(crate) fn take_back(&self) {
         self.add(u64::MAX);
     }
@@ -53,6 +53,12 @@ impl Traffic {
     pub(crate) fn count(&self, frame_len: usize) {
         self.packets.add(1);
         self.bytes.add(frame_len as u64);
+    }
+
+    /// A frame that was counted was not sent.
+    pub(crate) fn take_back(&self, frame_len: u32) {
+        self.packets.take_back();
+        self.bytes.add(u64::from(frame_len).wrapping_neg());
     }
 }
 
@@ -180,6 +186,12 @@ counters! {
     originated,
     /// GSO frames that the kernel segments because the outgoing interface does not.
     segmented,
+    /// IPv4 packets sent on in fragments because they may be and do not fit.
+    fragmented,
+    /// Backends that have another MAC address than before.
+    backend_mac_changed,
+    /// Claims to a backend's address that were not believed.
+    backend_mac_refused,
     /// Flows put into the flow table.
     flows_remembered,
     /// Flows that gave way to a new one for want of room.

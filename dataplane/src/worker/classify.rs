@@ -13,7 +13,11 @@ use crate::{
         runtime::BackendRef,
         snapshot::{Backend, Snapshot, Vip},
     },
-    packet::{self, Address, DatagramId, FlowPacket, Fragment, FrameMeta, IcmpError, Mac, Packet, icmp::Reply},
+    packet::{
+        self, Address, DatagramId, ETHERNET_HEADER_LEN, FlowPacket, Fragment, FrameMeta, IcmpError, Mac, Packet,
+        fragments::{len_without_trailer, may_be_fragmented},
+        icmp::Reply,
+    },
     speaker::{
         Speaker,
         answers::{Reaction, Voice},
@@ -45,6 +49,30 @@ pub(super) struct Arrival<'a> {
     pub(super) frame: &'a [u8],
     pub(super) peek: &'a Peek,
     pub(super) came: Came,
+}
+
+/// A frame, and what the kernel says beside it.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub(super) frame: &'a [u8],
+    pub(super) meta: FrameMeta,
+}
+
+impl Seen<'_> {
+    /// How a frame that is too large for a link is sent on all the same, if it is: what stands behind its packet is no part
+    /// of it, and IPv4 without DF is for routers to take apart (RFC 791 3.2).
+    fn form_for(&self, mtu: u32) -> Option<Form> {
+        let Self { frame, meta } = *self;
+        // Its segments are not there yet.
+        if meta.vnet.is_gso() {
+            return None;
+        }
+        let len = len_without_trailer(frame)?;
+        if len <= ETHERNET_HEADER_LEN + mtu as usize {
+            return u16::try_from(frame.len() - len).ok().map(Form::WithoutTrailer);
+        }
+        may_be_fragmented(frame).then_some(Form::Fragments(mtu))
+    }
 }
 
 /// By what frames are judged.
@@ -112,8 +140,8 @@ impl Memory for Reading<'_> {
         self.flows.0
     }
 
-    fn arrive(&mut self, fragment: &Fragment, _: u64) -> Step {
-        self.fragments.foresee(fragment)
+    fn arrive(&mut self, fragment: &Fragment, now_ns: u64) -> Step {
+        self.fragments.foresee(fragment, now_ns)
     }
 
     fn decided(&mut self, _: DatagramId, _: Result<Course, DropReason>) {}
@@ -123,9 +151,20 @@ impl Memory for Reading<'_> {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Intent<'a> {
     /// It goes to a backend. `why`: unless the frame names no flow of its own.
-    Forward { vip: &'a Vip, backend: &'a Backend, why: Option<Why>, egress: Egress },
+    Forward { vip: &'a Vip, backend: &'a Backend, why: Option<Why>, egress: Egress, form: Form },
     /// All the others, which need nothing of the table any more.
     Other(Rare),
+}
+
+/// In which form a frame is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As it came.
+    Whole,
+    /// Without so many bytes behind the packet, which are too much for the interface.
+    WithoutTrailer(u16),
+    /// In fragments, for a link with this MTU.
+    Fragments(u32),
 }
 
 /// What is to become of a frame that is not simply forwarded.
@@ -185,9 +224,9 @@ impl<'a> Judge<'a> {
                 react(voice.neighbor(frame.len(), source, message))
             }
             _ if !for_us => DropReason::NotForUs.into(),
-            Packet::Flow(flow) => self.flow(source, meta, frame, flow, peek.place, memory.flows()),
-            Packet::Fragment(fragment) => self.fragment(source, frame.len(), fragment, memory),
-            Packet::Error(error) => self.icmp_error(source, frame.len(), error, memory.known_flows()),
+            Packet::Flow(flow) => self.flow(source, Seen { frame, meta }, flow, peek.place, memory.flows()),
+            Packet::Fragment(fragment) => self.fragment(source, Seen { frame, meta }, fragment, memory),
+            Packet::Error(error) => self.icmp_error(source, Seen { frame, meta }, error, memory.known_flows()),
             Packet::Echo(echo) => react(voice.echo(echo)),
             Packet::Other(reason, destination) => {
                 let for_vip = destination.is_none_or(|address| self.snapshot.vip(address).is_some());
@@ -202,8 +241,7 @@ impl<'a> Judge<'a> {
     pub(super) fn flow(
         &self,
         source: Mac,
-        meta: FrameMeta,
-        frame: &[u8],
+        seen: Seen<'_>,
         packet: &FlowPacket,
         place: Option<Result<Place, DropReason>>,
         flows: &mut impl Flows,
@@ -215,16 +253,11 @@ impl<'a> Judge<'a> {
                 Err(reason) => reason.into(),
             };
         }
-        // A GSO frame leaves as segments of this size.
-        let wire_len = match meta.vnet.gso_size() {
-            Some(size) => usize::from(packet.headers_len) + usize::from(size),
-            None => frame.len(),
-        };
         let now = Tick::from_ns(self.now_ns);
         let decision = place.and_then(|place| decide(self.snapshot, flows, packet, &place, now));
         match decision {
-            Ok(Decision { vip, backend, why }) => self.forward(source, wire_len, vip, backend, Some(why), Some(packet)),
-            Err(DropReason::NoService) => self.refuse(frame, packet),
+            Ok(Decision { vip, backend, why }) => self.forward(source, seen, (vip, backend), Some(why), Some(packet)),
+            Err(DropReason::NoService) => self.refuse(seen.frame, packet),
             Err(reason) => reason.into(),
         }
     }
@@ -234,21 +267,32 @@ impl<'a> Judge<'a> {
     fn forward(
         &self,
         source: Mac,
-        wire_len: usize,
-        vip: &'a Vip,
-        backend: &'a Backend,
+        seen: Seen<'_>,
+        (vip, backend): (&'a Vip, &'a Backend),
         why: Option<Why>,
         packet: Option<&FlowPacket>,
     ) -> Intent<'a> {
-        match (egress(self.snapshot, source, wire_len, backend), packet) {
-            (Ok(egress), _) => Intent::Forward { vip, backend, why, egress },
-            (Err(NotSent::TooBig { mtu }), Some(packet)) => Intent::Other(Rare::TooBig { packet: *packet, mtu }),
-            (Err(not_sent), _) => not_sent.reason().into(),
+        // A GSO frame leaves as segments of this size.
+        let wire_len = match (seen.meta.vnet.gso_size(), packet) {
+            (Some(size), Some(packet)) => usize::from(packet.headers_len) + usize::from(size),
+            _ => seen.frame.len(),
+        };
+        match egress(self.snapshot, source, wire_len, backend) {
+            Ok(egress) => Intent::Forward { vip, backend, why, egress, form: Form::Whole },
+            Err(NotSent::TooBig { mtu, way }) => match (seen.form_for(mtu), packet) {
+                (Some(form), _) => Intent::Forward { vip, backend, why, egress: way, form },
+                (None, Some(packet)) => Intent::Other(Rare::TooBig { packet: *packet, mtu }),
+                (None, None) => DropReason::TooBig.into(),
+            },
+            Err(NotSent::For(reason)) => reason.into(),
         }
     }
 
     /// Nobody serves the port: the VIP's owner says so, if it shall.
     fn refuse(&self, frame: &[u8], packet: &FlowPacket) -> Intent<'a> {
+        if self.snapshot.is_bad_source(packet.tuple.source) {
+            return DropReason::BadSource.into();
+        }
         let vip = self.snapshot.vip(packet.tuple.destination);
         let is_refused = vip.is_some_and(|vip| vip.rejects && self.permit.to_refuse(vip.address));
         match is_refused && (Reply { to: frame, packet, mac: Mac::ZERO }).is_refusable() {
@@ -258,20 +302,23 @@ impl<'a> Judge<'a> {
     }
 
     /// Every fragment of a datagram goes to the backend of its first, which alone names the flow.
-    fn fragment(&self, source: Mac, len: usize, fragment: &Fragment, memory: &mut impl Memory) -> Intent<'a> {
+    fn fragment(&self, source: Mac, seen: Seen<'_>, fragment: &Fragment, memory: &mut impl Memory) -> Intent<'a> {
         let id = fragment.datagram;
         let Some(vip) = self.snapshot.vip(id.destination) else { return DropReason::NotVip.into() };
         if self.snapshot.is_peer(source) {
             return balanced_before(vip.is_served_here);
         }
+        if self.snapshot.is_bad_source(id.source) {
+            return DropReason::BadSource.into();
+        }
         match (memory.arrive(fragment, self.now_ns), &fragment.flow) {
-            (Step::Follow(course), _) => self.follow(source, len, id.destination, course, None, None),
+            (Step::Follow(course), _) => self.follow(source, seen, id.destination, course, None, None),
             (Step::Decide, Some(packet)) => {
                 let course = self.course(packet, memory.flows());
                 memory.decided(id, course.map(|(course, _)| course));
                 match course {
                     // Of all fragments only the first is complained of (RFC 1122 3.2.2); none is longer.
-                    Ok((course, why)) => self.follow(source, len, id.destination, course, why, Some(packet)),
+                    Ok((course, why)) => self.follow(source, seen, id.destination, course, why, Some(packet)),
                     Err(reason) => reason.into(),
                 }
             }
@@ -296,7 +343,7 @@ impl<'a> Judge<'a> {
     pub(super) fn follow(
         &self,
         source: Mac,
-        len: usize,
+        seen: Seen<'_>,
         vip: Address,
         course: Course,
         why: Option<Why>,
@@ -309,7 +356,7 @@ impl<'a> Judge<'a> {
         match (self.snapshot.vip(vip), backend) {
             (None, _) => DropReason::NotVip.into(),
             (_, None) => DropReason::NoBackend.into(),
-            (Some(vip), Some(backend)) => self.forward(source, len, vip, backend, why, packet),
+            (Some(vip), Some(backend)) => self.forward(source, seen, (vip, backend), why, packet),
         }
     }
 
@@ -318,17 +365,20 @@ impl<'a> Judge<'a> {
     }
 
     /// An error about a packet that a backend sent from the VIP is for that backend.
-    fn icmp_error(&self, source: Mac, len: usize, error: &IcmpError, flows: &FlowTable) -> Intent<'a> {
+    fn icmp_error(&self, source: Mac, seen: Seen<'_>, error: &IcmpError, flows: &FlowTable) -> Intent<'a> {
         if self.snapshot.is_peer(source) {
             return match self.snapshot.vip(error.destination) {
                 Some(vip) => balanced_before(vip.is_served_here),
                 None => DropReason::NotVip.into(),
             };
         }
+        if self.snapshot.is_bad_source(error.source) {
+            return DropReason::BadSource.into();
+        }
         let (packet, now) = (FlowPacket::of(error.tuple), Tick::from_ns(self.now_ns));
         let place = Place::find(self.snapshot, &packet.tuple);
         match place.and_then(|place| decide(self.snapshot, &mut Unchanged(flows), &packet, &place, now)) {
-            Ok(Decision { vip, backend, why }) => self.forward(source, len, vip, backend, Some(why), None),
+            Ok(Decision { vip, backend, why }) => self.forward(source, seen, (vip, backend), Some(why), None),
             Err(DropReason::NoService) => DropReason::IcmpUnrelated.into(),
             Err(reason) => reason.into(),
         }

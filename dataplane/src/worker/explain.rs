@@ -25,8 +25,8 @@ use crate::{
 const ASKER: Mac = Mac([0x02, 0x00, 0x5e, 0x00, 0x53, 0x01]);
 
 impl Pipeline {
-    /// What would become of a packet now. It is taken to have been sent to this node, by a station that is neither a load
-    /// balancer nor a backend.
+    /// What would become of a packet now. It is taken to have been sent to this node, by a station that is no backend, and
+    /// no load balancer unless the packet is that one's own.
     pub(super) fn explain(&self, question: &Question) -> Explanation {
         let frame = match question {
             Question::Flow(tuple) => frame_of(tuple),
@@ -38,13 +38,21 @@ impl Pipeline {
             None => (false, frame),
         };
         let port = self.asked_at(&frame);
-        address(&mut frame, self.snapshot.ports.get(port).map_or(Mac::ZERO, |port| port.mac));
+        let own = self.snapshot.ports.get(port).map_or(Mac::ZERO, |port| port.mac);
+        let station = packet::flow(&frame).map_or(ASKER, |flow| self.station_of(flow.tuple.source.into()));
+        address(&mut frame, own, station);
         // A capture does not say whether a long TCP segment leaves as several: it does, if it is too long.
         let mtu = self.snapshot.ports.get(port).map_or(0, |port| port.mtu as usize);
         let leaves_in_segments = frame.len() > mtu + packet::ETHERNET_HEADER_LEN
             && packet::flow(&frame).is_some_and(|flow| flow.tuple.protocol == Protocol::Tcp);
         let vnet = if leaves_in_segments { VnetHeader::tcp_segments_of(1) } else { VnetHeader::default() };
         self.explain_frame(port, FrameMeta { vlan_tagged, vnet }, &frame)
+    }
+
+    /// Who sends a client's frames here: another load balancer those that it sends itself, a router those of all others.
+    fn station_of(&self, client: IpAddr) -> Mac {
+        let peer = self.snapshot.peers.iter().find(|peer| peer.spec.address == client);
+        peer.map_or(ASKER, |peer| peer.spec.mac)
     }
 
     /// The interface at which a frame would ask for what it asks for.
@@ -150,13 +158,13 @@ impl Pipeline {
     }
 }
 
-/// Makes a frame one that a neutral station has sent to this node. Whoever captured it may have stood elsewhere.
-fn address(frame: &mut [u8], own: Mac) {
+/// Makes a frame one that a station has sent to this node. Whoever captured it may have stood elsewhere.
+fn address(frame: &mut [u8], own: Mac, station: Mac) {
     if packet::destination(frame).is_some_and(|destination| !destination.is_group()) {
         frame[..6].copy_from_slice(&own.0);
     }
     if let Some(source) = frame.get_mut(6..12) {
-        source.copy_from_slice(&ASKER.0);
+        source.copy_from_slice(&station.0);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{mailbox::Handed, shared::Workers};
-use crate::packet::Packet;
+use crate::{packet::Packet, speaker::routers::Routers};
 
 /// From where a frame came to this worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,10 @@ impl Handoff {
 
     pub(super) fn workers(&self) -> u64 {
         self.workers.all.len() as u64
+    }
+
+    pub(super) fn routers(&self) -> Arc<Routers> {
+        self.workers.routers.clone()
     }
 
     pub(super) fn index(&self) -> usize {

@@ -15,10 +15,12 @@ use std::{
 use doorbell::Doorbell;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::{packet::FrameMeta, query::Query};
+use crate::{packet::OwnedFrame, query::Query};
 
 /// Frames that wait for one worker.
 const CAPACITY: usize = 256;
+/// Frames that a worker takes at a time, as of an interface: each of them costs several times as much as one of its own.
+const AT_ONCE: usize = 64;
 /// Questions that wait for one worker. Each has somebody who waits for the answer.
 const QUESTIONS: usize = 256;
 
@@ -27,8 +29,7 @@ const QUESTIONS: usize = 256;
 pub(crate) struct Handed {
     /// The interface that it came by.
     pub(crate) port: usize,
-    pub(crate) meta: FrameMeta,
-    pub(crate) frame: Vec<u8>,
+    pub(crate) frame: OwnedFrame,
 }
 
 /// A worker's mailbox, as others see it.
@@ -95,17 +96,19 @@ impl Mailbox {
         }
     }
 
-    /// Takes everything out that was put in before this call. `None` if there is nothing.
-    pub(crate) fn take<'a>(
-        &self,
-        Inbox(frames): &'a Inbox,
-    ) -> Option<(impl Iterator<Item = Handed> + use<'a>, Vec<Query>)> {
+    /// Takes the questions out that were put in before this call, and some of the frames. `None` if there is nothing.
+    pub(crate) fn take(&self, Inbox(frames): &Inbox) -> Option<(Vec<Handed>, Vec<Query>)> {
         if !self.bell.answer() {
             return None;
         }
         let questions = std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner));
         // What comes from now on is announced again; so a flood of it does not keep the worker here.
-        Some((frames.try_iter().take(CAPACITY), questions))
+        let frames: Vec<Handed> = frames.try_iter().take(AT_ONCE).collect();
+        if frames.len() == AT_ONCE {
+            // There may be more, for the next time.
+            self.announce();
+        }
+        Some((frames, questions))
     }
 }
 
@@ -117,7 +120,7 @@ mod tests {
     use crate::query::{Answer, Reply};
 
     fn frame(number: u64) -> Handed {
-        Handed { port: 0, meta: FrameMeta::default(), frame: number.to_be_bytes().to_vec() }
+        Handed { port: 0, frame: OwnedFrame::whole(&number.to_be_bytes()) }
     }
 
     #[test]
@@ -125,8 +128,9 @@ mod tests {
         let (mailbox, inbox) = Mailbox::new().unwrap();
         let taken = (0..1000).filter(|n| mailbox.hand(frame(*n))).count();
         assert_eq!(taken, CAPACITY);
-        assert_eq!(mailbox.take(&inbox).unwrap().0.count(), CAPACITY);
-        assert!(mailbox.take(&inbox).is_none());
+        let takes: Vec<usize> =
+            std::iter::from_fn(|| mailbox.take(&inbox).map(|(frames, _)| frames.len())).filter(|n| *n > 0).collect();
+        assert_eq!(takes, [AT_ONCE; CAPACITY / AT_ONCE], "a flood is taken piece by piece, and nothing is left lying");
         assert!(mailbox.hand(frame(0)));
     }
 
@@ -163,12 +167,16 @@ mod tests {
             })
             .collect();
         let mut got = 0;
-        let mut take = || got += mailbox.take(&inbox).map_or(0, |(frames, _)| frames.count());
+        let mut take = || {
+            let taken = mailbox.take(&inbox).map_or(0, |(frames, _)| frames.len());
+            got += taken;
+            taken
+        };
         while !senders.iter().all(thread::JoinHandle::is_finished) {
             take();
         }
-        // What was put in since the last look has rung.
-        take();
+        // What was put in since the last look has rung, and what was left has rung again.
+        while take() > 0 {}
         let handed: usize = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
         assert_eq!(got, handed);
         assert_eq!(inbox.rest().count(), 0);

@@ -22,7 +22,7 @@ pub use pipeline::Pipeline;
 
 use handoff::Handoff;
 use mailbox::Inbox;
-use outbox::{Origin, Outgoing, To};
+use outbox::{Outgoing, To};
 use reopen::Reopening;
 use shared::{Published, Table, WorkerHandle, Workers};
 
@@ -31,6 +31,7 @@ use crate::{
     io::{
         PortConfig,
         control::Control,
+        departure::{Outlet, Parting},
         engine::{Engine, EngineFactory},
         local_delivery::LocalDelivery,
     },
@@ -39,12 +40,15 @@ use crate::{
         Speaker,
         permit::{Permit, boottime_ns},
     },
+    verdict::Sent,
 };
 
 /// The longest sleep: a worker that has nothing to do shows itself at least this often.
 const MAX_WAIT_NS: u64 = 20_000_000;
 /// Between two looks at the counters that are not counted frame by frame.
 const COUNT_EVERY_NS: u64 = 100_000_000;
+/// Before a filter that could not be attached is tried again.
+const FILTER_RETRY_NS: u64 = 1_000_000_000;
 /// For sockets to be opened anew: the kernel may let that wait.
 const OPENING_NS: u64 = 2_000_000_000;
 /// The shortest one.
@@ -60,6 +64,8 @@ pub(crate) struct Worker {
     local: LocalDelivery,
     /// When to bring the counters up to date that are not counted frame by frame.
     count_at_ns: u64,
+    /// When to try to replace the filter again; 0 unless that has failed.
+    filter_retry_at_ns: u64,
 }
 
 impl Worker {
@@ -79,7 +85,16 @@ impl Worker {
         let mut pipeline = Pipeline::of_worker(table.snapshot.clone(), flows, stats, permit, speaker, handoff);
         pipeline.now_ns = boottime_ns();
         pipeline.adopt(table.snapshot.clone());
-        Self { pipeline, table, published, handle, inbox, local: LocalDelivery::default(), count_at_ns: 0 }
+        Self {
+            pipeline,
+            table,
+            published,
+            handle,
+            inbox,
+            local: LocalDelivery::default(),
+            count_at_ns: 0,
+            filter_retry_at_ns: 0,
+        }
     }
 
     /// Runs until it is told to stop.
@@ -104,16 +119,16 @@ impl Worker {
             progress.expect(index, pipeline.now_ns);
             pipeline.tick();
             let now_ns = self.pipeline.now_ns;
-            sockets.serve_control(&mut self.pipeline, now_ns);
+            sockets.serve_control(&mut self.pipeline, now_ns)?;
             self.open_mail();
-            self.send_outbox(&mut *sockets.engine);
+            self.send_outbox(&mut *sockets.engine)?;
             let idle = self.idle().min(sockets.patience());
             progress.expect(index, self.pipeline.now_ns + idle.as_nanos() as u64);
             sockets.engine.turn(idle, &mut self.pipeline)?;
-            self.send_outbox(&mut *sockets.engine);
+            self.send_outbox(&mut *sockets.engine)?;
             if self.pipeline.now_ns >= self.count_at_ns {
                 self.count_at_ns = self.pipeline.now_ns + COUNT_EVERY_NS;
-                let (lost, control_lost) = (sockets.lost(), sockets.control_lost());
+                let (lost, control_lost) = (sockets.lost(self.pipeline.now_ns), sockets.control_lost());
                 self.handle.stats.ring_full.add(lost);
                 self.handle.stats.control_lost.add(control_lost);
                 // What others answer comes by the sockets for control frames, whatever becomes of the data.
@@ -139,11 +154,23 @@ impl Worker {
         if table.snapshot.generation == self.pipeline.snapshot.generation {
             return;
         }
-        // A table whose VIPs the filter would not let by is not taken up: it is tried again next turn.
-        if table.filter != self.table.filter
-            && let Err(error) = engine.set_filter(&table.filter)
-        {
-            return tracing::error!(%error, "the socket filter cannot be replaced");
+        // A table whose VIPs the filter would not let by is not taken up: it is tried again.
+        if table.filter != self.table.filter {
+            let now_ns = self.pipeline.now_ns;
+            if now_ns < self.filter_retry_at_ns {
+                return;
+            }
+            if let Err(error) = engine.set_filter(&table.filter) {
+                if self.filter_retry_at_ns == 0 {
+                    tracing::error!(%error, "the socket filter cannot be replaced: frames are judged by the former table");
+                }
+                self.filter_retry_at_ns = now_ns + FILTER_RETRY_NS;
+                return;
+            }
+            if self.filter_retry_at_ns > 0 {
+                tracing::info!("the socket filter is replaced");
+                self.filter_retry_at_ns = 0;
+            }
         }
         self.table = table.clone();
         self.pipeline.adopt(self.table.snapshot.clone());
@@ -153,7 +180,7 @@ impl Worker {
     pub(crate) fn open_mail(&mut self) {
         let handle = self.handle.clone();
         let Some((frames, questions)) = handle.mailbox.take(&self.inbox) else { return };
-        frames.for_each(|handed| self.pipeline.take_over(handed));
+        frames.into_iter().for_each(|handed| self.pipeline.take_over(handed));
         questions.into_iter().for_each(|question| self.answer(question));
     }
 
@@ -171,30 +198,38 @@ impl Worker {
     }
 
     /// Sends what has gathered beside the frames of the engine.
-    pub(crate) fn send_outbox(&mut self, engine: &mut dyn Engine<Pipeline>) {
+    pub(crate) fn send_outbox(&mut self, engine: &mut dyn Engine<Pipeline>) -> io::Result<()> {
+        if self.pipeline.outbox.is_empty() {
+            return Ok(());
+        }
         let mut outbox = std::mem::take(&mut self.pipeline.outbox);
-        for outgoing in outbox.drain(..) {
-            let counted_as = outgoing.counted_as();
-            let Outgoing { to, vnet, frame, origin } = outgoing;
-            // Right before each announcement, as before each answer.
-            if origin == Origin::Claim && !self.pipeline.permit.to_announce() {
+        // Right before the announcements, as before each answer.
+        let may_announce = !outbox.iter().any(|outgoing| outgoing.is_claim) || self.pipeline.permit.to_announce();
+        let mut partings = Vec::with_capacity(outbox.len());
+        for Outgoing { to, frame, sent, is_claim } in &outbox {
+            if *is_claim && !may_announce {
                 self.handle.stats.announcements_withheld.add(1);
                 continue;
             }
-            let sent = match to {
-                To::Port(port) => engine.send(port, &vnet, &frame),
-                To::Local => self.local.deliver(&vnet, &frame),
+            let by = match to {
+                To::Port(port) => Ok(Outlet::Port(*port)),
+                To::Local => self.local.outlet(),
             };
-            match (sent, counted_as) {
-                (Ok(()), Some(_)) => {}
-                (Ok(()), None) => self.handle.stats.originated.add(1),
-                (Err(_), Some(counted)) => self.pipeline.send_failed(counted),
-                // Announcements and questions are repeated anyway.
-                (Err(error), None) => tracing::debug!(%error, "a frame of our own was not sent"),
+            match by {
+                Ok(by) => {
+                    if *sent == Sent::Originated {
+                        self.handle.stats.originated.add(1);
+                    }
+                    partings.push(Parting { by, frame, sent: *sent });
+                }
+                Err(_) => self.pipeline.send_failed(*sent),
             }
         }
+        engine.send(&partings, &mut self.pipeline)?;
         // Its room is used again.
+        outbox.clear();
         self.pipeline.outbox = outbox;
+        Ok(())
     }
 
     /// How long there is nothing to do but frames.

@@ -1,7 +1,7 @@
 //! What a worker sends beside the frames that the engine has in hand: at the end of its turn.
 
 use crate::{
-    packet::VnetHeader,
+    packet::OwnedFrame,
     verdict::{DropReason, Sent},
 };
 
@@ -9,9 +9,11 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) to: To,
-    pub(super) vnet: VnetHeader,
-    pub(super) frame: Vec<u8>,
-    pub(super) origin: Origin,
+    pub(super) frame: OwnedFrame,
+    /// As what it was counted.
+    pub(super) sent: Sent,
+    /// It says that this node has a VIP.
+    pub(super) is_claim: bool,
 }
 
 /// Where a frame is sent.
@@ -22,35 +24,20 @@ pub(super) enum To {
     Local,
 }
 
-/// Whose frame it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// It came, waited or was handed off, and goes on.
-    Received,
-    /// One that was handed off has become an answer.
-    Answer,
-    /// Our own.
-    Own,
-    /// Our own, and it says that this node has a VIP.
-    Claim,
-}
-
 impl Outgoing {
-    pub(super) fn own(port: usize, frame: Vec<u8>) -> Self {
-        Self { to: To::Port(port), vnet: VnetHeader::default(), frame, origin: Origin::Own }
+    /// One that came, and goes on.
+    pub(super) fn on(to: To, frame: OwnedFrame, sent: Sent) -> Self {
+        Self { to, frame, sent, is_claim: false }
     }
 
-    pub(super) fn claim(port: usize, frame: Vec<u8>) -> Self {
-        Self { origin: Origin::Claim, ..Self::own(port, frame) }
+    /// Our own.
+    pub(super) fn own(port: usize, frame: &[u8]) -> Self {
+        Self::on(To::Port(port), OwnedFrame::whole(frame), Sent::Originated)
     }
 
-    /// What it was counted as, if it was.
-    pub(super) fn counted_as(&self) -> Option<Sent> {
-        match self.origin {
-            Origin::Received => Some(Sent::Forwarded),
-            Origin::Answer => Some(Sent::Answered),
-            Origin::Own | Origin::Claim => None,
-        }
+    /// Our own, and it says that this node has a VIP.
+    pub(super) fn claim(port: usize, frame: &[u8]) -> Self {
+        Self { is_claim: true, ..Self::own(port, frame) }
     }
 }
 

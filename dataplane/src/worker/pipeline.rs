@@ -4,42 +4,50 @@
 //!
 //! Before: an engine of [`crate::io`] receives. After: it sends what the verdict says, and [`super`] sends the outbox.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    classify::{Arrival, Intent, Judge, Peek, Rare, Remembering},
+    classify::{Arrival, Form, Intent, Judge, Peek, Rare, Remembering, Seen},
     handoff::{Came, Handoff},
     limit::Limiter,
     mailbox::Handed,
-    outbox::{NOT_TAKEN, Origin, Outgoing, To},
+    outbox::{NOT_TAKEN, Outgoing, To},
 };
 use crate::{
     forward::{
-        decide::Place,
+        decide::{Place, Why},
         egress::Egress,
         flow::{FlowTable, Inserted},
         fragment::{Course, Fragments, Waiting},
+        runtime::BackendRef,
         snapshot::{Backend, Snapshot, Vip},
     },
     io::{engine::FrameJudge, sys::memory::prefetch},
     packet::{
-        self, Address, DatagramId, FlowPacket, FrameMeta, Mac, Packet, VnetHeader,
-        icmp::{self, Reply},
+        self, Address, DatagramId, FlowPacket, FrameMeta, Mac, OwnedFrame, Packet, VnetHeader, checksum,
+        fragments::{fragments, may_be_fragmented},
+        icmp::Reply,
         rewrite,
     },
     speaker::{
-        Saying, Speaker,
+        Ear, Saying, Speaker,
         answers::{Answer, Contest, Reaction},
+        neighbor::{Change, Heard},
         permit::{LeaseClock, Owned, Permit},
+        routers::Routers,
     },
     stats::WorkerStats,
     verdict::{DropReason, Sent, Verdict},
 };
 
+/// The two MAC addresses of a frame.
+const ADDRESSES_LEN: usize = 12;
 /// ICMP errors of our own, and refusals, a second (Linux has the same in icmp_msgs_per_sec).
 pub(super) const REPLIES_PER_S: u64 = 1000;
 /// Echo requests that are answered, a second.
 pub(super) const ECHOES_PER_S: u64 = 10_000;
+/// Between two lines in the log about claims that are not believed.
+const COMPLAIN_EVERY_NS: u64 = 10_000_000_000;
 /// Before an announcement that the lease did not allow is tried again.
 const LEASE_RETRY_NS: u64 = 5_000_000;
 
@@ -63,6 +71,9 @@ pub struct Pipeline {
     index: usize,
     /// `None` in a worker that is alone.
     pub(super) handoff: Option<Handoff>,
+    pub(super) routers: Arc<Routers>,
+    /// No line about claims that are not believed before this.
+    complain_at_ns: u64,
     /// Of the last look at the clock, once a turn.
     pub(super) now_ns: u64,
 }
@@ -95,7 +106,9 @@ impl Pipeline {
             outbox: Vec::new(),
             stats,
             index: handoff.as_ref().map_or(0, Handoff::index),
+            routers: handoff.as_ref().map(Handoff::routers).unwrap_or_default(),
             handoff,
+            complain_at_ns: 0,
             now_ns: 0,
         }
     }
@@ -156,21 +169,35 @@ impl Pipeline {
         let verdict = self.consider(port, meta, frame, peek, Came::FromWire);
         self.count(verdict, &meta.vnet);
         if verdict == Verdict::Deliver {
-            let frame = frame.to_vec();
-            self.outbox.push(Outgoing { to: To::Local, vnet: meta.vnet, frame, origin: Origin::Received });
+            self.send_beside(verdict, port, OwnedFrame::new(&meta.vnet, frame));
         }
         verdict
     }
 
+    /// Sends a judged frame that is not in the engine's hands, if it goes anywhere.
+    fn send_beside(&mut self, verdict: Verdict, came_by: usize, mut frame: OwnedFrame) {
+        let bytes = frame.frame().len() as u32;
+        let outgoing = match verdict {
+            Verdict::Forward { port, trailer, backend } => {
+                frame.cut(trailer.into());
+                Outgoing::on(To::Port(port.into()), frame, Sent::Forwarded { backend, bytes })
+            }
+            Verdict::Deliver => Outgoing::on(To::Local, frame, Sent::Forwarded { backend: 0, bytes }),
+            Verdict::Answer => Outgoing::on(To::Port(came_by), OwnedFrame::whole(frame.frame()), Sent::Answered),
+            Verdict::Apart | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => return,
+        };
+        self.outbox.push(outgoing);
+    }
+
     fn count(&self, verdict: Verdict, vnet: &VnetHeader) {
         let stats = &self.stats;
-        if let (Verdict::Forward { port }, true) = (verdict, vnet.is_gso())
-            && !self.snapshot.ports[port].segments
+        if let (Verdict::Forward { port, .. }, true) = (verdict, vnet.is_gso())
+            && !self.snapshot.ports[usize::from(port)].segments
         {
             stats.segmented.add(1);
         }
         match verdict {
-            Verdict::Forward { .. } | Verdict::Deliver => stats.forwarded.add(1),
+            Verdict::Forward { .. } | Verdict::Apart | Verdict::Deliver => stats.forwarded.add(1),
             Verdict::Answer => stats.answered.add(1),
             Verdict::Hold => {}
             Verdict::HandOff => stats.handed_off.add(1),
@@ -188,8 +215,18 @@ impl Pipeline {
     pub fn send_failed(&mut self, sent: Sent) {
         let stats = &self.stats;
         match sent {
-            Sent::Forwarded => stats.forwarded.take_back(),
+            Sent::Forwarded { backend, bytes } => {
+                stats.forwarded.take_back();
+                // Unless they have gone meanwhile, with their counters.
+                if let Some((vip, backend)) = self.snapshot.served_by(BackendRef::from_raw(backend)) {
+                    vip.traffic.of(self.index).take_back(bytes);
+                    backend.runtime.traffic.of(self.index).take_back(bytes);
+                }
+            }
             Sent::Answered => stats.answered.take_back(),
+            // Announcements and questions are repeated anyway.
+            Sent::Originated => return stats.originated.take_back(),
+            Sent::Fragment => return,
         }
         stats.dropped(NOT_TAKEN).add(1);
     }
@@ -207,8 +244,12 @@ impl Pipeline {
         let intent = judge.classify(&Arrival { port, meta, frame, peek, came }, &mut memory);
         let decided = memory.decided;
         let verdict = match intent {
-            Intent::Forward { vip, backend, egress, .. } => {
-                dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
+            Intent::Forward { vip, backend, why, egress, form } => {
+                if let (Some(Why::Maglev { .. }), Some(flow)) = (why, &peek.flow) {
+                    note_router(&self.snapshot, &self.routers, port, frame, flow, self.now_ns);
+                }
+                let exit = Exit { snapshot: &self.snapshot, worker: self.index, stats: &self.stats };
+                exit.forward(frame, &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
             }
             Intent::Other(rare) => self.act(rare, port, meta, frame),
         };
@@ -226,8 +267,8 @@ impl Pipeline {
         match rare {
             Rare::Deliver => deliver(frame),
             Rare::HandOff(owner) => self.hand_off(owner, port, meta, frame),
-            Rare::Hold(id) => self.hold(id, Waiting { port, vnet: meta.vnet, frame: frame.to_vec() }),
-            Rare::React(reaction) => self.react(reaction, port, frame),
+            Rare::Hold(id) => self.hold(id, Waiting { port, frame: OwnedFrame::new(&meta.vnet, frame) }),
+            Rare::React(reaction) => self.react(reaction, port, &meta.vnet, frame),
             Rare::Refuse(packet) => Verdict::Drop(self.refuse(port, frame, &packet)),
             Rare::TooBig { packet, mtu } => {
                 self.say_too_big(port, frame, &packet, mtu);
@@ -238,7 +279,7 @@ impl Pipeline {
     }
 
     fn hand_off(&self, owner: usize, port: usize, meta: FrameMeta, frame: &[u8]) -> Verdict {
-        let handed = Handed { port, meta, frame: frame.to_vec() };
+        let handed = Handed { port, frame: OwnedFrame::new(&meta.vnet, frame) };
         match self.handoff.as_ref().is_some_and(|handoff| handoff.hand(owner, handed)) {
             true => Verdict::HandOff,
             false => Verdict::Drop(DropReason::HandoverFull),
@@ -247,19 +288,15 @@ impl Pipeline {
 
     /// Judges a frame that another worker has handed off.
     pub(super) fn take_over(&mut self, handed: Handed) {
-        let Handed { port, meta, mut frame } = handed;
+        let Handed { port, mut frame } = handed;
         self.stats.taken_over.add(1);
+        // Frames with a tag are not handed off.
+        let meta = FrameMeta { vlan_tagged: false, vnet: frame.vnet() };
         let mut peek = Peek::NOTHING;
-        self.peek(&frame, &mut peek);
-        let verdict = self.consider(port, meta, &mut frame, &peek, Came::FromWorker);
+        self.peek(frame.frame(), &mut peek);
+        let verdict = self.consider(port, meta, frame.frame_mut(), &peek, Came::FromWorker);
         self.count(verdict, &meta.vnet);
-        let (to, origin) = match verdict {
-            Verdict::Forward { port } => (To::Port(port), Origin::Received),
-            Verdict::Deliver => (To::Local, Origin::Received),
-            Verdict::Answer => (To::Port(port), Origin::Answer),
-            Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => return,
-        };
-        self.outbox.push(Outgoing { to, vnet: meta.vnet, frame, origin });
+        self.send_beside(verdict, port, frame);
     }
 
     /// A fragment waits for the first one of its datagram.
@@ -272,8 +309,8 @@ impl Pipeline {
 
     /// A fragment has waited for the first one, and this is what became of it.
     fn let_go(&mut self, waiting: Waiting, vip: Address, course: Result<Course, DropReason>) {
-        let Waiting { port, vnet, mut frame } = waiting;
-        let meta = FrameMeta { vlan_tagged: false, vnet };
+        let Waiting { port, mut frame } = waiting;
+        let meta = FrameMeta { vlan_tagged: false, vnet: frame.vnet() };
         let judge = Judge {
             snapshot: &self.snapshot,
             handoff: self.handoff.as_ref(),
@@ -281,24 +318,20 @@ impl Pipeline {
             speaker: None,
             now_ns: self.now_ns,
         };
-        let source = packet::source(&frame).unwrap_or_default();
+        let source = packet::source(frame.frame()).unwrap_or_default();
         let intent = match course {
-            Ok(course) => judge.follow(source, frame.len(), vip, course, None, None),
+            Ok(course) => judge.follow(source, Seen { frame: frame.frame(), meta }, vip, course, None, None),
             Err(reason) => reason.into(),
         };
         let verdict = match intent {
-            Intent::Forward { vip, backend, egress, .. } => {
-                dispatch(&self.snapshot, self.index, &mut frame, (vip, backend), egress)
+            Intent::Forward { vip, backend, egress, form, .. } => {
+                let exit = Exit { snapshot: &self.snapshot, worker: self.index, stats: &self.stats };
+                exit.forward(frame.frame_mut(), &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
             }
-            Intent::Other(rare) => self.act(rare, port, meta, &mut frame),
+            Intent::Other(rare) => self.act(rare, port, meta, frame.frame_mut()),
         };
-        self.count(verdict, &vnet);
-        let to = match verdict {
-            Verdict::Forward { port } => Some(To::Port(port)),
-            Verdict::Deliver => Some(To::Local),
-            _ => None,
-        };
-        self.outbox.extend(to.map(|to| Outgoing { to, vnet, frame, origin: Origin::Received }));
+        self.count(verdict, &meta.vnet);
+        self.send_beside(verdict, port, frame);
         self.count_held();
     }
 
@@ -307,7 +340,7 @@ impl Pipeline {
     }
 
     /// Learns from a frame that asks this node itself, and answers it where that was decided.
-    fn react(&mut self, reaction: Reaction, port: usize, frame: &mut [u8]) -> Verdict {
+    fn react(&mut self, reaction: Reaction, port: usize, vnet: &VnetHeader, frame: &mut [u8]) -> Verdict {
         self.hear(port, frame);
         let own = self.snapshot.ports[port].mac;
         match reaction {
@@ -315,13 +348,17 @@ impl Pipeline {
                 if matches!(answer, Answer::Echo(_)) && !self.echoes.admits(self.now_ns) {
                     return Verdict::Drop(DropReason::EchoLimited);
                 }
+                // The answer is sent as it stands.
+                if let Some((start, offset)) = vnet.partial_checksum() {
+                    checksum::complete(frame, start, offset);
+                }
                 answer.write(frame, own);
                 Verdict::Answer
             }
             Reaction::Drop { reason, aside, conflict } => {
                 // The right to it was looked at just now.
                 let answer = aside.and_then(|answer: Answer| answer.apart(own));
-                self.outbox.extend(answer.map(|frame| Outgoing::own(port, frame)));
+                self.outbox.extend(answer.map(|frame| Outgoing::own(port, &frame)));
                 if let Some(Contest { vip, mac, is_claim }) = conflict {
                     if is_claim && let Some(speaker) = &mut self.speaker {
                         speaker.announcer.conflict(vip, self.now_ns);
@@ -335,15 +372,42 @@ impl Pipeline {
     }
 
     fn hear(&mut self, port: usize, frame: &[u8]) {
-        let Some(speaker) = &mut self.speaker else { return };
+        let (Some(speaker), Some(source)) = (&mut self.speaker, packet::source(frame)) else { return };
+        let to_us = packet::destination(frame) == Some(self.snapshot.ports[port].mac);
+        let (snapshot, routers, now_ns) = (&*self.snapshot, &*self.routers, self.now_ns);
+        let ear = Ear { snapshot, routers, port, source, to_us, now_ns };
         match packet::parse(frame) {
-            Packet::Arp(arp) => speaker.hear_arp(&self.snapshot, port, &arp, self.now_ns),
+            Packet::Arp(arp) => {
+                let heard = speaker.hear_arp(ear, &arp);
+                self.note_claim(heard, arp.sender.into(), source);
+            }
             Packet::Neighbor(message) => {
-                let to_us = packet::destination(frame) == Some(self.snapshot.ports[port].mac);
-                speaker.hear_neighbor(&self.snapshot, port, &message, to_us, self.now_ns);
+                let heard = speaker.hear_neighbor(ear, &message);
+                self.note_claim(heard, message.of().into(), source);
             }
             _ => {}
         }
+    }
+
+    /// Counts what was said of a backend's MAC address, and logs it; what is not believed only now and then, because
+    /// whoever floods it must not fill the log.
+    fn note_claim(&mut self, heard: Heard, backend: IpAddr, from: Mac) {
+        match heard {
+            Heard::Taken => {}
+            Heard::Changed(change) => self.note_change(change),
+            Heard::Refused => {
+                self.stats.backend_mac_refused.add(1);
+                if self.now_ns >= self.complain_at_ns {
+                    self.complain_at_ns = self.now_ns + COMPLAIN_EVERY_NS;
+                    tracing::warn!(%backend, %from, "another claim to a backend's address is not believed");
+                }
+            }
+        }
+    }
+
+    fn note_change(&self, Change { address, from, to }: Change) {
+        self.stats.backend_mac_changed.add(1);
+        tracing::warn!(backend = %address, %from, %to, "a backend has another MAC address: the former one is silent");
     }
 
     /// Nobody serves the port: the VIP's owner says so.
@@ -354,17 +418,16 @@ impl Pipeline {
         let reply = Reply { to: frame, packet, mac: self.snapshot.ports[port].mac };
         match reply.refusal() {
             Some(frame) => {
-                self.outbox.push(Outgoing::own(port, frame));
+                self.outbox.push(Outgoing::own(port, &frame));
                 DropReason::Rejected
             }
             None => DropReason::NoService,
         }
     }
 
-    /// Only a sender who asked for it is told; for everybody else the datagram is lost, as on any router that does
-    /// not fragment.
+    /// Whoever has asked for it is told (RFC 1191 4, RFC 4443 3.2).
     fn say_too_big(&mut self, port: usize, frame: &[u8], packet: &FlowPacket, mtu: u32) {
-        if icmp::may_be_fragmented(frame, packet) || !self.errors.admits(self.now_ns) {
+        if may_be_fragmented(frame) || !self.errors.admits(self.now_ns) {
             return;
         }
         let ports = &self.snapshot.ports;
@@ -374,7 +437,7 @@ impl Pipeline {
         let own = own.unwrap_or(packet.tuple.destination.into());
         let reply = Reply { to: frame, packet, mac: ports[port].mac };
         if let Some(frame) = reply.too_big(own, mtu) {
-            self.outbox.push(Outgoing::own(port, frame));
+            self.outbox.push(Outgoing::own(port, &frame));
         }
     }
 
@@ -389,9 +452,10 @@ impl Pipeline {
         let Some(speaker) = &mut self.speaker else { return };
         for saying in speaker.due(&self.snapshot, &self.permit, self.now_ns) {
             match saying {
-                Saying::Question { port, frame } => self.outbox.push(Outgoing::own(port, frame)),
-                Saying::Claim { port, frame } => self.outbox.push(Outgoing::claim(port, frame)),
+                Saying::Question { port, frame } => self.outbox.push(Outgoing::own(port, &frame)),
+                Saying::Claim { port, frame } => self.outbox.push(Outgoing::claim(port, &frame)),
                 Saying::Withheld => self.stats.announcements_withheld.add(1),
+                Saying::Changed(change) => self.note_change(change),
             }
         }
     }
@@ -440,23 +504,73 @@ impl Pipeline {
     }
 }
 
-/// Rewrites a frame for its backend and counts it.
-#[inline]
-fn dispatch(
-    snapshot: &Snapshot,
+/// By what frames leave for backends.
+struct Exit<'a> {
+    snapshot: &'a Snapshot,
     worker: usize,
-    frame: &mut [u8],
-    (vip, backend): (&Vip, &Backend),
-    egress: Egress,
-) -> Verdict {
-    vip.traffic.of(worker).count(frame.len());
-    backend.runtime.traffic.of(worker).count(frame.len());
-    match egress {
-        Egress::Port(port, mac) => {
-            rewrite::to_backend(frame, mac, snapshot.ports[port].mac);
-            Verdict::Forward { port }
+    stats: &'a WorkerStats,
+}
+
+impl Exit<'_> {
+    /// Rewrites a frame for its backend and counts it.
+    #[inline]
+    fn forward(
+        &self,
+        frame: &mut [u8],
+        vnet: &VnetHeader,
+        (vip, backend): (&Vip, &Backend),
+        (egress, form): (Egress, Form),
+        outbox: &mut Vec<Outgoing>,
+    ) -> Verdict {
+        let trailer = match form {
+            Form::Whole => 0,
+            Form::WithoutTrailer(len) => len,
+            Form::Fragments(mtu) => match fragments(frame, vnet, mtu) {
+                Some(parts) => return self.forward_parts(frame, parts, (vip, backend), egress, outbox),
+                None => return Verdict::Drop(DropReason::TooBig),
+            },
+        };
+        vip.traffic.of(self.worker).count(frame.len());
+        backend.runtime.traffic.of(self.worker).count(frame.len());
+        match egress {
+            Egress::Port(port, mac) => {
+                rewrite::to_backend(frame, mac, self.snapshot.ports[port].mac);
+                Verdict::Forward { port: port as u16, trailer, backend: backend.reference.get() }
+            }
+            Egress::Local => deliver(frame),
         }
-        Egress::Local => deliver(frame),
+    }
+
+    /// The same in fragments, as a router does: the slow way.
+    #[cold]
+    fn forward_parts(
+        &self,
+        frame: &mut [u8],
+        parts: Vec<Vec<u8>>,
+        to: (&Vip, &Backend),
+        egress: Egress,
+        outbox: &mut Vec<Outgoing>,
+    ) -> Verdict {
+        let whole = self.forward(frame, &VnetHeader::default(), to, (egress, Form::Whole), outbox);
+        let Verdict::Forward { port, backend, .. } = whole else { return whole };
+        self.stats.fragmented.add(1);
+        let mut sent = Sent::Forwarded { backend, bytes: frame.len() as u32 };
+        for mut part in parts {
+            part[..ADDRESSES_LEN].copy_from_slice(&frame[..ADDRESSES_LEN]);
+            outbox.push(Outgoing::on(To::Port(port.into()), OwnedFrame::whole(&part), sent));
+            // They were counted with the first.
+            sent = Sent::Fragment;
+        }
+        Verdict::Apart
+    }
+}
+
+/// Notes who has forwarded a packet that opens a flow, if it comes from beyond the segment.
+fn note_router(snapshot: &Snapshot, routers: &Routers, port: usize, frame: &[u8], flow: &FlowPacket, now_ns: u64) {
+    if let Some(mac) = packet::source(frame)
+        && snapshot.ports[port].address_towards(flow.tuple.source.into()).is_none()
+    {
+        routers.note(port, mac, now_ns);
     }
 }
 

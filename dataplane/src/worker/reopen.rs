@@ -1,6 +1,6 @@
 //! Interfaces that change under a running worker: its sockets are opened anew.
 
-use std::{mem, time::Duration};
+use std::{io, mem, time::Duration};
 
 use super::pipeline::Pipeline;
 use crate::{
@@ -20,6 +20,31 @@ const CONTROL_EVERY_NS: u64 = 100_000;
 /// Before a worker looks whether it is its turn to open its sockets.
 const TURN_NS: u64 = 1_000_000;
 
+/// Opening the sockets anew costs frames. A kernel that has dropped but a frame that it cannot describe looks for a moment
+/// like one that drops all of them: so the cure is taken less and less often, until it was not needed for a while.
+#[derive(Debug, Default)]
+struct Cure {
+    last_ns: Option<u64>,
+    pause_ns: u64,
+}
+
+impl Cure {
+    const FIRST_PAUSE_NS: u64 = 1_000_000_000;
+    const LONGEST_PAUSE_NS: u64 = 60_000_000_000;
+
+    /// Whether it is taken now.
+    fn is_due(&mut self, now_ns: u64) -> bool {
+        let since = self.last_ns.map(|last_ns| now_ns.saturating_sub(last_ns));
+        if since.is_some_and(|since| since < self.pause_ns) {
+            return false;
+        }
+        let is_rare = since.is_none_or(|since| since > 2 * Self::LONGEST_PAUSE_NS);
+        self.pause_ns = if is_rare { Self::FIRST_PAUSE_NS } else { (2 * self.pause_ns).min(Self::LONGEST_PAUSE_NS) };
+        self.last_ns = Some(now_ns);
+        true
+    }
+}
+
 /// The engine of a worker, which follows its interfaces.
 pub(super) struct Reopening {
     pub(super) engine: Box<dyn Engine<Pipeline>>,
@@ -35,6 +60,7 @@ pub(super) struct Reopening {
     is_waiting: bool,
     /// The sockets give no frames any more.
     is_stuck: bool,
+    cure: Cure,
     /// By former engines, and not told yet.
     lost_before: u64,
 }
@@ -56,16 +82,18 @@ impl Reopening {
             retry_at_ns: 0,
             is_waiting: false,
             is_stuck: false,
+            cure: Cure::default(),
             lost_before: 0,
         }
     }
 
     /// Serves control frames, before all data; the look costs a system call, and is not made with every batch.
-    pub(super) fn serve_control(&mut self, pipeline: &mut Pipeline, now_ns: u64) {
+    pub(super) fn serve_control(&mut self, pipeline: &mut Pipeline, now_ns: u64) -> io::Result<()> {
         if let Some(control) = self.control.as_mut().filter(|_| now_ns >= self.control_due_ns) {
-            control.drain(&mut *self.engine, pipeline);
+            control.drain(&mut *self.engine, pipeline)?;
             self.control_due_ns = now_ns + CONTROL_EVERY_NS;
         }
+        Ok(())
     }
 
     /// Control frames that were lost since the last look.
@@ -79,9 +107,9 @@ impl Reopening {
     }
 
     /// What the engine has lost since the last look. One that is stuck is replaced with the next [`Self::follow`].
-    pub(super) fn lost(&mut self) -> u64 {
+    pub(super) fn lost(&mut self, now_ns: u64) -> u64 {
         let lost = self.engine.lost();
-        if lost.is_stuck {
+        if lost.is_stuck && !self.is_stuck && self.cure.is_due(now_ns) {
             tracing::warn!("the kernel drops all frames though the ring has room: the sockets are opened anew");
             self.is_stuck = true;
             self.factory.share.ask_anew();
@@ -124,5 +152,20 @@ impl Reopening {
             }
             Err(error) => tracing::warn!(%error, "the sockets cannot be opened: tried again"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cure_is_taken_at_once_and_then_less_and_less_often() {
+        const SECOND_NS: u64 = 1_000_000_000;
+        let mut cure = Cure::default();
+        let taken: Vec<u64> = (0..200).filter(|second| cure.is_due(second * SECOND_NS)).collect();
+        assert_eq!(taken, [0, 1, 3, 7, 15, 31, 63, 123, 183]);
+        let later = 183 + 121;
+        assert!(cure.is_due(later * SECOND_NS) && cure.is_due((later + 1) * SECOND_NS), "as if for the first time");
     }
 }

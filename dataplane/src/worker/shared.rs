@@ -18,7 +18,10 @@ use crate::{
         steering::{MAX_WORKERS, Steering},
     },
     io::cbpf::{Instruction, filter},
-    speaker::permit::{LeaseClock, Owned},
+    speaker::{
+        permit::{LeaseClock, Owned},
+        routers::Routers,
+    },
     stats::WorkerStats,
 };
 
@@ -79,7 +82,8 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(snapshot: Snapshot) -> Self {
         let vips: Vec<_> = snapshot.vips.iter().map(|vip| vip.address).collect();
-        Self { snapshot: Arc::new(snapshot), filter: filter::program(&vips) }
+        let own: Vec<_> = snapshot.ports.iter().flat_map(|port| &port.addresses).map(|(own, _)| *own).collect();
+        Self { snapshot: Arc::new(snapshot), filter: filter::program(&vips, &own) }
     }
 }
 
@@ -99,6 +103,7 @@ impl Published {
 /// The workers of a pool, as each of them and the control plane see them.
 pub(crate) struct Workers {
     pub(crate) steering: Steering,
+    pub(crate) routers: Arc<Routers>,
     pub(crate) all: Vec<Arc<WorkerHandle>>,
 }
 
@@ -135,7 +140,7 @@ impl Workers {
             Ok(Arc::new(WorkerHandle { index, stats: Arc::default(), mailbox, seen: Seen::default() }))
         });
         let all = all.collect::<io::Result<_>>()?;
-        Ok((Arc::new(Self { steering, all }), inboxes))
+        Ok((Arc::new(Self { steering, routers: Arc::default(), all }), inboxes))
     }
 
     pub(crate) fn wake(&self) {

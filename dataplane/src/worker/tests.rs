@@ -17,7 +17,7 @@ use crate::{
         spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
         steering::Steering,
     },
-    io::engine::Lost,
+    io::{departure::Parting, engine::Lost},
     packet::{self, FrameMeta, Mac, Packet, Protocol, VnetHeader, arp, ndp},
     query::{Outcome, Question, Report},
     speaker::permit::{Grant, LeaseClock, Owned},
@@ -44,8 +44,8 @@ impl Engine<Pipeline> for Sink {
         Ok(())
     }
 
-    fn send(&mut self, _: usize, _: &VnetHeader, _: &[u8]) -> io::Result<()> {
-        self.0 += 1;
+    fn send(&mut self, frames: &[Parting<'_>], _: &mut Pipeline) -> io::Result<()> {
+        self.0 += frames.len() as u64;
         Ok(())
     }
 
@@ -220,9 +220,13 @@ fn counted<'a>(all: impl Iterator<Item = &'a WorkerStats>) -> (u64, u64) {
 #[test]
 fn sound_frames_go_where_they_belong() {
     let (mut pipeline, _) = pipeline();
+    let plain = |verdict| match verdict {
+        Verdict::Forward { port, trailer, .. } => Verdict::Forward { port, trailer, backend: 0 },
+        other => other,
+    };
     let verdicts: Vec<Verdict> =
-        sound().iter().map(|frame| judge(&mut pipeline, FrameMeta::default(), &mut frame.clone())).collect();
-    let forward = Verdict::Forward { port: 0 };
+        sound().iter().map(|frame| plain(judge(&mut pipeline, FrameMeta::default(), &mut frame.clone()))).collect();
+    let forward = Verdict::Forward { port: 0, trailer: 0, backend: 0 };
     let drop = Verdict::Drop;
     use DropReason::{ArpConflict, NdpConflict, Rejected};
     let expected = [
@@ -261,9 +265,21 @@ fn judge_by_the_laws(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8],
     let before = frame.to_vec();
     let verdict = judge(pipeline, meta, frame);
     match verdict {
-        Verdict::Forward { .. } => {
+        Verdict::Forward { trailer, .. } => {
             assert_eq!((&frame[..6], &frame[6..12]), (&BACKEND.0[..], &OWN.0[..]), "{what}");
             assert_eq!(frame[12..], before[12..], "{what}: {before:02x?}");
+            let len = packet::fragments::len_without_trailer(&before).unwrap();
+            assert!(usize::from(trailer) <= frame.len() - len, "{what}: of the packet nothing is left out");
+        }
+        // Into fragments that stand for the same packet.
+        Verdict::Apart => {
+            let parts: Vec<Vec<u8>> = pipeline.outbox.drain(..).map(|sent| sent.frame.frame().to_vec()).collect();
+            assert!(parts.len() > 1 && parts.iter().all(|part| part.len() <= 14 + 1500), "{what}");
+            assert_eq!(before[20] & 0x40, 0, "{what}: DF");
+            let payload = |frame: &[u8]| frame[14 + usize::from(frame[14] & 15) * 4..].to_vec();
+            let together: Vec<u8> = parts.iter().flat_map(|part| payload(part)).collect();
+            let len = packet::fragments::len_without_trailer(&before).unwrap();
+            assert_eq!(together, payload(&before[..len]), "{what}");
         }
         Verdict::Answer => assert_eq!(frame.len(), before.len(), "{what}"),
         Verdict::Deliver | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => {
@@ -298,15 +314,15 @@ fn explain_and_judge(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8],
     assert_eq!(explained, again, "{what}: an explanation changes nothing");
     let verdict = judge_by_the_laws(pipeline, meta, frame, what);
     let expected = match verdict {
-        Verdict::Forward { .. } => Outcome::Forward,
+        Verdict::Forward { .. } | Verdict::Apart => Outcome::Forward,
         Verdict::Deliver => Outcome::Deliver,
         Verdict::Answer => Outcome::Answer,
         Verdict::Hold | Verdict::HandOff => Outcome::WithFirstFragment,
         Verdict::Drop(reason) => Outcome::Drop(reason),
     };
     assert_eq!(explained.outcome, expected, "{what}: {explained:?}");
-    if let Verdict::Forward { port } = verdict {
-        assert_eq!(explained.interface.as_ref(), Some(&pipeline.snapshot.ports[port].name), "{what}");
+    if let Verdict::Forward { port, .. } = verdict {
+        assert_eq!(explained.interface.as_ref(), Some(&pipeline.snapshot.ports[usize::from(port)].name), "{what}");
         assert_eq!(explained.mac.map(|mac| mac.0.to_vec()), Some(frame[..6].to_vec()), "{what}");
         assert!(explained.backend.is_some(), "{what}");
     }
@@ -393,7 +409,7 @@ fn arrive(workers: &mut [Worker], at: usize, frame: &[u8], sink: &mut Sink) -> V
     let verdict = judge(&mut workers[at].pipeline, FrameMeta::default(), &mut frame.to_vec());
     for worker in workers {
         worker.open_mail();
-        worker.send_outbox(sink);
+        worker.send_outbox(sink).unwrap();
     }
     verdict
 }
@@ -510,7 +526,7 @@ fn explanations_say_what_the_judgement_does() {
 fn answers(pipeline: &mut Pipeline, frame: &[u8]) -> Vec<Vec<u8>> {
     let verdict = judge(pipeline, FrameMeta::default(), &mut frame.to_vec());
     assert!(matches!(verdict, Verdict::Drop(_)), "{verdict:?}");
-    pipeline.outbox.drain(..).map(|outgoing| outgoing.frame).collect()
+    pipeline.outbox.drain(..).map(|outgoing| outgoing.frame.frame().to_vec()).collect()
 }
 
 /// The same with a longer payload, too long for the interface. IPv4 must not be fragmented.
@@ -577,3 +593,5 @@ fn what_a_worker_holds_when_it_ends_is_counted() {
     let (received, ended) = counted(ended.iter().map(|pipeline| &*pipeline.stats));
     assert_eq!((received, ended), (2 * frames.len() as u64, received));
 }
+
+mod hostile;

@@ -159,6 +159,7 @@ fn flow(snapshot: &Snapshot, entry: &FlowEntry, vip: Option<IpAddr>, backend: Op
         FlowState::HalfOpen => v1::FlowState::HalfOpen,
         FlowState::Open => v1::FlowState::Open,
         FlowState::Closing => v1::FlowState::Closing,
+        FlowState::Reset => v1::FlowState::Reset,
         FlowState::Udp => v1::FlowState::Udp,
     };
     Some(v1::Flow {

@@ -58,7 +58,7 @@ fn packet(source_port: u16, protocol: Protocol, port: u16) -> FlowPacket {
         destination_port: port,
         protocol,
     };
-    FlowPacket { tuple, opens: false, ends: false, transport_at: 34, headers_len: 42 }
+    FlowPacket { tuple, opens: false, ends: false, resets: false, transport_at: 34, headers_len: 42 }
 }
 
 fn flows() -> FlowTable {

@@ -13,7 +13,7 @@ fn packet(source_port: u16, protocol: Protocol) -> FlowPacket {
         destination_port: 80,
         protocol,
     };
-    FlowPacket { tuple, opens: false, ends: false, transport_at: 34, headers_len: 54 }
+    FlowPacket { tuple, opens: false, ends: false, resets: false, transport_at: 34, headers_len: 54 }
 }
 
 fn at(secs: u64) -> Tick {
@@ -40,6 +40,15 @@ impl Table {
     }
     fn touch(&mut self, packet: &FlowPacket, secs: u64) -> Known {
         self.0.touch(KEY.tuple(&packet.tuple), &key(packet), packet, at(secs))
+    }
+    fn peek(&self, packet: &FlowPacket, secs: u64) -> Known {
+        self.0.peek(KEY.tuple(&packet.tuple), &key(packet), packet.opens, at(secs))
+    }
+    fn state(&self, packet: &FlowPacket) -> Option<FlowState> {
+        let (port, protocol) = (packet.tuple.source_port, packet.tuple.protocol);
+        let all = self.0.slots.iter().filter(|slot| !slot.is_free());
+        let is_it = |slot: &&Slot| slot.ports >> 16 == u32::from(port) && slot.is_udp() == (protocol == Protocol::Udp);
+        all.filter(is_it).map(Slot::state).next()
     }
 }
 
@@ -70,8 +79,64 @@ fn flows_are_forgotten_after_their_protocols_time() {
     assert_eq!(table.touch(&tcp, 7199), Known::Flow(backend(5)));
     let fin = FlowPacket { ends: true, ..tcp };
     assert_eq!(table.touch(&fin, 7200), Known::Flow(backend(5)));
-    assert_eq!(table.touch(&tcp, 7209), Known::Flow(backend(5)), "the last segments of a connection");
-    assert_eq!(table.touch(&tcp, 7220), Known::No);
+    assert_eq!(table.touch(&tcp, 7319), Known::Flow(backend(5)), "half-closed: it acknowledges what it is sent");
+    assert_eq!(table.touch(&tcp, 7438), Known::Flow(backend(5)), "each packet counts");
+    assert_eq!(table.touch(&tcp, 7559), Known::No);
+}
+
+#[test]
+fn a_connection_that_was_broken_off_is_soon_forgotten_and_no_forged_reset_ends_one() {
+    let mut table = Table::new(64);
+    let tcp = packet(1, Protocol::Tcp);
+    let (reset, syn) = (FlowPacket { resets: true, ..tcp }, FlowPacket { opens: true, ..tcp });
+    let both = FlowPacket { ends: true, ..reset };
+    for last in [reset, both] {
+        table.put(&tcp, 5, 0);
+        assert_eq!(table.touch(&tcp, 1), Known::Flow(backend(5)));
+        assert_eq!(table.touch(&last, 2), Known::Flow(backend(5)));
+        assert_eq!(table.state(&tcp), Some(FlowState::Reset));
+        assert_eq!(table.peek(&tcp, 11), Known::Flow(backend(5)), "what is still on its way");
+        assert_eq!(table.touch(&tcp, 13), Known::No);
+    }
+    table.put(&tcp, 5, 20);
+    table.touch(&reset, 21);
+    assert_eq!(table.touch(&tcp, 22), Known::Flow(backend(5)));
+    assert_eq!(table.touch(&tcp, 100), Known::Flow(backend(5)), "whoever goes on was not reset");
+    table.touch(&reset, 101);
+    assert_eq!(table.touch(&syn, 102), Known::Flow(backend(5)));
+    assert_eq!(table.state(&tcp), Some(FlowState::HalfOpen), "the same ports again");
+    let udp = packet(2, Protocol::Udp);
+    table.put(&udp, 6, 102);
+    table.touch(&FlowPacket { resets: true, ends: true, ..udp }, 103);
+    assert_eq!(table.state(&udp), Some(FlowState::Udp));
+}
+
+#[test]
+fn a_syn_on_a_closing_flow_opens_it_again() {
+    let mut table = Table::new(64);
+    let tcp = packet(1, Protocol::Tcp);
+    table.put(&FlowPacket { ends: true, ..tcp }, 5, 0);
+    assert_eq!(table.state(&tcp), Some(FlowState::Closing));
+    table.touch(&FlowPacket { opens: true, ..tcp }, 1);
+    assert_eq!(table.state(&tcp), Some(FlowState::HalfOpen));
+    table.touch(&tcp, 2);
+    assert_eq!(table.state(&tcp), Some(FlowState::Open));
+}
+
+#[test]
+fn one_group_keeps_the_flows_of_two_vips_apart() {
+    // As many slots as one group has: all flows meet there.
+    let mut table = Table::new(GROUP);
+    let (flow, now) = (packet(1, Protocol::Tcp), at(0));
+    let hash = KEY.tuple(&flow.tuple);
+    let keys = [1, 2].map(|vip| FlowKey::new(&flow.tuple, VipId(vip)));
+    for (key, number) in keys.iter().zip([5, 6]) {
+        table.0.insert(hash, key, &flow, backend(number), now);
+    }
+    for (key, number) in keys.iter().zip([5, 6]) {
+        assert_eq!(table.0.peek(hash, key, false, now), Known::Flow(backend(number)));
+        assert_eq!(table.0.touch(hash, key, &flow, now), Known::Flow(backend(number)));
+    }
 }
 
 #[test]

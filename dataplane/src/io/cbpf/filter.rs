@@ -3,13 +3,18 @@
 //! the data. They spare the sockets everything else on the wire; the worker checks again, so a filter that lets too much
 //! by costs time and nothing more. Of an IPv6 destination only the last 32 bits are looked at.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
-use super::{AND, Instruction, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD, RETURN, instruction, only_if};
+use super::{
+    Instruction, JUMP, JUMP_ABOVE, JUMP_AT_LEAST, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, LOAD_WORD, RETURN, instruction,
+    only_if,
+};
 use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, ndp};
 
-/// Compared one after the other; more VIPs than this are covered by shorter prefixes.
-const MAX_PREFIXES: usize = 16;
+/// Ranges of one family's VIPs at most. A socket takes programs of up to net.core.optmem_max bytes, the old one and the new
+/// one together while they are exchanged; that was 20 KiB until Linux 6.9, and an instruction takes eight bytes and often two
+/// instructions of the kernel's own.
+const MAX_RANGES: usize = 80;
 
 const WHOLE_FRAME: u32 = 0x40000;
 const ETHERTYPE_AT: u32 = 12;
@@ -23,24 +28,30 @@ const ICMPV6: u32 = 58;
 const ACCEPT: Instruction = instruction(RETURN, WHOLE_FRAME);
 pub(in crate::io) const REJECT: Instruction = instruction(RETURN, 0);
 
-/// The filter of data for a set of VIPs.
-pub(crate) fn program(vips: &[IpAddr]) -> Vec<Instruction> {
-    let words_v4 = vips.iter().filter_map(|vip| match vip {
-        IpAddr::V4(vip) => Some(u32::from(*vip)),
+/// The words by which the addresses of each family are told apart.
+fn words(addresses: &[IpAddr]) -> [Vec<u32>; 2] {
+    let v4 = addresses.iter().filter_map(|address| match address {
+        IpAddr::V4(address) => Some(u32::from(*address)),
         IpAddr::V6(_) => None,
     });
-    let words_v6 = vips.iter().filter_map(|vip| match vip {
+    let v6 = addresses.iter().filter_map(|address| match address {
         IpAddr::V4(_) => None,
         // Cut off on purpose.
-        IpAddr::V6(vip) => Some(u128::from(*vip) as u32),
+        IpAddr::V6(address) => Some(u128::from(*address) as u32),
     });
+    [v4.collect(), v6.collect()]
+}
+
+/// The filter of data for a set of VIPs. `own`: the node's own addresses, whose frames are not let by.
+pub(crate) fn program(vips: &[IpAddr], own: &[IpAddr]) -> Vec<Instruction> {
+    let ([vips_v4, vips_v6], [own_v4, own_v6]) = (words(vips), words(own));
     let mut program = vec![instruction(LOAD_HALF, ETHERTYPE_AT)];
     for ethertype in [ETHERTYPE_VLAN, ETHERTYPE_SERVICE_VLAN] {
         program.extend(only_if(ethertype.into(), vec![ACCEPT]));
     }
-    program.extend(only_if(ETHERTYPE_IPV4.into(), destinations(IPV4_DESTINATION_AT, words_v4.collect())));
+    program.extend(only_if(ETHERTYPE_IPV4.into(), destinations(IPV4_DESTINATION_AT, &vips_v4, &own_v4, MAX_RANGES)));
     let mut ipv6 = if_neighbor_discovery(REJECT);
-    ipv6.extend(destinations(IPV6_DESTINATION_AT, words_v6.collect()));
+    ipv6.extend(destinations(IPV6_DESTINATION_AT, &vips_v6, &own_v6, MAX_RANGES));
     program.extend(only_if(ETHERTYPE_IPV6.into(), ipv6));
     program.push(REJECT);
     program
@@ -67,31 +78,74 @@ fn if_neighbor_discovery(end: Instruction) -> Vec<Instruction> {
     ]
 }
 
-/// Accepts frames whose word at `at` is in one of the networks that cover `words`, and rejects others.
-fn destinations(at: u32, words: Vec<u32>) -> Vec<Instruction> {
-    let (mask, networks) = cover(words);
-    let mut part = vec![instruction(LOAD_WORD, at), instruction(AND, mask)];
-    for (number, network) in networks.iter().enumerate() {
-        // Over the other comparisons and over the rejection.
-        let to_accept = (networks.len() - number) as u8;
-        part.push(Instruction { jump_true: to_accept, ..instruction(JUMP_EQUAL, *network) });
-    }
-    part.extend([REJECT, ACCEPT]);
+/// Accepts frames whose word at `at` is in one of the ranges that cover `words`, and rejects others: a search by halves, so
+/// that many ranges cost a frame few comparisons.
+fn destinations(at: u32, words: &[u32], own: &[u32], most: usize) -> Vec<Instruction> {
+    let mut part = vec![instruction(LOAD_WORD, at)];
+    part.extend(search(&cover(words, own, most)));
     part
 }
 
-/// The longest prefix length with which few networks cover all words.
-fn cover(words: Vec<u32>) -> (u32, Vec<u32>) {
-    for len in (0..=32).rev() {
-        let mask = u32::MAX.checked_shl(32 - len).unwrap_or(0);
-        let mut networks: Vec<u32> = words.iter().map(|word| word & mask).collect();
-        networks.sort_unstable();
-        networks.dedup();
-        if networks.len() <= MAX_PREFIXES {
-            return (mask, networks);
+/// Ends with the acceptance of what is in one of the ranges, and the rejection of everything else.
+fn search(ranges: &[RangeInclusive<u32>]) -> Vec<Instruction> {
+    match ranges {
+        [] => vec![REJECT],
+        [range] if range.start() == range.end() => {
+            vec![Instruction { jump_false: 1, ..instruction(JUMP_EQUAL, *range.start()) }, ACCEPT, REJECT]
+        }
+        [range] => vec![
+            // Over the other comparison and the acceptance, to the rejection.
+            Instruction { jump_false: 2, ..instruction(JUMP_AT_LEAST, *range.start()) },
+            Instruction { jump_true: 1, ..instruction(JUMP_ABOVE, *range.end()) },
+            ACCEPT,
+            REJECT,
+        ],
+        _ => {
+            let (low, high) = ranges.split_at(ranges.len() / 2);
+            let (below, above) = (search(low), search(high));
+            // A conditional jump goes not far enough for large halves.
+            let pivot = Instruction { jump_true: 1, ..instruction(JUMP_AT_LEAST, *high[0].start()) };
+            let over = [instruction(JUMP, 1), instruction(JUMP, below.len() as u32)];
+            [vec![pivot], over.to_vec(), below, above].concat()
         }
     }
-    (0, vec![0])
+}
+
+/// At most so many ranges that cover all words: each of its own as long as that is possible, and then those together that
+/// are closest to each other. Never over one of the node's own addresses, whose traffic is none of ours, as long as that is
+/// possible.
+fn cover(words: &[u32], own: &[u32], most: usize) -> Vec<RangeInclusive<u32>> {
+    let mut words = words.to_vec();
+    words.sort_unstable();
+    words.dedup();
+    let mut ranges: Vec<RangeInclusive<u32>> = Vec::new();
+    for word in words {
+        match ranges.last_mut() {
+            Some(last) if last.end().checked_add(1) == Some(word) => *last = *last.start()..=word,
+            _ => ranges.push(word..=word),
+        }
+    }
+    if ranges.len() > most {
+        let gap = |two: &[RangeInclusive<u32>]| {
+            let gap = two[0].end() + 1..*two[1].start();
+            (own.iter().any(|own| gap.contains(own)), gap.end - gap.start)
+        };
+        let mut gaps: Vec<_> = ranges.windows(2).map(gap).collect();
+        gaps.sort_unstable();
+        // The narrowest of them are closed.
+        let widest_closed = gaps[ranges.len() - most - 1];
+        let mut closed: Vec<RangeInclusive<u32>> = Vec::new();
+        for range in ranges {
+            match closed.last_mut() {
+                Some(last) if gap(&[last.clone(), range.clone()]) <= widest_closed => {
+                    *last = *last.start()..=*range.end();
+                }
+                _ => closed.push(range),
+            }
+        }
+        return closed;
+    }
+    ranges
 }
 
 #[cfg(test)]
@@ -126,7 +180,7 @@ mod tests {
     fn vips_pass_as_data_the_search_for_neighbours_as_control_and_the_rest_does_not() {
         for count in [0, 1, 2, 16] {
             let vips: Vec<IpAddr> = (1..=count).flat_map(|i| [v4(i), v6(i.into())]).collect();
-            let program = program(&vips);
+            let program = program(&vips, &[]);
             for vip in &vips {
                 let ethertype = if vip.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
                 assert!(accepts(&program, &frame(ethertype, *vip)), "{vip} of {count}");
@@ -150,16 +204,56 @@ mod tests {
     }
 
     #[test]
-    fn many_vips_are_covered_by_a_short_program() {
+    fn scattered_vips_are_told_apart_from_everything_between_them() {
+        for count in [1, 2, 3, 17, 50, MAX_RANGES as u32] {
+            let v4 = |i: u32| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + i * 1009));
+            let v6 = |i: u32| IpAddr::from(Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(i * 77)));
+            let vips: Vec<IpAddr> = (0..count).flat_map(|i| [v4(i), v6(i)]).collect();
+            let program = program(&vips, &[]);
+            for vip in vips {
+                let (before, after, ethertype) = match vip {
+                    IpAddr::V4(vip) => {
+                        let word = u32::from(vip);
+                        (Ipv4Addr::from(word - 1).into(), Ipv4Addr::from(word + 1).into(), ETHERTYPE_IPV4)
+                    }
+                    IpAddr::V6(vip) => {
+                        let number = u128::from(vip);
+                        (
+                            Ipv6Addr::from(number.wrapping_sub(1)).into(),
+                            Ipv6Addr::from(number + 1).into(),
+                            ETHERTYPE_IPV6,
+                        )
+                    }
+                };
+                let taken = [vip, before, after].map(|address: IpAddr| accepts(&program, &frame(ethertype, address)));
+                assert_eq!(taken, [true, false, false], "{vip} of {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_nodes_own_traffic_is_never_copied_however_many_vips_there_are() {
         let v4 = |i: u32| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + i * 257));
-        let v6 = |i: u32| IpAddr::from(Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(i)));
+        let v6 = |i: u32| IpAddr::from(Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(i * 2)));
         let vips: Vec<IpAddr> = (0..4096u32).flat_map(|i| [v4(i), v6(i)]).collect();
-        let program = program(&vips);
-        assert!(program.len() < 64);
-        for vip in vips {
-            let ethertype = if vip.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
-            assert!(accepts(&program, &frame(ethertype, vip)));
+        let own: Vec<IpAddr> =
+            ["10.0.0.2", "10.5.0.1", "2001:db8::1", "2001:db8::777"].map(|own| own.parse().unwrap()).into();
+        let program = program(&vips, &own);
+        assert!(program.len() < 1000, "{}", program.len());
+        for (addresses, is_vip) in [(&vips, true), (&own, false)] {
+            for address in addresses {
+                let ethertype = if address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+                assert_eq!(accepts(&program, &frame(ethertype, *address)), is_vip, "{address}");
+            }
         }
         assert!(!accepts(&program, &frame(ETHERTYPE_IPV4, Ipv4Addr::new(192, 168, 0, 1).into())));
+    }
+
+    #[test]
+    fn at_the_ends_of_all_numbers() {
+        assert_eq!(cover(&[0, u32::MAX, 1, u32::MAX - 1, 1], &[], 2), [0..=1, u32::MAX - 1..=u32::MAX]);
+        assert_eq!(cover(&[0, u32::MAX], &[7], 1), [0..=u32::MAX], "one range must do");
+        assert_eq!(cover(&[1, 3, 9, 10, 100], &[2], 3), [1..=1, 3..=10, 100..=100]);
+        assert_eq!(cover(&[], &[], 3), []);
     }
 }

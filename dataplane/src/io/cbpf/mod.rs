@@ -30,11 +30,13 @@ pub(in crate::io) const INDEX_MEMORY: u16 = 0x61;
 pub(in crate::io) const STORE: u16 = 0x02;
 /// The index register becomes the accumulator.
 pub(in crate::io) const INDEX_ACCUMULATOR: u16 = 0x07;
-pub(in crate::io) const AND: u16 = 0x54;
 pub(in crate::io) const MULTIPLY: u16 = 0x24;
 pub(in crate::io) const SHIFT_RIGHT: u16 = 0x74;
 pub(in crate::io) const XOR_INDEX: u16 = 0xac;
+pub(in crate::io) const JUMP: u16 = 0x05;
 pub(in crate::io) const JUMP_EQUAL: u16 = 0x15;
+pub(in crate::io) const JUMP_ABOVE: u16 = 0x25;
+pub(in crate::io) const JUMP_AT_LEAST: u16 = 0x35;
 pub(in crate::io) const JUMP_ANY_BIT: u16 = 0x45;
 pub(in crate::io) const RETURN: u16 = 0x06;
 pub(in crate::io) const RETURN_ACCUMULATOR: u16 = 0x16;
@@ -44,10 +46,10 @@ pub(in crate::io) const fn instruction(code: u16, operand: u32) -> Instruction {
     Instruction { code, jump_true: 0, jump_false: 0, operand }
 }
 
-/// Runs `part` only if the accumulator has this value; parts have a few dozen instructions.
+/// Runs `part` only if the accumulator has this value. A conditional jump alone does not go over a long part.
 pub(in crate::io) fn only_if(value: u32, part: Vec<Instruction>) -> Vec<Instruction> {
-    let over = Instruction { jump_false: part.len() as u8, ..instruction(JUMP_EQUAL, value) };
-    [vec![over], part].concat()
+    let into = Instruction { jump_true: 1, ..instruction(JUMP_EQUAL, value) };
+    [vec![into, instruction(JUMP, part.len() as u32)], part].concat()
 }
 
 /// Runs a program on a packet as the kernel would; `protocol` is what the kernel knows beside the bytes.
@@ -89,10 +91,6 @@ pub(in crate::io) fn run(program: &[Instruction], packet: &[u8], protocol: u16) 
                 x = a;
                 true
             }
-            AND => {
-                a &= i.operand;
-                true
-            }
             MULTIPLY => {
                 a = a.wrapping_mul(i.operand);
                 true
@@ -105,8 +103,17 @@ pub(in crate::io) fn run(program: &[Instruction], packet: &[u8], protocol: u16) 
                 a ^= x;
                 true
             }
-            JUMP_EQUAL | JUMP_ANY_BIT => {
-                let holds = if i.code == JUMP_EQUAL { a == i.operand } else { a & i.operand != 0 };
+            JUMP => {
+                at += i.operand as usize;
+                true
+            }
+            JUMP_EQUAL | JUMP_ABOVE | JUMP_AT_LEAST | JUMP_ANY_BIT => {
+                let holds = match i.code {
+                    JUMP_EQUAL => a == i.operand,
+                    JUMP_ABOVE => a > i.operand,
+                    JUMP_AT_LEAST => a >= i.operand,
+                    _ => a & i.operand != 0,
+                };
                 at += usize::from(if holds { i.jump_true } else { i.jump_false });
                 true
             }

@@ -2,7 +2,7 @@
 
 use std::{
     io, mem,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
     ptr,
     time::Duration,
 };
@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::{
     super::{
         cbpf::Instruction,
+        departure::{Departure, Outlet, Parting, departure},
         fanout::Opening,
         sys::{
             BATCH, MAX_FRAME_LEN,
@@ -20,11 +21,11 @@ use super::{
         },
         wake::Wake,
     },
-    CONTROL_LEN, Engine, EngineError, FrameJudge, Lost, RECEIVE_BUFFER, TRUNCATED, is_vlan_tagged, out_port,
+    CONTROL_LEN, Engine, EngineError, FrameJudge, Lost, RECEIVE_BUFFER, TRUNCATED, is_vlan_tagged,
 };
 use crate::{
     packet::{FrameMeta, VnetHeader},
-    verdict::{Sent, Verdict},
+    verdict::Sent,
 };
 
 const BUFFER_LEN: usize = (VnetHeader::LEN + MAX_FRAME_LEN).next_multiple_of(4096);
@@ -46,9 +47,7 @@ struct Port {
 
 struct Outgoing {
     buffer: usize,
-    len: usize,
-    is_gso: bool,
-    sent: Sent,
+    departure: Departure,
 }
 
 /// Buffers and the headers that point into them. Boxed, so that the pointers stay good.
@@ -108,16 +107,15 @@ impl MmsgEngine {
             };
             let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
             let verdict = judge.judge(port, meta, frame, peek);
-            if let Some(out) = out_port(verdict, port) {
-                let sent = if verdict == Verdict::Answer { Sent::Answered } else { Sent::Forwarded };
-                self.ports[out].outgoing.push(Outgoing { buffer: index, len, is_gso: meta.vnet.is_gso(), sent });
+            if let Some(departure) = departure(verdict, port, bytes) {
+                self.ports[departure.port].outgoing.push(Outgoing { buffer: index, departure });
             }
         }
         for port in &mut self.ports {
             // By turns, so that a flow's frames leave in their order.
-            for run in port.outgoing.chunk_by(|one, next| one.is_gso == next.is_gso) {
-                let socket = if run[0].is_gso { &port.segmenter } else { &port.sender };
-                self.batch.send(socket, run, judge);
+            for run in port.outgoing.chunk_by(|one, next| one.departure.is_gso == next.departure.is_gso) {
+                let socket = if run[0].departure.is_gso { &port.segmenter } else { &port.sender };
+                self.batch.send(socket.as_raw_fd(), run, judge);
             }
             port.outgoing.clear();
         }
@@ -165,6 +163,10 @@ impl Batch {
     /// Makes the header at `index` point at `len` bytes of a buffer.
     fn point(&mut self, index: usize, buffer: usize, len: usize) {
         let start = self.buffer(buffer, len).as_mut_ptr();
+        self.point_at(index, start, len);
+    }
+
+    fn point_at(&mut self, index: usize, start: *mut u8, len: usize) {
         self.vectors[index] = libc::iovec { iov_base: start.cast(), iov_len: len };
         let vector = &raw mut self.vectors[index];
         let header = &mut self.headers[index];
@@ -174,22 +176,45 @@ impl Batch {
         header.msg_hdr.msg_iovlen = 1;
     }
 
-    /// Sends frames by one socket; what the interface's queue does not take is lost, as on any full wire.
-    fn send<J: FrameJudge>(&mut self, socket: &PacketSocket, outgoing: &[Outgoing], judge: &mut J) {
-        for (index, outgoing) in outgoing.iter().enumerate() {
-            self.point(index, outgoing.buffer, outgoing.len);
+    /// Sends frames of the buffers by one socket.
+    fn send<J: FrameJudge>(&mut self, socket: RawFd, outgoing: &[Outgoing], judge: &mut J) {
+        for (index, Outgoing { buffer, departure }) in outgoing.iter().enumerate() {
+            self.point(index, *buffer, departure.len);
         }
+        // SAFETY: so many headers were pointed at filled buffers of self.
+        unsafe { self.send_pointed(socket, outgoing.iter().map(|outgoing| outgoing.departure.sent), judge) };
+    }
+
+    /// Sends other frames by one socket, a batch at most.
+    fn send_others<J: FrameJudge>(&mut self, socket: RawFd, frames: &[Parting<'_>], judge: &mut J) {
+        for (index, parting) in frames.iter().enumerate() {
+            let bytes = parting.frame.bytes();
+            self.point_at(index, bytes.as_ptr().cast_mut(), bytes.len());
+        }
+        // SAFETY: so many headers point at frames that are borrowed, and that sendmmsg only reads.
+        unsafe { self.send_pointed(socket, frames.iter().map(|parting| parting.sent), judge) };
+    }
+
+    /// Sends what the first headers point at; what the interface's queue does not take is lost, as on any full wire.
+    ///
+    /// # Safety
+    /// So many headers as there are in `all` point at readable memory.
+    unsafe fn send_pointed<J: FrameJudge>(
+        &mut self,
+        socket: RawFd,
+        all: impl ExactSizeIterator<Item = Sent> + Clone,
+        judge: &mut J,
+    ) {
         let mut done = 0;
-        while done < outgoing.len() {
-            let count = (outgoing.len() - done) as libc::c_uint;
-            // SAFETY: the headers from `done` on were pointed at filled buffers above and live in self.
-            let sent = unsafe {
-                libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr().add(done), count, libc::MSG_DONTWAIT)
-            };
+        while done < all.len() {
+            let count = (all.len() - done) as libc::c_uint;
+            // SAFETY: by the caller's promise for the headers from `done` on, which live in self.
+            let sent =
+                unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr().add(done), count, libc::MSG_DONTWAIT) };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => done += sent,
                 _ => {
-                    judge.send_failed(outgoing[done].sent);
+                    all.clone().nth(done).into_iter().for_each(|sent| judge.send_failed(sent));
                     done += 1;
                 }
             }
@@ -218,10 +243,18 @@ impl<J: FrameJudge> Engine<J> for MmsgEngine {
         Ok(())
     }
 
-    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
-        let port = &self.ports[port];
-        let socket = if vnet.is_gso() { &port.segmenter } else { &port.sender };
-        socket.send(vnet, frame)
+    fn send(&mut self, frames: &[Parting<'_>], judge: &mut J) -> io::Result<()> {
+        let socket = |parting: &Parting<'_>| match parting.by {
+            Outlet::Port(port) if parting.frame.vnet().is_gso() => self.ports[port].segmenter.as_raw_fd(),
+            Outlet::Port(port) => self.ports[port].sender.as_raw_fd(),
+            Outlet::Descriptor(fd) => fd,
+        };
+        for run in frames.chunk_by(|one, next| socket(one) == socket(next)) {
+            for batch in run.chunks(BATCH) {
+                self.batch.send_others(socket(&batch[0]), batch, judge);
+            }
+        }
+        Ok(())
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {

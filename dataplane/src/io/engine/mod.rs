@@ -12,13 +12,14 @@ pub(crate) use factory::EngineFactory;
 
 use super::{
     cbpf::Instruction,
+    departure::Parting,
     sys::{
         packet_ring,
         socket::{PACKET_AUXDATA, SocketError},
     },
 };
 use crate::{
-    packet::{FrameMeta, VnetHeader},
+    packet::FrameMeta,
     verdict::{DropReason, Sent, Verdict},
 };
 
@@ -98,8 +99,9 @@ pub(crate) trait Engine<J> {
     /// Judges and sends a batch of every interface that has frames; waits for at most `wait` if none
     /// has.
     fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<()>;
-    /// Sends a frame that is not of the present batch.
-    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()>;
+    /// Sends frames that are not of the present batch, with as few system calls as it can. `judge` is told of those that
+    /// are not taken, now or with the next turn.
+    fn send(&mut self, frames: &[Parting<'_>], judge: &mut J) -> io::Result<()>;
     /// Replaces the filter in front of the sockets.
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()>;
     /// What was lost since the last call, between which there is at least one turn.
@@ -126,15 +128,6 @@ fn uring_hint(error: &io::Error) -> &'static str {
         Some(libc::ENOSYS) => " (this kernel has none)",
         Some(libc::ENOMEM) => " (raise RLIMIT_MEMLOCK)",
         _ => "",
-    }
-}
-
-/// Where a judged frame goes.
-pub(in crate::io) fn out_port(verdict: Verdict, came_by: usize) -> Option<usize> {
-    match verdict {
-        Verdict::Forward { port } => Some(port),
-        Verdict::Answer => Some(came_by),
-        Verdict::Deliver | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => None,
     }
 }
 

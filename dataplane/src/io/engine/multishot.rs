@@ -21,6 +21,7 @@ use io_uring::{
 use super::{
     super::{
         cbpf::Instruction,
+        departure::{Parting, departure},
         fanout::Opening,
         sys::{
             BATCH, MAX_FRAME_LEN,
@@ -30,7 +31,7 @@ use super::{
         },
         wake::Wake,
     },
-    CONTROL_LEN, Engine, EngineError, FrameJudge, Lost, RECEIVE_BUFFER, TRUNCATED, is_vlan_tagged, out_port,
+    CONTROL_LEN, Engine, EngineError, FrameJudge, Lost, RECEIVE_BUFFER, TRUNCATED, is_vlan_tagged,
 };
 use crate::packet::{FrameMeta, VnetHeader};
 
@@ -217,15 +218,14 @@ impl MultishotEngine {
             _ => return judge.count_unseen(TRUNCATED),
         };
         let payload = &mut bytes[PAYLOAD_AT..];
-        let whole = payload.as_ptr_range();
         let Some((vnet, frame)) = payload.split_first_chunk_mut() else {
             return judge.count_unseen(TRUNCATED);
         };
         let meta = FrameMeta { vlan_tagged, vnet: VnetHeader(*vnet) };
         let verdict = judge.judge(port, meta, frame, peek);
-        if let Some(out) = out_port(verdict, port) {
+        if let Some(departure) = departure(verdict, port, payload) {
             // SAFETY: the buffer is provided to the kernel again only after the submit.
-            unsafe { self.uring.queue_send(out, whole, meta.vnet.is_gso(), verdict) };
+            unsafe { self.uring.queue_send(payload.as_ptr(), &departure) };
         }
     }
 }
@@ -239,10 +239,8 @@ impl<J: FrameJudge> Engine<J> for MultishotEngine {
         self.judge_batch(judge)
     }
 
-    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
-        let port = &self.ports[port];
-        let sender = if vnet.is_gso() { &port.segmenter } else { &port.sender };
-        sender.send(vnet, frame)
+    fn send(&mut self, frames: &[Parting<'_>], _: &mut J) -> io::Result<()> {
+        self.uring.send(frames)
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::{io, os::fd::AsRawFd as _, time::Duration};
 use super::{
     super::{
         cbpf::Instruction,
+        departure::{Parting, departure},
         fanout::Opening,
         sys::{
             BATCH, MAX_FRAME_LEN,
@@ -16,7 +17,7 @@ use super::{
         },
         wake::Wake,
     },
-    Engine, EngineError, FrameJudge, Lost, TRUNCATED, out_port,
+    Engine, EngineError, FrameJudge, Lost, TRUNCATED,
 };
 use crate::packet::{FrameMeta, VnetHeader};
 
@@ -104,11 +105,10 @@ impl RingEngine {
         }
         peeks[..count].iter_mut().for_each(|peek| judge.look_ahead(peek));
         for (Whole { bytes, meta }, peek) in frames.into_iter().flatten().zip(&peeks) {
-            let whole = bytes.as_ptr_range();
             let verdict = judge.judge(port, meta, &mut bytes[VnetHeader::LEN..], peek);
-            if let Some(out) = out_port(verdict, port) {
+            if let Some(departure) = departure(verdict, port, bytes) {
                 // SAFETY: a ring slot is ours until `give_back`, which comes after a submit.
-                unsafe { self.uring.queue_send(out, whole, meta.vnet.is_gso(), verdict) };
+                unsafe { self.uring.queue_send(bytes.as_ptr(), &departure) };
             }
         }
         count
@@ -122,8 +122,8 @@ impl RingEngine {
         };
         let buffer = &mut self.copies.buffers[self.copies.used];
         let received = self.ports[port].ring.receive_queued(buffer).unwrap_or(0);
-        let whole = buffer[..received].as_ptr_range();
-        let Some((vnet, frame)) = buffer[..received].split_first_chunk_mut() else {
+        let bytes = &mut buffer[..received];
+        let Some((vnet, frame)) = bytes.split_first_chunk_mut() else {
             judge.count_unseen(TRUNCATED);
             return Ok(());
         };
@@ -131,10 +131,10 @@ impl RingEngine {
         let mut peek = J::NOTHING;
         judge.peek(frame, &mut peek);
         let verdict = judge.judge(port, meta, frame, &peek);
-        if let Some(out) = out_port(verdict, port) {
+        if let Some(departure) = departure(verdict, port, bytes) {
             self.copies.used += 1;
             // SAFETY: a copy is left alone until `used` is reset, after a submit.
-            unsafe { self.uring.queue_send(out, whole, meta.vnet.is_gso(), verdict) };
+            unsafe { self.uring.queue_send(bytes.as_ptr(), &departure) };
         }
         if self.copies.used == COPY_BUFFERS {
             self.submit()?;
@@ -194,10 +194,8 @@ impl<J: FrameJudge> Engine<J> for RingEngine {
         Ok(())
     }
 
-    fn send(&mut self, port: usize, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
-        let port = &self.ports[port];
-        let sender = if vnet.is_gso() { &port.segmenter } else { &port.sender };
-        sender.send(vnet, frame)
+    fn send(&mut self, frames: &[Parting<'_>], _: &mut J) -> io::Result<()> {
+        self.uring.send(frames)
     }
 
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()> {

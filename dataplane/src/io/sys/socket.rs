@@ -7,7 +7,7 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use crate::{io::cbpf::Instruction, packet::VnetHeader};
+use crate::io::cbpf::Instruction;
 
 /// An interface to receive from and to send to.
 #[derive(Debug, Clone)]
@@ -231,14 +231,6 @@ impl PacketSocket {
         let len = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_TRUNC) };
         let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
         Ok(Received { len, control_len: message.msg_controllen.min(control.len()) })
-    }
-
-    /// Sends one frame, at once or not at all.
-    pub(in crate::io) fn send(&self, vnet: &VnetHeader, frame: &[u8]) -> io::Result<()> {
-        let parts = [io::IoSlice::new(&vnet.0), io::IoSlice::new(frame)];
-        // MSG_DONTWAIT, because the worker has other frames.
-        let socket = socket2::SockRef::from(&self.fd);
-        socket.send_vectored_with_flags(&parts, libc::MSG_DONTWAIT).map(drop)
     }
 
     /// To an interface. A socket for one that is gone stays unbound: it receives nothing, and sends fail.

@@ -12,20 +12,22 @@
 
 use std::{
     io,
-    ops::Range,
     os::fd::{AsFd as _, AsRawFd as _, RawFd},
     time::Duration,
 };
 
 use io_uring::{
     IoUring, Submitter, cqueue, opcode, squeue,
-    types::{Fixed, SubmitArgs, Timespec},
+    types::{Fd, Fixed, SubmitArgs, Timespec},
 };
 
 use super::BATCH;
 use crate::{
-    io::wake::Wake,
-    verdict::{Sent, Verdict},
+    io::{
+        departure::{Departure, Outlet, Parting},
+        wake::Wake,
+    },
+    verdict::Sent,
 };
 
 /// Sends of a batch, the polls, and some room.
@@ -34,11 +36,43 @@ const SQ_ENTRIES: u32 = 256;
 /// Of a submit that the kernel cannot take at the moment.
 const MAX_ATTEMPTS: u32 = 1000;
 
-/// What a completion belongs to.
+/// What a completion belongs to: the lowest byte of its number.
 const FORWARDED: u64 = 1;
 const ANSWERED: u64 = 2;
-const WOKEN: u64 = 3;
-const PORT: u64 = 16;
+const ORIGINATED: u64 = 3;
+const FRAGMENT: u64 = 4;
+const WOKEN: u64 = 5;
+const PORT: u64 = 6;
+/// Behind it the port; or, of a forwarded frame, its bytes, and then its backend.
+const DETAIL_SHIFT: u32 = 8;
+const BACKEND_SHIFT: u32 = 32;
+const BYTES: u64 = (1 << (BACKEND_SHIFT - DETAIL_SHIFT)) - 1;
+
+/// The number of a send, from which a failed one's completion is read.
+fn number(sent: Sent) -> u64 {
+    match sent {
+        Sent::Forwarded { backend, bytes } => {
+            FORWARDED | (u64::from(bytes) & BYTES) << DETAIL_SHIFT | u64::from(backend) << BACKEND_SHIFT
+        }
+        Sent::Answered => ANSWERED,
+        Sent::Originated => ORIGINATED,
+        Sent::Fragment => FRAGMENT,
+    }
+}
+
+fn event(completion: cqueue::Entry) -> Option<Event> {
+    let number = completion.user_data();
+    let bytes = (number >> DETAIL_SHIFT & BYTES) as u32;
+    let sent = match number & 0xff {
+        FORWARDED => Sent::Forwarded { backend: (number >> BACKEND_SHIFT) as u32, bytes },
+        ANSWERED => Sent::Answered,
+        ORIGINATED => Sent::Originated,
+        FRAGMENT => Sent::Fragment,
+        WOKEN => return None,
+        _ => return Some(Event::Port((number >> DETAIL_SHIFT) as usize, completion)),
+    };
+    Some(Event::SendFailed(sent))
+}
 
 /// The sockets of a port.
 pub(in crate::io) struct Descriptors {
@@ -95,26 +129,41 @@ impl Uring {
         Fixed((2 * self.ports + port) as u32)
     }
 
-    /// Gathers the send of a judged frame, its vnet header included, by port `out`.
+    /// Gathers the send of a judged frame, its vnet header included.
     ///
     /// # Safety
     /// The bytes stay readable and unchanged until [`Self::submit`] has returned.
-    pub(in crate::io) unsafe fn queue_send(
-        &mut self,
-        out: usize,
-        bytes: Range<*const u8>,
-        is_gso: bool,
-        verdict: Verdict,
-    ) {
-        let len = (bytes.end as usize - bytes.start as usize) as u32;
-        let tag = if verdict == Verdict::Answer { ANSWERED } else { FORWARDED };
-        let file = if is_gso { self.ports + out } else { out };
-        let send = opcode::Send::new(Fixed(file as u32), bytes.start, len)
-            .flags(libc::MSG_DONTWAIT)
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(tag);
-        self.sends.push(send);
+    #[inline]
+    pub(in crate::io) unsafe fn queue_send(&mut self, start: *const u8, departure: &Departure) {
+        let Departure { port, len, is_gso, sent } = *departure;
+        let file = if is_gso { self.ports + port } else { port };
+        self.push_send(opcode::Send::new(Fixed(file as u32), start, len as u32), sent);
+    }
+
+    fn push_send(&mut self, send: opcode::Send, sent: Sent) {
+        let send = send.flags(libc::MSG_DONTWAIT).build();
+        self.sends.push(send.flags(squeue::Flags::SKIP_SUCCESS).user_data(number(sent)));
+    }
+
+    /// Sends frames that are not of the present batch, so many with one system call as a batch has.
+    pub(in crate::io) fn send(&mut self, frames: &[Parting<'_>]) -> io::Result<()> {
+        for batch in frames.chunks(BATCH) {
+            for Parting { by, frame, sent } in batch {
+                let (start, len) = (frame.bytes().as_ptr(), frame.bytes().len());
+                match *by {
+                    Outlet::Port(port) => {
+                        let departure = Departure { port, len, is_gso: frame.vnet().is_gso(), sent: *sent };
+                        // SAFETY: the frames are borrowed until after the submit.
+                        unsafe { self.queue_send(start, &departure) };
+                    }
+                    Outlet::Descriptor(fd) => {
+                        self.push_send(opcode::Send::new(Fd(fd), start, len as u32), *sent);
+                    }
+                }
+            }
+            self.submit()?;
+        }
+        Ok(())
     }
 
     /// Has the kernel carry out all gathered sends before it returns.
@@ -144,7 +193,8 @@ impl Uring {
     /// What the request points at stays valid until it is done.
     pub(in crate::io) unsafe fn arm(&mut self, port: usize, request: squeue::Entry) -> io::Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.ring.submission().push(&request.user_data(PORT + port as u64)) }.map_err(io::Error::other)
+        unsafe { self.ring.submission().push(&request.user_data(PORT | (port as u64) << DETAIL_SHIFT)) }
+            .map_err(io::Error::other)
     }
 
     /// Sleeps until an event, a wake-up or the time comes.
@@ -172,11 +222,9 @@ impl Uring {
     pub(in crate::io) fn reap(&mut self, events: &mut Vec<Event>, most: usize) {
         let mut woken = false;
         for completion in self.ring.completion().take(most) {
-            match completion.user_data() {
-                FORWARDED => events.push(Event::SendFailed(Sent::Forwarded)),
-                ANSWERED => events.push(Event::SendFailed(Sent::Answered)),
-                WOKEN => woken = true,
-                port => events.push(Event::Port((port - PORT) as usize, completion)),
+            match event(completion) {
+                Some(event) => events.push(event),
+                None => woken = true,
             }
         }
         if woken {
