@@ -1,6 +1,13 @@
 //! To the first endpoint that can be reached.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    io,
+    net::Ipv6Addr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -10,6 +17,8 @@ use tower::service_fn;
 use crate::exit::Failure;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Of the packages and the systemd unit.
+const DEFAULT_GROUP: &str = "lbd";
 
 /// Where a node's API is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +37,21 @@ impl FromStr for Target {
         if text.starts_with("https://") {
             return Err("https is not supported yet: use unix:PATH or http://HOST:PORT".into());
         }
-        match text.strip_prefix("http://") {
-            Some(rest) if rest.contains(':') => Ok(Self::Http(text.to_owned())),
-            _ => Err(format!("{text:?} is neither unix:PATH nor http://HOST:PORT")),
+        let Some(address) = text.strip_prefix("http://") else {
+            return Err("it is neither unix:PATH nor http://HOST:PORT".to_owned());
+        };
+        let address = address.trim_end_matches('/');
+        if address.parse::<Ipv6Addr>().is_ok() {
+            return Err(format!(
+                "it is an IPv6 address without brackets, or without a port: write http://[{address}]:7400"
+            ));
+        }
+        match address.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
+            None => Err(format!("it has no port: write http://{address}:7400")),
+            Some((_, port)) if !matches!(port.parse::<u64>(), Ok(1..=65535)) => {
+                Err("its port is none from 1 to 65535".to_owned())
+            }
+            Some(_) => Ok(Self::Http(text.to_owned())),
         }
     }
 }
@@ -50,7 +71,7 @@ pub(crate) async fn connect(targets: &[Target]) -> Result<Channel, Failure> {
     for target in targets {
         match connect_one(target).await {
             Ok(channel) => return Ok(channel),
-            Err(reason) => failures.push(format!("{target}: {reason}")),
+            Err(reason) => failures.push(format!("{target}: {reason}{}", hint(target, &reason))),
         }
     }
     Err(Failure::Unreachable(format!(
@@ -59,10 +80,10 @@ pub(crate) async fn connect(targets: &[Target]) -> Result<Channel, Failure> {
     )))
 }
 
-async fn connect_one(target: &Target) -> Result<Channel, String> {
+async fn connect_one(target: &Target) -> Result<Channel, io::Error> {
     let connected = match target {
         Target::Http(url) => {
-            let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| error.to_string())?;
+            let endpoint = Endpoint::from_shared(url.clone()).map_err(io::Error::other)?;
             endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await
         }
         Target::Unix(path) => {
@@ -70,7 +91,7 @@ async fn connect_one(target: &Target) -> Result<Channel, String> {
             // The URI is never used: the connector goes to the path.
             let connector = service_fn(move |_: Uri| {
                 let path = path.clone();
-                async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+                async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
             });
             Endpoint::from_static("http://localhost").connect_with_connector(connector).await
         }
@@ -79,10 +100,67 @@ async fn connect_one(target: &Target) -> Result<Channel, String> {
 }
 
 /// The cause that a person can do something about.
-fn innermost(error: &dyn std::error::Error) -> String {
+fn innermost(error: &(dyn std::error::Error + 'static)) -> io::Error {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    let of_system = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    of_system.map_or_else(|| io::Error::other(cause.to_string()), io::Error::from_raw_os_error)
+}
+
+/// What to do about it.
+fn hint(target: &Target, error: &io::Error) -> String {
+    match target {
+        Target::Unix(path) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let group = group_of(path).unwrap_or_else(|| DEFAULT_GROUP.to_owned());
+            format!(
+                " (it is for root and the group {group}: 'sudo usermod -aG {group} $USER' and log in again, or sudo)"
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+/// The group whose members may connect: that of the socket, or of the nearest directory that can be looked into.
+fn group_of(path: &Path) -> Option<String> {
+    let id = path.ancestors().find_map(|at| std::fs::metadata(at).ok())?.gid();
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    let named = |line: &str| {
+        // name:password:number:members (group(5))
+        let mut fields = line.split(':');
+        let (name, number) = (fields.next()?, fields.nth(1)?);
+        (number.parse() == Ok(id)).then(|| name.to_owned())
+    };
+    groups.lines().find_map(named).filter(|group| group != "root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read_and_each_mistake_is_named() {
+        assert_eq!("unix:/run/a".parse(), Ok(Target::Unix("/run/a".into())));
+        for sound in ["http://10.0.0.1:7400", "http://[2001:db8::1]:7400", "http://lb1.example:1/"] {
+            assert_eq!(sound.parse(), Ok(Target::Http(sound.to_owned())));
+        }
+        let problem = |text: &str| text.parse::<Target>().unwrap_err();
+        assert!(problem("10.0.0.1:7400").contains("neither unix:PATH nor http"));
+        assert!(problem("http://10.0.0.1").contains("no port: write http://10.0.0.1:7400"));
+        assert!(problem("http://[2001:db8::1]").contains("no port"));
+        assert!(problem("http://2001:db8::1").contains("without brackets"));
+        assert!(problem("http://10.0.0.1:65536").contains("1 to 65535"));
+        assert!(problem("http://10.0.0.1:0").contains("1 to 65535"));
+    }
+
+    #[test]
+    fn a_refused_socket_names_the_group_that_may_connect() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::Unix(dir.path().join("lbd.sock"));
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let said = hint(&target, &denied);
+        assert!(said.contains("usermod -aG"), "{said}");
+        assert_eq!(hint(&target, &io::ErrorKind::ConnectionRefused.into()), "");
+    }
 }

@@ -22,6 +22,8 @@ pub(crate) enum Failure {
     },
     /// Writing the output.
     Output(std::io::Error),
+    /// The change is done, and could not be told.
+    Unsaid(std::io::Error),
 }
 
 impl Failure {
@@ -31,9 +33,22 @@ impl Failure {
             Self::Usage(_) => ExitCode::from(2),
             Self::Unreachable(_) => ExitCode::from(3),
             Self::Undecided { .. } => ExitCode::from(4),
-            // Whoever read our output has read enough.
-            Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            _ if self.is_silent() => ExitCode::SUCCESS,
             Self::Output(_) => ExitCode::FAILURE,
+            Self::Unsaid(_) => ExitCode::from(5),
+        }
+    }
+
+    /// Whoever read our output has read enough: that is no failure.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self, Self::Output(error) | Self::Unsaid(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
+    /// Of the output of a change that is done.
+    pub(crate) fn after_change(self) -> Self {
+        match self {
+            Self::Output(error) => Self::Unsaid(error),
+            other => other,
         }
     }
 
@@ -60,6 +75,7 @@ impl std::fmt::Display for Failure {
                 write!(f, "{message}\nThe change may or may not have happened. To retry safely: --request-id {id}")
             }
             Self::Output(error) => write!(f, "writing the output: {error}"),
+            Self::Unsaid(error) => write!(f, "the change is done; only writing the output failed: {error}"),
         }
     }
 }
@@ -67,5 +83,33 @@ impl std::fmt::Display for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::Output(error)
+    }
+}
+
+/// Says something to a person. If nobody reads it, nothing can be done about it.
+pub(crate) fn complain(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn output_that_fails_after_a_change_is_told_apart_and_a_broken_pipe_is_silent() {
+        let full = || Failure::Output(Error::from_raw_os_error(28));
+        assert!(!full().is_silent() && full().exit_code() == ExitCode::FAILURE);
+        let unsaid = full().after_change();
+        assert_eq!(unsaid.exit_code(), ExitCode::from(5));
+        assert!(unsaid.to_string().starts_with("the change is done"), "{unsaid}");
+        let pipe = || Failure::Output(ErrorKind::BrokenPipe.into());
+        for silent in [pipe(), pipe().after_change()] {
+            assert!(silent.is_silent() && silent.exit_code() == ExitCode::SUCCESS);
+        }
+        let refused = Failure::Refused("no".into()).after_change();
+        assert_eq!(refused.exit_code(), ExitCode::from(1));
     }
 }

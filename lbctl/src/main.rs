@@ -19,14 +19,16 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("lbctl: starting: {error}");
+            exit::complain(&format!("lbctl: starting: {error}"));
             return ExitCode::FAILURE;
         }
     };
     match runtime.block_on(commands::run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("lbctl: {failure}");
+            if !failure.is_silent() {
+                exit::complain(&format!("lbctl: {failure}"));
+            }
             failure.exit_code()
         }
     }

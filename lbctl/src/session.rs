@@ -68,8 +68,8 @@ impl Session {
 
     /// Prints what a change of the table came to.
     pub(crate) fn changed(&self, what: String, response: v1::MutationResponse) -> Result<(), Failure> {
-        let v1::MutationResponse { revision, unchanged, request_id } = response;
-        output::change(self.format(), &Change { what, revision, unchanged, request_id })
+        let v1::MutationResponse { revision, unchanged, request_id, warnings } = response;
+        output::change(self.format(), &Change { what, revision, unchanged, request_id, warnings })
     }
 }
 

@@ -13,7 +13,7 @@ use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_route::{
         address::AddressAttribute,
-        link::{LinkAttribute, LinkFlags, LinkLayerType},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType},
     },
 };
 use tokio::{
@@ -42,6 +42,14 @@ pub(crate) enum LinkError {
     Down { name: String },
     #[error("cannot read the interfaces: {0}")]
     Netlink(String),
+}
+
+impl LinkError {
+    /// It is the machine that may change, not the configuration: an interface that comes up later, or a file that is checked
+    /// on another machine.
+    pub(crate) fn is_of_the_moment(&self) -> bool {
+        matches!(self, Self::Absent { .. } | Self::Down { .. } | Self::Netlink(_))
+    }
 }
 
 impl From<rtnetlink::Error> for LinkError {
@@ -101,6 +109,16 @@ impl Link {
 /// Reads the listed interfaces, in their order; each of them must be usable.
 pub(crate) async fn read(names: &[String]) -> Result<Vec<Link>, LinkError> {
     read_each(names).await?.into_iter().collect()
+}
+
+/// Why the listed interfaces cannot be used on this machine, as [`read`] would say; without a running runtime.
+pub(crate) fn problems(names: &[String]) -> Vec<LinkError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let read = runtime.map_err(|error| LinkError::Netlink(error.to_string()));
+    match read.and_then(|runtime| runtime.block_on(read_each(names))) {
+        Ok(links) => links.into_iter().filter_map(Result::err).collect(),
+        Err(error) => vec![error],
+    }
 }
 
 /// Keeps `links` as they are: at each change, and every second, so that a missed one heals. Runs until it is aborted.
@@ -196,6 +214,8 @@ async fn read_with(handle: &Handle, names: &[String]) -> Result<Vec<Result<Link,
                 LinkAttribute::IfName(name) => found.name = name,
                 LinkAttribute::Mtu(mtu) => found.mtu = mtu,
                 LinkAttribute::Controller(master) => found.master = Some(master),
+                // It takes only the routing of its members over (Documentation/networking/vrf.rst).
+                LinkAttribute::LinkInfo(info) => found.is_vrf = info.contains(&LinkInfo::Kind(InfoKind::Vrf)),
                 LinkAttribute::Address(mac) => found.mac = mac.try_into().ok().map(Mac),
                 _ => {}
             }
@@ -234,6 +254,7 @@ struct Found {
     mac: Option<Mac>,
     mtu: u32,
     master: Option<u32>,
+    is_vrf: bool,
     ethernet: bool,
     up: bool,
     carrier: bool,
@@ -245,8 +266,8 @@ fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)], segments:
         let present = all.iter().map(|link| link.name.clone()).collect();
         return Err(LinkError::Absent { name, present });
     };
-    if let Some(master) = found.master {
-        let master = all.iter().find(|link| link.index == master);
+    let master = found.master.map(|master| all.iter().find(|link| link.index == master));
+    if let Some(master) = master.filter(|master| !master.is_some_and(|master| master.is_vrf)) {
         return Err(LinkError::Enslaved { name, master: master.map_or_else(String::new, |m| m.name.clone()) });
     }
     let Some(mac) = found.mac.filter(|mac| found.ethernet && mac.is_host()) else {
@@ -262,4 +283,51 @@ fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)], segments:
     let mut addresses: Vec<(IpAddr, u8)> = ours.map(|(_, address, len)| (*address, *len)).collect();
     addresses.sort_unstable();
     Ok(Link { name, ifindex: found.index, mac, mtu: found.mtu, carrier: found.carrier, segments, addresses })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(index: u32, name: &str, master: Option<u32>) -> Found {
+        let mac = Some(Mac([2, 0, 0, 0, 0, index as u8]));
+        let (name, mtu) = (name.to_owned(), 1500);
+        Found { index, name, mac, mtu, master, is_vrf: false, ethernet: true, up: true, carrier: true }
+    }
+
+    fn outcome(all: &[Found], name: &str) -> String {
+        let addresses = [(3, IpAddr::from([192, 0, 2, 1]), 24)];
+        match resolve(name, all, &addresses, true) {
+            Ok(link) => format!("{} addresses", link.addresses.len()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_member_of_a_vrf_keeps_its_addresses_and_a_port_of_anything_else_does_not() {
+        let red = Found { is_vrf: true, ethernet: false, ..found(1, "red", None) };
+        let all = [
+            red,
+            found(2, "bond0", None),
+            found(3, "eth0", Some(1)),
+            found(4, "eth1", Some(2)),
+            found(5, "eth2", None),
+        ];
+        assert_eq!(outcome(&all, "eth0"), "1 addresses");
+        assert!(outcome(&all, "eth1").ends_with("eth1 is a port of bond0: list bond0 instead"));
+        assert_eq!(outcome(&all, "eth2"), "0 addresses");
+        assert!(outcome(&all, "red").ends_with("red is not an Ethernet interface"));
+        // A master that is gone, or in another network namespace.
+        assert!(outcome(&[found(4, "eth1", Some(9))], "eth1").contains("eth1 is a port of"));
+    }
+
+    #[test]
+    fn what_passes_and_what_does_not() {
+        let down = Found { up: false, ..found(1, "eth0", None) };
+        let problem = |all: &[Found], name| resolve(name, all, &[], true).err().map(|error| error.is_of_the_moment());
+        assert_eq!(problem(&[down], "eth0"), Some(true));
+        assert_eq!(problem(&[], "eth0"), Some(true));
+        assert_eq!(problem(&[found(4, "eth1", Some(9))], "eth1"), Some(false));
+        assert_eq!(problem(&[Found { ethernet: false, ..found(4, "tun0", None) }], "tun0"), Some(false));
+    }
 }

@@ -23,7 +23,7 @@ mod task;
 mod telemetry;
 mod terminal;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use clap::Parser as _;
 
@@ -50,9 +50,7 @@ fn main() -> ExitCode {
         }
     };
     if cli.check {
-        config.suspicions().iter().for_each(|suspicion| terminal::complain(&format!("warning: {suspicion}")));
-        terminal::say(&format!("{}: ok", cli.config.display()));
-        return ExitCode::SUCCESS;
+        return check(&cli.config, &config);
     }
     if let Some(command) = &cli.command {
         let done = match command {
@@ -83,4 +81,21 @@ fn main() -> ExitCode {
             failure.exit().into()
         }
     }
+}
+
+/// Says what a start would refuse, and what looks like a mistake.
+fn check(file: &Path, config: &config::Config) -> ExitCode {
+    config.suspicions().iter().for_each(|suspicion| terminal::complain(&format!("warning: {suspicion}")));
+    let interfaces = config.dataplane.as_ref().map(|dataplane| &*dataplane.interfaces).unwrap_or_default();
+    let (passing, lasting): (Vec<_>, Vec<_>) =
+        link::problems(interfaces).into_iter().partition(link::LinkError::is_of_the_moment);
+    for problem in passing {
+        terminal::complain(&format!("warning: on this machine, at this moment: {problem}"));
+    }
+    if lasting.is_empty() {
+        terminal::say(&format!("{}: ok", file.display()));
+        return ExitCode::SUCCESS;
+    }
+    lasting.iter().for_each(|problem| terminal::complain(&format!("lbd: {problem}")));
+    Exit::Unavailable.into()
 }

@@ -1,14 +1,12 @@
 //! The command line.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+mod values;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use lb_proto::v1;
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
+
+pub(crate) use values::{Destination, Endpoint, Port};
 
 use crate::connect::Target;
 
@@ -17,7 +15,7 @@ use crate::connect::Target;
 /// Any node takes any command. Data goes to standard output, everything else to standard error. Exit
 /// codes: 0 done, also when it was already so; 1 refused by the server; 2 usage; 3 no endpoint can be
 /// reached; 4 no quorum or timed out: the change may or may not have happened, and a retry with the
-/// printed request id applies it once.
+/// printed request id applies it once; 5 done, but what was to be printed could not be.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, propagate_version = true)]
 pub(crate) struct Cli {
@@ -46,7 +44,7 @@ pub(crate) struct Global {
     pub(crate) output: Format,
 
     /// How long to wait for an answer, such as 500ms or 10s.
-    #[arg(long, global = true, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, default_value = "10s", value_parser = values::timeout)]
     pub(crate) timeout: Duration,
 
     /// Makes a retry safe: the same id twice applies once. Chosen and printed where it matters, if not
@@ -118,32 +116,13 @@ pub(crate) enum Command {
 pub(crate) struct Explain {
     /// The client, such as 192.0.2.9:40000 or `[2001:db8::9]:40000`.
     #[arg(value_name = "SRC:PORT", required_unless_present = "pcap", requires = "destination")]
-    pub(crate) source: Option<SocketAddr>,
+    pub(crate) source: Option<Endpoint>,
     /// The service, such as 192.0.2.1:80/tcp or `[2001:db8::1]:53/udp`.
     #[arg(value_name = "DST:PORT/PROTO")]
     pub(crate) destination: Option<Destination>,
-    /// The frames of a capture (pcap, of Ethernet): the node judges them, nothing is sent.
+    /// The frames of a capture (pcap or pcapng, of Ethernet): the node judges them, nothing is sent.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "destination"])]
     pub(crate) pcap: Option<PathBuf>,
-}
-
-/// `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Destination(pub(crate) SocketAddr, pub(crate) v1::Protocol);
-
-impl FromStr for Destination {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not like 192.0.2.1:80/tcp or [2001:db8::1]:53/udp");
-        let (address, protocol) = text.rsplit_once('/').ok_or_else(wrong)?;
-        let protocol = match protocol {
-            "tcp" => v1::Protocol::Tcp,
-            "udp" => v1::Protocol::Udp,
-            _ => return Err(wrong()),
-        };
-        Ok(Self(address.parse().map_err(|_| wrong())?, protocol))
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -335,7 +314,7 @@ pub(crate) enum ServiceCommand {
         affinity: Option<Affinity>,
         /// Entries of its Maglev table: 4093, 16381, 65537 or 655373. About a hundred times the number
         /// of backends; fixed for good.
-        #[arg(long, value_name = "SIZE")]
+        #[arg(long, value_name = "SIZE", value_parser = value_parser!(u32).range(1..))]
         table_size: Option<u32>,
         /// The health check; only "none" so far.
         #[arg(long, value_name = "CHECK", default_value = "none")]
@@ -378,8 +357,8 @@ pub(crate) enum State {
 /// What can be said of a backend.
 #[derive(Debug, Args)]
 pub(crate) struct BackendOptions {
-    /// Its share of new flows, 1 to 1000.
-    #[arg(long)]
+    /// Its share of new flows, 0 to 1000; with 0 it takes none and keeps those it has. 1 unless said.
+    #[arg(long, value_parser = value_parser!(u32).range(0..=1000))]
     pub(crate) weight: Option<u32>,
     /// Its MAC address, where it shall not be resolved by ARP or neighbour discovery; "none" to resolve it.
     #[arg(long)]
@@ -432,34 +411,6 @@ pub(crate) struct BackendName {
     pub(crate) ip: IpAddr,
 }
 
-/// `80/tcp`, `5000-5999/udp`, `any/tcp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Port(pub(crate) v1::PortRange);
-
-impl FromStr for Port {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not like 80/tcp, 5000-5999/udp or any/tcp");
-        let (ports, protocol) = text.split_once('/').ok_or_else(wrong)?;
-        let protocol = match protocol {
-            "tcp" => v1::Protocol::Tcp,
-            "udp" => v1::Protocol::Udp,
-            _ => return Err(wrong()),
-        };
-        let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong);
-        let (first, last) = match (ports, ports.split_once('-')) {
-            ("any", _) => (0, 0),
-            (_, Some((first, last))) => (number(first)?, number(last)?),
-            (single, None) => (number(single)?, number(single)?),
-        };
-        if first > last {
-            return Err(wrong());
-        }
-        Ok(Self(v1::PortRange { protocol: protocol.into(), first: first.into(), last: last.into() }))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -472,24 +423,19 @@ mod tests {
     }
 
     #[test]
-    fn destinations_are_read() {
-        let parsed = |text: &str| text.parse::<Destination>();
-        let tcp = Destination("192.0.2.1:80".parse().unwrap(), v1::Protocol::Tcp);
-        assert_eq!(parsed("192.0.2.1:80/tcp"), Ok(tcp));
-        assert_eq!(parsed("[2001:db8::1]:53/udp").map(|to| to.1), Ok(v1::Protocol::Udp));
-        for text in ["192.0.2.1:80", "192.0.2.1/tcp", "2001:db8::1:53/udp", "192.0.2.1:80/sctp"] {
-            assert!(parsed(text).is_err(), "{text}");
+    fn numbers_have_their_ends() {
+        let parses = |arguments: &str| Cli::try_parse_from(arguments.split_whitespace()).is_ok();
+        for (weight, sound) in
+            [("0", true), ("1", true), ("1000", true), ("1001", false), ("-1", false), ("1.5", false)]
+        {
+            for command in ["add", "set"] {
+                let arguments = format!("lbctl backend {command} web 192.0.2.1 --weight={weight}");
+                assert_eq!(parses(&arguments), sound, "{arguments}");
+            }
         }
-    }
-
-    #[test]
-    fn ports_are_read() {
-        let range = |text: &str| text.parse::<Port>().map(|Port(range)| (range.first, range.last));
-        assert_eq!(range("80/tcp"), Ok((80, 80)));
-        assert_eq!(range("5000-5999/udp"), Ok((5000, 5999)));
-        assert_eq!(range("any/tcp"), Ok((0, 0)));
-        for text in ["80", "0/tcp", "80/sctp", "9-8/tcp", "65536/tcp", "/tcp", "1-/udp"] {
-            assert!(range(text).is_err(), "{text}");
+        for (size, sound) in [("0", false), ("4093", true), ("655373", true), ("4294967296", false)] {
+            let arguments = format!("lbctl service add web --vip 192.0.2.1 --port 80/tcp --table-size={size}");
+            assert_eq!(parses(&arguments), sound, "{arguments}");
         }
     }
 }

@@ -18,7 +18,7 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
             let backend = v1::Backend {
                 service,
                 address: ip.to_string(),
-                weight: options.weight.unwrap_or(1),
+                weight: options.weight,
                 mac: none_is_empty(options.mac).unwrap_or_default(),
                 state: options.state.map_or(0, number),
                 ..v1::Backend::default()

@@ -33,7 +33,10 @@ pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()
             let request = v1::UpdateSettingsRequest { request_id: request_id.clone(), expected_revision, settings };
             let set = session.write(request, |request| async move { client.update_settings(request).await }).await?;
             let (revision, unchanged) = (set.revision, set.unchanged);
-            output::change(session.format(), &Change { what: what.join(" "), revision, unchanged, request_id })
+            output::change(
+                session.format(),
+                &Change { what: what.join(" "), revision, unchanged, request_id, ..Change::default() },
+            )
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One file a noun.
 
 mod backend;
+mod capture;
 mod cluster;
 mod explain;
 mod node;

@@ -6,7 +6,7 @@ use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
 use crate::{
     cli::{NodeCommand, Role},
-    exit::Failure,
+    exit::{Failure, complain},
     output::{self, Change},
     session::{MAX_ANSWER_LEN, Session},
 };
@@ -14,7 +14,7 @@ use crate::{
 pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), Failure> {
     let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let change = |what: String, revision, unchanged| {
-        output::change(session.format(), &Change { what, revision, unchanged, request_id: String::new() })
+        output::change(session.format(), &Change { what, revision, unchanged, ..Change::default() })
     };
     match command {
         NodeCommand::Add { name, address, role } => {
@@ -22,7 +22,7 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
                 Role::Lb => v1::Role::Lb,
                 Role::Witness => v1::Role::Witness,
             };
-            eprintln!("asking {address}...");
+            complain(&format!("asking {address}..."));
             let what = format!("node {name} added, it votes");
             let request_id = session.request_id.clone();
             let progress = progress(session, name.clone());
@@ -71,7 +71,7 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             let request = v1::GetStatusRequest { local: false };
             let status = session.read(request, |request| async move { client.get_status(request).await }).await?;
             if status.stale {
-                eprintln!("lbctl: warning: no majority confirmed this; it is what {} knew last", status.node);
+                complain(&format!("lbctl: warning: no majority confirmed this; it is what {} knew last", status.node));
             }
             output::list(session.format(), "nodes", &status.nodes)
         }
@@ -95,7 +95,7 @@ async fn progress(session: &Session, name: String) -> Infallible {
             Some(_) => "it votes and may own VIPs",
         };
         if stage != told {
-            eprintln!("{stage}...");
+            complain(&format!("{stage}..."));
             told = stage;
         }
     }

@@ -14,7 +14,7 @@ use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
 use crate::{
     cli::SnapshotCommand,
-    exit::Failure,
+    exit::{Failure, complain},
     output::{self, Change},
     session::Session,
 };
@@ -46,7 +46,7 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
                 Written::File => output::print(&told),
                 // It may be this program's own output, in which a further line would be damage.
                 Written::Through => {
-                    eprint!("{told}");
+                    complain(told.trim_end());
                     Ok(())
                 }
             }
@@ -61,7 +61,8 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
             let stream = futures::stream::iter(parts);
             let done = session.write(stream, |request| async move { client.restore_snapshot(request).await }).await?;
             let what = format!("table restored from {}", file.display());
-            let change = Change { what, revision: done.revision, unchanged: done.unchanged, request_id };
+            let change =
+                Change { what, revision: done.revision, unchanged: done.unchanged, request_id, ..Change::default() };
             output::change(session.format(), &change)
         }
     }

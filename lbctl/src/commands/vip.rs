@@ -48,8 +48,7 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
             let what = format!("vip {ip} moved to {node}");
             let request = v1::MoveVipRequest { request_id, address: ip.to_string(), node, expected_revision: 0 };
             let moved = session.write(request, |request| async move { client.move_vip(request).await }).await?;
-            let change =
-                Change { what, revision: moved.revision, unchanged: moved.unchanged, request_id: String::new() };
+            let change = Change { what, revision: moved.revision, unchanged: moved.unchanged, ..Change::default() };
             output::change(session.format(), &change)
         }
         VipCommand::Rebalance => {
@@ -57,7 +56,8 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
             let request = v1::RebalanceRequest { request_id: request_id.clone(), expected_revision: 0 };
             let done = session.write(request, |request| async move { client.rebalance(request).await }).await?;
             let what = "vips rebalanced".to_owned();
-            let change = Change { what, revision: done.revision, unchanged: done.unchanged, request_id };
+            let change =
+                Change { what, revision: done.revision, unchanged: done.unchanged, request_id, ..Change::default() };
             output::change(session.format(), &change)
         }
         VipCommand::List => {

@@ -8,7 +8,10 @@ use std::io::{self, Write as _};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::{cli::Format, exit::Failure};
+use crate::{
+    cli::Format,
+    exit::{Failure, complain},
+};
 
 /// Something with a row in a table.
 pub(crate) trait Row: Serialize {
@@ -51,7 +54,7 @@ pub(crate) fn object(format: Format, value: &impl Serialize) -> Result<(), Failu
 }
 
 /// What a change came to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Change {
     #[serde(skip)]
     pub(crate) what: String,
@@ -59,15 +62,20 @@ pub(crate) struct Change {
     pub(crate) unchanged: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) request_id: String,
+    /// What it does not do that its caller may expect.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Prints what a change came to.
 pub(crate) fn change(format: Format, change: &Change) -> Result<(), Failure> {
-    match format {
+    change.warnings.iter().for_each(|warning| complain(&format!("lbctl: warning: {warning}")));
+    let printed = match format {
         Format::Table if change.unchanged => print(&format!("{}: unchanged\n", change.what)),
         Format::Table => print(&format!("{} (revision {})\n", change.what, change.revision)),
         format => object(format, change),
-    }
+    };
+    printed.map_err(Failure::after_change)
 }
 
 pub(crate) fn print(text: &str) -> Result<(), Failure> {

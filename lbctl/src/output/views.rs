@@ -89,7 +89,7 @@ impl Row for v1::Backend {
     fn cells(&self) -> Vec<String> {
         let mac = if self.mac.is_empty() { "by ARP".to_owned() } else { self.mac.clone() };
         let state = label::<v1::AdminState>(self.state);
-        vec![self.service.clone(), self.address.clone(), self.weight.to_string(), mac, state.to_owned()]
+        vec![self.service.clone(), self.address.clone(), self.weight().to_string(), mac, state.to_owned()]
     }
 }
 
@@ -205,6 +205,17 @@ impl Summary for v1::ExplainResponse {
                 line("vip", format!("{vip}, owned by {owner}{here}"));
             }
         }
+        let note = match self.verdict.as_str() {
+            "balanced_twice" => {
+                "a load balancer's own frames are not balanced: as a client of a VIP it is served by no other node (docs/operations.md)"
+            }
+            "bad_source" => {
+                "no host may send from this address here: it is a group's, a broadcast, loopback, a VIP, or this node's own. A \
+                 load balancer is no client of its VIPs (docs/operations.md)"
+            }
+            _ => "",
+        };
+        line("note", note.to_owned());
         line("service", self.service.clone());
         line("backend", self.backend.clone());
         match self.chosen_by.as_str() {

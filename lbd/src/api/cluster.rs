@@ -161,6 +161,14 @@ impl Cluster {
                     .push(format!("{} hears no other node on {interface}: its segment is cut off there", node.name));
             }
         }
+        for node in table.nodes().filter(|node| Some(node.id) != status.node) {
+            for attachment in node.attachments.iter().filter(|attachment| table.vip(attachment.address).is_some()) {
+                warnings.push(format!(
+                    "VIP {} is configured on {}'s interface {}: its kernel answers beside the owner when lbd stops there",
+                    attachment.address, node.name, attachment.interface
+                ));
+            }
+        }
         let unowned: Vec<String> =
             table.vips().filter(|vip| vip.owner.is_none()).map(|vip| vip.settings.address.to_string()).collect();
         if !unowned.is_empty() {

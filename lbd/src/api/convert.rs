@@ -89,10 +89,7 @@ pub(super) fn role(value: i32) -> Result<Role, Status> {
 }
 
 fn weight(value: u32) -> Result<Weight, Status> {
-    match value {
-        0 => Ok(Weight::DEFAULT),
-        weight => Weight::try_from(weight).map_err(|error| invalid("weight", error)),
-    }
+    Weight::try_from(value).map_err(|error| invalid("weight", error))
 }
 
 fn ports(ranges: &[v1::PortRange]) -> Result<Vec<PortRange>, Status> {
@@ -171,7 +168,7 @@ pub(super) fn create_backend(backend: Option<&v1::Backend>) -> Result<Mutation, 
     Ok(Mutation::CreateBackend(BackendSettings {
         service: parsed("service", &backend.service)?,
         address: address("address", &backend.address)?,
-        weight: weight(backend.weight)?,
+        weight: backend.weight.map_or(Ok(Weight::DEFAULT), weight)?,
         mac: optional::<MacAddr>("mac", &backend.mac)?,
         state: state(backend.state)?,
     }))
@@ -262,7 +259,7 @@ pub(super) fn backend(backend: &Backend) -> v1::Backend {
     v1::Backend {
         service: settings.service.to_string(),
         address: settings.address.to_string(),
-        weight: settings.weight.get().into(),
+        weight: Some(settings.weight.get().into()),
         mac: settings.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         state: match settings.state {
             AdminState::Active => v1::AdminState::Active,

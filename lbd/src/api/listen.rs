@@ -3,10 +3,14 @@
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
-    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::UnixListener,
+    },
     path::Path,
 };
 
+use futures::TryStreamExt as _;
 use lb_proto::{
     DESCRIPTORS, MAX_MESSAGE_LEN,
     v1::{
@@ -22,7 +26,7 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use super::{Context, cluster::Cluster, node::Node, table::Table};
+use super::{Context, authority::ByPath, cluster::Cluster, node::Node, table::Table};
 use crate::{config::ApiListener, exit::Failure, raft::RaftServer};
 
 /// The API's sockets, bound and not served yet.
@@ -65,6 +69,7 @@ impl Listeners {
         for listener in self.unix {
             listener.set_nonblocking(true)?;
             let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
+            let incoming = incoming.map_ok(ByPath::new);
             let serve = Server::builder()
                 .add_routes(routes.clone())
                 .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
@@ -76,14 +81,18 @@ impl Listeners {
 
 fn routes(context: &Context) -> Result<Routes, tonic_reflection::server::Error> {
     let (_, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // Many clients ask for the version before the first only.
+    let (reflection, reflection_alpha) = (described().build_v1()?, described().build_v1alpha()?);
     let table = TableServiceServer::new(Table(context.clone())).max_decoding_message_size(MAX_MESSAGE_LEN);
     let cluster = ClusterServiceServer::new(Cluster(context.clone())).max_decoding_message_size(MAX_MESSAGE_LEN);
     let node = NodeServiceServer::new(Node(context.clone())).max_decoding_message_size(MAX_MESSAGE_LEN);
-    Ok(Routes::new(table).add_service(cluster).add_service(node).add_service(health).add_service(reflection))
+    let all = Routes::new(table).add_service(cluster).add_service(node).add_service(health);
+    Ok(all.add_service(reflection).add_service(reflection_alpha))
 }
 
 /// Serves the other nodes on the cluster's listener.
@@ -130,7 +139,11 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    if path.exists() {
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            let problem = "there is something that is no socket: name another path, or move it away";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
+        }
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another lbd serves it"));
         }

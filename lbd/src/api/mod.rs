@@ -1,6 +1,7 @@
 //! A command's way in: [`table`], [`cluster`] and [`node`] are the gRPC services, [`convert`] turns their
 //! messages into the domain's values, [`status`] is the one place where errors become status codes.
 
+mod authority;
 mod cluster;
 mod context;
 mod convert;

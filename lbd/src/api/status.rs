@@ -77,8 +77,18 @@ pub(super) fn not_found(message: &str) -> Status {
     with_info(Code::NotFound, "NOT_FOUND", message, &[])
 }
 
+/// A status goes into headers, which have little room: a message that quotes all of a long text would not arrive at all.
+const LONGEST_MESSAGE: usize = 1500;
+const LONGEST_DETAIL: usize = 200;
+
 fn with_info(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
     let metadata: HashMap<String, String> =
-        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), cut(value, LONGEST_DETAIL))).collect();
+    let message = cut(message, LONGEST_MESSAGE);
     Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata))
+}
+
+fn cut(text: &str, longest: usize) -> String {
+    let end = text.floor_char_boundary(longest);
+    if end == text.len() { text.to_owned() } else { format!("{}... (cut: {} bytes)", &text[..end], text.len()) }
 }

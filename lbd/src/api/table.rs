@@ -4,7 +4,7 @@ use std::{net::IpAddr, pin::Pin, time::Duration};
 
 use futures::Stream;
 use lb_proto::v1::{self, table_service_server::TableService};
-use lb_raft_store::table::{Mutation, Name};
+use lb_raft_store::table::{Attachment, Mutation, Name, Table as TableOfAll, Vip};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
@@ -33,6 +33,16 @@ impl Table {
         Ok(answer(&changed))
     }
 
+    /// Says what a VIP that was changed does not do by itself.
+    fn with_warnings(&self, answer: Response<v1::MutationResponse>, vip: &str) -> Response<v1::MutationResponse> {
+        let view = self.0.consensus.view();
+        let vip = vip.parse().ok().and_then(|address: IpAddr| view.table.vip(address.to_canonical()));
+        answer.map(|answer| v1::MutationResponse {
+            warnings: vip.map(|vip| warnings(vip, &view.table)).unwrap_or_default(),
+            ..answer
+        })
+    }
+
     /// A removed VIP is gone when its owner has let go of it; most callers want to hear that.
     async fn wait_until_gone(&self, vip: IpAddr, revision: u64, call: &Call) {
         let mut watcher = self.0.consensus.watch();
@@ -49,7 +59,29 @@ fn answer(changed: &Changed) -> Response<v1::MutationResponse> {
         revision: changed.revision,
         unchanged: changed.unchanged(),
         request_id: changed.request.as_str().to_owned(),
+        warnings: Vec::new(),
     })
+}
+
+/// What a VIP does not do by itself.
+fn warnings(vip: &Vip, table: &TableOfAll) -> Vec<String> {
+    let address = vip.settings.address;
+    if table.is_routed(vip) {
+        return vec![format!(
+            "{address} is on no segment of the nodes, so it is routed: nobody asks for it by ARP or neighbour discovery. The \
+             routers need a route for it to an address of the node that owns it ('lbctl vip list'), or a routing protocol \
+             there that announces it"
+        )];
+    }
+    let Some(segment) = vip.settings.segment else { return Vec::new() };
+    let is_there = |attachment: &Attachment| attachment.segment() == Some(segment);
+    let nowhere = !table.nodes().any(|node| node.attachments.iter().any(is_there));
+    let warning = || {
+        format!(
+            "no node has an address in {segment}, so nobody can own {address}: 'lbctl node list' shows their segments"
+        )
+    };
+    nowhere.then(warning).into_iter().collect()
 }
 
 #[tonic::async_trait]
@@ -72,14 +104,16 @@ impl TableService for Table {
         let call = Call::new("CreateVip", &request);
         let request = request.get_ref();
         let mutation = convert::create_vip(request.vip.as_ref(), &self.0.read(&call).await?.table);
-        self.change(&call, &request.request_id, request.expected_revision, mutation).await
+        let answer = self.change(&call, &request.request_id, request.expected_revision, mutation).await?;
+        Ok(self.with_warnings(answer, request.vip.as_ref().map_or("", |vip| &vip.address)))
     }
 
     async fn update_vip(&self, request: Request<v1::UpdateVipRequest>) -> Answer<v1::MutationResponse> {
         let call = Call::new("UpdateVip", &request);
         let request = request.get_ref();
         let mutation = convert::update_vip(request, &self.0.read(&call).await?.table);
-        self.change(&call, &request.request_id, request.expected_revision, mutation).await
+        let answer = self.change(&call, &request.request_id, request.expected_revision, mutation).await?;
+        Ok(self.with_warnings(answer, &request.address))
     }
 
     async fn delete_vip(&self, request: Request<v1::DeleteVipRequest>) -> Answer<v1::MutationResponse> {

@@ -114,6 +114,8 @@ fn compile_backend(backend: &Backend) -> BackendSpec {
         mac: settings.mac.map(|mac| Mac(mac.octets())),
         weight: settings.weight.get(),
         state: match settings.state {
+            // As in IPVS: no new flows, and those that it has stay.
+            AdminState::Active if settings.weight.get() == 0 => BackendState::Draining,
             AdminState::Active => BackendState::Active,
             AdminState::Drain => BackendState::Draining,
             AdminState::Down => BackendState::Down,

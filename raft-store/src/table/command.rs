@@ -12,7 +12,7 @@ use super::{
     requests::RequestId,
     service::{ServicePatch, ServiceSettings},
     settings::{ClusterSettings, SettingsPatch},
-    types::{Epoch, LeaseId, Name, NodeId, Revision},
+    types::{Epoch, LeaseId, Name, NodeId, Revision, Weight},
     vip::{VipPatch, VipSettings},
 };
 use crate::codec::{
@@ -201,7 +201,7 @@ impl Command {
             Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
             Body::PublishNode { starts: 1.., .. } => 4,
             Body::PublishNode { unfit, .. } if !unfit.is_empty() => 3,
-            Body::Mutate(mutations) if mutations.iter().any(|m| matches!(m, Mutation::PatchSettings(_))) => 3,
+            Body::Mutate(mutations) => mutations.iter().map(Mutation::needs_level).max().unwrap_or(1),
             _ => 1,
         };
         of_envelope.max(of_body)
@@ -224,6 +224,19 @@ impl Command {
     /// Whether a table of that level takes it. The raise itself is decided by what the nodes know.
     pub fn is_allowed_at(&self, level: u32) -> bool {
         matches!(self.body, Body::RaiseFeatureLevel { .. }) || self.needs_level() <= level
+    }
+}
+
+impl Mutation {
+    /// The feature level that a table must have for it.
+    fn needs_level(&self) -> u32 {
+        let weighs_nothing = |weight: Weight| weight.get() == 0;
+        match self {
+            Self::CreateBackend(backend) if weighs_nothing(backend.weight) => 5,
+            Self::UpdateBackend(patch) if patch.weight.is_some_and(weighs_nothing) => 5,
+            Self::PatchSettings(_) => 3,
+            _ => 1,
+        }
     }
 }
 

@@ -79,6 +79,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether that is its cluster address, where it is no name.
+    pub fn is_reached_at(&self, address: IpAddr) -> bool {
+        let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
+        host.trim_matches(['[', ']']).parse() == Ok(address)
+    }
+
     /// Whether the node is on the segment that `address` is in.
     pub fn is_attached_to(&self, address: IpAddr) -> bool {
         self.attachments.iter().filter_map(Attachment::segment).any(|s| s.contains(address))

@@ -18,6 +18,8 @@ pub struct Rules {
     pub requests: usize,
     /// The address of a VIP that is being removed may be a backend's: what changes places does so in one entry.
     pub leaving_vip_may_be_backend: bool,
+    /// What no host of a segment may have is no VIP and no backend, and a node's cluster address no VIP.
+    pub reserved_addresses_are_refused: bool,
 }
 
 /// Of the first level, and of all since that change nothing.
@@ -29,7 +31,11 @@ pub(super) const FIRST: Rules = Rules {
     nodes: 9,
     requests: 16_384,
     leaving_vip_may_be_backend: false,
+    reserved_addresses_are_refused: false,
 };
 
 /// Of feature level 3.
 pub(super) const THIRD: Rules = Rules { leaving_vip_may_be_backend: true, ..FIRST };
+
+/// Of feature level 5.
+pub(super) const FIFTH: Rules = Rules { reserved_addresses_are_refused: true, ..THIRD };

@@ -42,19 +42,23 @@ impl Default for ClusterSettings {
 pub struct FlowTimeouts {
     /// An open TCP connection.
     pub tcp_s: u32,
-    /// A TCP connection of which a FIN or RST was seen.
+    /// A TCP connection of which a FIN was seen.
     pub fin_s: u32,
     /// A flow of UDP.
     pub udp_s: u32,
 }
 
 impl Default for FlowTimeouts {
+    /// Of a table that is new: [`Self::FIN_S`] comes with feature level 5, which a new cluster reaches at once.
     fn default() -> Self {
         Self { tcp_s: 7200, fin_s: 10, udp_s: 30 }
     }
 }
 
 impl FlowTimeouts {
+    /// How long a connection is remembered of which a FIN was seen (as IPVS does in FIN_WAIT): the other side may send for
+    /// as long as it likes.
+    pub const FIN_S: u32 = 120;
     /// A week; a flow that is silent for longer is not one.
     pub const MAX_S: u32 = 7 * 86_400;
 

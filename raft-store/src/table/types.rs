@@ -28,9 +28,9 @@ pub struct Epoch(pub u64);
 
 /// Why a text is not the value it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} is not {expected}")]
+#[error("{value} is not {expected}")]
 pub struct ParseError {
-    /// The text as it came.
+    /// The text as it came, in quotation marks; of a long one the beginning.
     pub value: String,
     /// What it should have been, with an example.
     pub expected: &'static str,
@@ -38,7 +38,16 @@ pub struct ParseError {
 
 impl ParseError {
     fn new(value: &str, expected: &'static str) -> Self {
-        Self { value: value.to_owned(), expected }
+        Self { value: quoted(value), expected }
+    }
+}
+
+/// What a message quotes of a text that came from outside: all of it in quotation marks, unless it is long.
+pub(super) fn quoted(text: &str) -> String {
+    const SHOWN: usize = 64;
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{:?}... ({} bytes)", &text[..at], text.len()),
+        None => format!("{text:?}"),
     }
 }
 
@@ -118,6 +127,26 @@ impl Cidr {
         Some(Self { network, prefix_len })
     }
 
+    /// Whether no host may have `address` there: the network's own address (RFC 1122 3.2.1.3; in IPv6 that of any of its
+    /// routers, RFC 4291 2.6.1), or in IPv4 its broadcast address (RFC 919 7). A link between two has neither (RFC 3021, RFC
+    /// 6164). What it is called.
+    pub fn reserves(&self, address: IpAddr) -> Option<&'static str> {
+        let last = match self.network {
+            IpAddr::V4(network) if self.prefix_len <= 30 => {
+                Some(IpAddr::from((u32::from(network) | u32::MAX >> self.prefix_len).to_be_bytes()))
+            }
+            _ => None,
+        };
+        let is_link = self.prefix_len >= if self.network.is_ipv4() { 31 } else { 127 };
+        match address {
+            _ if is_link => None,
+            address if address == self.network && address.is_ipv4() => Some("network address"),
+            address if address == self.network => Some("subnet-router anycast address"),
+            address if Some(address) == last => Some("broadcast address"),
+            _ => None,
+        }
+    }
+
     /// Whether `address` is in this network.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.network.is_ipv4() == address.is_ipv4() && Self::containing(address, self.prefix_len) == Some(*self)
@@ -154,7 +183,10 @@ impl Weight {
     /// The weight of a backend that names none.
     pub const DEFAULT: Self = Self(1);
 
-    /// As a number from 1 to 1000.
+    /// The largest.
+    pub const MAX: u16 = 1000;
+
+    /// As a number from 0, for a backend that takes no new flows and keeps those it has, to [`Self::MAX`].
     pub fn get(self) -> u16 {
         self.0
     }
@@ -165,10 +197,10 @@ impl TryFrom<u32> for Weight {
 
     fn try_from(weight: u32) -> Result<Self, ParseError> {
         match u16::try_from(weight) {
-            Ok(weight @ 1..=1000) => Ok(Self(weight)),
+            Ok(weight @ 0..=Self::MAX) => Ok(Self(weight)),
             _ => Err(ParseError::new(
                 &weight.to_string(),
-                "a weight from 1 to 1000 (a backend that takes no new flows is drained or disabled)",
+                "a weight from 0 to 1000 (with 0 the backend takes no new flows and keeps those it has)",
             )),
         }
     }
@@ -313,16 +345,16 @@ pub fn is_host_address(address: IpAddr) -> bool {
 pub fn check_cluster_address(text: &str) -> Result<(), String> {
     let form = "HOST:PORT, such as 10.77.1.1:7401, [2001:db8::1]:7401 or lb1.example:7401";
     if let Some((scheme, _)) = text.split_once("://") {
-        return Err(format!("{text:?} is a URL: leave {scheme}:// out; the form is {form}"));
+        return Err(format!("{} is a URL: leave {scheme}:// out; the form is {form}", quoted(text)));
     }
     if text.parse::<Ipv6Addr>().is_ok() {
         return Err(format!("{text:?} is an IPv6 address without brackets or without a port; the form is {form}"));
     }
     let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
-        return Err(format!("{text:?} has no port; the form is {form}"));
+        return Err(format!("{} has no port; the form is {form}", quoted(text)));
     };
     if !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().map_or(true, |port| port == 0) {
-        return Err(format!("{port:?} is no port from 1 to 65535; the form is {form}"));
+        return Err(format!("{} is no port from 1 to 65535; the form is {form}", quoted(port)));
     }
     if let Some(rest) = host.strip_prefix('[') {
         let address = rest.strip_suffix(']').ok_or_else(|| format!("{host:?} lacks its closing bracket"))?;

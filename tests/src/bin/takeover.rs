@@ -263,7 +263,7 @@ impl Services {
             let backend = v1::Backend {
                 service: Self::name(number),
                 address: self.backend.clone(),
-                weight: 1,
+                weight: Some(1),
                 ..v1::Backend::default()
             };
             let service = v1::CreateServiceRequest { service: Some(service), ..v1::CreateServiceRequest::default() };

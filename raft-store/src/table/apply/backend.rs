@@ -34,6 +34,7 @@ impl Table {
         if !is_host_address(address) {
             return Err(Rejection::invalid("address", format!("{address} is no address that a host can have")));
         }
+        self.check_not_reserved(address)?;
         if settings.mac.is_none() && !self.nodes().any(|node| node.is_attached_to(address)) {
             return Err(Rejection::precondition(
                 "address",

@@ -3,7 +3,7 @@
 use super::super::{
     Table,
     rejection::Rejection,
-    rules::{FIRST, Rules, THIRD},
+    rules::{FIFTH, FIRST, Rules, THIRD},
 };
 
 impl Table {
@@ -12,7 +12,8 @@ impl Table {
         // A new rule comes with a new level, and with an arm of its own.
         match self.feature_level() {
             ..3 => &FIRST,
-            3.. => &THIRD,
+            3..5 => &THIRD,
+            5.. => &FIFTH,
         }
     }
 

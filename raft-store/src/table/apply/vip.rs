@@ -7,7 +7,7 @@ use super::{
         Table,
         node::{Attachment, Node},
         rejection::{Rejection, has_dependants},
-        types::{Name, NodeId, is_host_address},
+        types::{Cidr, Name, NodeId, is_host_address},
         vip::{Vip, VipPatch, VipSettings},
     },
     node::no_node,
@@ -30,6 +30,15 @@ impl Table {
             return Err(Rejection::invalid("address", format!("{address} is no address that a host can have")));
         }
         self.check_prefer(settings.prefer)?;
+        self.check_not_reserved(address)?;
+        if self.rules().reserved_addresses_are_refused
+            && let Some(node) = self.nodes().find(|node| node.is_reached_at(address))
+        {
+            return Err(Rejection::precondition(
+                "address",
+                format!("{address} is {}'s cluster address: the nodes would lose it with the VIP", node.name),
+            ));
+        }
         if let Some((node, attachment)) = self.node_with(address) {
             return Err(Rejection::precondition(
                 "address",
@@ -121,6 +130,21 @@ impl Table {
             )),
             Some(vip) if vip.deleting => Err(still_deleting(address)),
             Some(vip) => Ok(vip),
+        }
+    }
+
+    /// What no host of a segment may have is no VIP and no backend.
+    pub(in crate::table) fn check_not_reserved(&self, address: IpAddr) -> Result<(), Rejection> {
+        if !self.rules().reserved_addresses_are_refused {
+            return Ok(());
+        }
+        let segments = self.nodes().flat_map(|node| &node.attachments).filter_map(Attachment::segment);
+        let narrowest = segments.filter(|segment| segment.contains(address)).max_by_key(Cidr::prefix_len);
+        match narrowest.and_then(|segment| Some((segment, segment.reserves(address)?))) {
+            Some((segment, what)) => {
+                Err(Rejection::invalid("address", format!("{address} is the {what} of {segment}: no host can have it")))
+            }
+            None => Ok(()),
         }
     }
 

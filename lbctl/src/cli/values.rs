@@ -1,0 +1,194 @@
+//! The values on the command line that have a form of their own. What is wrong with one is said, and how it is written.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
+
+use lb_proto::v1;
+
+/// `192.0.2.9:40000`, `[2001:db8::9]:40000`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Endpoint(pub(crate) SocketAddr);
+
+/// `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Destination(pub(crate) SocketAddr, pub(crate) v1::Protocol);
+
+/// `80/tcp`, `5000-5999/udp`, `any/tcp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Port(pub(crate) v1::PortRange);
+
+/// What is quoted of an argument: all of it, unless it is long.
+fn quoted(text: &str) -> String {
+    const SHOWN: usize = 64;
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{:?}... ({} bytes)", &text[..at], text.len()),
+        None => format!("{text:?}"),
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        socket_address(text, "192.0.2.9:40000 or [2001:db8::9]:40000").map(Self)
+    }
+}
+
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const LIKE: &str = "192.0.2.1:80/tcp or [2001:db8::1]:53/udp";
+        let Some((address, protocol)) = text.rsplit_once('/') else {
+            return Err(format!("{} has no protocol: write {LIKE}", quoted(text)));
+        };
+        let protocol = self::protocol(protocol)?;
+        Ok(Self(socket_address(address, LIKE)?, protocol))
+    }
+}
+
+impl FromStr for Port {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const LIKE: &str = "80/tcp, 5000-5999/udp or any/tcp";
+        let Some((ports, protocol)) = text.split_once('/') else {
+            return Err(format!("{} has no protocol: write {LIKE}", quoted(text)));
+        };
+        let protocol = self::protocol(protocol)?;
+        let (first, last) = match (ports, ports.split_once('-')) {
+            ("any", _) => (0, 0),
+            (_, Some((first, last))) => (port(first, LIKE)?, port(last, LIKE)?),
+            (single, None) => (port(single, LIKE)?, port(single, LIKE)?),
+        };
+        if first > last {
+            return Err(format!("the range {first}-{last} is reversed: write {last}-{first}"));
+        }
+        Ok(Self(v1::PortRange { protocol: protocol.into(), first: first.into(), last: last.into() }))
+    }
+}
+
+fn protocol(text: &str) -> Result<v1::Protocol, String> {
+    match text {
+        "tcp" => Ok(v1::Protocol::Tcp),
+        "udp" => Ok(v1::Protocol::Udp),
+        _ if ["tcp", "udp"].iter().any(|known| text.eq_ignore_ascii_case(known)) => {
+            Err(format!("the protocol is written in lower case: {}", text.to_ascii_lowercase()))
+        }
+        _ => Err(format!("{} is not balanced: the protocol is tcp or udp", quoted(text))),
+    }
+}
+
+fn port(text: &str, like: &str) -> Result<u16, String> {
+    match text.parse::<u64>() {
+        Ok(port @ 1..=65535) => Ok(port as u16),
+        Ok(port) => Err(format!("{port} is no port: 1 to 65535")),
+        Err(_) => Err(format!("{} is no port: write {like}", quoted(text))),
+    }
+}
+
+fn socket_address(text: &str, like: &str) -> Result<SocketAddr, String> {
+    if text.parse::<IpAddr>().is_ok() && !text.contains(':') {
+        return Err(format!("{text} has no port: write {like}"));
+    }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(format!("{text} is an IPv6 address without brackets, or without a port: write [ADDRESS]:PORT"));
+    }
+    let Some((address, port)) = text.rsplit_once(':').filter(|(_, port)| !port.contains(']')) else {
+        return Err(format!("{} has no port: write {like}", quoted(text)));
+    };
+    let port = self::port(port, like)?;
+    let bare = address.strip_prefix('[').and_then(|address| address.strip_suffix(']'));
+    let ip = match bare {
+        Some(bare) => bare.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None => address.parse::<std::net::Ipv4Addr>().ok().map(IpAddr::V4),
+    };
+    match ip {
+        Some(ip) => Ok(SocketAddr::new(ip, port)),
+        None if address.parse::<Ipv6Addr>().is_ok() => {
+            Err(format!("{address} is an IPv6 address without brackets: write [{address}]:{port}"))
+        }
+        None => Err(format!("{} is no IP address: write {like}", quoted(address))),
+    }
+}
+
+/// For how long an answer is waited for.
+pub(super) fn timeout(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(86_400);
+    let span =
+        humantime::parse_duration(text).map_err(|_| format!("{} is no time such as 500ms or 10s", quoted(text)))?;
+    match span {
+        Duration::ZERO => Err("it is zero: nothing is answered in no time".to_owned()),
+        span if span > LONGEST => Err("it is more than a day".to_owned()),
+        span => Ok(span),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem<T: FromStr<Err = String> + std::fmt::Debug>(text: &str) -> String {
+        text.parse::<T>().unwrap_err()
+    }
+
+    #[test]
+    fn destinations_and_clients_are_read() {
+        let tcp = Destination("192.0.2.1:80".parse().unwrap(), v1::Protocol::Tcp);
+        assert_eq!("192.0.2.1:80/tcp".parse(), Ok(tcp));
+        assert_eq!("[2001:db8::1]:53/udp".parse::<Destination>().map(|to| to.1), Ok(v1::Protocol::Udp));
+        assert_eq!("[2001:db8::9]:40000".parse(), Ok(Endpoint("[2001:db8::9]:40000".parse().unwrap())));
+    }
+
+    #[test]
+    fn ports_are_read() {
+        let range = |text: &str| text.parse::<Port>().map(|Port(range)| (range.first, range.last));
+        assert_eq!(range("80/tcp"), Ok((80, 80)));
+        assert_eq!(range("1-65535/udp"), Ok((1, 65535)));
+        assert_eq!(range("any/tcp"), Ok((0, 0)));
+    }
+
+    #[test]
+    fn every_mistake_has_its_own_message() {
+        let all = [
+            (problem::<Port>("80"), "has no protocol"),
+            (problem::<Port>("0/tcp"), "0 is no port: 1 to 65535"),
+            (problem::<Port>("65536/tcp"), "65536 is no port: 1 to 65535"),
+            (problem::<Port>("80/sctp"), "\"sctp\" is not balanced"),
+            (problem::<Port>("80/TCP"), "lower case: tcp"),
+            (problem::<Port>("90-80/tcp"), "the range 90-80 is reversed: write 80-90"),
+            (problem::<Port>("/tcp"), "\"\" is no port"),
+            (problem::<Port>("1-/udp"), "\"\" is no port"),
+            (problem::<Port>("http/tcp"), "\"http\" is no port"),
+            (problem::<Destination>("192.0.2.1:80"), "has no protocol"),
+            (problem::<Destination>("192.0.2.1/tcp"), "192.0.2.1 has no port"),
+            (problem::<Destination>("[2001:db8::1]/tcp"), "has no port"),
+            (problem::<Destination>("2001:db8::1:53/udp"), "without brackets"),
+            (problem::<Destination>("192.0.2.1:65536/udp"), "65536 is no port"),
+            (problem::<Destination>("192.0.2.1:80/Udp"), "lower case: udp"),
+            (problem::<Destination>("example.net:80/tcp"), "\"example.net\" is no IP address"),
+            (problem::<Endpoint>("192.0.2.9"), "has no port"),
+            (problem::<Endpoint>("2001:db8::9"), "without brackets"),
+            (problem::<Endpoint>("fe80:1:2:3:4:5:6:7:80"), "write [fe80:1:2:3:4:5:6:7]:80"),
+        ];
+        for (at, (message, expected)) in all.iter().enumerate() {
+            assert!(message.contains(expected), "{at}: {message:?} and not {expected:?}");
+        }
+        let long = problem::<Port>(&"8".repeat(8000));
+        assert!(long.len() < 200 && long.contains("(8000 bytes)"), "{long}");
+        let long = problem::<Endpoint>(&"ü".repeat(50_000));
+        assert!(long.len() < 300, "{long}");
+    }
+
+    #[test]
+    fn times_have_their_ends() {
+        assert_eq!(timeout("1ms"), Ok(Duration::from_millis(1)));
+        assert_eq!(timeout("24h"), Ok(Duration::from_secs(86_400)));
+        for wrong in ["0s", "0ms", "25h", "18446744073709551615s", "soon", "10", "-1s", ""] {
+            assert!(timeout(wrong).is_err(), "{wrong}");
+        }
+    }
+}
