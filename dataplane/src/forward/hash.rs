@@ -154,4 +154,24 @@ mod tests {
             (1000..1100).map(|port| (entry(port + 1) + 65537 - entry(port)) % 65537).collect();
         assert!(steps.len() > 90, "{} different steps of 100", steps.len());
     }
+
+    /// Where flows stand, in every version alike: see the Maglev table's.
+    #[test]
+    fn every_version_spreads_flows_alike() {
+        let key = HashKey(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
+        let spread = |source: Address, source_port, protocol| {
+            let tuple =
+                Tuple { source, destination: [198, 51, 100, 1].into(), source_port, destination_port: 443, protocol };
+            key.tuple(&tuple).spread(65_537)
+        };
+        let v4 = [0, 1, 2, 40_000, 65_535].map(|port| spread([192, 0, 2, 1].into(), port, Protocol::Tcp));
+        assert_eq!(v4, [55972, 55350, 14321, 4145, 41638]);
+        let v6 = [0, 1, 65_535].map(|port| spread([0x20; 16].into(), port, Protocol::Udp));
+        assert_eq!(v6, [48486, 45454, 15348]);
+        assert_eq!(
+            [key.source([192, 0, 2, 1].into()), key.source([0x20; 16].into())],
+            [11572543480822114921, 9809148104303767973]
+        );
+        assert_eq!([0, 1, 256, 65_535].map(|value| permute(value, 0x0123_4567)), [14974, 18539, 32799, 34643]);
+    }
 }

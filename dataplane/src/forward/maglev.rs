@@ -164,4 +164,27 @@ mod tests {
             }
         }
     }
+
+    /// Two versions in one cluster place every flow alike, or a move of a VIP breaks connections: these numbers never change.
+    #[test]
+    fn every_version_builds_the_same_table() {
+        let golden = |addresses: &[&str]| -> (Vec<(u32, u32)>, u64) {
+            let candidates: Vec<Candidate> = addresses
+                .iter()
+                .zip([1, 2, 5])
+                .map(|(address, weight)| Candidate::new(HashKey(42), address.parse().unwrap(), weight, 4093))
+                .collect();
+            let maglev = Maglev::build(&candidates, 4093).unwrap();
+            let sum = (0..4093).fold(0u64, |sum, entry| sum.wrapping_mul(31).wrapping_add(maglev.lookup(entry) as u64));
+            (candidates.iter().map(|candidate| (candidate.offset, candidate.skip)).collect(), sum)
+        };
+        assert_eq!(
+            golden(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+            (vec![(1676, 464), (1123, 1825), (338, 3133)], 10474362089524448577)
+        );
+        assert_eq!(
+            golden(&["2001:db8::1", "2001:db8::2", "10.0.0.1"]),
+            (vec![(2020, 1993), (926, 2944), (1676, 464)], 14327100873341815433)
+        );
+    }
 }

@@ -595,3 +595,4 @@ fn what_a_worker_holds_when_it_ends_is_counted() {
 }
 
 mod hostile;
+mod owner;
