@@ -10,12 +10,21 @@ mod session;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{
+    Parser as _,
+    error::{ContextKind, ContextValue},
+};
 
 use crate::cli::Cli;
 
+/// Of an argument that the parser does not take.
+const LONGEST_QUOTE: usize = 200;
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => shortened(error).exit(),
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -32,4 +41,17 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// Quotes of a long argument only the beginning.
+fn shortened(mut error: clap::Error) -> clap::Error {
+    for kind in [ContextKind::InvalidValue, ContextKind::InvalidArg, ContextKind::InvalidSubcommand] {
+        if let Some(ContextValue::String(text)) = error.get(kind).cloned()
+            && let Some((at, _)) = text.char_indices().nth(LONGEST_QUOTE)
+        {
+            let cut = format!("{}... ({} bytes)", &text[..at], text.len());
+            error.insert(kind, ContextValue::String(cut));
+        }
+    }
+    error
 }

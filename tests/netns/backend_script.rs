@@ -61,11 +61,49 @@ pub(crate) fn add_and_undo() -> anyhow::Result<()> {
     lb.change(&["backend", "disable", "web", &first])?;
     ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)? == "web2");
 
+    spellings(&host, etc.path(), &addresses)?;
     let undone = run(&host, etc.path(), &["undo"])?;
     ensure!(undone.status.success(), "{}", String::from_utf8_lossy(&undone.stderr));
     ensure!(state(&host) == before, "undo left {} instead of {before}", state(&host));
     ensure!(!addresses()?.contains("2001:db8:2::1"), "undo left {}", addresses()?);
     let left: Vec<_> = fs::read_dir(etc.path())?.flatten().filter(|entry| entry.path().is_file()).collect();
     ensure!(left.len() == 1, "undo left files: {left:?}");
+    Ok(())
+}
+
+/// An address has many spellings and is one; what is no address is told and keeps nothing away.
+fn spellings(host: &Host, etc: &Path, addresses: &dyn Fn() -> anyhow::Result<String>) -> anyhow::Result<()> {
+    let done = |arguments: &[&str]| -> anyhow::Result<String> {
+        let output = run(host, etc, arguments)?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{arguments:?}: {text}");
+        Ok(text)
+    };
+    let kept = etc.join("lb-backend.vips");
+    for (added, removed) in
+        [("FD02::77", "fd02::77"), ("fd02:0:0:0:0:0:0:77", "FD02::0077"), ("2001:DB8::192.0.2.1", "2001:db8::c000:201")]
+    {
+        done(&["add", added])?;
+        done(&["add", removed])?;
+        let lines = fs::read_to_string(&kept)?;
+        ensure!(lines.lines().count() == 3, "{added} and {removed} are one: {lines}");
+        done(&["remove", removed])?;
+        done(&["boot"])?;
+        ensure!(
+            !addresses()?.to_lowercase().contains("fd02:") && !addresses()?.contains(":c000:201"),
+            "{added} is back"
+        );
+    }
+    let before = fs::read_to_string(&kept)?;
+    fs::write(&kept, format!("\n# by hand\nfd02::99   # a comment\nnonsense\n\n999.1.1.1\n{before}"))?;
+    let said = done(&["boot"])?;
+    for wrong in ["line 4: 'nonsense'", "line 6: '999.1.1.1'"] {
+        ensure!(said.contains(wrong), "{wrong} is missing in: {said}");
+    }
+    ensure!(addresses()?.contains("fd02::99/128") && addresses()?.contains("2001:db8:2::1/128"), "{}", addresses()?);
+    done(&["remove", "FD02:0::99"])?;
+    ensure!(!addresses()?.contains("fd02::99"));
+    let refused = run(host, etc, &["remove", "nonsense"])?;
+    ensure!(!refused.status.success());
     Ok(())
 }

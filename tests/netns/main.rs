@@ -11,6 +11,7 @@ mod ipv6;
 mod kernel_faults;
 mod landings;
 mod large;
+mod mistakes;
 mod own_backend;
 mod quotes;
 mod services;
@@ -64,6 +65,12 @@ fn main() -> std::process::ExitCode {
         Test::once("as_many_interfaces_as_a_node_may_have_are_guarded", kernel_faults::many_interfaces_are_guarded),
         Test::once("each_startup_fault_has_its_own_message", errors::startup_faults),
         Test::once("a_missing_capability_is_named", errors::missing_capability),
+        Test::once("mistakes_on_the_command_line_are_told", mistakes::on_the_command_line),
+        Test::once("output_that_fails_is_told_apart", mistakes::output_that_fails),
+        Test::once("a_backend_of_weight_zero_keeps_its_flows", mistakes::weight_zero),
+        Test::once("a_file_in_the_sockets_place_stays", mistakes::a_file_in_the_sockets_place),
+        Test::once("clients_of_others_are_served", mistakes::clients_of_others),
+        Test::once("a_configuration_is_checked_as_it_is_started", mistakes::checked_as_started),
         Test::once("the_backend_script_prepares_and_undoes", backend_script::add_and_undo),
     ])
 }

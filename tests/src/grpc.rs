@@ -4,10 +4,7 @@ use std::path::PathBuf;
 
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-};
+use tonic_reflection::pb::{v1, v1alpha};
 
 /// Connects to a Unix socket.
 pub async fn connect(socket: PathBuf) -> anyhow::Result<Channel> {
@@ -18,18 +15,37 @@ pub async fn connect(socket: PathBuf) -> anyhow::Result<Channel> {
     Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
 }
 
-/// The services that reflection knows.
-pub async fn reflected_services(channel: Channel) -> anyhow::Result<Vec<String>> {
-    let request = ServerReflectionRequest {
-        message_request: Some(MessageRequest::ListServices(String::new())),
-        ..ServerReflectionRequest::default()
-    };
-    let mut client = ServerReflectionClient::new(channel);
-    let mut answers = client.server_reflection_info(futures::stream::iter([request])).await?.into_inner();
-    match answers.message().await?.and_then(|answer| answer.message_response) {
-        Some(MessageResponse::ListServicesResponse(list)) => {
-            Ok(list.service.into_iter().map(|service| service.name).collect())
+/// The services that reflection knows, by one of its versions.
+macro_rules! reflected {
+    ($(#[$doc:meta])* $name:ident, $version:ident) => {
+        $(#[$doc])*
+        pub async fn $name(channel: Channel) -> anyhow::Result<Vec<String>> {
+            use $version::{
+                ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+            };
+            let request = ServerReflectionRequest {
+                message_request: Some(MessageRequest::ListServices(String::new())),
+                ..ServerReflectionRequest::default()
+            };
+            let mut client = ServerReflectionClient::new(channel);
+            let mut answers = client.server_reflection_info(futures::stream::iter([request])).await?.into_inner();
+            match answers.message().await?.and_then(|answer| answer.message_response) {
+                Some(MessageResponse::ListServicesResponse(list)) => {
+                    Ok(list.service.into_iter().map(|service| service.name).collect())
+                }
+                other => anyhow::bail!("reflection answered {other:?}"),
+            }
         }
-        other => anyhow::bail!("reflection answered {other:?}"),
-    }
+    };
+}
+
+reflected! {
+    /// The services that reflection knows.
+    reflected_services, v1
+}
+
+reflected! {
+    /// The same, by the version that many clients still ask for.
+    reflected_services_alpha, v1alpha
 }

@@ -6,7 +6,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 
-pub(crate) use values::{Destination, Endpoint, Port};
+pub(crate) use values::{Destination, Endpoint, Port, quoted};
 
 use crate::connect::Target;
 

@@ -21,7 +21,7 @@ pub(crate) struct Destination(pub(crate) SocketAddr, pub(crate) v1::Protocol);
 pub(crate) struct Port(pub(crate) v1::PortRange);
 
 /// What is quoted of an argument: all of it, unless it is long.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     const SHOWN: usize = 64;
     match text.char_indices().nth(SHOWN) {
         Some((at, _)) => format!("{:?}... ({} bytes)", &text[..at], text.len()),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
 use crate::{
-    cli::{ClusterCommand, Format},
+    cli::{ClusterCommand, Format, quoted},
     exit::Failure,
     output::{self, Change, views},
     session::Session,
@@ -83,7 +83,7 @@ fn parsed(changes: &[(String, String)]) -> Result<v1::ClusterSettings, Failure> 
     let mut settings = v1::ClusterSettings::default();
     for (name, text) in changes {
         let number = |unit: &str| {
-            let wrong = |_| Failure::Refused(format!("{name}: {text:?} is no number of {unit}"));
+            let wrong = |_| Failure::Refused(format!("{name}: {} is no number of {unit}", quoted(text)));
             text.parse().map(Some).map_err(wrong)
         };
         match name.as_str() {
@@ -98,7 +98,8 @@ fn parsed(changes: &[(String, String)]) -> Result<v1::ClusterSettings, Failure> 
             "flow_udp_s" => settings.flow_udp_s = number("seconds")?,
             _ => {
                 return Err(Failure::Refused(format!(
-                    "{name}: there is no such setting; there are: {}",
+                    "{}: there is no such setting; there are: {}",
+                    quoted(name),
                     NAMES.join(", ")
                 )));
             }
@@ -111,7 +112,7 @@ fn quorum_loss(text: &str) -> Result<v1::QuorumLoss, Failure> {
     match text {
         "release" => Ok(v1::QuorumLoss::Release),
         "hold" => Ok(v1::QuorumLoss::Hold),
-        _ => Err(Failure::Refused(format!("on_quorum_loss: {text:?} is none of release, hold"))),
+        _ => Err(Failure::Refused(format!("on_quorum_loss: {} is none of release, hold", quoted(text)))),
     }
 }
 
@@ -119,9 +120,17 @@ fn failback_s(text: &str) -> Result<u32, Failure> {
     if text == "never" {
         return Ok(0);
     }
-    let seconds = humantime::parse_duration(text).ok().and_then(|span| u32::try_from(span.as_secs()).ok());
-    let wrong = || Failure::Refused(format!("failback: {text:?} is neither \"never\" nor a time such as 10m"));
-    seconds.filter(|seconds| *seconds > 0).ok_or_else(wrong)
+    let wrong = |what: &str| Failure::Refused(format!("failback: {} is {what}", quoted(text)));
+    let neither = "neither \"never\" nor a time such as 10m";
+    let span = humantime::parse_duration(text).map_err(|_| wrong(neither))?;
+    if span.subsec_nanos() != 0 {
+        return Err(wrong("not of whole seconds"));
+    }
+    match u32::try_from(span.as_secs()) {
+        Ok(0) => Err(wrong(neither)),
+        Ok(seconds) => Ok(seconds),
+        Err(_) => Err(wrong("longer than the 136 years that it can be")),
+    }
 }
 
 #[cfg(test)]

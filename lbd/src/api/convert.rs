@@ -301,3 +301,37 @@ pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node
         starts: node.starts,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_have_their_ends() {
+        let range = |first, last| v1::PortRange { protocol: v1::Protocol::Tcp.into(), first, last };
+        for (first, last) in [(0, 0), (1, 1), (65_535, 65_535), (1, 65_535)] {
+            let read = port(&range(first, last)).unwrap();
+            assert_eq!((u32::from(read.first), u32::from(read.last)), (first, last));
+        }
+        for (first, last) in [(0, 1), (0, 65_535), (1, 65_536), (65_536, 65_536), (u32::MAX, u32::MAX)] {
+            assert!(port(&range(first, last)).is_err(), "{first}-{last}");
+        }
+        assert!(port(&v1::PortRange { protocol: 0, first: 1, last: 1 }).is_err(), "no protocol");
+        assert!(port(&v1::PortRange { protocol: 9, first: 1, last: 1 }).is_err(), "an unknown one");
+    }
+
+    #[test]
+    fn a_weight_that_is_not_set_is_one_and_zero_is_zero() {
+        let created = |weight| {
+            let (service, address) = ("web".to_owned(), "192.0.2.1".to_owned());
+            let backend = v1::Backend { service, address, weight, ..v1::Backend::default() };
+            match create_backend(Some(&backend)) {
+                Ok(Mutation::CreateBackend(settings)) => Ok(settings.weight.get()),
+                Ok(other) => panic!("{other:?}"),
+                Err(status) => Err(status.code()),
+            }
+        };
+        assert_eq!([None, Some(0), Some(1), Some(1000)].map(created), [Ok(1), Ok(0), Ok(1), Ok(1000)]);
+        assert_eq!([Some(1001), Some(u32::MAX)].map(created), [Err(tonic::Code::InvalidArgument); 2]);
+    }
+}

@@ -92,3 +92,55 @@ fn cut(text: &str, longest: usize) -> String {
     let end = text.floor_char_boundary(longest);
     if end == text.len() { text.to_owned() } else { format!("{}... (cut: {} bytes)", &text[..end], text.len()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(status: &Status) -> String {
+        status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
+    }
+
+    #[test]
+    fn every_error_has_its_code_and_its_reason() {
+        let of = |kind| rejected(&Rejection { kind, subject: "weight".into(), message: "why".into() });
+        for (kind, code, word) in [
+            (RejectionKind::InvalidArgument, Code::InvalidArgument, "INVALID_ARGUMENT"),
+            (RejectionKind::NotFound, Code::NotFound, "NOT_FOUND"),
+            (RejectionKind::AlreadyExists, Code::AlreadyExists, "ALREADY_EXISTS"),
+            (RejectionKind::FailedPrecondition, Code::FailedPrecondition, "FAILED_PRECONDITION"),
+            (RejectionKind::ResourceExhausted, Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
+        ] {
+            let status = of(kind);
+            assert_eq!((status.code(), reason(&status).as_str(), status.message()), (code, word, "why"));
+            let details = status.get_error_details();
+            assert_eq!(details.error_info().unwrap().metadata["subject"], "weight");
+        }
+        let request = RequestId::parse("r-1").unwrap();
+        for (error, code, word) in [
+            (ProposeError::NotAMember, Code::FailedPrecondition, "WAITING_TO_BE_ADDED"),
+            (ProposeError::NoLeader, Code::Unavailable, "NO_LEADER"),
+            (ProposeError::TimedOut, Code::DeadlineExceeded, "TIMED_OUT"),
+            (ProposeError::Refused("no".into()), Code::FailedPrecondition, "FAILED_PRECONDITION"),
+            (ProposeError::NoSpace { on: String::new() }, Code::ResourceExhausted, "NO_SPACE"),
+            (ProposeError::Broken("disk".into()), Code::Unavailable, "STORE_BROKEN"),
+        ] {
+            let status = not_proposed(&error, request.as_ref());
+            assert_eq!((status.code(), reason(&status).as_str()), (code, word), "{error:?}");
+            // With it a retry is safe, also of what may have happened.
+            let id = status.metadata().get(REQUEST_ID_METADATA).and_then(|id| id.to_str().ok());
+            assert_eq!(id, Some("r-1"), "{error:?}");
+            assert!(not_proposed(&error, None).metadata().get(REQUEST_ID_METADATA).is_none());
+        }
+    }
+
+    #[test]
+    fn what_quotes_a_long_text_still_fits_into_headers() {
+        for len in [1, 1500, 1501, 8000, 100_000] {
+            let text = "ü".repeat(len);
+            let status =
+                rejected(&Rejection { kind: RejectionKind::InvalidArgument, subject: text.clone(), message: text });
+            assert!(status.message().len() < 1600 && status.details().len() < 2000, "{len}");
+        }
+    }
+}

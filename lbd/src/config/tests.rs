@@ -84,6 +84,43 @@ fn a_listener_beyond_loopback_needs_tls_or_insecure() {
 }
 
 #[test]
+fn every_address_beyond_loopback_is_exposed() {
+    for address in ["10.77.1.1:7401", "0.0.0.0:7401", "[::]:7401", "[2001:db8::1]:7401", "192.168.0.1:7401"] {
+        let cluster = MINIMAL.replace("\"127.0.0.1:7401\"", &format!("{address:?}\nadvertise = \"10.77.1.1:7401\""));
+        let api = format!("{MINIMAL}\n[api]\nlisten = [\"127.0.0.1:7300\", {:?}]", address.replace("7401", "7400"));
+        for (key, text) in [("cluster.listen: ", cluster), ("api.listen: ", api)] {
+            let all = faults(&text);
+            assert!(
+                all.iter().any(|fault| fault.starts_with(key) && fault.contains("without TLS")),
+                "{address}: {all:?}"
+            );
+        }
+    }
+    for address in ["127.0.0.1:7400", "127.9.9.9:7400", "[::1]:7400"] {
+        parsed(&format!("{MINIMAL}\n[api]\nlisten = [{address:?}]")).unwrap();
+    }
+}
+
+#[test]
+fn numbers_have_their_ends() {
+    let with = |line: &str| parsed(&MINIMAL.replace("[\"eth0\"]", &format!("[\"eth0\"]\n{line}"))).is_ok();
+    let interfaces = |count: usize| {
+        let names: Vec<String> = (0..count).map(|number| format!("eth{number}")).collect();
+        parsed(&MINIMAL.replace("[\"eth0\"]", &format!("{names:?}"))).is_ok()
+    };
+    assert_eq!([0, 1, 64, 65].map(interfaces), [false, true, true, false]);
+    let all = [("workers", [1i64, 64], [0, 65]), ("flows", [1 << 16, 1 << 28], [(1 << 16) - 1, (1 << 28) + 1])];
+    for (key, sound, wrong) in all {
+        for number in sound {
+            assert!(with(&format!("{key} = {number}")), "{key} = {number}");
+        }
+        for number in wrong.into_iter().chain([-1]) {
+            assert!(!with(&format!("{key} = {number}")), "{key} = {number}");
+        }
+    }
+}
+
+#[test]
 fn an_unspecified_address_needs_an_advertised_one() {
     let any = format!("{}\n[tls]\ninsecure = true", MINIMAL.replace("127.0.0.1:7401", "0.0.0.0:7401"));
     assert!(faults(&any)[0].starts_with("cluster.advertise: is required"));

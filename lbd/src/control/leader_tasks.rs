@@ -61,3 +61,88 @@ fn returning(view: &View, steady: impl Fn(NodeId, Duration) -> bool) -> Vec<Body
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_raft_store::table::*;
+
+    use super::*;
+
+    const VIP: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 168, 2, 100));
+
+    /// Two able nodes; the VIP prefers the first, and the second owns it.
+    fn table() -> (Table, NodeId) {
+        let mut table = Table::default();
+        let mut index = 1;
+        let mut apply = |body: Body| {
+            index += 1;
+            table.apply(index, &body.into()).reply.result.unwrap()
+        };
+        let node = |name: &str, byte: u8| NewNode {
+            name: name.parse().unwrap(),
+            role: Role::Lb,
+            address: format!("{name}.example:7401"),
+            store: uuid::Uuid::from_bytes([byte; 16]),
+        };
+        apply(Body::CreateCluster {
+            cluster: uuid::Uuid::from_u128(7),
+            cluster_name: "lb".parse().unwrap(),
+            hash_seed: 9,
+            heartbeat_key: 11,
+            node: node("lb1", 1),
+        });
+        let Effect::NodeAdded(second) = apply(Body::AddNode(node("lb2", 2))) else { panic!() };
+        for (id, last) in [(second, 12), (BOOTSTRAP_NODE, 11)] {
+            let attachment = Attachment {
+                interface: "eth0".into(),
+                mac: MacAddr::try_from([2, 0, 0, 0, 0, last]).unwrap(),
+                address: std::net::IpAddr::from([192, 168, 2, last]),
+                prefix_len: 24,
+                hears: Vec::new(),
+            };
+            let (attachments, unfit) = (vec![attachment], String::new());
+            apply(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1, unfit, starts: 0 });
+            let Effect::LeaseOpened(lease) = apply(Body::OpenLease { node: id, nonce: 1, previous: None }) else {
+                panic!()
+            };
+            apply(Body::Ready { node: id, lease });
+            if id == second {
+                let vip = VipSettings {
+                    address: VIP,
+                    prefer: Some(BOOTSTRAP_NODE),
+                    segment: None,
+                    unmatched: Unmatched::Drop,
+                };
+                apply(Body::Mutate(vec![Mutation::CreateVip(vip)]));
+            }
+        }
+        apply(Body::UpdateSettings(ClusterSettings { failback_s: 60, ..ClusterSettings::default() }));
+        (table, second)
+    }
+
+    fn moves(table: &Table, steady: bool) -> Vec<Body> {
+        let view = View { table: table.clone(), ..View::default() };
+        returning(&view, |node, span| {
+            assert_eq!((node, span), (BOOTSTRAP_NODE, Duration::from_secs(60)));
+            steady
+        })
+    }
+
+    #[test]
+    fn a_vip_goes_back_to_the_node_that_it_prefers_when_that_is_able_steady_and_not_drained() {
+        let (mut table, second) = table();
+        assert_eq!(table.vip(VIP).unwrap().owner.unwrap().node, second);
+        let back = [Body::MoveIntent { vip: VIP, to: BOOTSTRAP_NODE }];
+        assert_eq!(moves(&table, true), back);
+        assert!(moves(&table, false).is_empty(), "able for too short a time");
+        let mut change = |index, body: Body| table.apply(index, &body.into()).reply.result.unwrap();
+        change(50, Body::SetDraining { node: BOOTSTRAP_NODE, draining: true });
+        let drained = table.clone();
+        assert!(moves(&drained, true).is_empty(), "it is drained");
+        table.apply(51, &Body::SetDraining { node: BOOTSTRAP_NODE, draining: false }.into()).reply.result.unwrap();
+        assert_eq!(moves(&table, true), back);
+        let never = ClusterSettings { failback_s: 0, ..ClusterSettings::default() };
+        table.apply(52, &Body::UpdateSettings(never).into()).reply.result.unwrap();
+        assert!(moves(&table, true).is_empty());
+    }
+}

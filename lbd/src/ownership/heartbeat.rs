@@ -294,7 +294,7 @@ impl Runner {
                     Err(_) => break,
                 };
                 let Some(envelope) = Envelope::open(&buffer[..len], &keys) else { continue };
-                if envelope.cluster != self.cluster || envelope.to != self.me {
+                if !envelope.is_for(self.cluster, self.me) {
                     continue;
                 }
                 self.member.on_message(envelope.from, &envelope.message, boottime_ns());

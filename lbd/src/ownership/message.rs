@@ -104,6 +104,11 @@ impl Envelope {
         datagram
     }
 
+    /// Whether it is for a node of a cluster: keys may be the same where a machine's image was copied.
+    pub(super) fn is_for(&self, cluster: Uuid, node: NodeId) -> bool {
+        self.cluster == cluster && self.to == node
+    }
+
     /// Reads a datagram whose signature is right under one of the keys.
     pub(super) fn open(datagram: &[u8], keys: &[(u64, u128)]) -> Option<Self> {
         let (signed, signature) = datagram.split_at_checked(datagram.len().checked_sub(TAG_LEN)?)?;
@@ -304,6 +309,16 @@ mod tests {
             for len in 0..datagram.len() {
                 assert_eq!(Envelope::open(&datagram[..len], &keys), None);
             }
+        }
+    }
+
+    #[test]
+    fn a_datagram_is_for_one_node_of_one_cluster() {
+        for envelope in envelopes() {
+            assert!(envelope.is_for(Uuid::from_u128(5), 2));
+            assert!(!envelope.is_for(Uuid::from_u128(5), 1), "its sender");
+            assert!(!envelope.is_for(Uuid::from_u128(5), 3), "another node");
+            assert!(!envelope.is_for(Uuid::from_u128(6), 2), "another cluster");
         }
     }
 
