@@ -14,7 +14,10 @@ pub enum Verdict {
         backend: u32,
     },
     /// Rewritten in place, for local delivery: this node is the backend.
-    Deliver,
+    Deliver {
+        /// As flow entries name it; 0 if another node has chosen it.
+        backend: u32,
+    },
     /// Sent on beside the engine, in another form than it came: in fragments.
     Apart,
     /// Turned in place into an answer, to be sent where it came from.

@@ -72,7 +72,7 @@ fn table(ifindex: u32) -> TableSpec {
             addresses: vec![([192, 0, 2, 2].into(), 24), (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2).into(), 64)],
         }],
         vips: VIPS.into_iter().chain(NEW_VIPS).zip(1..).map(vip).collect(),
-        peer_macs: vec![PEER],
+        peer_addresses: vec![(PEER, [192, 0, 2, 3].into())],
         peers: vec![PeerSpec { port: 0, address: [192, 0, 2, 3].into(), mac: PEER }],
         ..TableSpec::default()
     }
@@ -163,7 +163,7 @@ impl Bench {
                 Some(frame)
             }
             Packet::Neighbor(message) if BACKENDS[1] == message.target && message.kind == ndp::Kind::Solicitation => {
-                Some(ndp::advertisement(mac, NODE, &message).to_vec())
+                Some(advertisement(mac, &message, to.is_host()))
             }
             _ => None,
         }
@@ -202,6 +202,19 @@ impl Bench {
         ensure!(self.dataplane.is_running());
         Ok(self.namespace.enter(|| self.dataplane.stop())?)
     }
+}
+
+/// As Linux answers: without its MAC address and without the Override flag, if it was asked alone.
+fn advertisement(mac: Mac, question: &ndp::Message, was_asked_alone: bool) -> Vec<u8> {
+    let mut frame = ndp::advertisement(mac, NODE, question).to_vec();
+    if was_asked_alone {
+        frame.truncate(frame.len() - 8);
+        (frame[19], frame[58]) = (24, 0x40);
+        frame[56..58].fill(0);
+        let sum = packet::checksum::icmpv6(question.target, question.source, &frame[54..]);
+        frame[56..58].copy_from_slice(&sum.to_be_bytes());
+    }
+    frame
 }
 
 fn path(client: IpAddr, vip: IpAddr) -> Path {

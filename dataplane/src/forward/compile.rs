@@ -18,7 +18,10 @@ use super::{
     snapshot::{Backend, Service, Snapshot, Vip},
     spec::{BackendSpec, BackendState, MAX_PORTS, ServiceSpec, TableSpec, VipSpec, broadcast},
 };
-use crate::{packet::Address, stats::TrafficByWorker};
+use crate::{
+    packet::{Address, Mac},
+    stats::TrafficByWorker,
+};
 
 /// Compiles snapshots and remembers what goes on from one to the next: slots, counters, MACs, and the
 /// Maglev tables that have not changed.
@@ -105,8 +108,9 @@ impl Compiler {
         let vips_at = vips.iter().zip(0..).map(|(vip, at)| (vip.address.into(), at)).collect();
         let runtime = |backend: &Option<Backend>| backend.as_ref().map(|backend| backend.runtime.clone());
         let runtimes = backends.iter().map(runtime).collect();
-        let mut peer_macs = spec.peer_macs.clone();
+        let mut peer_macs: Vec<Mac> = spec.peer_addresses.iter().map(|(mac, _)| *mac).collect();
         peer_macs.sort_unstable();
+        peer_macs.dedup();
         self.peers = spec.peers.iter().map(|peer| Peer::new(peer, &self.peers)).collect();
         Snapshot {
             generation: self.generation,
@@ -118,6 +122,7 @@ impl Compiler {
             backends,
             runtimes,
             peer_macs,
+            peer_addresses: spec.peer_addresses.iter().copied().collect(),
             never_sources: never_sources(spec),
             peers: self.peers.clone(),
             timeouts: spec.timeouts,

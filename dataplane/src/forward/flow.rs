@@ -146,13 +146,18 @@ impl Slot {
     }
 
     fn state(&self) -> State {
-        match self.stamp >> 1 & 3 {
-            _ if self.is_udp() => State::Udp,
+        match self.state_number() {
             0 => State::HalfOpen,
             1 => State::Open,
             2 => State::Closing,
-            _ => State::Reset,
+            3 => State::Reset,
+            _ => State::Udp,
         }
+    }
+
+    /// That of its state: the two bits, or 4 for UDP.
+    fn state_number(&self) -> usize {
+        (self.stamp >> 1 & 3 | (self.stamp & 1) << 2) as usize
     }
 }
 
@@ -273,16 +278,9 @@ impl FlowTable {
         let Some(slot) = self.group(hash).find(|slot| slot.is(key)) else { return Known::No };
         let known = known(slot, &timeouts, packet.opens, now);
         if let Known::Flow(_) = known {
-            let state = match slot.state() {
-                State::Udp => State::Udp,
-                _ if packet.resets => State::Reset,
-                // A SYN on a closing connection opens it again.
-                State::HalfOpen | State::Closing | State::Reset if packet.opens => State::HalfOpen,
-                _ if packet.ends => State::Closing,
-                State::HalfOpen => State::Open,
-                // Whoever goes on after a reset has sent one that was not valid, or did not send it.
-                State::Reset => State::Closing,
-                state => state,
+            let state = match packet.opens | packet.ends | packet.resets {
+                false => after_data(slot.state()),
+                true => after_flags(slot.state(), packet),
             };
             slot.stamp = stamp(now, state, key.is_udp);
         }
@@ -369,6 +367,28 @@ impl FlowTable {
     }
 }
 
+/// The state after a packet that opens and ends nothing.
+#[inline]
+fn after_data(state: State) -> State {
+    match state {
+        // Whoever goes on after a reset has sent one that was not valid, or did not send it.
+        State::HalfOpen | State::Reset => State::Open,
+        state => state,
+    }
+}
+
+/// The state after one that does.
+fn after_flags(state: State, packet: &FlowPacket) -> State {
+    match state {
+        State::Udp => State::Udp,
+        _ if packet.resets => State::Reset,
+        // A SYN on a closing connection opens it again.
+        State::HalfOpen | State::Closing | State::Reset if packet.opens => State::HalfOpen,
+        _ if packet.ends => State::Closing,
+        state => after_data(state),
+    }
+}
+
 /// Where a flow is put: its own slot, else a free or expired one, else that of a flow that matters less, and of these the
 /// one that has been silent for longest.
 fn choose_slot<'a>(
@@ -419,7 +439,7 @@ fn preferred(hash: TupleHash) -> usize {
 }
 
 fn is_expired(slot: &Slot, timeouts: &[u32; STATES], now: Tick) -> bool {
-    now.since(slot.last_seen()) > timeouts[slot.state() as usize]
+    now.since(slot.last_seen()) > timeouts[slot.state_number()]
 }
 
 fn known(slot: &Slot, timeouts: &[u32; STATES], opens: bool, now: Tick) -> Known {

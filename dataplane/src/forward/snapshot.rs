@@ -123,6 +123,8 @@ pub struct Snapshot {
     pub(super) runtimes: Vec<Option<Arc<BackendRuntime>>>,
     /// The MAC addresses of the other load balancers, sorted.
     pub(super) peer_macs: Vec<Mac>,
+    /// Which addresses are their own, where one of them is a backend.
+    pub(crate) peer_addresses: HashSet<(Mac, IpAddr)>,
     /// From where no frame comes that is for a VIP: the VIPs, this node's own addresses, and the broadcast addresses of its
     /// segments.
     pub(super) never_sources: HashSet<Address, BuildHasherDefault<AddressHasher>>,

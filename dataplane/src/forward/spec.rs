@@ -14,10 +14,10 @@ pub struct TableSpec {
     pub ports: Vec<PortSpec>,
     /// All VIPs, owned or not: a frame that arrives for our MAC is forwarded in any case.
     pub vips: Vec<VipSpec>,
-    /// The MAC addresses of the other load balancers.
-    pub peer_macs: Vec<Mac>,
-    /// Their addresses on segments of ours.
+    /// The other load balancers' addresses on segments of ours.
     pub peers: Vec<PeerSpec>,
+    /// All addresses of the other load balancers, and the MAC addresses of the interfaces that have them.
+    pub peer_addresses: Vec<(Mac, IpAddr)>,
     /// For how long flows are remembered.
     pub timeouts: Timeouts,
 }

@@ -32,7 +32,7 @@ pub(in crate::io) fn departure(verdict: Verdict, came_by: usize, bytes: &mut [u8
             bytes[..VnetHeader::LEN].fill(0);
             Some(Departure { port: came_by, len: bytes.len(), is_gso: false, sent: Sent::Answered })
         }
-        Verdict::Apart | Verdict::Deliver | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => None,
+        Verdict::Apart | Verdict::Deliver { .. } | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => None,
     }
 }
 

@@ -17,7 +17,7 @@ use std::{hash::Hasher as _, net::IpAddr};
 use siphasher::sip::SipHasher13;
 
 use crate::{
-    forward::{snapshot::Snapshot, spec::PeerSpec},
+    forward::{runtime::Peer, snapshot::Snapshot, spec::PeerSpec},
     packet::{self, Mac, arp, ndp},
 };
 use announce::{Announcer, Claim, Due};
@@ -64,8 +64,8 @@ impl Ear<'_> {
     /// `is_answer`: to a question of this node, which a router only gives that is a backend, too.
     fn believes(&self, claim: &NeighborClaim, is_answer: bool, is_known: bool) -> bool {
         let Self { snapshot, routers, port, now_ns, .. } = *self;
-        let is_peer_of_another_address = snapshot.is_peer(claim.mac)
-            && !snapshot.peers.iter().any(|peer| (peer.spec.mac, peer.spec.address) == (claim.mac, claim.address));
+        let is_peer_of_another_address =
+            snapshot.is_peer(claim.mac) && !snapshot.peer_addresses.contains(&(claim.mac, claim.address));
         let is_router = (is_known || !is_answer) && routers.contains(port, claim.mac, now_ns);
         !snapshot.is_own_mac(claim.mac) && !is_peer_of_another_address && !is_router
     }
@@ -109,11 +109,24 @@ impl Speaker {
             ndp::Kind::Solicitation => (false, true),
         };
         let (port, address, is_answer) = (ear.port, IpAddr::V6(message.of()), solicited && ear.to_us);
-        let Some(mac) = message.mac else { return Heard::Taken };
+        let mac = match message.mac {
+            Some(mac) => mac,
+            // A station that is asked alone need not say where it is (RFC 4861 4.4), and Linux does not: such an answer
+            // shows that whoever was asked is there, and nothing else.
+            None if is_answer && self.is_known_as(ear, address) => ear.source,
+            None => return Heard::Taken,
+        };
         if is_answer && mac == ear.source {
             peers::heard(&ear.snapshot.peers, port, address, ear.now_ns);
         }
         self.consider(ear, NeighborClaim { port, address, mac, overrides }, is_answer)
+    }
+
+    /// Whether that is the station that a backend or a peer is known as.
+    fn is_known_as(&self, ear: Ear<'_>, address: IpAddr) -> bool {
+        let is_peer =
+            |peer: &Peer| (peer.spec.port, peer.spec.address, peer.spec.mac) == (ear.port, address, ear.source);
+        self.neighbors.known(ear.port, address) == Some(Some(ear.source)) || ear.snapshot.peers.iter().any(is_peer)
     }
 
     fn consider(&mut self, ear: Ear<'_>, claim: NeighborClaim, is_answer: bool) -> Heard {
@@ -122,14 +135,14 @@ impl Speaker {
         let is_believed = known == Some(claim.mac) || ear.believes(&claim, is_answer, known.is_some());
         match speaks_for_itself && is_believed {
             true => self.neighbors.heard(&claim, ear.now_ns),
-            false => Heard::Refused,
+            false => Heard::Refused { claimed: claim.mac },
         }
     }
 
     /// Frames were lost here: whoever was heard before may have answered.
     pub(crate) fn excuse_silence(&mut self, snapshot: &Snapshot, now_ns: u64) {
         peers::excuse_silence(&snapshot.peers, now_ns);
-        self.neighbors.excuse_silence();
+        self.neighbors.excuse_silence(now_ns);
     }
 
     /// What is due now: announcements, and questions for backends and peers.

@@ -33,6 +33,8 @@ const UNICAST_RETRY_NS: u64 = 200 * MS;
 const RETRY_NS: u64 = SECOND;
 /// After so many, the address is forgotten.
 const MAX_PROBES: u32 = 9;
+/// For so long silence is excused by what was lost here.
+const EXCUSED_NS: u64 = 5 * SECOND;
 /// Whoever has just answered for its address is not doubted again for so long.
 const TRUST_NS: u64 = SECOND;
 /// Probes sent at once at most.
@@ -73,6 +75,8 @@ struct Entry {
     unanswered: u32,
     /// When it answered a question that a claim had caused.
     defended_ns: Option<u64>,
+    /// Since when its silence is excused.
+    excused_ns: Option<u64>,
 }
 
 /// What one of our questions, or a frame of its own accord, says about an address.
@@ -94,7 +98,10 @@ pub enum Heard {
     /// It is about no backend's address, or says what is known, or is the first to say anything, or is looked into.
     Taken,
     /// It is not believed; or it is the answer by which an earlier one is not.
-    Refused,
+    Refused {
+        /// The MAC address that was claimed without right.
+        claimed: Mac,
+    },
     /// The backend had another MAC address, and that one answers no more.
     Changed(Change),
 }
@@ -143,11 +150,20 @@ impl Neighbors {
         for (key, runtimes) in wanted {
             if let Some(entry) = self.entries.get_mut(&key) {
                 entry.runtimes = runtimes;
+                // It was judged by another table. What is true is said again.
+                entry.claimed_by = None;
                 entry.publish();
             } else {
                 self.due.insert((now_ns, key));
-                let entry =
-                    Entry { runtimes, mac: None, claimed_by: None, due_ns: now_ns, unanswered: 0, defended_ns: None };
+                let entry = Entry {
+                    runtimes,
+                    mac: None,
+                    claimed_by: None,
+                    due_ns: now_ns,
+                    unanswered: 0,
+                    defended_ns: None,
+                    excused_ns: None,
+                };
                 // What was known of it on another interface is not true here.
                 entry.publish();
                 self.entries.insert(key, entry);
@@ -167,28 +183,34 @@ impl Neighbors {
         let holder = self.holders.get(&(claim.port, claim.mac)).map(|holder| holder.formerly);
         let Some(entry) = self.entries.get_mut(&key) else { return Heard::Taken };
         if !claim.mac.is_host() {
-            return Heard::Refused;
+            return Heard::Refused { claimed: claim.mac };
         }
         let (heard, next_ns) = match entry.mac {
             Some(known) if known == claim.mac => {
                 entry.unanswered = 0;
-                let refuted = entry.claimed_by.take().is_some();
-                entry.defended_ns = if refuted { Some(now_ns) } else { entry.defended_ns };
-                (if refuted { Heard::Refused } else { Heard::Taken }, now_ns + refresh_ns)
+                entry.excused_ns = None;
+                let refuted = entry.claimed_by.take();
+                entry.defended_ns = refuted.map(|_| now_ns).or(entry.defended_ns);
+                let heard = refuted.map_or(Heard::Taken, |claimed| Heard::Refused { claimed });
+                (heard, now_ns + refresh_ns)
             }
             None => {
                 entry.set_mac(key.0, Some(claim.mac), &mut self.holders);
                 entry.unanswered = 0;
                 (Heard::Taken, now_ns + refresh_ns)
             }
-            // One machine may have several backends' addresses; but none takes another one's over while that is there.
-            Some(known) if holder.is_some_and(|formerly| formerly != Some(known)) => return Heard::Refused,
-            Some(_) if entry.defended_ns.is_some_and(|at| now_ns < at + TRUST_NS) => return Heard::Refused,
-            Some(from) if claim.overrides && entry.is_silent() => {
+            Some(from) if claim.overrides && entry.is_silent(now_ns) => {
                 entry.set_mac(key.0, Some(claim.mac), &mut self.holders);
                 (entry.unanswered, entry.claimed_by) = (0, None);
                 let change = Change { address: claim.address, from, to: claim.mac };
                 (Heard::Changed(change), now_ns + refresh_ns)
+            }
+            // One machine may have several backends' addresses; but none takes another one's over while that is there.
+            Some(known) if holder.is_some_and(|formerly| formerly != Some(known)) => {
+                return Heard::Refused { claimed: claim.mac };
+            }
+            Some(_) if entry.defended_ns.is_some_and(|at| now_ns < at + TRUST_NS) => {
+                return Heard::Refused { claimed: claim.mac };
             }
             Some(_) => {
                 let is_asked = entry.unanswered > 0;
@@ -203,10 +225,15 @@ impl Neighbors {
     }
 
     /// Answers may have been lost on this node: no question so far counts as unanswered.
-    pub fn excuse_silence(&mut self) {
-        for entry in self.entries.values_mut().filter(|entry| entry.mac.is_some()) {
-            // One of them stays, so that the next question comes as soon as after that.
-            entry.unanswered = entry.unanswered.min(1);
+    ///
+    /// Not for ever: what goes on being lost would keep everybody where he was.
+    pub fn excuse_silence(&mut self, now_ns: u64) {
+        for entry in self.entries.values_mut().filter(|entry| entry.mac.is_some() && entry.unanswered > 0) {
+            let since = *entry.excused_ns.get_or_insert(now_ns);
+            if now_ns < since + EXCUSED_NS {
+                // One of them stays, so that the next question comes as soon as after that.
+                entry.unanswered = 1;
+            }
         }
     }
 
@@ -225,7 +252,7 @@ impl Neighbors {
         for key in keys {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             self.due.remove(&(entry.due_ns, key));
-            if let (Some(from), true) = (entry.mac, entry.is_silent())
+            if let (Some(from), true) = (entry.mac, entry.is_silent(now_ns))
                 && let Some(to) = entry.claimed_by.take()
             {
                 entry.set_mac(key.0, Some(to), &mut self.holders);
@@ -236,7 +263,7 @@ impl Neighbors {
             if entry.unanswered >= MAX_PROBES && entry.mac.is_some() {
                 entry.set_mac(key.0, None, &mut self.holders);
             }
-            let last_known = entry.mac.filter(|_| !entry.is_silent());
+            let last_known = entry.mac.filter(|_| !entry.is_silent(now_ns));
             entry.unanswered = entry.unanswered.saturating_add(1);
             entry.due_ns = now_ns + if last_known.is_some() { UNICAST_RETRY_NS } else { retry_ns };
             self.due.insert((entry.due_ns, key));
@@ -256,9 +283,9 @@ impl Neighbors {
 }
 
 impl Entry {
-    /// Whoever had the address has left all questions to it alone unanswered.
-    fn is_silent(&self) -> bool {
-        self.unanswered >= UNICAST_PROBES
+    /// Whoever had the address has left all questions to it alone unanswered, and had the time to answer the last one.
+    fn is_silent(&self, now_ns: u64) -> bool {
+        self.unanswered > UNICAST_PROBES || self.unanswered == UNICAST_PROBES && now_ns >= self.due_ns
     }
 
     fn set_mac(&mut self, port: usize, mac: Option<Mac>, holders: &mut HashMap<(usize, Mac), Holder>) {
@@ -447,8 +474,16 @@ mod tests {
         assert_eq!(heard(&mut neighbors, OTHER, at), Heard::Taken);
         assert_eq!(mac_of(&snapshot), Some(MAC), "nothing changes by the claim alone");
         assert_eq!(neighbors.due(at).0, [Probe { port: 0, target: A, last_known: Some(MAC) }], "asked at once");
-        assert_eq!(heard(&mut neighbors, MAC, at + MS), Heard::Refused, "the answer refutes the claim");
-        assert_eq!(heard(&mut neighbors, OTHER, at + 2 * MS), Heard::Refused, "a flood of them asks nobody again");
+        assert_eq!(
+            heard(&mut neighbors, MAC, at + MS),
+            Heard::Refused { claimed: OTHER },
+            "the answer refutes the claim"
+        );
+        assert_eq!(
+            heard(&mut neighbors, OTHER, at + 2 * MS),
+            Heard::Refused { claimed: OTHER },
+            "a flood of them asks nobody again"
+        );
         assert!(neighbors.next_due_ns().unwrap() > at + SECOND / 2);
         // The claims go on, and whoever has the address goes on answering for it.
         for round in 0..100u64 {
@@ -500,7 +535,7 @@ mod tests {
         let snapshot = Compiler::default().compile(&spec(&[A, b]));
         let (mut neighbors, start) = known(&snapshot);
         assert_eq!(neighbors.heard(&Claim { address: b, ..claim(OTHER) }, start), Heard::Taken);
-        assert_eq!(heard(&mut neighbors, OTHER, start), Heard::Refused, "another backend's");
+        assert_eq!(heard(&mut neighbors, OTHER, start), Heard::Refused { claimed: OTHER }, "another backend's");
         let later = start + 60 * SECOND;
         ask_until(&mut neighbors, later, |_| None);
         assert_eq!(mac_of(&snapshot), None, "silent");
@@ -516,12 +551,19 @@ mod tests {
         let (mut neighbors, start) = known(&snapshot);
         heard(&mut neighbors, OTHER, start + MS);
         let mut now = start + MS;
-        for _ in 0..100 {
+        while now < start + EXCUSED_NS {
             neighbors.due(now);
-            neighbors.excuse_silence();
+            neighbors.excuse_silence(now);
             now += UNICAST_RETRY_NS;
         }
         assert_eq!(mac_of(&snapshot), Some(MAC));
+        // But not for ever.
+        for _ in 0..20 {
+            neighbors.due(now);
+            neighbors.excuse_silence(now);
+            now += UNICAST_RETRY_NS;
+        }
+        assert_eq!(mac_of(&snapshot), Some(OTHER));
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub(super) struct Seen<'a> {
 impl Seen<'_> {
     /// How a frame that is too large for a link is sent on all the same, if it is: what stands behind its packet is no part
     /// of it, and IPv4 without DF is for routers to take apart (RFC 791 3.2).
+    #[cold]
     fn form_for(&self, mtu: u32) -> Option<Form> {
         let Self { frame, meta } = *self;
         // Its segments are not there yet.
@@ -151,16 +152,16 @@ impl Memory for Reading<'_> {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Intent<'a> {
     /// It goes to a backend. `why`: unless the frame names no flow of its own.
-    Forward { vip: &'a Vip, backend: &'a Backend, why: Option<Why>, egress: Egress, form: Form },
+    Forward { vip: &'a Vip, backend: &'a Backend, why: Option<Why>, egress: Egress },
+    /// The same, in another form than it came: rare, and apart, so that it costs all others nothing.
+    Reformed { vip: &'a Vip, backend: &'a Backend, why: Option<Why>, egress: Egress, form: Form },
     /// All the others, which need nothing of the table any more.
     Other(Rare),
 }
 
-/// In which form a frame is sent on.
+/// In which form a frame is sent on that does not fit as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// As it came.
-    Whole,
     /// Without so many bytes behind the packet, which are too much for the interface.
     WithoutTrailer(u16),
     /// In fragments, for a link with this MTU.
@@ -263,7 +264,7 @@ impl<'a> Judge<'a> {
     }
 
     /// To a backend that was decided on. `packet`: of a frame whose sender is told if it is too big.
-    #[inline]
+    #[inline(always)]
     fn forward(
         &self,
         source: Mac,
@@ -278,9 +279,9 @@ impl<'a> Judge<'a> {
             _ => seen.frame.len(),
         };
         match egress(self.snapshot, source, wire_len, backend) {
-            Ok(egress) => Intent::Forward { vip, backend, why, egress, form: Form::Whole },
+            Ok(egress) => Intent::Forward { vip, backend, why, egress },
             Err(NotSent::TooBig { mtu, way }) => match (seen.form_for(mtu), packet) {
-                (Some(form), _) => Intent::Forward { vip, backend, why, egress: way, form },
+                (Some(form), _) => Intent::Reformed { vip, backend, why, egress: way, form },
                 (None, Some(packet)) => Intent::Other(Rare::TooBig { packet: *packet, mtu }),
                 (None, None) => DropReason::TooBig.into(),
             },

@@ -80,7 +80,7 @@ impl Pipeline {
         let intent = judge.classify(&arrival, &mut memory);
         let mut explained = self.about(port, frame);
         explained.outcome = self.outcome(&intent);
-        if let Intent::Forward { backend, why, egress, .. } = intent {
+        if let Intent::Forward { backend, why, egress, .. } | Intent::Reformed { backend, why, egress, .. } = intent {
             explained.backend = Some(backend.address);
             explained.why = why.or(explained.why);
             explained.mac = backend.mac();
@@ -95,8 +95,8 @@ impl Pipeline {
     fn outcome(&self, intent: &Intent<'_>) -> Outcome {
         let drop = Outcome::Drop;
         match intent {
-            Intent::Forward { egress: Egress::Port(..), .. } => Outcome::Forward,
             Intent::Forward { egress: Egress::Local, .. } | Intent::Other(Rare::Deliver) => Outcome::Deliver,
+            Intent::Forward { .. } | Intent::Reformed { .. } => Outcome::Forward,
             Intent::Other(rare) => match rare {
                 Rare::HandOff(_) | Rare::Hold(_) => Outcome::WithFirstFragment,
                 Rare::React(Reaction::Answer(Answer::Echo(_))) if !self.echoes.would_admit(self.now_ns) => {

@@ -64,7 +64,9 @@ pub(crate) struct Worker {
     local: LocalDelivery,
     /// When to bring the counters up to date that are not counted frame by frame.
     count_at_ns: u64,
-    /// When to try to replace the filter again; 0 unless that has failed.
+    /// The filter is that of an older table.
+    is_filter_behind: bool,
+    /// When to try to replace it again; 0 unless that has failed.
     filter_retry_at_ns: u64,
 }
 
@@ -93,6 +95,7 @@ impl Worker {
             inbox,
             local: LocalDelivery::default(),
             count_at_ns: 0,
+            is_filter_behind: false,
             filter_retry_at_ns: 0,
         }
     }
@@ -151,29 +154,36 @@ impl Worker {
             self.pipeline.own(owned.clone());
         }
         let table = self.published.table.load();
-        if table.snapshot.generation == self.pipeline.snapshot.generation {
+        if table.snapshot.generation != self.pipeline.snapshot.generation {
+            self.is_filter_behind |= table.filter != self.table.filter;
+            self.table = table.clone();
+            self.pipeline.adopt(self.table.snapshot.clone());
+        }
+        if self.is_filter_behind {
+            self.renew_filter(engine);
+        }
+    }
+
+    /// Has the filter let the table's VIPs by. Where it cannot, the rest of the table holds all the same.
+    fn renew_filter(&mut self, engine: &mut dyn Engine<Pipeline>) {
+        let now_ns = self.pipeline.now_ns;
+        if now_ns < self.filter_retry_at_ns {
             return;
         }
-        // A table whose VIPs the filter would not let by is not taken up: it is tried again.
-        if table.filter != self.table.filter {
-            let now_ns = self.pipeline.now_ns;
-            if now_ns < self.filter_retry_at_ns {
-                return;
+        match (engine.set_filter(&self.table.filter), self.filter_retry_at_ns) {
+            (Ok(()), failed) => {
+                if failed > 0 {
+                    tracing::info!("the socket filter is replaced");
+                }
+                (self.is_filter_behind, self.filter_retry_at_ns) = (false, 0);
             }
-            if let Err(error) = engine.set_filter(&table.filter) {
-                if self.filter_retry_at_ns == 0 {
-                    tracing::error!(%error, "the socket filter cannot be replaced: frames are judged by the former table");
+            (Err(error), failed) => {
+                if failed == 0 {
+                    tracing::error!(%error, "the socket filter cannot be replaced: new VIPs may get no frames");
                 }
                 self.filter_retry_at_ns = now_ns + FILTER_RETRY_NS;
-                return;
-            }
-            if self.filter_retry_at_ns > 0 {
-                tracing::info!("the socket filter is replaced");
-                self.filter_retry_at_ns = 0;
             }
         }
-        self.table = table.clone();
-        self.pipeline.adopt(self.table.snapshot.clone());
     }
 
     /// Takes what others have put into the mailbox.

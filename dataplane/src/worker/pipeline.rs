@@ -4,7 +4,7 @@
 //!
 //! Before: an engine of [`crate::io`] receives. After: it sends what the verdict says, and [`super`] sends the outbox.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{mem, net::IpAddr, sync::Arc};
 
 use super::{
     classify::{Arrival, Form, Intent, Judge, Peek, Rare, Remembering, Seen},
@@ -74,6 +74,8 @@ pub struct Pipeline {
     pub(super) routers: Arc<Routers>,
     /// No line about claims that are not believed before this.
     complain_at_ns: u64,
+    /// Frames of our own were not sent since the last tick.
+    has_lost_questions: bool,
     /// Of the last look at the clock, once a turn.
     pub(super) now_ns: u64,
 }
@@ -109,6 +111,7 @@ impl Pipeline {
             routers: handoff.as_ref().map(Handoff::routers).unwrap_or_default(),
             handoff,
             complain_at_ns: 0,
+            has_lost_questions: false,
             now_ns: 0,
         }
     }
@@ -168,7 +171,7 @@ impl Pipeline {
         self.stats.received.add(1);
         let verdict = self.consider(port, meta, frame, peek, Came::FromWire);
         self.count(verdict, &meta.vnet);
-        if verdict == Verdict::Deliver {
+        if let Verdict::Deliver { .. } = verdict {
             self.send_beside(verdict, port, OwnedFrame::new(&meta.vnet, frame));
         }
         verdict
@@ -182,7 +185,7 @@ impl Pipeline {
                 frame.cut(trailer.into());
                 Outgoing::on(To::Port(port.into()), frame, Sent::Forwarded { backend, bytes })
             }
-            Verdict::Deliver => Outgoing::on(To::Local, frame, Sent::Forwarded { backend: 0, bytes }),
+            Verdict::Deliver { backend } => Outgoing::on(To::Local, frame, Sent::Forwarded { backend, bytes }),
             Verdict::Answer => Outgoing::on(To::Port(came_by), OwnedFrame::whole(frame.frame()), Sent::Answered),
             Verdict::Apart | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => return,
         };
@@ -197,7 +200,7 @@ impl Pipeline {
             stats.segmented.add(1);
         }
         match verdict {
-            Verdict::Forward { .. } | Verdict::Apart | Verdict::Deliver => stats.forwarded.add(1),
+            Verdict::Forward { .. } | Verdict::Apart | Verdict::Deliver { .. } => stats.forwarded.add(1),
             Verdict::Answer => stats.answered.add(1),
             Verdict::Hold => {}
             Verdict::HandOff => stats.handed_off.add(1),
@@ -224,14 +227,17 @@ impl Pipeline {
                 }
             }
             Sent::Answered => stats.answered.take_back(),
-            // Announcements and questions are repeated anyway.
-            Sent::Originated => return stats.originated.take_back(),
+            // Announcements and questions are repeated anyway; but nobody is silent who was not asked.
+            Sent::Originated => {
+                self.has_lost_questions = true;
+                return stats.originated.take_back();
+            }
             Sent::Fragment => return,
         }
         stats.dropped(NOT_TAKEN).add(1);
     }
 
-    #[inline]
+    #[inline(always)]
     fn consider(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek, came: Came) -> Verdict {
         let judge = Judge {
             snapshot: &self.snapshot,
@@ -244,12 +250,15 @@ impl Pipeline {
         let intent = judge.classify(&Arrival { port, meta, frame, peek, came }, &mut memory);
         let decided = memory.decided;
         let verdict = match intent {
-            Intent::Forward { vip, backend, why, egress, form } => {
+            Intent::Forward { vip, backend, why, egress } => {
                 if let (Some(Why::Maglev { .. }), Some(flow)) = (why, &peek.flow) {
                     note_router(&self.snapshot, &self.routers, port, frame, flow, self.now_ns);
                 }
+                dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
+            }
+            Intent::Reformed { vip, backend, egress, form, .. } => {
                 let exit = Exit { snapshot: &self.snapshot, worker: self.index, stats: &self.stats };
-                exit.forward(frame, &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
+                exit.forward_as(frame, &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
             }
             Intent::Other(rare) => self.act(rare, port, meta, frame),
         };
@@ -265,7 +274,7 @@ impl Pipeline {
     /// Carries out what is not simply forwarded.
     fn act(&mut self, rare: Rare, port: usize, meta: FrameMeta, frame: &mut [u8]) -> Verdict {
         match rare {
-            Rare::Deliver => deliver(frame),
+            Rare::Deliver => deliver(frame, 0),
             Rare::HandOff(owner) => self.hand_off(owner, port, meta, frame),
             Rare::Hold(id) => self.hold(id, Waiting { port, frame: OwnedFrame::new(&meta.vnet, frame) }),
             Rare::React(reaction) => self.react(reaction, port, &meta.vnet, frame),
@@ -324,9 +333,12 @@ impl Pipeline {
             Err(reason) => reason.into(),
         };
         let verdict = match intent {
-            Intent::Forward { vip, backend, egress, form, .. } => {
+            Intent::Forward { vip, backend, egress, .. } => {
+                dispatch(&self.snapshot, self.index, frame.frame_mut(), (vip, backend), egress)
+            }
+            Intent::Reformed { vip, backend, egress, form, .. } => {
                 let exit = Exit { snapshot: &self.snapshot, worker: self.index, stats: &self.stats };
-                exit.forward(frame.frame_mut(), &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
+                exit.forward_as(frame.frame_mut(), &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
             }
             Intent::Other(rare) => self.act(rare, port, meta, frame.frame_mut()),
         };
@@ -379,11 +391,11 @@ impl Pipeline {
         match packet::parse(frame) {
             Packet::Arp(arp) => {
                 let heard = speaker.hear_arp(ear, &arp);
-                self.note_claim(heard, arp.sender.into(), source);
+                self.note_claim(heard, arp.sender.into());
             }
             Packet::Neighbor(message) => {
                 let heard = speaker.hear_neighbor(ear, &message);
-                self.note_claim(heard, message.of().into(), source);
+                self.note_claim(heard, message.of().into());
             }
             _ => {}
         }
@@ -391,15 +403,15 @@ impl Pipeline {
 
     /// Counts what was said of a backend's MAC address, and logs it; what is not believed only now and then, because
     /// whoever floods it must not fill the log.
-    fn note_claim(&mut self, heard: Heard, backend: IpAddr, from: Mac) {
+    fn note_claim(&mut self, heard: Heard, backend: IpAddr) {
         match heard {
             Heard::Taken => {}
             Heard::Changed(change) => self.note_change(change),
-            Heard::Refused => {
+            Heard::Refused { claimed } => {
                 self.stats.backend_mac_refused.add(1);
                 if self.now_ns >= self.complain_at_ns {
                     self.complain_at_ns = self.now_ns + COMPLAIN_EVERY_NS;
-                    tracing::warn!(%backend, %from, "another claim to a backend's address is not believed");
+                    tracing::warn!(%backend, %claimed, "a claim to a backend's address is not believed");
                 }
             }
         }
@@ -449,6 +461,9 @@ impl Pipeline {
             self.count_held();
         }
         self.permit.look_again();
+        if mem::take(&mut self.has_lost_questions) {
+            self.excuse_silence();
+        }
         let Some(speaker) = &mut self.speaker else { return };
         for saying in speaker.due(&self.snapshot, &self.permit, self.now_ns) {
             match saying {
@@ -504,7 +519,27 @@ impl Pipeline {
     }
 }
 
-/// By what frames leave for backends.
+/// Rewrites a frame for its backend and counts it.
+#[inline]
+fn dispatch(
+    snapshot: &Snapshot,
+    worker: usize,
+    frame: &mut [u8],
+    (vip, backend): (&Vip, &Backend),
+    egress: Egress,
+) -> Verdict {
+    vip.traffic.of(worker).count(frame.len());
+    backend.runtime.traffic.of(worker).count(frame.len());
+    match egress {
+        Egress::Port(port, mac) => {
+            rewrite::to_backend(frame, mac, snapshot.ports[port].mac);
+            Verdict::Forward { port: port as u16, trailer: 0, backend: backend.reference.get() }
+        }
+        Egress::Local => deliver(frame, backend.reference.get()),
+    }
+}
+
+/// By what frames leave for backends in another form than they came.
 struct Exit<'a> {
     snapshot: &'a Snapshot,
     worker: usize,
@@ -512,47 +547,27 @@ struct Exit<'a> {
 }
 
 impl Exit<'_> {
-    /// Rewrites a frame for its backend and counts it.
-    #[inline]
-    fn forward(
+    #[cold]
+    fn forward_as(
         &self,
         frame: &mut [u8],
         vnet: &VnetHeader,
-        (vip, backend): (&Vip, &Backend),
+        to: (&Vip, &Backend),
         (egress, form): (Egress, Form),
         outbox: &mut Vec<Outgoing>,
     ) -> Verdict {
-        let trailer = match form {
-            Form::Whole => 0,
-            Form::WithoutTrailer(len) => len,
+        let parts = match form {
+            Form::WithoutTrailer(_) => Vec::new(),
             Form::Fragments(mtu) => match fragments(frame, vnet, mtu) {
-                Some(parts) => return self.forward_parts(frame, parts, (vip, backend), egress, outbox),
+                Some(parts) => parts,
                 None => return Verdict::Drop(DropReason::TooBig),
             },
         };
-        vip.traffic.of(self.worker).count(frame.len());
-        backend.runtime.traffic.of(self.worker).count(frame.len());
-        match egress {
-            Egress::Port(port, mac) => {
-                rewrite::to_backend(frame, mac, self.snapshot.ports[port].mac);
-                Verdict::Forward { port: port as u16, trailer, backend: backend.reference.get() }
-            }
-            Egress::Local => deliver(frame),
-        }
-    }
-
-    /// The same in fragments, as a router does: the slow way.
-    #[cold]
-    fn forward_parts(
-        &self,
-        frame: &mut [u8],
-        parts: Vec<Vec<u8>>,
-        to: (&Vip, &Backend),
-        egress: Egress,
-        outbox: &mut Vec<Outgoing>,
-    ) -> Verdict {
-        let whole = self.forward(frame, &VnetHeader::default(), to, (egress, Form::Whole), outbox);
+        let whole = dispatch(self.snapshot, self.worker, frame, to, egress);
         let Verdict::Forward { port, backend, .. } = whole else { return whole };
+        if let Form::WithoutTrailer(trailer) = form {
+            return Verdict::Forward { port, trailer, backend };
+        }
         self.stats.fragmented.add(1);
         let mut sent = Sent::Forwarded { backend, bytes: frame.len() as u32 };
         for mut part in parts {
@@ -575,10 +590,10 @@ fn note_router(snapshot: &Snapshot, routers: &Routers, port: usize, frame: &[u8]
 }
 
 /// Rewrites a frame for local delivery.
-fn deliver(frame: &mut [u8]) -> Verdict {
+fn deliver(frame: &mut [u8], backend: u32) -> Verdict {
     // The loopback interface's MAC address.
     rewrite::to_backend(frame, Mac::ZERO, Mac::ZERO);
-    Verdict::Deliver
+    Verdict::Deliver { backend }
 }
 
 impl FrameJudge for Pipeline {

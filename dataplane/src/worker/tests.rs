@@ -282,7 +282,7 @@ fn judge_by_the_laws(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8],
             assert_eq!(together, payload(&before[..len]), "{what}");
         }
         Verdict::Answer => assert_eq!(frame.len(), before.len(), "{what}"),
-        Verdict::Deliver | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => {
+        Verdict::Deliver { .. } | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => {
             assert_eq!(frame, before, "{what}");
         }
     }
@@ -315,7 +315,7 @@ fn explain_and_judge(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8],
     let verdict = judge_by_the_laws(pipeline, meta, frame, what);
     let expected = match verdict {
         Verdict::Forward { .. } | Verdict::Apart => Outcome::Forward,
-        Verdict::Deliver => Outcome::Deliver,
+        Verdict::Deliver { .. } => Outcome::Deliver,
         Verdict::Answer => Outcome::Answer,
         Verdict::Hold | Verdict::HandOff => Outcome::WithFirstFragment,
         Verdict::Drop(reason) => Outcome::Drop(reason),

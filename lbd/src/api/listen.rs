@@ -19,6 +19,10 @@ use lb_proto::{
     },
 };
 use lb_raft_store::Consensus;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
+};
 use tokio::{sync::watch, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{
@@ -144,7 +148,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             let problem = "there is something that is no socket: name another path, or move it away";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if is_served(path)? {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another lbd serves it"));
         }
         fs::remove_file(path)?;
@@ -152,6 +156,14 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     Ok(listener)
+}
+
+/// Whether somebody serves a socket; without waiting for one that has stopped, whose queue is full.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let connected = connect(&socket, &SocketAddrUnix::new(path)?);
+    Ok(matches!(connected, Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS)))
 }
 
 /// Who listens on an address, from /proc: the socket's inode, then the process that has it open.

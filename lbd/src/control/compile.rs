@@ -17,9 +17,8 @@ use crate::link::Link;
 /// How a node forwards, whether it owns VIPs or not.
 pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
     let peers = table.nodes().filter(|node| node.id != me);
-    let mut peer_macs: Vec<Mac> = peers.flat_map(|node| node.attachments.iter().map(|a| Mac(a.mac.octets()))).collect();
-    peer_macs.sort_unstable();
-    peer_macs.dedup();
+    let attachments = peers.flat_map(|node| &node.attachments);
+    let peer_addresses = attachments.map(|a| (Mac(a.mac.octets()), a.address)).collect();
     let mut services: BTreeMap<IpAddr, Vec<ServiceSpec>> = BTreeMap::new();
     for service in table.services() {
         services.entry(service.settings.vip).or_default().push(compile_service(table, service));
@@ -32,7 +31,7 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
         hash_key: table.hash_seed(),
         ports: links.iter().map(|link| own_addresses(link.port_spec(), table)).collect(),
         vips: table.vips().map(vip).collect(),
-        peer_macs,
+        peer_addresses,
         peers: peers_on_segments(table, me, links),
         timeouts: compile_timeouts(table.settings().flow_timeouts),
     }

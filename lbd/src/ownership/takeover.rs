@@ -214,4 +214,43 @@ mod tests {
         assert!(!elects(7, 1000 * MS));
         assert!(elects(7, 1200 * MS), "it is not heard, still");
     }
+
+    #[test]
+    fn one_of_three_that_deserts_the_leader_starts_no_election() {
+        const MS: u64 = 1_000_000;
+        let mut table = Table::default();
+        table.configure(0, vec![BTreeSet::from([1, 2, 3])]);
+        let timing = Timing::new(lb_raft_store::table::Timing::DEFAULT, 150);
+        let elects = |claim: Option<NodeId>, own: bool| {
+            let mut takeover = Takeover::default();
+            takeover.on_claim(3, LeaseId(9), 1, &[], claim, 100 * MS);
+            (0..20).any(|at| takeover.elects(&table, 2, (1, 5), own, &timing, (100 + at) * MS))
+        };
+        assert!(!elects(None, true), "this node alone");
+        assert!(!elects(Some(1), false), "another one alone");
+        assert!(!elects(Some(3), true), "the other one has deserted somebody else");
+        assert!(elects(Some(1), true));
+        // A vote of one that has none does not count.
+        table.configure(1, vec![BTreeSet::from([1, 2, 4])]);
+        let mut takeover = Takeover::default();
+        takeover.on_claim(3, LeaseId(9), 1, &[], Some(1), 100 * MS);
+        assert!(!takeover.elects(&table, 2, (1, 5), true, &timing, 101 * MS));
+    }
+
+    #[test]
+    fn evidence_is_as_old_as_its_supporter_says() {
+        let (node, lease) = (1, LeaseId(7));
+        let withdrawn = [(node, lease)];
+        let mut takeover = Takeover::default();
+        takeover.on_claim(3, LeaseId(9), 40, &withdrawn, None, 1);
+        takeover.on_claim(4, LeaseId(10), 41, &[], None, 1);
+        let own = Own { node: 2, lease: Some(LeaseId(8)), applied: 50, withdrawn: &withdrawn };
+        let of = |supporter, lease, as_of| Withdrawal { supporter, lease: LeaseId(lease), as_of };
+        let both = Evidence::Withdrawals(vec![of(3, 9, 40), of(2, 8, 50)]);
+        assert_eq!(takeover.evidence(node, lease, 5, &own), both);
+        // Without a lease of its own nobody withdraws from another's.
+        let none = Own { node: 2, lease: None, applied: 50, withdrawn: &withdrawn };
+        assert_eq!(takeover.evidence(node, lease, 5, &none), Evidence::Withdrawals(vec![of(3, 9, 40)]));
+        assert_eq!(takeover.evidence(node, LeaseId(6), 5, &own), Evidence::Withdrawals(vec![]), "another lease");
+    }
 }

@@ -81,14 +81,19 @@ pub struct Node {
 impl Node {
     /// Whether that is its cluster address, where it is no name.
     pub fn is_reached_at(&self, address: IpAddr) -> bool {
-        let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
-        host.trim_matches(['[', ']']).parse() == Ok(address)
+        host_of(&self.address) == Some(address)
     }
 
     /// Whether the node is on the segment that `address` is in.
     pub fn is_attached_to(&self, address: IpAddr) -> bool {
         self.attachments.iter().filter_map(Attachment::segment).any(|s| s.contains(address))
     }
+}
+
+/// The IP address in a `HOST:PORT`, where HOST is no name.
+pub(super) fn host_of(address: &str) -> Option<IpAddr> {
+    let (host, _) = address.rsplit_once(':')?;
+    host.trim_matches(['[', ']']).parse().ok()
 }
 
 /// A machine that joins.

@@ -62,8 +62,10 @@ pub fn decode_saved(bytes: &[u8]) -> Result<Table, DecodeError> {
 /// feature level 3 settings have no place in it.
 pub fn restore(present: &Table, saved: &Table) -> Option<Body> {
     let mut changes = restored_rows(present, saved);
-    if present.feature_level() >= 3 && present.settings() != saved.settings() {
-        changes.push(Mutation::PatchSettings(SettingsPatch::to(saved.settings())));
+    // Of a cluster that knew less: as if that had come so far.
+    let settings = saved.settings().at_level(saved.feature_level(), present.feature_level());
+    if present.feature_level() >= 3 && present.settings() != settings {
+        changes.push(Mutation::PatchSettings(SettingsPatch::to(settings)));
     }
     (!changes.is_empty()).then_some(Body::Mutate(changes))
 }

@@ -37,6 +37,20 @@ impl Default for ClusterSettings {
     }
 }
 
+impl ClusterSettings {
+    /// The same where the feature level rises from one to another: what nobody has chosen becomes what is chosen now for all.
+    pub(super) fn at_level(mut self, from: u32, to: u32) -> Self {
+        let fin_s = &mut self.flow_timeouts.fin_s;
+        if from < FIN_LEVEL && to >= FIN_LEVEL && *fin_s == FlowTimeouts::default().fin_s {
+            *fin_s = FlowTimeouts::FIN_S;
+        }
+        self
+    }
+}
+
+/// The feature level from which [`FlowTimeouts::FIN_S`] holds.
+const FIN_LEVEL: u32 = 5;
+
 /// For how long a flow is remembered after its last packet. In seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowTimeouts {

@@ -45,7 +45,7 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
             }],
         }],
         peers: vec![],
-        peer_macs: vec![],
+        peer_addresses: vec![],
         timeouts: Timeouts::default(),
     }
 }

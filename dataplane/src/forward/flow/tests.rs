@@ -102,6 +102,7 @@ fn a_connection_that_was_broken_off_is_soon_forgotten_and_no_forged_reset_ends_o
     table.touch(&reset, 21);
     assert_eq!(table.touch(&tcp, 22), Known::Flow(backend(5)));
     assert_eq!(table.touch(&tcp, 100), Known::Flow(backend(5)), "whoever goes on was not reset");
+    assert_eq!(table.state(&tcp), Some(FlowState::Open));
     table.touch(&reset, 101);
     assert_eq!(table.touch(&syn, 102), Known::Flow(backend(5)));
     assert_eq!(table.state(&tcp), Some(FlowState::HalfOpen), "the same ports again");

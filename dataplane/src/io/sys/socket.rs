@@ -7,7 +7,7 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use crate::io::cbpf::Instruction;
+use crate::io::cbpf::{Instruction, filter::ACCEPT};
 
 /// An interface to receive from and to send to.
 #[derive(Debug, Clone)]
@@ -192,9 +192,15 @@ impl PacketSocket {
         self.set(libc::SOL_PACKET, PACKET_FANOUT, &(u32::from(id) | kind << 16), "PACKET_FANOUT")
     }
 
-    /// Replaces the filter; the change is atomic.
+    /// Replaces the filter; the change is atomic. The kernel has the old one and the new one for a moment, and may have no room
+    /// for both (net.core.optmem_max): then all frames are let by meanwhile. If an error is returned, they still are: whoever
+    /// judges them looks again.
     pub(in crate::io) fn attach(&self, filter: &[Instruction]) -> io::Result<()> {
-        self.set_program(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter)
+        let attach = |filter: &[Instruction]| self.set_program(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter);
+        match attach(filter) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => attach(&[ACCEPT]).and_then(|()| attach(filter)),
+            attached => attached,
+        }
     }
 
     fn set_program(&self, level: libc::c_int, option: libc::c_int, program: &[Instruction]) -> io::Result<()> {

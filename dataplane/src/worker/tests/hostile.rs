@@ -56,7 +56,7 @@ fn segment(backends: &[BackendSpec]) -> TableSpec {
             vip(OTHER4.into(), vec![backend(9, BACKEND4.into())]),
             vip(VIP_6.into(), vec![backend(8, BACKEND6.into())]),
         ],
-        peer_macs: vec![PEER],
+        peer_addresses: vec![(PEER, [192, 0, 2, 3].into()), (PEER, [198, 51, 100, 3].into())],
         peers: vec![PeerSpec { port: 0, address: [192, 0, 2, 3].into(), mac: PEER }],
         ..TableSpec::default()
     }
@@ -137,7 +137,7 @@ impl Segment {
                 arp::answer_in_place(&mut frame, &arp, mac);
                 frame
             }
-            Packet::Neighbor(message) => ndp::advertisement(mac, NODE, &message).to_vec(),
+            Packet::Neighbor(message) => ndp_answer(mac, &message, to.is_host()),
             _ => unreachable!("it was a question"),
         };
         self.receive(&answer);
@@ -161,6 +161,21 @@ impl Segment {
         let snapshot = self.compiler.compile(&segment(backends));
         self.pipeline.adopt(Arc::new(snapshot));
     }
+}
+
+/// As Linux answers: without its MAC address and without the Override flag, if it was asked alone (RFC 4861 4.4, 7.2.4).
+fn ndp_answer(mac: Mac, question: &ndp::Message, was_asked_alone: bool) -> Vec<u8> {
+    let mut frame = ndp::advertisement(mac, NODE, question).to_vec();
+    if was_asked_alone {
+        let icmp_at = 14 + 40;
+        frame.truncate(frame.len() - 8);
+        (frame[19], frame[icmp_at + 4]) = (24, 0x40);
+        frame[icmp_at + 2..icmp_at + 4].fill(0);
+        let sum = packet::checksum::icmpv6(question.target, question.source, &frame[icmp_at..]);
+        frame[icmp_at + 2..icmp_at + 4].copy_from_slice(&sum.to_be_bytes());
+        assert!(matches!(packet::parse(&frame), Packet::Neighbor(ndp::Message { mac: None, .. })));
+    }
+    frame
 }
 
 fn arp(source: Mac, destination: Mac, operation: arp::Operation, sender: (Mac, Ipv4Addr), target: Ipv4Addr) -> Vec<u8> {

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 
 use super::super::{
     FIRST_FEATURE_LEVEL, Table,
-    node::{Attachment, NewNode, Node},
+    node::{Attachment, NewNode, Node, host_of},
     rejection::Rejection,
     reply::Effect,
-    types::NodeId,
+    types::{Name, NodeId},
     vip::Vip,
 };
 
@@ -35,7 +35,19 @@ impl Table {
                 format!("{} at {} is node {} already", new.name, new.address, node.name),
             ));
         }
+        self.check_cluster_address(&new.name, &new.address)?;
         self.insert_node(index, new)
+    }
+
+    /// No node is reached at a VIP: its kernel would not answer there.
+    fn check_cluster_address(&self, name: &Name, address: &str) -> Result<(), Rejection> {
+        let vip = host_of(address).filter(|host| self.vips.contains_key(host));
+        match vip.filter(|_| self.rules().reserved_addresses_are_refused) {
+            Some(vip) => {
+                Err(Rejection::precondition("address", format!("{vip} is a VIP: {name} cannot be reached there")))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(in crate::table) fn insert_node(&mut self, id: NodeId, new: &NewNode) -> Outcome {
@@ -126,6 +138,7 @@ impl Table {
         if let Some(other) = self.nodes().find(|other| other.address == address) {
             return Err(Rejection::precondition("address", format!("{address} is {}'s address", other.name)));
         }
+        self.check_cluster_address(&node.name, address)?;
         self.nodes.insert_mut(id, Node { address: address.to_owned(), ..node });
         Ok(Effect::Changed)
     }

@@ -1,14 +1,6 @@
 //! The rules of the cluster's settings.
 
-use super::super::{
-    Table,
-    rejection::Rejection,
-    reply::Effect,
-    settings::{ClusterSettings, FlowTimeouts},
-};
-
-/// From which [`FlowTimeouts::FIN_S`] holds.
-const FIN_LEVEL: u32 = 5;
+use super::super::{Table, rejection::Rejection, reply::Effect, settings::ClusterSettings};
 
 impl Table {
     pub(in crate::table) fn update_settings(&mut self, settings: ClusterSettings) -> Result<Effect, Rejection> {
@@ -31,11 +23,7 @@ impl Table {
         if level <= self.feature_level || level > known {
             return Effect::Unchanged;
         }
-        // What nobody has chosen becomes what is chosen now for all.
-        let fin_s = &mut self.settings.flow_timeouts.fin_s;
-        if self.feature_level < FIN_LEVEL && level >= FIN_LEVEL && *fin_s == FlowTimeouts::default().fin_s {
-            *fin_s = FlowTimeouts::FIN_S;
-        }
+        self.settings = self.settings.at_level(self.feature_level, level);
         self.feature_level = level;
         Effect::Changed
     }

@@ -130,6 +130,11 @@ fn an_address_that_a_machine_needs_or_that_none_can_have_is_no_vip() {
         assert!(refusal.subject == "address" && refusal.message.contains(reason), "{address}: {refusal}");
     }
     log.mutate(vec![vip(VIP), service("web", VIP, &[(80, 80)])]);
+    let there = NewNode { address: format!("{VIP}:7401"), ..new_node("lb7") };
+    let set = Body::SetNodeAddress { node: ids[0], address: format!("{VIP}:7401") };
+    for refused in [Body::AddNode(there), set] {
+        assert!(log.refused(refused).message.contains("is a VIP"));
+    }
     for address in &reserved[..2] {
         assert_eq!(log.refused(mutation(vec![backend("web", address)])).subject, "address");
     }
