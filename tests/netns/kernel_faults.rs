@@ -173,6 +173,14 @@ pub(crate) fn many_interfaces_are_guarded() -> anyhow::Result<()> {
         let path = Path { from: mac(by), to: mac(by ^ 1), client, service: SocketAddr::new(to, DISCARD) };
         Ok(cables[usize::from(by)].send(&path.udp(format!("{by} {to}").as_bytes()))?)
     };
+    // With a tag that names no VLAN, only a priority (IEEE 802.1Q 9.6): the kernel takes it as untagged.
+    let send_tagged = |by: u8, to: IpAddr| -> anyhow::Result<()> {
+        let client = SocketAddr::new("2001:db8:2::1".parse()?, 1000);
+        let path = Path { from: mac(by), to: mac(by ^ 1), client, service: SocketAddr::new(to, DISCARD) };
+        let mut frame = path.udp(format!("{by} {to}").as_bytes());
+        frame.splice(12..12, [0x81, 0, 0xe0, 0]);
+        Ok(cables[usize::from(by)].send(&frame)?)
+    };
     let heard = || -> anyhow::Result<String> {
         let mut buffer = [0; 64];
         let len = socket.recv(&mut buffer)?;
@@ -185,10 +193,13 @@ pub(crate) fn many_interfaces_are_guarded() -> anyhow::Result<()> {
     for by in 0..64 {
         for vip in guarded {
             send(by, vip)?;
+            send_tagged(by, vip)?;
         }
-        send(by, own)?;
-        let first = heard()?;
-        ensure!(first == format!("{by} {own}"), "the kernel took {first:?}");
+        for send in [&send as &dyn Fn(u8, IpAddr) -> anyhow::Result<()>, &send_tagged] {
+            send(by, own)?;
+            let first = heard()?;
+            ensure!(first == format!("{by} {own}"), "the kernel took {first:?}");
+        }
     }
     guard.remove()?;
     for by in 0..64 {

@@ -162,3 +162,88 @@ impl Holder {
         self.lease.is_some() && self.valid_until_ns <= now_ns && configuration.is_lost_without(&self.withdrawn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_raft_store::table::{BOOTSTRAP_NODE, Body, NewNode, Role};
+
+    use super::*;
+
+    const ME: NodeId = BOOTSTRAP_NODE;
+    const NONCE: u64 = 77;
+
+    /// A table in which leases are opened for this node, by processes with these nonces, one after the other.
+    fn table(nonces: &[u64]) -> Table {
+        let mut table = Table::default();
+        let node = NewNode {
+            name: "lb1".parse().unwrap(),
+            role: Role::Lb,
+            address: "10.0.0.1:7401".into(),
+            store: uuid::Uuid::nil(),
+        };
+        let create = Body::CreateCluster {
+            cluster: uuid::Uuid::from_u128(1),
+            cluster_name: "lb".parse().unwrap(),
+            hash_seed: 5,
+            heartbeat_key: 7,
+            node,
+        };
+        table.apply(1, &create.into()).reply.result.unwrap();
+        for (index, nonce) in (2..).zip(nonces) {
+            let previous = table.lease(ME).map(|lease| lease.id);
+            let open = Body::OpenLease { node: ME, nonce: *nonce, previous };
+            table.apply(index, &open.into()).reply.result.unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn a_lease_that_was_given_up_is_not_taken_up_again_and_the_next_one_is() {
+        let mut holder = Holder::new(ME, NONCE);
+        holder.on_table(&table(&[NONCE]));
+        assert_eq!(holder.lease(), Some(LeaseId(2)));
+        holder.give_up();
+        for _ in 0..2 {
+            assert_eq!(holder.lease(), None);
+            // The table has it still, and whatever else changes there.
+            holder.on_table(&table(&[NONCE]));
+        }
+        holder.on_table(&table(&[NONCE, NONCE]));
+        assert_eq!(holder.lease(), Some(LeaseId(3)), "opened since");
+        holder.on_table(&table(&[NONCE]));
+        assert_eq!(holder.lease(), None, "a table of before");
+        // Giving up what is not there forgets nothing.
+        holder.give_up();
+        holder.on_table(&table(&[NONCE]));
+        assert_eq!(holder.lease(), None);
+    }
+
+    #[test]
+    fn a_lease_of_another_process_is_nobodys() {
+        let mut holder = Holder::new(ME, NONCE);
+        for (nonces, expected) in
+            [(&[NONCE + 1][..], None), (&[NONCE + 1, NONCE], Some(LeaseId(3))), (&[NONCE, 5], None)]
+        {
+            holder.on_table(&table(nonces));
+            assert_eq!(holder.lease(), expected, "{nonces:?}");
+        }
+    }
+
+    #[test]
+    fn validity_counts_from_its_last_break() {
+        const MS: u64 = 1_000_000;
+        let timing = Timing::new(lb_raft_store::table::Timing::DEFAULT, 150);
+        let alone = Configuration { index: 1, halves: vec![BTreeSet::from([ME])] };
+        let mut holder = Holder::new(ME, NONCE);
+        holder.on_table(&table(&[NONCE]));
+        for at in [0, 50, 100, 150, 200] {
+            holder.count(&alone, &timing, at * MS);
+        }
+        assert!(holder.has_been_valid_for(200 * MS, 200 * MS) && !holder.has_been_valid_for(201 * MS, 200 * MS));
+        // Nobody looked for longer than it lasts: it was not valid meanwhile, whatever it is now.
+        let late = 200 * MS + timing.lease_ns + MS;
+        assert!(!holder.has_been_valid_for(0, late), "not before it is counted again");
+        holder.count(&alone, &timing, late);
+        assert!(holder.has_been_valid_for(0, late) && !holder.has_been_valid_for(MS, late));
+    }
+}
