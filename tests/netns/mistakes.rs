@@ -13,11 +13,11 @@ use lb_tests::{
     binaries,
     cluster::LbNode,
     grpc,
-    site::{ECHO, PATIENCE, Plan, Site, VIP, VIP_TEXT},
+    site::{PATIENCE, Plan, Site, VIP, VIP_TEXT},
     wait,
 };
 
-use crate::landings::Landings;
+use crate::landings::{Landings, QUIET};
 
 fn site() -> anyhow::Result<Site> {
     let mut site = Site::build(Plan { nodes: 1, servers: 2, two_interfaces: false, engine: "ring" })?;
@@ -138,18 +138,23 @@ pub(crate) fn output_that_fails() -> anyhow::Result<()> {
 pub(crate) fn weight_zero() -> anyhow::Result<()> {
     let site = site()?;
     let node = &site.nodes[0];
-    site.wait_resolved();
+    // No server listens there: an answer would make the client send errors, which land as well.
+    node.lbctl_ok(&["service", "add", "quiet", "--vip", VIP_TEXT, "--port", &format!("{QUIET}/udp")])?;
+    for server in &site.servers {
+        node.lbctl_ok(&["backend", "add", "quiet", &server.address.to_string()])?;
+    }
+    node.wait_resolved(3 * site.servers.len());
     let landings = Landings::watch(&site)?;
-    let path = site.path(VIP.into(), ECHO);
+    let path = site.path(VIP.into(), QUIET);
     let of = |port: u16| landings.of(&format!("a datagram from {port}"), &path.from_port(port).udp(b"whose"));
     let flows: Vec<u16> = (20_000..20_040).collect();
     let before = flows.iter().map(|port| of(*port)).collect::<anyhow::Result<Vec<usize>>>()?;
     ensure!(before.contains(&0) && before.contains(&1), "{before:?}");
     let first = site.servers[0].address.to_string();
     for weight in ["1000", "0"] {
-        node.change(&["backend", "set", "echo", &first, "--weight", weight])?;
+        node.change(&["backend", "set", "quiet", &first, "--weight", weight])?;
     }
-    let row = node.lbctl_json(&["backend", "list", "echo"])?;
+    let row = node.lbctl_json(&["backend", "list", "quiet"])?;
     let of_first = row["backends"].as_array().into_iter().flatten().find(|row| row["address"] == first);
     ensure!(of_first.is_some_and(|row| row["weight"] == 0), "{row}");
     let after = flows.iter().map(|port| of(*port)).collect::<anyhow::Result<Vec<usize>>>()?;
@@ -157,7 +162,7 @@ pub(crate) fn weight_zero() -> anyhow::Result<()> {
     for port in 30_000..30_040 {
         ensure!(of(port)? == 1, "a new flow went to a backend of weight 0");
     }
-    node.change(&["backend", "set", "echo", &first, "--weight", "1"])?;
+    node.change(&["backend", "set", "quiet", &first, "--weight", "1"])?;
     wait::until("it takes new flows again", PATIENCE, || (31_000..31_040).any(|port| of(port).is_ok_and(|at| at == 0)));
     Ok(())
 }
