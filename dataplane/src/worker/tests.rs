@@ -262,7 +262,7 @@ fn sound_frames_go_where_they_belong() {
 
 /// Judges a frame, and sees that only what may have changed has.
 fn judge_by_the_laws(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8], what: &str) -> Verdict {
-    let before = frame.to_vec();
+    let (before, gathered) = (frame.to_vec(), pipeline.outbox.len());
     let verdict = judge(pipeline, meta, frame);
     match verdict {
         Verdict::Forward { trailer, .. } => {
@@ -273,13 +273,14 @@ fn judge_by_the_laws(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8],
         }
         // Into fragments that stand for the same packet.
         Verdict::Apart => {
-            let parts: Vec<Vec<u8>> = pipeline.outbox.drain(..).map(|sent| sent.frame.frame().to_vec()).collect();
+            let parts: Vec<Vec<u8>> =
+                pipeline.outbox[gathered..].iter().map(|sent| sent.frame.frame().to_vec()).collect();
             assert!(parts.len() > 1 && parts.iter().all(|part| part.len() <= 14 + 1500), "{what}");
             assert_eq!(before[20] & 0x40, 0, "{what}: DF");
             let payload = |frame: &[u8]| frame[14 + usize::from(frame[14] & 15) * 4..].to_vec();
             let together: Vec<u8> = parts.iter().flat_map(|part| payload(part)).collect();
             let len = packet::fragments::len_without_trailer(&before).unwrap();
-            assert_eq!(together, payload(&before[..len]), "{what}");
+            assert!(together == payload(&before[..len]), "{what}");
         }
         Verdict::Answer => assert_eq!(frame.len(), before.len(), "{what}"),
         Verdict::Deliver { .. } | Verdict::Hold | Verdict::HandOff | Verdict::Drop(_) => {
