@@ -38,6 +38,8 @@ pub(crate) enum LinkError {
     Enslaved { name: String, master: String },
     #[error("dataplane.interfaces: {name} is not an Ethernet interface")]
     NotEthernet { name: String },
+    #[error("dataplane.interfaces: {name} is a VRF, which has no segment: list its members instead")]
+    Vrf { name: String },
     #[error("dataplane.interfaces: {name} is down: ip link set dev {name} up")]
     Down { name: String },
     #[error("cannot read the interfaces: {0}")]
@@ -270,6 +272,9 @@ fn resolve(name: &str, all: &[Found], addresses: &[(u32, IpAddr, u8)], segments:
     if let Some(master) = master.filter(|master| !master.is_some_and(|master| master.is_vrf)) {
         return Err(LinkError::Enslaved { name, master: master.map_or_else(String::new, |m| m.name.clone()) });
     }
+    if found.is_vrf {
+        return Err(LinkError::Vrf { name });
+    }
     let Some(mac) = found.mac.filter(|mac| found.ethernet && mac.is_host()) else {
         return Err(LinkError::NotEthernet { name });
     };
@@ -305,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_member_of_a_vrf_keeps_its_addresses_and_a_port_of_anything_else_does_not() {
-        let red = Found { is_vrf: true, ethernet: false, ..found(1, "red", None) };
+        let red = Found { is_vrf: true, ..found(1, "red", None) };
         let all = [
             red,
             found(2, "bond0", None),
@@ -316,7 +321,7 @@ mod tests {
         assert_eq!(outcome(&all, "eth0"), "1 addresses");
         assert!(outcome(&all, "eth1").ends_with("eth1 is a port of bond0: list bond0 instead"));
         assert_eq!(outcome(&all, "eth2"), "0 addresses");
-        assert!(outcome(&all, "red").ends_with("red is not an Ethernet interface"));
+        assert!(outcome(&all, "red").ends_with("list its members instead"));
         // A master that is gone, or in another network namespace.
         assert!(outcome(&[found(4, "eth1", Some(9))], "eth1").contains("eth1 is a port of"));
     }
