@@ -1,6 +1,6 @@
 //! The frames of a capture file, for `lbctl explain --pcap`.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 
 use pcap_file::{
     DataLink, PcapError,
@@ -79,9 +79,14 @@ fn check_whole(before: usize, kept: usize, whole: u32) -> Result<(), String> {
 
 fn unreadable(before: usize, error: &PcapError) -> String {
     match error {
-        PcapError::IncompleteBuffer => format!("the file ends in the middle of frame {}", before + 1),
+        PcapError::IncompleteBuffer => torn(before),
+        PcapError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => torn(before),
         error => format!("frame {} cannot be read: {error}", before + 1),
     }
+}
+
+fn torn(before: usize) -> String {
+    format!("the file ends in the middle of frame {}", before + 1)
 }
 
 #[cfg(test)]
@@ -129,9 +134,10 @@ mod tests {
             let problem = frames_of(&cut[..]).unwrap_err();
             assert!(problem.starts_with("frame 1 is truncated") && problem.contains("tcpdump -s 0"), "{problem}");
         }
-        let mut torn = capture(65_535, 60);
-        torn.truncate(torn.len() - 5);
-        assert_eq!(frames_of(&torn[..]).unwrap_err(), "the file ends in the middle of frame 2");
+        for mut torn in [capture(65_535, 60), capture_ng(1, 60)] {
+            torn.truncate(torn.len() - 5);
+            assert_eq!(frames_of(&torn[..]).unwrap_err(), "the file ends in the middle of frame 2");
+        }
         assert!(frames_of(&capture_ng(113, 60)[..]).unwrap_err().contains("not Ethernet"));
         assert!(frames_of(&b"nothing of that kind"[..]).unwrap_err().contains("neither a pcap nor a pcapng"));
         assert!(frames_of(&b""[..]).unwrap_err().contains("neither a pcap nor a pcapng"));
