@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     backend::{BackendPatch, BackendSettings},
+    health::Verdict,
     node::{Attachment, NewNode},
     requests::RequestId,
     service::{ServicePatch, ServiceSettings},
@@ -166,6 +167,15 @@ pub enum Body {
         /// The level.
         level: u32,
     },
+    /// What an owner has found of its VIPs' backends. Void under another lease, and for VIPs of others. Feature level 6.
+    Report {
+        /// The node.
+        node: NodeId,
+        /// Its lease.
+        lease: LeaseId,
+        /// One for each backend of which something else is found than before.
+        verdicts: Vec<Verdict>,
+    },
     /// An owner has stopped answering for VIPs. A no-op for those whose epoch is not the VIP's.
     Released {
         /// The VIPs, and their grants.
@@ -199,6 +209,7 @@ impl Command {
             Body::RaiseFeatureLevel { level } => *level,
             Body::PatchSettings(_) => 2,
             Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
+            Body::Report { .. } => 6,
             Body::PublishNode { starts: 1.., .. } => 4,
             Body::PublishNode { unfit, .. } if !unfit.is_empty() => 3,
             Body::Mutate(mutations) => mutations.iter().map(Mutation::needs_level).max().unwrap_or(1),
@@ -224,6 +235,13 @@ impl Command {
     /// Whether a table of that level takes it. The raise itself is decided by what the nodes know.
     pub fn is_allowed_at(&self, level: u32) -> bool {
         matches!(self.body, Body::RaiseFeatureLevel { .. }) || self.needs_level() <= level
+    }
+}
+
+impl Body {
+    /// Whether it is about what the cluster shall do, and not about what was found out.
+    pub(super) fn moves_revision(&self) -> bool {
+        !matches!(self, Self::Report { .. })
     }
 }
 
@@ -392,6 +410,7 @@ bodies! {
     OpenLease { node, nonce, previous } => OpenLease,
     Fence { node, lease, evidence, heard } => Fence,
     Retract { supporter, supporter_lease, node, lease } => Retract,
+    Report { node, lease, verdicts } => Report,
     Released { grants } => Released,
     MoveIntent { vip, to } => MoveIntent,
 }

@@ -37,6 +37,7 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
         services: table.services.values().map(Field::put).collect(),
         backends: table.backends.values().map(Field::put).collect(),
         requests: table.requests.iter().map(request).collect(),
+        verdicts: table.verdicts.values().map(Field::put).collect(),
         cluster_name: table.cluster_name.as_ref().map(Field::put).unwrap_or_default(),
         configurations: table.configurations.values().map(Field::put).collect(),
         retractions: table.retractions.iter().map(retraction).collect(),
@@ -94,6 +95,9 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
     let backends: Vec<super::Backend> = Field::read(record.backends)?;
     let key = |backend: &super::Backend| (backend.settings.service.clone(), backend.settings.address);
     table.backends_by_address = backends.iter().map(key).map(|(service, address)| ((address, service), ())).collect();
+    table.backends_by_id = backends.iter().map(|backend| (backend.id, key(backend))).collect();
+    let verdicts: Vec<super::Verdict> = Field::read(record.verdicts)?;
+    table.verdicts = verdicts.into_iter().map(|verdict| (verdict.backend, verdict)).collect();
     table.backends = backends.into_iter().map(|backend| (key(&backend), backend)).collect();
     for request in record.requests {
         let id = <Option<RequestId> as Field<String>>::read(request.id)?.ok_or(DecodeError::Field("request.id"))?;

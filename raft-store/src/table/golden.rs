@@ -188,6 +188,24 @@ fn commands() -> Vec<(&'static str, Command)> {
                 ..guarded(Body::RemoveNode { node: 4, heartbeat_key: 12 })
             },
         ),
+        // Feature level 6.
+        (
+            "report",
+            Body::Report {
+                node: 4,
+                lease: LeaseId(8),
+                verdicts: vec![
+                    Verdict {
+                        backend: 9,
+                        health: Health::Unreachable,
+                        reason: "no answer to ARP".into(),
+                        since_ms: 1_795_000_000_000,
+                    },
+                    Verdict { backend: 10, ..Verdict::default() },
+                ],
+            }
+            .into(),
+        ),
     ]
 }
 
@@ -238,11 +256,12 @@ fn no_body_is_without_golden_bytes() {
         Body::Released { .. } => 15,
         Body::MoveIntent { .. } => 16,
         Body::SetNodeAddress { .. } => 17,
+        Body::Report { .. } => 18,
     };
     let mut kinds: Vec<u8> = commands().iter().map(|(_, command)| kind(&command.body)).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, (0..=17).collect::<Vec<u8>>());
+    assert_eq!(kinds, (0..=18).collect::<Vec<u8>>());
 }
 
 /// A log that the version before feature level 2 wrote makes the table that it made.

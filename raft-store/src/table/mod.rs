@@ -12,6 +12,7 @@ mod command;
 mod encoding;
 #[cfg(test)]
 pub(crate) mod golden;
+mod health;
 mod lease;
 mod node;
 mod patch;
@@ -35,6 +36,7 @@ pub use apply::{Applied, Touched};
 pub use backend::{AdminState, Backend, BackendPatch, BackendSettings};
 pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, decode_command, encode_command};
 pub(crate) use encoding::{decode_table, encode_table};
+pub use health::{Health, Verdict};
 pub use lease::{Configuration, Lease};
 pub use node::{Attachment, NewNode, Node, Role};
 pub use rejection::{Rejection, RejectionKind};
@@ -85,10 +87,14 @@ pub struct Table {
     vips: Rows<IpAddr, Vip>,
     services: Rows<Name, Service>,
     backends: Rows<BackendKey, Backend>,
+    /// What was found of backends, by their ids; of the others nothing.
+    verdicts: Rows<u64, Verdict>,
     /// The services of each VIP.
     services_by_vip: Map<(IpAddr, Name), ()>,
     /// The backends of each address.
     backends_by_address: Map<(IpAddr, Name), ()>,
+    /// Which backend has an id.
+    backends_by_id: Map<u64, BackendKey>,
     requests: Map<RequestId, Answered>,
     /// The index of the entry that brought each remembered request, so that the oldest is found.
     request_order: Map<u64, RequestId>,
@@ -113,8 +119,10 @@ impl Default for Table {
             vips: Rows::default(),
             services: Rows::default(),
             backends: Rows::default(),
+            verdicts: Rows::default(),
             services_by_vip: Map::new_sync(),
             backends_by_address: Map::new_sync(),
+            backends_by_id: Map::new_sync(),
             requests: Map::new_sync(),
             request_order: Map::new_sync(),
         }
@@ -241,6 +249,21 @@ impl Table {
     /// One backend.
     pub fn backend(&self, service: &Name, address: IpAddr) -> Option<&Backend> {
         self.backends.get(&(service.clone(), address))
+    }
+
+    /// The backend with an id.
+    pub fn backend_with_id(&self, id: u64) -> Option<&Backend> {
+        self.backends.get(self.backends_by_id.get(&id)?)
+    }
+
+    /// What was found of backends; the others are [`Health::Unchecked`].
+    pub fn verdicts(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts.values()
+    }
+
+    /// What was found of a backend.
+    pub fn verdict(&self, backend: &Backend) -> Option<&Verdict> {
+        self.verdicts.get(&backend.id)
     }
 
     /// The backends with an address, of all services.

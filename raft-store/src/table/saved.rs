@@ -45,6 +45,7 @@ pub fn encode_saved(table: &Table) -> Vec<u8> {
         leases: fresh.leases,
         configurations: fresh.configurations,
         retractions: fresh.retractions,
+        verdicts: fresh.verdicts,
         heartbeat_keys: fresh.heartbeat_keys,
         requests: fresh.requests,
         request_order: fresh.request_order,

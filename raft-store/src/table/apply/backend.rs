@@ -77,10 +77,16 @@ impl Table {
     fn put_backend(&mut self, backend: Backend) {
         let (service, address) = (backend.settings.service.clone(), backend.settings.address);
         self.backends_by_address.insert_mut((address, service.clone()), ());
+        self.backends_by_id.insert_mut(backend.id, (service.clone(), address));
         self.backends.insert_mut((service, address), backend);
     }
 
     pub(in crate::table) fn remove_backend(&mut self, service: &Name, address: IpAddr) -> bool {
+        if let Some(backend) = self.backend(service, address) {
+            let id = backend.id;
+            self.backends_by_id.remove_mut(&id);
+            self.verdicts.remove_mut(&id);
+        }
         self.backends_by_address.remove_mut(&(address, service.clone()));
         self.backends.remove_mut(&(service.clone(), address))
     }

@@ -3,6 +3,7 @@
 
 mod backend;
 mod bounds;
+mod health;
 mod lease;
 mod node;
 mod ownership;
@@ -44,6 +45,8 @@ pub struct Touched {
     pub services: Vec<Name>,
     /// Backends that changed, came or went.
     pub backends: Vec<(Name, IpAddr)>,
+    /// Backends, by their ids, of which something else was found.
+    pub verdicts: Vec<u64>,
     /// Nodes that changed, came or went.
     pub nodes: Vec<NodeId>,
     /// Holders of leases.
@@ -55,8 +58,9 @@ pub struct Touched {
 impl Touched {
     /// Whether it changes how frames are forwarded: more than who owns what.
     pub fn changes_forwarding(&self) -> bool {
-        let Self { vips, owners: _, services, backends, nodes, leases: _, cluster } = self;
-        *cluster || !(vips.is_empty() && services.is_empty() && backends.is_empty() && nodes.is_empty())
+        let Self { vips, owners: _, services, backends, verdicts, nodes, leases: _, cluster } = self;
+        let rows = [vips.len(), services.len(), backends.len(), verdicts.len(), nodes.len()];
+        *cluster || rows.iter().any(|touched| *touched > 0)
     }
 }
 
@@ -71,7 +75,7 @@ impl Table {
         let result = next.apply_whole(index, command);
         let mut touched = Touched::default();
         if let Ok(effect) = result {
-            if effect != Effect::Unchanged {
+            if effect != Effect::Unchanged && command.body.moves_revision() {
                 next.revision = index;
             }
             next.remember(index, command, effect);
@@ -143,6 +147,7 @@ impl Table {
             Body::PatchSettings(patch) => self.update_settings(patch.of(self.settings)),
             Body::Rebalance => Ok(self.rebalance()),
             Body::RaiseFeatureLevel { level } => Ok(self.raise_feature_level(*level)),
+            Body::Report { node, lease, verdicts } => Ok(self.report(*node, *lease, verdicts)),
             Body::Released { grants } => self.released(index, grants),
             Body::MoveIntent { vip, to } => self.move_intent(index, *vip, *to),
         }
@@ -213,6 +218,7 @@ impl Table {
             owners,
             services: once(self.services.take_touched()),
             backends: once(self.backends.take_touched()),
+            verdicts: once(self.verdicts.take_touched()),
             nodes: once(self.nodes.take_touched()),
             leases: once(self.leases.take_touched()),
             cluster: self.settings != before.settings

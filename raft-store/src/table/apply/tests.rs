@@ -837,4 +837,5 @@ fn a_snapshot_is_restored_by_one_entry_whatever_has_changed_places() {
     assert!(log.table.backend(&name("sa"), ip("192.168.2.50")).is_some());
     assert_eq!(restore(&log.table, &saved), None, "what is restored needs nothing more");
 }
+mod health;
 mod rules;
