@@ -19,7 +19,7 @@ use crate::{
     forward::{
         compile::Compiler,
         flow::{FlowEntry, FlowTable, Tick},
-        runtime::VipId,
+        runtime::{Liveness, VipId},
         snapshot::Snapshot,
         spec::{PortSpec, TableSpec, Timeouts},
         steering::{MAX_WORKERS, SPEAKER, Steering},
@@ -280,6 +280,17 @@ impl Dataplane {
         let table = self.published.table.load();
         let heard = table.snapshot.peers.iter().filter(|peer| peer.is_heard(now_ns));
         heard.map(|peer| (peer.spec.port, peer.spec.address)).collect()
+    }
+
+    /// Shows each backend that this node can reach by a link with a carrier, by its id, and whether it answers for its address.
+    pub fn look_at_backends(&self, mut each: impl FnMut(u64, Liveness)) {
+        let table = self.published.table.load();
+        let ports = &table.snapshot.ports;
+        // What cannot be asked is not silent.
+        let is_reached = |port: usize| ports[port].carrier && !ports[port].is_gone();
+        for backend in table.snapshot.backends().filter(|backend| backend.port.is_some_and(is_reached)) {
+            each(backend.id, backend.runtime.liveness());
+        }
     }
 
     /// Other stations that claimed a VIP of ours.

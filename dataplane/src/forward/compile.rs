@@ -14,7 +14,7 @@ use std::{
 use super::{
     hash::HashKey,
     maglev::{Candidate, Maglev},
-    runtime::{BackendRef, BackendRuntime, Peer, SLOT_BITS, VipId},
+    runtime::{BackendRef, BackendRuntime, Liveness, Peer, SLOT_BITS, VipId},
     snapshot::{Backend, Service, Snapshot, Vip},
     spec::{BackendSpec, BackendState, MAX_PORTS, ServiceSpec, TableSpec, VipSpec, broadcast},
 };
@@ -58,7 +58,7 @@ impl Compiler {
         }
         for Kept { runtime, .. } in self.slots.values_mut() {
             let renewed = BackendRuntime::new(runtime.traffic.divided_anew(workers));
-            renewed.set_mac(runtime.mac());
+            renewed.resolve(runtime.mac(), runtime.liveness());
             *runtime = Arc::new(renewed);
         }
     }
@@ -149,10 +149,11 @@ impl Compiler {
             let own_port = spec.ports.iter().find(|port| port.has(backend.address));
             if let Some(port) = own_port {
                 // Nobody would answer a question for it.
-                runtime.set_mac(Some(port.mac));
+                runtime.resolve(Some(port.mac), Liveness::NotAsked);
                 is_served_here |= backend.state != BackendState::Down;
             }
             backends[slot] = Some(Backend {
+                id: backend.id,
                 reference: BackendRef::new(slot, self.generations[slot]),
                 address: backend.address,
                 service: index,

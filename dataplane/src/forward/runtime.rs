@@ -50,27 +50,52 @@ impl BackendRef {
 pub struct BackendRuntime {
     /// Packets and bytes that were forwarded to it.
     pub traffic: TrafficByWorker,
-    /// The MAC in the low 48 bits, and a bit that says that there is one.
-    mac: AtomicU64,
+    /// The MAC in the low 48 bits, a bit that says that there is one, and above it what became of the questions for it.
+    resolved: AtomicU64,
 }
 
 const MAC_KNOWN: u64 = 1 << 48;
+const LIVENESS_SHIFT: u32 = 49;
+
+/// What became of the questions for a backend's MAC address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Liveness {
+    /// None is asked: it is this node, its MAC address was given, or it is on none of this node's segments.
+    #[default]
+    NotAsked,
+    /// It has not answered yet, and may.
+    Asked,
+    /// It answers.
+    Answers,
+    /// It leaves them unanswered.
+    Silent,
+}
 
 impl BackendRuntime {
     pub(super) fn new(traffic: TrafficByWorker) -> Self {
-        Self { traffic, mac: AtomicU64::new(0) }
+        Self { traffic, resolved: AtomicU64::new(0) }
     }
 
     /// Its MAC address, if known.
     pub fn mac(&self) -> Option<Mac> {
-        let raw = self.mac.load(Ordering::Relaxed);
+        let raw = self.resolved.load(Ordering::Relaxed);
         let [_, _, a, b, c, d, e, f] = raw.to_be_bytes();
         (raw & MAC_KNOWN != 0).then_some(Mac([a, b, c, d, e, f]))
     }
 
-    pub(crate) fn set_mac(&self, mac: Option<Mac>) {
+    /// Whether it answers questions for its MAC address.
+    pub fn liveness(&self) -> Liveness {
+        match self.resolved.load(Ordering::Relaxed) >> LIVENESS_SHIFT {
+            0 => Liveness::NotAsked,
+            1 => Liveness::Asked,
+            2 => Liveness::Answers,
+            _ => Liveness::Silent,
+        }
+    }
+
+    pub(crate) fn resolve(&self, mac: Option<Mac>, liveness: Liveness) {
         let raw = mac.map_or(0, |Mac([a, b, c, d, e, f])| u64::from_be_bytes([0, 1, a, b, c, d, e, f]));
-        self.mac.store(raw, Ordering::Relaxed);
+        self.resolved.store(raw | (liveness as u64) << LIVENESS_SHIFT, Ordering::Relaxed);
     }
 }
 

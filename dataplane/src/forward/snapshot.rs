@@ -23,6 +23,8 @@ use crate::{
 /// A backend as workers see it.
 #[derive(Debug)]
 pub struct Backend {
+    /// What the control plane calls it.
+    pub id: u64,
     /// What flow entries call it.
     pub reference: BackendRef,
     /// Its own address.

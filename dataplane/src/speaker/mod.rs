@@ -45,6 +45,8 @@ pub(crate) enum Saying {
     Withheld,
     /// A backend has another MAC address.
     Changed(Change),
+    /// A backend answers no more.
+    Silent,
 }
 
 /// By what a speaker judges what it hears.
@@ -163,9 +165,10 @@ impl Speaker {
             let peers = snapshot.peers.iter().map(|peer| &peer.spec);
             questions.extend(peers.map(|PeerSpec { port, address, mac }: &PeerSpec| (*port, *address, Some(*mac))));
         }
-        let (probes, changes) = self.neighbors.due(now_ns);
-        sayings.extend(changes.into_iter().map(Saying::Changed));
-        questions.extend(probes.into_iter().map(|probe| (probe.port, probe.target, probe.last_known)));
+        let due = self.neighbors.due(now_ns);
+        sayings.extend(due.changes.into_iter().map(Saying::Changed));
+        sayings.extend((0..due.silent).map(|_| Saying::Silent));
+        questions.extend(due.probes.into_iter().map(|probe| (probe.port, probe.target, probe.last_known)));
         sayings.extend(questions.into_iter().filter_map(|(port, target, last_known)| {
             let of = &snapshot.ports[port];
             let frame = packet::question(of.mac, of.address_towards(target)?, target, last_known)?;

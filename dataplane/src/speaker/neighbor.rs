@@ -6,6 +6,9 @@
 //! address for a backend that has one is a claim: the station that had it last is asked, alone, and the claim holds once
 //! that one has left all its questions unanswered. Everything is asked for again so often that a change which nobody
 //! announces is found as soon as one that is.
+//!
+//! Whoever leaves as many questions unanswered is silent, whether it had a MAC address or never one: the control plane gives
+//! it no new flows. It is asked on.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,7 +17,10 @@ use std::{
 };
 
 use crate::{
-    forward::{runtime::BackendRuntime, snapshot::Snapshot},
+    forward::{
+        runtime::{BackendRuntime, Liveness},
+        snapshot::Snapshot,
+    },
     packet::Mac,
 };
 
@@ -29,6 +35,8 @@ const PER_BACKEND_NS: u64 = MS;
 const UNICAST_PROBES: u32 = 3;
 /// Between them.
 const UNICAST_RETRY_NS: u64 = 200 * MS;
+/// Between the first questions to everybody, by which it is found whether anybody is there.
+const FIRST_RETRY_NS: u64 = 500 * MS;
 /// Between two questions to everybody.
 const RETRY_NS: u64 = SECOND;
 /// After so many, the address is forgotten.
@@ -51,6 +59,8 @@ pub struct Neighbors {
     /// The MAC addresses of backends, by interface.
     holders: HashMap<(usize, Mac), Holder>,
     due: BTreeSet<(u64, Key)>,
+    /// How many of them are silent.
+    silent: usize,
     not_before_ns: u64,
 }
 
@@ -68,6 +78,7 @@ struct Entry {
     /// Of each backend with this address: a machine may serve several services.
     runtimes: Vec<Arc<BackendRuntime>>,
     mac: Option<Mac>,
+    liveness: Liveness,
     /// Who claims it, while the one that has it is asked.
     claimed_by: Option<Mac>,
     due_ns: u64,
@@ -117,6 +128,17 @@ pub struct Change {
     pub to: Mac,
 }
 
+/// What is to be done now.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// The questions to send.
+    pub probes: Vec<Probe>,
+    /// The claims that hold from now on.
+    pub changes: Vec<Change>,
+    /// How many backends are silent from now on.
+    pub silent: usize,
+}
+
 /// A question to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
@@ -138,11 +160,12 @@ impl Neighbors {
                 wanted.entry((port, backend.address)).or_default().push(backend.runtime.clone());
             }
         }
-        let (due, holders) = (&mut self.due, &mut self.holders);
+        let (due, holders, silent) = (&mut self.due, &mut self.holders, &mut self.silent);
         self.entries.retain(|key, entry| {
             let stays = wanted.contains_key(key);
             if !stays {
                 due.remove(&(entry.due_ns, *key));
+                entry.turn(Liveness::NotAsked, silent);
                 entry.set_mac(key.0, None, holders);
             }
             stays
@@ -158,6 +181,7 @@ impl Neighbors {
                 let entry = Entry {
                     runtimes,
                     mac: None,
+                    liveness: Liveness::Asked,
                     claimed_by: None,
                     due_ns: now_ns,
                     unanswered: 0,
@@ -191,15 +215,18 @@ impl Neighbors {
                 entry.excused_ns = None;
                 let refuted = entry.claimed_by.take();
                 entry.defended_ns = refuted.map(|_| now_ns).or(entry.defended_ns);
+                entry.turn(Liveness::Answers, &mut self.silent);
                 let heard = refuted.map_or(Heard::Taken, |claimed| Heard::Refused { claimed });
                 (heard, now_ns + refresh_ns)
             }
             None => {
+                entry.turn(Liveness::Answers, &mut self.silent);
                 entry.set_mac(key.0, Some(claim.mac), &mut self.holders);
                 entry.unanswered = 0;
                 (Heard::Taken, now_ns + refresh_ns)
             }
             Some(from) if claim.overrides && entry.is_silent(now_ns) => {
+                entry.turn(Liveness::Answers, &mut self.silent);
                 entry.set_mac(key.0, Some(claim.mac), &mut self.holders);
                 (entry.unanswered, entry.claimed_by) = (0, None);
                 let change = Change { address: claim.address, from, to: claim.mac };
@@ -237,18 +264,18 @@ impl Neighbors {
         }
     }
 
-    /// The questions to send now, and the claims that hold from now on.
-    pub fn due(&mut self, now_ns: u64) -> (Vec<Probe>, Vec<Change>) {
+    /// The questions to send now, and what holds from now on.
+    pub fn due(&mut self, now_ns: u64) -> Due {
         if now_ns < self.not_before_ns {
-            return Default::default();
+            return Due::default();
         }
-        let retry_ns = RETRY_NS.max(self.refresh_ns());
+        let retry_ns = RETRY_NS.max(self.silent as u64 * PER_BACKEND_NS);
         let keys: Vec<Key> =
             self.due.iter().take_while(|(at, _)| *at <= now_ns).take(BURST).map(|(_, key)| *key).collect();
         if !keys.is_empty() {
             self.not_before_ns = now_ns + BURST_INTERVAL_NS;
         }
-        let (mut probes, mut changes) = (Vec::with_capacity(keys.len()), Vec::new());
+        let mut due = Due { probes: Vec::with_capacity(keys.len()), ..Due::default() };
         for key in keys {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             self.due.remove(&(entry.due_ns, key));
@@ -258,18 +285,27 @@ impl Neighbors {
                 entry.set_mac(key.0, Some(to), &mut self.holders);
                 // It has not answered for itself yet.
                 entry.unanswered = 0;
-                changes.push(Change { address: key.1, from, to });
+                due.changes.push(Change { address: key.1, from, to });
+            }
+            if entry.is_silent(now_ns) && entry.liveness != Liveness::Silent {
+                entry.turn(Liveness::Silent, &mut self.silent);
+                due.silent += 1;
             }
             if entry.unanswered >= MAX_PROBES && entry.mac.is_some() {
                 entry.set_mac(key.0, None, &mut self.holders);
             }
             let last_known = entry.mac.filter(|_| !entry.is_silent(now_ns));
             entry.unanswered = entry.unanswered.saturating_add(1);
-            entry.due_ns = now_ns + if last_known.is_some() { UNICAST_RETRY_NS } else { retry_ns };
+            let retry_ns = match (last_known, entry.liveness) {
+                (Some(_), _) => UNICAST_RETRY_NS,
+                (None, Liveness::Silent) => retry_ns,
+                (None, _) => FIRST_RETRY_NS,
+            };
+            entry.due_ns = now_ns + retry_ns;
             self.due.insert((entry.due_ns, key));
-            probes.push(Probe { port: key.0, target: key.1, last_known });
+            due.probes.push(Probe { port: key.0, target: key.1, last_known });
         }
-        (probes, changes)
+        due
     }
 
     /// When to call [`Self::due`] again.
@@ -286,6 +322,14 @@ impl Entry {
     /// Whoever had the address has left all questions to it alone unanswered, and had the time to answer the last one.
     fn is_silent(&self, now_ns: u64) -> bool {
         self.unanswered > UNICAST_PROBES || self.unanswered == UNICAST_PROBES && now_ns >= self.due_ns
+    }
+
+    /// `silent` counts the entries that are.
+    fn turn(&mut self, liveness: Liveness, silent: &mut usize) {
+        *silent -= usize::from(self.liveness == Liveness::Silent);
+        *silent += usize::from(liveness == Liveness::Silent);
+        self.liveness = liveness;
+        self.publish();
     }
 
     fn set_mac(&mut self, port: usize, mac: Option<Mac>, holders: &mut HashMap<(usize, Mac), Holder>) {
@@ -308,7 +352,7 @@ impl Entry {
 
     fn publish(&self) {
         for runtime in &self.runtimes {
-            runtime.set_mac(self.mac);
+            runtime.resolve(self.mac, self.liveness);
         }
     }
 }
@@ -350,7 +394,7 @@ mod tests {
         answers: impl Fn(Option<Mac>) -> Option<Mac>,
     ) -> Option<(u64, Change)> {
         while let Some(at) = neighbors.next_due_ns().filter(|at| *at <= until_ns) {
-            let (probes, changes) = neighbors.due(at);
+            let Due { probes, changes, .. } = neighbors.due(at);
             if let Some(change) = changes.first() {
                 return Some((at, *change));
             }
@@ -408,14 +452,14 @@ mod tests {
         let snapshot = Compiler::default().compile(&spec(&[A]));
         neighbors.set_backends(&snapshot, 0);
         let broadcast = Probe { port: 0, target: A, last_known: None };
-        assert_eq!(neighbors.due(0).0, [broadcast]);
-        assert_eq!(neighbors.due(RETRY_NS - 1).0, []);
-        assert_eq!(neighbors.due(RETRY_NS).0, [broadcast]);
-        heard(&mut neighbors, MAC, RETRY_NS);
+        assert_eq!(neighbors.due(0).probes, [broadcast]);
+        assert_eq!(neighbors.due(FIRST_RETRY_NS - 1).probes, []);
+        assert_eq!(neighbors.due(FIRST_RETRY_NS).probes, [broadcast]);
+        heard(&mut neighbors, MAC, FIRST_RETRY_NS);
         assert_eq!(mac_of(&snapshot), Some(MAC));
         let refresh = neighbors.next_due_ns().unwrap();
         assert!(refresh <= RETRY_NS + 30 * SECOND);
-        assert_eq!(neighbors.due(refresh).0, [Probe { last_known: Some(MAC), ..broadcast }]);
+        assert_eq!(neighbors.due(refresh).probes, [Probe { last_known: Some(MAC), ..broadcast }]);
     }
 
     #[test]
@@ -426,7 +470,7 @@ mod tests {
         heard(&mut neighbors, MAC, 0);
         let mut broadcasts = 0;
         while let Some(at) = neighbors.next_due_ns().filter(|at| *at <= 30 * SECOND) {
-            broadcasts += neighbors.due(at).0.iter().filter(|probe| probe.last_known.is_none()).count();
+            broadcasts += neighbors.due(at).probes.iter().filter(|probe| probe.last_known.is_none()).count();
         }
         assert!(broadcasts >= 5);
         assert_eq!(mac_of(&snapshot), None);
@@ -458,7 +502,7 @@ mod tests {
         let mut bursts = 0;
         while asked < 200 {
             let at = neighbors.next_due_ns().unwrap();
-            let (probes, _) = neighbors.due(at);
+            let probes = neighbors.due(at).probes;
             assert!(probes.len() <= BURST);
             asked += probes.len();
             bursts += 1;
@@ -473,7 +517,7 @@ mod tests {
         let at = start + 100 * MS;
         assert_eq!(heard(&mut neighbors, OTHER, at), Heard::Taken);
         assert_eq!(mac_of(&snapshot), Some(MAC), "nothing changes by the claim alone");
-        assert_eq!(neighbors.due(at).0, [Probe { port: 0, target: A, last_known: Some(MAC) }], "asked at once");
+        assert_eq!(neighbors.due(at).probes, [Probe { port: 0, target: A, last_known: Some(MAC) }], "asked at once");
         assert_eq!(
             heard(&mut neighbors, MAC, at + MS),
             Heard::Refused { claimed: OTHER },
@@ -519,7 +563,7 @@ mod tests {
         let (mut neighbors, start) = known(&snapshot);
         let weak = Claim { overrides: false, ..claim(OTHER) };
         neighbors.heard(&weak, start + MS);
-        assert_eq!(neighbors.due(start + MS).0.len(), 1, "but who has the address is asked");
+        assert_eq!(neighbors.due(start + MS).probes.len(), 1, "but who has the address is asked");
         assert_eq!(ask_until(&mut neighbors, start + 5 * SECOND, |_| None), None);
         neighbors.heard(&weak, start + 5 * SECOND);
         assert_eq!(mac_of(&snapshot), Some(MAC));
@@ -574,7 +618,78 @@ mod tests {
         for address in addresses {
             neighbors.heard(&Claim { address, ..claim(MAC) }, SECOND);
         }
-        assert!(neighbors.due(5 * SECOND).0.is_empty());
-        assert_eq!(neighbors.due(6 * SECOND).0.len(), BURST);
+        assert!(neighbors.due(5 * SECOND).probes.is_empty());
+        assert_eq!(neighbors.due(6 * SECOND).probes.len(), BURST);
+    }
+
+    fn liveness(snapshot: &Snapshot) -> Liveness {
+        snapshot.backends().next().unwrap().runtime.liveness()
+    }
+
+    #[test]
+    fn whoever_leaves_three_questions_unanswered_is_silent_and_is_asked_on() {
+        let snapshot = Compiler::default().compile(&spec(&[A]));
+        for was_known in [true, false] {
+            let (mut neighbors, start) = known(&snapshot);
+            if !was_known {
+                (neighbors, _) = (Neighbors::default(), neighbors.set_backends(&snapshot, 0));
+                neighbors.set_backends(&snapshot, start);
+                assert_eq!(liveness(&snapshot), Liveness::Asked, "it may answer yet");
+            }
+            let first = neighbors.next_due_ns().unwrap();
+            let (mut asked, mut silent, mut at) = (0, 0, first);
+            while silent == 0 {
+                at = neighbors.next_due_ns().unwrap();
+                assert_ne!(liveness(&snapshot), Liveness::Silent);
+                let due = neighbors.due(at);
+                (asked, silent) = (asked + due.probes.len(), due.silent);
+            }
+            assert_eq!((asked, silent, liveness(&snapshot)), (4, 1, Liveness::Silent), "the fourth one comes too late");
+            assert!(at - first < 2 * SECOND, "known: {was_known}, after {} ms", (at - first) / MS);
+            // It is counted once, and asked every second, with and without a MAC address.
+            for second in 1..20 {
+                let due = neighbors.due(at + second * RETRY_NS);
+                assert_eq!((due.probes.len(), due.silent), (1, 0));
+            }
+            neighbors.excuse_silence(at + 20 * SECOND);
+            assert_eq!(liveness(&snapshot), Liveness::Silent, "what is lost later does not speak for it");
+            assert_eq!(heard(&mut neighbors, MAC, at + 20 * SECOND), Heard::Taken);
+            assert_eq!((liveness(&snapshot), neighbors.silent), (Liveness::Answers, 0));
+        }
+    }
+
+    #[test]
+    fn who_is_not_asked_for_any_more_is_not_silent() {
+        let b: IpAddr = Ipv4Addr::new(10, 0, 0, 2).into();
+        let mut compiler = Compiler::default();
+        let both = compiler.compile(&spec(&[A, b]));
+        let mut neighbors = Neighbors::default();
+        neighbors.set_backends(&both, 0);
+        ask_until(&mut neighbors, 10 * SECOND, |_| None);
+        assert!(both.backends().all(|backend| backend.runtime.liveness() == Liveness::Silent));
+        assert_eq!(neighbors.silent, 2);
+        let mut given = spec(&[A, b]);
+        given.vips[0].services[0].backends[0].mac = Some(MAC);
+        let given = compiler.compile(&given);
+        neighbors.set_backends(&given, 11 * SECOND);
+        let of: Vec<Liveness> = given.backends().map(|backend| backend.runtime.liveness()).collect();
+        assert_eq!((of, neighbors.silent), (vec![Liveness::NotAsked, Liveness::Silent], 1));
+    }
+
+    #[test]
+    fn a_few_silent_ones_among_many_are_asked_every_second() {
+        let addresses: Vec<IpAddr> = (0..5000u32).map(|i| Ipv4Addr::from(0x0a00_0000 + i).into()).collect();
+        let mut neighbors = Neighbors::default();
+        neighbors.set_backends(&Compiler::default().compile(&spec(&addresses)), 0);
+        let mut asked = 0;
+        while let Some(at) = neighbors.next_due_ns().filter(|at| *at <= 10 * SECOND) {
+            for probe in neighbors.due(at).probes {
+                asked += u32::from(probe.target == A);
+                if probe.target != A {
+                    neighbors.heard(&Claim { address: probe.target, ..claim(MAC) }, at);
+                }
+            }
+        }
+        assert!((10..=12).contains(&asked), "{asked}");
     }
 }

@@ -192,6 +192,8 @@ counters! {
     backend_mac_changed,
     /// Claims to a backend's address that were not believed.
     backend_mac_refused,
+    /// Times that a backend stopped answering ARP or neighbour discovery.
+    backend_silent,
     /// Flows put into the flow table.
     flows_remembered,
     /// Flows that gave way to a new one for want of room.

@@ -471,6 +471,7 @@ impl Pipeline {
                 Saying::Claim { port, frame } => self.outbox.push(Outgoing::claim(port, &frame)),
                 Saying::Withheld => self.stats.announcements_withheld.add(1),
                 Saying::Changed(change) => self.note_change(change),
+                Saying::Silent => self.stats.backend_silent.add(1),
             }
         }
     }

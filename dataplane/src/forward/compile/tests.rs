@@ -188,7 +188,7 @@ fn counters_and_macs_survive_a_new_table() {
     let runtime = snapshot.backends().next().unwrap().runtime.clone();
     runtime.traffic.of(0).count(60);
     let mac = Mac([2, 0, 0, 0, 5, 5]);
-    runtime.set_mac(Some(mac));
+    runtime.resolve(Some(mac), Liveness::Answers);
     let snapshot = compiler.compile(&spec(vec![backend(1, 9), backend(2, 1)]));
     let kept = snapshot.backends().find(|b| b.address == IpAddr::from([10, 0, 0, 1])).unwrap();
     assert_eq!((kept.runtime.mac(), kept.runtime.traffic.packets()), (Some(mac), 1));
