@@ -41,6 +41,7 @@ const RAFT_STORE: &[&str] = &["codec", "table", "raft", "feed", "store", "consen
 
 const LBD: &[&str] = &[
     "alarms",
+    "clock",
     "config",
     "cli",
     "task",
@@ -51,6 +52,7 @@ const LBD: &[&str] = &[
     "raft",
     "exit",
     "control",
+    "health",
     "api",
     "store",
     "recover",

@@ -84,12 +84,22 @@ impl Row for v1::Service {
 }
 
 impl Row for v1::Backend {
-    const COLUMNS: &'static [&'static str] = &["service", "address", "weight", "mac", "state"];
+    const COLUMNS: &'static [&'static str] =
+        &["service", "address", "weight", "mac", "state", "health", "since", "reason"];
 
     fn cells(&self) -> Vec<String> {
         let mac = if self.mac.is_empty() { "by ARP".to_owned() } else { self.mac.clone() };
         let state = label::<v1::AdminState>(self.state);
-        vec![self.service.clone(), self.address.clone(), self.weight().to_string(), mac, state.to_owned()]
+        vec![
+            self.service.clone(),
+            self.address.clone(),
+            self.weight().to_string(),
+            mac,
+            state.to_owned(),
+            label::<v1::Health>(self.health).to_owned(),
+            or_dash(&self.health_since),
+            or_dash(&self.health_reason),
+        ]
     }
 }
 

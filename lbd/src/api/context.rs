@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use lb_dataplane::Dataplane;
@@ -20,6 +20,7 @@ use tonic::{
 use super::{convert, status};
 use crate::{
     alarms::{Alarm, Alarms},
+    clock,
     config::Config,
     ownership::Ownership,
 };
@@ -157,7 +158,7 @@ impl Context {
         let command = Command {
             request: Some(request.clone()),
             expected_revision,
-            stamp_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            stamp_ms: clock::unix_ms(),
             principal: Some(Principal { name: call.caller.clone(), node }),
             body,
         };

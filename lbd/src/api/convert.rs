@@ -7,14 +7,15 @@ use lb_proto::v1;
 use lb_raft_store::{
     View,
     table::{
-        AdminState, Affinity, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, MacAddr, Mutation,
-        Name, Node, NodeId, PortRange, Protocol, Role, Service, ServicePatch, ServiceSettings, Table, Unmatched, Vip,
-        VipPatch, VipSettings, Weight, check_cluster_address,
+        AdminState, Affinity, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, Health, MacAddr,
+        Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Service, ServicePatch, ServiceSettings, Table,
+        Unmatched, Vip, VipPatch, VipSettings, Weight, check_cluster_address,
     },
 };
 use tonic::Status;
 
 use super::status::{invalid, not_built};
+use crate::clock::rfc3339;
 
 /// A required text.
 pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, Status> {
@@ -254,8 +255,9 @@ pub(super) fn service(service: &Service) -> v1::Service {
     }
 }
 
-pub(super) fn backend(backend: &Backend) -> v1::Backend {
+pub(super) fn backend(backend: &Backend, table: &Table) -> v1::Backend {
     let settings = &backend.settings;
+    let verdict = table.verdict(backend);
     v1::Backend {
         service: settings.service.to_string(),
         address: settings.address.to_string(),
@@ -268,6 +270,13 @@ pub(super) fn backend(backend: &Backend) -> v1::Backend {
         }
         .into(),
         revision: backend.revision,
+        health: match verdict.map(|verdict| verdict.health) {
+            None | Some(Health::Unchecked) => v1::Health::Unchecked,
+            Some(Health::Unreachable) => v1::Health::Unreachable,
+        }
+        .into(),
+        health_reason: verdict.map(|verdict| verdict.reason.clone()).unwrap_or_default(),
+        health_since: verdict.map(|verdict| rfc3339(verdict.since_ms)).unwrap_or_default(),
     }
 }
 

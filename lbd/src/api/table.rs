@@ -177,9 +177,10 @@ impl TableService for Table {
         if let Some(name) = service.as_ref().filter(|name| view.table.service(name).is_none()) {
             return Err(status::not_found(&format!("there is no service {name}")));
         }
+        let shown = |backend| convert::backend(backend, &view.table);
         let backends = match &service {
-            Some(name) => view.table.backends_of(name).map(convert::backend).collect(),
-            None => view.table.backends().map(convert::backend).collect(),
+            Some(name) => view.table.backends_of(name).map(shown).collect(),
+            None => view.table.backends().map(shown).collect(),
         };
         Ok(Response::new(v1::ListBackendsResponse { backends, revision: view.table.revision() }))
     }
@@ -190,7 +191,7 @@ impl TableService for Table {
         let address = convert::address("address", &request.get_ref().address)?;
         let found = view.table.backend(&service, address);
         let backend = found.ok_or_else(|| status::not_found(&format!("service {service} has no backend {address}")))?;
-        let backend = Some(convert::backend(backend));
+        let backend = Some(convert::backend(backend, &view.table));
         Ok(Response::new(v1::GetBackendResponse { backend, revision: view.table.revision() }))
     }
 

@@ -16,6 +16,7 @@ use crate::{
     control::{
         Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, reload, run_leader_tasks,
     },
+    health,
     link::{self, Link},
     ownership::Ownership,
 };
@@ -52,6 +53,8 @@ pub(super) fn start(parts: Parts) -> JoinSet<()> {
     followers.spawn(publish_grants.run());
     if let Some(dataplane) = dataplane.clone() {
         let (consensus, links, fitness) = (consensus.clone(), links.clone(), ownership.fitness().clone());
+        let report = health::Report::new(consensus.clone(), ownership.clone(), dataplane.clone());
+        followers.spawn(report.run());
         followers.spawn(PublishTable { consensus, dataplane, links, in_force, fitness }.run());
     }
     let publish_node = PublishNode {

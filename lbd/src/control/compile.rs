@@ -9,7 +9,8 @@ use lb_dataplane::{
     packet::{self, Mac},
 };
 use lb_raft_store::table::{
-    AdminState, Affinity, Backend, Cidr, FlowTimeouts, NodeId, PortRange, Protocol, Service, Table, Unmatched, Vip,
+    AdminState, Affinity, Backend, Cidr, FlowTimeouts, Health, NodeId, PortRange, Protocol, Service, Table, Unmatched,
+    Vip,
 };
 
 use crate::link::Link;
@@ -93,7 +94,7 @@ fn compile_service(table: &Table, service: &Service) -> ServiceSpec {
         by_source: settings.affinity == Affinity::Source,
         table_size: settings.table_size,
         // In the order of their addresses, on every node alike.
-        backends: table.backends_of(&settings.name).map(compile_backend).collect(),
+        backends: table.backends_of(&settings.name).map(|backend| compile_backend(table, backend)).collect(),
     }
 }
 
@@ -105,17 +106,19 @@ fn compile_port(range: &PortRange) -> PortRangeSpec {
     PortRangeSpec { protocol, first: range.first, last: range.last }
 }
 
-fn compile_backend(backend: &Backend) -> BackendSpec {
+fn compile_backend(table: &Table, backend: &Backend) -> BackendSpec {
     let settings = &backend.settings;
+    let is_there = table.verdict(backend).is_none_or(|verdict| verdict.health != Health::Unreachable);
+    let takes_new = is_there && settings.weight.get() > 0;
     BackendSpec {
         id: backend.id,
         address: settings.address,
         mac: settings.mac.map(|mac| Mac(mac.octets())),
         weight: settings.weight.get(),
         state: match settings.state {
-            // As in IPVS: no new flows, and those that it has stay.
-            AdminState::Active if settings.weight.get() == 0 => BackendState::Draining,
-            AdminState::Active => BackendState::Active,
+            AdminState::Active if takes_new => BackendState::Active,
+            // As in IPVS with weight 0: no new flows, and those that it has stay.
+            AdminState::Active => BackendState::Draining,
             AdminState::Drain => BackendState::Draining,
             AdminState::Down => BackendState::Down,
         },
@@ -196,5 +199,36 @@ mod tests {
         assert_eq!(compile(&table, ME, &links()).vips[0].answer_on, [0]);
         let elsewhere = &links()[1..];
         assert_eq!(compile(&table, ME, elsewhere).vips[0].answer_on, [0], "routed: on every interface");
+    }
+
+    #[test]
+    fn a_backend_that_is_unreachable_or_weighs_nothing_keeps_its_flows_and_takes_no_new_ones() {
+        let mut table = table();
+        let service = ServiceSettings {
+            name: "web".parse().unwrap(),
+            vip: ip("192.168.2.1"),
+            ports: vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
+            affinity: Affinity::Flow,
+            table_size: DEFAULT_TABLE_SIZE,
+        };
+        let backend = |last: u8, state| {
+            let settings = BackendSettings::new("web".parse().unwrap(), IpAddr::from([192, 168, 2, last]));
+            Mutation::CreateBackend(BackendSettings { state, ..settings })
+        };
+        let states = [AdminState::Active, AdminState::Active, AdminState::Drain, AdminState::Down];
+        let mut rows = vec![Mutation::CreateService(service)];
+        rows.extend((50..).zip(states).map(|(last, state)| backend(last, state)));
+        let attachments = table.node(ME).unwrap().attachments.clone();
+        let (heartbeat, unfit) = (Vec::new(), String::new());
+        let mut apply = |index: u64, body: Body| table.apply(index, &body.into()).reply.result.unwrap();
+        apply(10, Body::PublishNode { node: ME, attachments, heartbeat, feature_level: 6, unfit, starts: 0 });
+        apply(11, Body::RaiseFeatureLevel { level: 6 });
+        apply(12, Body::Mutate(rows));
+        let verdicts = [1, 3, 4].map(|backend| Verdict { backend, health: Health::Unreachable, ..Verdict::default() });
+        apply(13, Body::Report { node: ME, lease: LeaseId(3), verdicts: verdicts.to_vec() });
+        let spec = compile(&table, ME, &links());
+        let states: Vec<BackendState> = spec.vips[0].services[0].backends.iter().map(|backend| backend.state).collect();
+        use BackendState::{Active, Down, Draining};
+        assert_eq!(states, [Draining, Active, Draining, Down]);
     }
 }
