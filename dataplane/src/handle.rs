@@ -122,6 +122,19 @@ struct Guarded {
     vips: Vec<IpAddr>,
 }
 
+/// A backend, as this node finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenBackend {
+    /// What the control plane calls it.
+    pub id: u64,
+    /// Its own address.
+    pub address: IpAddr,
+    /// The interface on whose segment it is.
+    pub port: usize,
+    /// Whether it answers.
+    pub liveness: Liveness,
+}
+
 impl Dataplane {
     /// Opens the sockets and starts the workers; forwards nothing before the first [`Self::publish`].
     pub fn start(config: &Config) -> Result<Self, StartError> {
@@ -282,14 +295,17 @@ impl Dataplane {
         heard.map(|peer| (peer.spec.port, peer.spec.address)).collect()
     }
 
-    /// Shows each backend that this node can reach by a link with a carrier, by its id, and whether it answers for its address.
-    pub fn look_at_backends(&self, mut each: impl FnMut(u64, Liveness)) {
+    /// Shows each backend that this node can reach by a link with a carrier, and whether it answers for its address.
+    pub fn look_at_backends(&self, mut each: impl FnMut(SeenBackend)) {
         let table = self.published.table.load();
         let ports = &table.snapshot.ports;
         // What cannot be asked is not silent.
         let is_reached = |port: usize| ports[port].carrier && !ports[port].is_gone();
-        for backend in table.snapshot.backends().filter(|backend| backend.port.is_some_and(is_reached)) {
-            each(backend.id, backend.runtime.liveness());
+        for backend in table.snapshot.backends() {
+            if let Some(port) = backend.port.filter(|port| is_reached(*port)) {
+                let (id, address, liveness) = (backend.id, backend.address, backend.runtime.liveness());
+                each(SeenBackend { id, address, port, liveness });
+            }
         }
     }
 

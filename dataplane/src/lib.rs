@@ -28,7 +28,7 @@ pub mod worker;
 
 pub use config::Config;
 pub use error::StartError;
-pub use handle::Dataplane;
+pub use handle::{Dataplane, SeenBackend};
 pub use pool::Scheduling;
 pub use query::{BackendReport, Explanation, Kind, Outcome, Question, Report, WorkerReport};
 pub use speaker::permit::{Grant, LeaseClock, boottime_ns};

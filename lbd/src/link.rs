@@ -8,7 +8,7 @@ use lb_dataplane::{
     io::{PortConfig, segments_tcp},
     packet::Mac,
 };
-use lb_raft_store::table::{Attachment, Cidr, MacAddr, NodeId};
+use lb_raft_store::table::{Attachment, Cidr, MacAddr, NodeId, Silence};
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_route::{
@@ -102,6 +102,7 @@ impl Link {
                 address: *address,
                 prefix_len: *prefix_len,
                 hears: Cidr::containing(*address, *prefix_len).map(&mut hears).unwrap_or_default(),
+                silence: Silence::None,
             })
         };
         self.addresses.iter().filter(|_| self.carrier).filter_map(&mut attachment).collect()

@@ -5,7 +5,8 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use lb_tests::{
     cluster::LbNode,
-    site::{HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP_TEXT},
+    site::{HTTP_ADDRESS, HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP_TEXT},
+    topology::Cut,
     traffic::{HttpClient, http_who},
     wait,
 };
@@ -61,6 +62,55 @@ pub(crate) fn unplugged() -> anyhow::Result<()> {
     open.iter_mut().try_for_each(|(name, client)| answers(name, client))?;
     ensure!(site.nodes[0].log().contains("a backend answers again"));
     Ok(())
+}
+
+/// The cable of the owner to the backends is dead and shows its carrier, and then all backends are away: of two nodes alone
+/// the backends tell which it is.
+pub(crate) fn cut_off() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 3, two_interfaces: true, engine: "ring" })?;
+    site.start()?;
+    let owner = site.owner()?;
+    let host = &site.node_hosts[owner];
+    site.net.cut(host, "eth1", Cut::Silent)?;
+    let cut = Instant::now();
+    wait::until("the VIP has moved", PATIENCE, || site.owner().is_ok_and(|now| now != owner));
+    wait::until("it is served again", PATIENCE, || http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE).is_ok());
+    println!("served by the other node {} ms after the owner's cable was cut", cut.elapsed().as_millis());
+    let status = site.nodes[1 - owner].lbctl_json(&["status"])?;
+    let warns =
+        |about: &str| status["warnings"].as_array().into_iter().flatten().any(|w| w.to_string().contains(about));
+    ensure!(warns("hears hardly any backend on eth1"), "{status}");
+    let list = site.nodes[0].lbctl_ok(&["node", "list"])?;
+    ensure!(list.contains("eth1 192.168.3.1") && list.contains("HEARS NO BACKENDS"), "{list}");
+    for node in &site.nodes {
+        ensure!(health_of_all(node)?.iter().all(|health| health == "unchecked"), "the node says what it cannot know");
+        ensure!(!node.log().contains("a backend is unreachable"));
+    }
+    site.net.cut(host, "eth1", Cut::None)?;
+    wait::until("it hears them again", PATIENCE, || {
+        site.nodes[0].lbctl_ok(&["node", "list"]).is_ok_and(|list| !list.contains("HEARS NO BACKENDS"))
+    });
+
+    let epoch = site.nodes[0].epoch_of(VIP_TEXT);
+    for server in &site.servers {
+        site.net.plug(&server.host, "eth0", false)?;
+    }
+    let unplugged = Instant::now();
+    for node in &site.nodes {
+        wait::until("all are unreachable", PATIENCE, || {
+            health_of_all(node).is_ok_and(|all| all.iter().all(|health| health == "unreachable"))
+        });
+    }
+    println!("all unreachable {} ms after their cables were pulled", unplugged.elapsed().as_millis());
+    ensure!(site.nodes[0].epoch_of(VIP_TEXT) == epoch, "a VIP has moved for nothing");
+    Ok(())
+}
+
+/// What a node shows of all backends.
+fn health_of_all(node: &LbNode) -> anyhow::Result<Vec<String>> {
+    let backends = node.lbctl_json(&["backend", "list"])?;
+    let rows = backends["backends"].as_array().into_iter().flatten();
+    Ok(rows.map(|row| row["health"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
 /// Open connections to each backend, by either VIP.

@@ -8,7 +8,8 @@
 //! announces is found as soon as one that is.
 //!
 //! Whoever leaves as many questions unanswered is silent, whether it had a MAC address or never one: the control plane gives
-//! it no new flows. It is asked on.
+//! it no new flows. It is asked on. And with the first one that falls silent all others are asked at once: whether one is away
+//! or all are is known soon.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -61,6 +62,8 @@ pub struct Neighbors {
     due: BTreeSet<(u64, Key)>,
     /// How many of them are silent.
     silent: usize,
+    /// Before that, nobody is asked out of turn again.
+    hurry_again_ns: u64,
     not_before_ns: u64,
 }
 
@@ -305,7 +308,20 @@ impl Neighbors {
             self.due.insert((entry.due_ns, key));
             due.probes.push(Probe { port: key.0, target: key.1, last_known });
         }
+        if due.silent > 0 && now_ns >= self.hurry_again_ns {
+            self.hurry(now_ns);
+        }
         due
+    }
+
+    /// Asks everybody who is not being asked.
+    fn hurry(&mut self, now_ns: u64) {
+        self.hurry_again_ns = now_ns + self.refresh_ns();
+        for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.unanswered == 0) {
+            self.due.remove(&(entry.due_ns, *key));
+            entry.due_ns = entry.due_ns.min(now_ns);
+            self.due.insert((entry.due_ns, *key));
+        }
     }
 
     /// When to call [`Self::due`] again.
@@ -691,5 +707,25 @@ mod tests {
             }
         }
         assert!((10..=12).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn with_the_first_silent_one_all_others_are_asked() {
+        let addresses: Vec<IpAddr> = (1..=10).map(|last| Ipv4Addr::new(10, 0, 0, last).into()).collect();
+        let snapshot = Compiler::default().compile(&spec(&addresses));
+        let mut neighbors = Neighbors::default();
+        neighbors.set_backends(&snapshot, 0);
+        // They are asked at different times of a second.
+        for (address, tenth) in addresses.iter().zip(0..) {
+            neighbors.heard(&Claim { address: *address, ..claim(MAC) }, SECOND + tenth * 100 * MS);
+        }
+        let mut turned = Vec::new();
+        while let Some(at) = neighbors.next_due_ns().filter(|at| *at <= 10 * SECOND) {
+            let silent = neighbors.due(at).silent;
+            turned.extend((0..silent).map(|_| at));
+        }
+        assert_eq!(turned.len(), addresses.len());
+        let spread = turned[9] - turned[0];
+        assert!(spread <= 3 * UNICAST_RETRY_NS + 2 * BURST_INTERVAL_NS, "{} ms", spread / MS);
     }
 }

@@ -108,8 +108,11 @@ impl Row for v1::Node {
         &["name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "segments"];
 
     fn cells(&self) -> Vec<String> {
-        let segment =
-            |a: &v1::Attachment| format!("{} {}{}", a.interface, a.address, if a.isolated { " ISOLATED" } else { "" });
+        let segment = |a: &v1::Attachment| {
+            let isolated = if a.isolated { " ISOLATED" } else { "" };
+            let blind = if a.blind { " HEARS NO BACKENDS" } else { "" };
+            format!("{} {}{isolated}{blind}", a.interface, a.address)
+        };
         let segments: Vec<String> = self.attachments.iter().map(segment).collect();
         vec![
             self.name.clone(),

@@ -160,6 +160,14 @@ impl Cluster {
                 warnings
                     .push(format!("{} hears no other node on {interface}: its segment is cut off there", node.name));
             }
+            for attachment in node.attachments.iter().filter(|attachment| table.is_blind_on(node.id, attachment)) {
+                let interface = &attachment.interface;
+                warnings.push(format!(
+                    "{} hears hardly any backend on {interface}, and others hear them: it can own no VIP until its way to \
+                     them is mended",
+                    node.name
+                ));
+            }
         }
         for node in table.nodes().filter(|node| Some(node.id) != status.node) {
             for attachment in node.attachments.iter().filter(|attachment| table.vip(attachment.address).is_some()) {

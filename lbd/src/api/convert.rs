@@ -287,6 +287,7 @@ pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node
         address: format!("{}/{}", a.address, a.prefix_len),
         hears: a.hears.iter().filter_map(|id| view.table.node(*id)).map(|node| node.name.to_string()).collect(),
         isolated: view.table.is_isolated(node.id, a),
+        blind: view.table.is_blind_on(node.id, a),
     };
     v1::Node {
         id: node.id,

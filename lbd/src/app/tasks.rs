@@ -51,9 +51,16 @@ pub(super) fn start(parts: Parts) -> JoinSet<()> {
         answered: Answered::default(),
     };
     followers.spawn(publish_grants.run());
+    let silences = watch::Sender::default();
     if let Some(dataplane) = dataplane.clone() {
         let (consensus, links, fitness) = (consensus.clone(), links.clone(), ownership.fitness().clone());
-        let report = health::Report::new(consensus.clone(), ownership.clone(), dataplane.clone());
+        let report = health::Report::new(
+            consensus.clone(),
+            ownership.clone(),
+            dataplane.clone(),
+            links.clone(),
+            silences.clone(),
+        );
         followers.spawn(report.run());
         followers.spawn(PublishTable { consensus, dataplane, links, in_force, fitness }.run());
     }
@@ -66,6 +73,7 @@ pub(super) fn start(parts: Parts) -> JoinSet<()> {
         heartbeat: Vec::new(),
         asked: None,
         hysteresis: Hysteresis::default(),
+        silences,
     };
     followers.spawn(publish_node.run());
     let look_out = LookOut {

@@ -152,6 +152,7 @@ mod tests {
             address: ip("192.168.2.2"),
             prefix_len: 24,
             hears: Vec::new(),
+            silence: Silence::None,
         };
         let vip = VipSettings { address: ip("192.168.2.1"), prefer: None, segment: None, unmatched: Unmatched::Drop };
         let commands = [

@@ -99,6 +99,7 @@ mod tests {
                 address: std::net::IpAddr::from([192, 168, 2, last]),
                 prefix_len: 24,
                 hears: Vec::new(),
+                silence: Silence::None,
             };
             let (attachments, unfit) = (vec![attachment], String::new());
             apply(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1, unfit, starts: 0 });

@@ -17,6 +17,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     config::Config,
+    health::{Silences, VERDICTS_LEVEL},
     link::Link,
     ownership::{self, Backoff, Ownership},
 };
@@ -48,6 +49,8 @@ pub(crate) struct PublishNode {
     /// What was proposed to be said of this node last, how often, and by which table it was needed.
     pub(crate) asked: Option<(Body, Backoff, u64)>,
     pub(crate) hysteresis: Hysteresis,
+    /// Where most backends are silent.
+    pub(crate) silences: watch::Sender<Silences>,
 }
 
 /// Since when a node that is published as heard is not heard any more, by interface and segment: one address family of a link
@@ -72,6 +75,7 @@ impl PublishNode {
     pub(crate) async fn run(mut self) {
         let mut table = self.consensus.watch();
         let mut unfit = self.ownership.unfit();
+        let mut silences = self.silences.subscribe();
         let mut look_at_peers = tokio::time::interval(LOOK_AT_PEERS);
         loop {
             // What changes comes at once; peers are looked for.
@@ -79,6 +83,7 @@ impl PublishNode {
                 changed = table.changed() => if changed.is_err() { return },
                 changed = self.links.changed() => if changed.is_err() { return },
                 changed = unfit.changed() => if changed.is_err() { return },
+                changed = silences.changed() => if changed.is_err() { return },
                 _ = look_at_peers.tick() => {}
             }
             if let Some(me) = self.consensus.status().node {
@@ -86,13 +91,15 @@ impl PublishNode {
                 let view = table.borrow_and_update().clone();
                 let links = self.links.borrow_and_update().clone();
                 let unfit = unfit.borrow_and_update().clone();
-                self.publish_node(me, &view, &links, unfit);
+                let silences = silences.borrow_and_update().clone();
+                self.publish_node(me, &view, &links, (unfit, &silences));
             }
         }
     }
 
     /// Where this node is attached, and whom it hears there.
-    fn attachments(&mut self, me: NodeId, view: &View, links: &[Link]) -> Vec<Attachment> {
+    fn attachments(&mut self, me: NodeId, view: &View, links: &[Link], silences: &Silences) -> Vec<Attachment> {
+        let knows = view.table.feature_level() >= VERDICTS_LEVEL;
         let heard = self.dataplane.as_ref().map(|dataplane| dataplane.heard_peers()).unwrap_or_default();
         let before = view.table.node(me).map(|node| node.attachments.clone()).unwrap_or_default();
         let hysteresis = &mut self.hysteresis;
@@ -115,14 +122,25 @@ impl PublishNode {
                     .collect()
             });
             // A VIP on an interface is a mistake, and tells nothing of where the node is.
-            attachments.extend(of_link.into_iter().filter(|a| view.table.vip(a.address).is_none()));
+            let of_link = of_link.into_iter().filter(|a| view.table.vip(a.address).is_none());
+            attachments.extend(of_link.map(|attachment| {
+                let at = attachment.segment().filter(|_| knows).map(|segment| (link.name.clone(), segment));
+                let silence = at.and_then(|at| silences.get(&at)).copied().unwrap_or_default();
+                Attachment { silence, ..attachment }
+            }));
         }
         attachments
     }
 
     /// Says in the table what this node is, if it says something else.
-    fn publish_node(&mut self, me: NodeId, view: &View, links: &[Link], unfit: Option<String>) {
-        let attachments = self.attachments(me, view, links);
+    fn publish_node(
+        &mut self,
+        me: NodeId,
+        view: &View,
+        links: &[Link],
+        (unfit, silences): (Option<String>, &Silences),
+    ) {
+        let attachments = self.attachments(me, view, links, silences);
         let Some(node) = view.table.node(me) else { return };
         let heartbeat = &self.heartbeat;
         // Before all nodes know it, the lease alone tells: it is given back.

@@ -73,6 +73,7 @@ mod tests {
             address: ip("192.168.2.2"),
             prefix_len: 24,
             hears: Vec::new(),
+            silence: Silence::None,
         };
         let published = Body::PublishNode {
             node: BOOTSTRAP_NODE,

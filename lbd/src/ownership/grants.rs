@@ -112,7 +112,9 @@ fn stands(table: &Table, (vip, epoch): Grant) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use lb_raft_store::table::{Attachment, BOOTSTRAP_NODE, Body, Mutation, NewNode, Role, Unmatched, VipSettings};
+    use lb_raft_store::table::{
+        Attachment, BOOTSTRAP_NODE, Body, Mutation, NewNode, Role, Silence, Unmatched, VipSettings,
+    };
 
     use super::*;
 
@@ -142,6 +144,7 @@ mod tests {
             address: IpAddr::from([192, 168, 2, 2]),
             prefix_len: 24,
             hears: Vec::new(),
+            silence: Silence::None,
         };
         let commands = [
             Body::CreateCluster {
@@ -225,6 +228,7 @@ mod tests {
             address: IpAddr::from([192, 168, 2, 3]),
             prefix_len: 24,
             hears: Vec::new(),
+            silence: Silence::None,
         };
         for (index, command) in [
             (6, Body::AddNode(second)),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     backend::{BackendPatch, BackendSettings},
     health::Verdict,
-    node::{Attachment, NewNode},
+    node::{Attachment, NewNode, Silence},
     requests::RequestId,
     service::{ServicePatch, ServiceSettings},
     settings::{ClusterSettings, SettingsPatch},
@@ -210,6 +210,7 @@ impl Command {
             Body::PatchSettings(_) => 2,
             Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
             Body::Report { .. } => 6,
+            Body::PublishNode { attachments, .. } if attachments.iter().any(|a| a.silence != Silence::None) => 6,
             Body::PublishNode { starts: 1.., .. } => 4,
             Body::PublishNode { unfit, .. } if !unfit.is_empty() => 3,
             Body::Mutate(mutations) => mutations.iter().map(Mutation::needs_level).max().unwrap_or(1),

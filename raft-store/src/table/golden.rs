@@ -36,8 +36,14 @@ fn commands() -> Vec<(&'static str, Command)> {
         heartbeat_key: 11,
         node: new_node("lb1"),
     };
-    let attachment =
-        Attachment { interface: "eth0".into(), mac, address: ip("192.168.2.2"), prefix_len: 24, hears: vec![4, 7] };
+    let attachment = Attachment {
+        interface: "eth0".into(),
+        mac,
+        address: ip("192.168.2.2"),
+        prefix_len: 24,
+        hears: vec![4, 7],
+        silence: Silence::None,
+    };
     let heartbeat = vec!["10.77.1.9:7401".parse().unwrap(), "[2001:db8::9]:7401".parse().unwrap()];
     let fence = |evidence, heard| Body::Fence { node: 1, lease: LeaseId(3), evidence, heard };
     let withdrawal = Withdrawal { supporter: 4, lease: LeaseId(8), as_of: 20 };
@@ -301,6 +307,7 @@ fn first_entries() -> Table {
             address: IpAddr::from([192, 168, 2, last]),
             prefix_len: 24,
             hears: Vec::new(),
+            silence: Silence::None,
         };
         let heartbeat = vec!["10.77.1.9:7401".parse().unwrap()];
         let before = apply(Body::PublishNode {

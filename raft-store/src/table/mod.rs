@@ -38,7 +38,7 @@ pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, deco
 pub(crate) use encoding::{decode_table, encode_table};
 pub use health::{Health, Verdict};
 pub use lease::{Configuration, Lease};
-pub use node::{Attachment, NewNode, Node, Role};
+pub use node::{Attachment, NewNode, Node, Role, Silence};
 pub use rejection::{Rejection, RejectionKind};
 pub use reply::{Effect, Reply, decode_reply, encode_reply};
 pub use requests::RequestId;

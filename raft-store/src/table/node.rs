@@ -42,6 +42,35 @@ pub struct Attachment {
     pub prefix_len: u8,
     /// The other nodes that answer ARP there, sorted.
     pub hears: Vec<NodeId>,
+    /// Whether most of the backends there leave the node unanswered. Feature level 6 where they do.
+    pub silence: Silence,
+}
+
+/// Whether most of the backends on a segment leave a node unanswered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Silence {
+    /// They answer, or there are none.
+    #[default]
+    None,
+    /// They do not since a moment ago: others may not have noticed yet.
+    Begun,
+    /// They do not for so long that every node has noticed for which it is so.
+    Lasting,
+}
+
+impl Field<u32> for Silence {
+    fn put(&self) -> u32 {
+        *self as u32
+    }
+
+    fn read(number: u32) -> Result<Self, DecodeError> {
+        match number {
+            0 => Ok(Self::None),
+            1 => Ok(Self::Begun),
+            2 => Ok(Self::Lasting),
+            _ => Err(DecodeError::too_new(0)),
+        }
+    }
 }
 
 impl Attachment {
@@ -111,7 +140,7 @@ pub struct NewNode {
 
 numbered!(Role: Lb, Witness);
 recorded!(NewNode => NewNode { name, role, address, store });
-recorded!(Attachment => Attachment { interface, mac, address, prefix_len, hears });
+recorded!(Attachment => Attachment { interface, mac, address, prefix_len, hears, silence });
 
 impl Field<record::Node> for Node {
     fn put(&self) -> record::Node {

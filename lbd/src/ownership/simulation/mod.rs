@@ -24,7 +24,9 @@ use std::{
 
 use lb_raft_store::{
     Lead, View,
-    table::{Attachment, Body, MacAddr, Mutation, NewNode, NodeId, Role, Table, Timing, Unmatched, VipSettings},
+    table::{
+        Attachment, Body, MacAddr, Mutation, NewNode, NodeId, Role, Silence, Table, Timing, Unmatched, VipSettings,
+    },
 };
 use uuid::Uuid;
 
@@ -273,6 +275,7 @@ impl World {
             address: IpAddr::from([192, 168, 2, id as u8]),
             prefix_len: 24,
             hears: Vec::new(),
+            silence: Silence::None,
         };
         let command = Body::PublishNode {
             node: id,

@@ -1,12 +1,12 @@
 //! Which node a VIP goes to: the least loaded able node, the preferred one first. A function of the
 //! table alone, so that every node comes to the same answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{
     Table,
-    node::{Attachment, Role},
-    types::NodeId,
+    node::{Attachment, Node, Role, Silence},
+    types::{Cidr, NodeId},
     vip::Vip,
 };
 
@@ -28,6 +28,28 @@ impl Table {
             && node.unfit.is_empty()
             && self.leases.get(&id).is_some_and(|lease| lease.ready)
             && node.attachments.iter().any(|a| on_segment(a) && !self.is_isolated(id, a))
+            && !self.is_blind(id)
+    }
+
+    /// Whether most backends of some segment leave a node unanswered for long, while another node that could do its work
+    /// finds nothing of the kind there nor elsewhere: the node's own way to them is broken. Where every node finds it, the
+    /// backends are.
+    pub fn is_blind(&self, id: NodeId) -> bool {
+        let Some(node) = self.nodes.get(&id) else { return false };
+        let silent = node.attachments.iter().filter(|a| a.silence == Silence::Lasting);
+        let segments: BTreeSet<Cidr> = silent.filter_map(Attachment::segment).collect();
+        let sees = |other: &Node| {
+            other.unfit.is_empty()
+                && self.leases.get(&other.id).is_some_and(|lease| lease.ready)
+                && other.attachments.iter().all(|a| a.silence == Silence::None)
+                && other.attachments.iter().filter_map(Attachment::segment).any(|segment| segments.contains(&segment))
+        };
+        !segments.is_empty() && self.nodes().any(|other| other.id != id && sees(other))
+    }
+
+    /// Whether an attachment is one by which a node is blind.
+    pub fn is_blind_on(&self, id: NodeId, attachment: &Attachment) -> bool {
+        attachment.silence == Silence::Lasting && self.is_blind(id)
     }
 
     /// Whether a node hears no other one on a segment while others hear each other there: its own link to it is

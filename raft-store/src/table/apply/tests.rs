@@ -49,6 +49,7 @@ impl Log {
                 address: IpAddr::from([192, 168, 2, last]),
                 prefix_len: 24,
                 hears: Vec::new(),
+                silence: Silence::None,
             };
             log.ok(Body::PublishNode {
                 node: id,

@@ -82,3 +82,53 @@ fn a_table_below_the_level_takes_no_verdict() {
     let said = report(&log, BOOTSTRAP_NODE, vec![unreachable(1)]);
     assert_eq!(log.refused(said).subject, "feature_level");
 }
+
+/// What a node says of the backends on its only segment.
+fn publish_silence(log: &mut Log, node: NodeId, silence: Silence) {
+    let Node { attachments, heartbeat, feature_level, unfit, starts, .. } = log.table.node(node).unwrap().clone();
+    let attachments = attachments.into_iter().map(|a| Attachment { silence, ..a }).collect();
+    log.ok(Body::PublishNode { node, attachments, heartbeat, feature_level, unfit, starts });
+}
+
+#[test]
+fn a_node_that_hears_no_backends_where_another_one_does_loses_its_vips() {
+    let (mut log, owners, _) = two_owners();
+    let intent = |log: &Log| log.table.vip(ip(VIP)).unwrap().intent;
+    publish_silence(&mut log, owners[0], Silence::Begun);
+    assert_eq!((log.table.is_blind(owners[0]), intent(&log)), (false, None), "the other may not have noticed yet");
+    publish_silence(&mut log, owners[0], Silence::Lasting);
+    assert!(log.table.is_blind(owners[0]));
+    assert_eq!(intent(&log), Some(owners[1]));
+    let attachment = log.table.node(owners[0]).unwrap().attachments[0].clone();
+    assert!(log.table.is_blind_on(owners[0], &attachment));
+}
+
+#[test]
+fn where_all_nodes_hear_no_backends_no_node_is_blind() {
+    let (mut log, owners, _) = two_owners();
+    publish_silence(&mut log, owners[1], Silence::Begun);
+    publish_silence(&mut log, owners[0], Silence::Lasting);
+    assert!(!log.table.is_blind(owners[0]), "the other has begun to notice");
+    publish_silence(&mut log, owners[1], Silence::Lasting);
+    assert!(owners.iter().all(|node| !log.table.is_blind(*node)));
+    assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, None);
+    // Only whoever could do its work is a witness against it.
+    publish_silence(&mut log, owners[1], Silence::None);
+    assert!(log.table.is_blind(owners[0]));
+    log.publish(owners[1], 6, "the guard is not in place");
+    assert!(!log.table.is_blind(owners[0]));
+    log.publish(owners[1], 6, "");
+    log.fence(owners[1]);
+    assert!(!log.table.is_blind(owners[0]));
+}
+
+#[test]
+fn whoever_is_elsewhere_is_no_witness() {
+    let (mut log, owners, _) = two_owners();
+    let Node { mut attachments, heartbeat, feature_level, unfit, starts, .. } =
+        log.table.node(owners[1]).unwrap().clone();
+    attachments[0].address = ip("10.9.0.2");
+    log.ok(Body::PublishNode { node: owners[1], attachments, heartbeat, feature_level, unfit, starts });
+    publish_silence(&mut log, owners[0], Silence::Lasting);
+    assert!(!log.table.is_blind(owners[0]));
+}

@@ -148,6 +148,7 @@ fn an_address_that_a_machine_needs_or_that_none_can_have_is_no_vip() {
             address: ip(address),
             prefix_len,
             hears: Vec::new(),
+            silence: Silence::None,
         });
     log.ok(Body::PublishNode {
         node: ids[0],
