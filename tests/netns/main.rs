@@ -72,6 +72,7 @@ fn main() -> std::process::ExitCode {
         Test::once("output_that_fails_is_told_apart", mistakes::output_that_fails),
         Test::once("a_backend_of_weight_zero_keeps_its_flows", mistakes::weight_zero),
         Test::once("a_file_in_the_sockets_place_stays", mistakes::a_file_in_the_sockets_place),
+        Test::once("one_machine_is_drained_in_all_its_services", mistakes::all_services),
         Test::once("clients_of_others_are_served", mistakes::clients_of_others),
         Test::once("a_configuration_is_checked_as_it_is_started", mistakes::checked_as_started),
         Test::once("the_backend_script_prepares_and_undoes", backend_script::add_and_undo),

@@ -296,3 +296,37 @@ pub(crate) fn checked_as_started() -> anyhow::Result<()> {
     ensure!(absent.status.success() && said(&absent).contains("there is no interface"), "{}", said(&absent));
     Ok(())
 }
+
+/// One machine is drained, taken out and put back in all services that it serves, in one transaction.
+pub(crate) fn all_services() -> anyhow::Result<()> {
+    let site = site()?;
+    let node = &site.nodes[0];
+    let (first, second) = (site.servers[0].address.to_string(), site.servers[1].address.to_string());
+    let rows = |address: &str| {
+        let list = node.lbctl_json(&["backend", "list"])?;
+        let of = list["backends"].as_array().into_iter().flatten().filter(|row| row["address"] == address);
+        anyhow::Ok(of.map(|row| (row["state"].clone(), row["revision"].clone())).collect::<Vec<_>>())
+    };
+    for (how, state) in [("drain", "drain"), ("disable", "down"), ("enable", "active")] {
+        let done = node.lbctl_json(&["backend", how, "--all-services", &first])?;
+        let expected = (serde_json::Value::from(state), done["revision"].clone());
+        ensure!(rows(&first)? == [expected.clone(), expected], "{how}: {done}");
+        ensure!(rows(&second)?.iter().all(|(state, _)| state == "active"));
+        let again = node.lbctl_ok(&["backend", how, "--all-services", &first])?;
+        ensure!(again.contains("echo, web") && again.contains("unchanged"), "{again}");
+    }
+    for (arguments, code, message) in [
+        (
+            &["--all-services", "192.168.3.99"][..],
+            1,
+            "no service has a backend 192.168.3.99: 'lbctl backend list' shows them",
+        ),
+        (&["web", &first, "--all-services", &first], 2, "cannot be used with"),
+        (&["web"], 2, "required arguments were not provided"),
+    ] {
+        let output = node.lbctl(&[&["backend", "drain"], arguments].concat())?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(code) && told.contains(message), "{arguments:?}: {told}");
+    }
+    Ok(())
+}

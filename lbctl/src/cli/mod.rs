@@ -389,11 +389,11 @@ pub(crate) enum BackendCommand {
         options: BackendOptions,
     },
     /// Let a backend keep the flows it has and give it no new ones.
-    Drain(BackendName),
+    Drain(BackendNames),
     /// Let a backend take flows again.
-    Enable(BackendName),
+    Enable(BackendNames),
     /// Give a backend nothing; its flows are placed anew.
-    Disable(BackendName),
+    Disable(BackendNames),
     /// Remove a backend.
     Remove(BackendName),
     /// The backends of a service, or all.
@@ -401,6 +401,20 @@ pub(crate) enum BackendCommand {
         /// The service.
         service: Option<String>,
     },
+}
+
+/// A backend of one service, or of all.
+#[derive(Debug, Args)]
+pub(crate) struct BackendNames {
+    /// The service.
+    #[arg(required_unless_present = "all_services")]
+    pub(crate) service: Option<String>,
+    /// The backend's own address.
+    #[arg(required_unless_present = "all_services")]
+    pub(crate) ip: Option<IpAddr>,
+    /// The machine with this address, in all services that it serves: all of them change at once, or none.
+    #[arg(long, value_name = "IP", conflicts_with_all = ["service", "ip"])]
+    pub(crate) all_services: Option<IpAddr>,
 }
 
 #[derive(Debug, Args)]

@@ -1,9 +1,11 @@
 //! `lbctl backend`.
 
+use std::net::IpAddr;
+
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
 use crate::{
-    cli::{BackendCommand, BackendName, State},
+    cli::{BackendCommand, BackendName, BackendNames, State},
     exit::Failure,
     output,
     session::{MAX_ANSWER_LEN, Session, none_is_empty},
@@ -41,9 +43,9 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
             }
             set(session, request, "set").await
         }
-        BackendCommand::Drain(name) => set_state(session, &name, State::Drain, "draining").await,
-        BackendCommand::Enable(name) => set_state(session, &name, State::Active, "enabled").await,
-        BackendCommand::Disable(name) => set_state(session, &name, State::Down, "disabled").await,
+        BackendCommand::Drain(names) => set_state(session, names, State::Drain, "draining").await,
+        BackendCommand::Enable(names) => set_state(session, names, State::Active, "enabled").await,
+        BackendCommand::Disable(names) => set_state(session, names, State::Down, "disabled").await,
         BackendCommand::Remove(BackendName { service, ip }) => {
             let what = format!("backend {ip} removed from {service}");
             let request =
@@ -53,16 +55,46 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
             session.changed(what, response)
         }
         BackendCommand::List { service } => {
-            let request = v1::ListBackendsRequest { service: service.unwrap_or_default() };
+            let request = v1::ListBackendsRequest { service: service.unwrap_or_default(), address: String::new() };
             let response = session.read(request, |request| async move { client.list_backends(request).await }).await?;
             output::list(session.format(), "backends", &response.backends)
         }
     }
 }
 
-async fn set_state(session: &Session, name: &BackendName, state: State, done: &str) -> Result<(), Failure> {
-    let request = v1::UpdateBackendRequest { state: Some(number(state)), ..update(session, name) };
-    set(session, request, done).await
+async fn set_state(session: &Session, names: BackendNames, state: State, done: &str) -> Result<(), Failure> {
+    let state = Some(number(state));
+    match names {
+        BackendNames { all_services: Some(ip), .. } => set_state_of_all(session, ip, state, done).await,
+        BackendNames { service: Some(service), ip: Some(ip), .. } => {
+            let request = v1::UpdateBackendRequest { state, ..update(session, &BackendName { service, ip }) };
+            set(session, request, done).await
+        }
+        _ => Err(Failure::Usage("name a service and a backend, or --all-services IP".to_owned())),
+    }
+}
+
+/// One machine in all its services, in one transaction.
+async fn set_state_of_all(session: &Session, ip: IpAddr, state: Option<i32>, done: &str) -> Result<(), Failure> {
+    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let request = v1::ListBackendsRequest { address: ip.to_string(), ..v1::ListBackendsRequest::default() };
+    let mut lister = client.clone();
+    let of = session.read(request, |request| async move { lister.list_backends(request).await }).await?.backends;
+    if of.is_empty() {
+        return Err(Failure::Refused(format!("no service has a backend {ip}: 'lbctl backend list' shows them")));
+    }
+    let services: Vec<String> = of.iter().map(|backend| backend.service.clone()).collect();
+    let change = |service: String| {
+        let address = ip.to_string();
+        let update = v1::UpdateBackendRequest { service, address, state, ..v1::UpdateBackendRequest::default() };
+        v1::Mutation { change: Some(v1::mutation::Change::UpdateBackend(update)) }
+    };
+    let what = format!("backend {ip} of {} {done}", services.join(", "));
+    let mutations = services.into_iter().map(change).collect();
+    let request_id = session.request_id.clone();
+    let request = v1::ApplyRequest { request_id, mutations, ..v1::ApplyRequest::default() };
+    let response = session.write(request, |request| async move { client.apply(request).await }).await?;
+    session.changed(what, response)
 }
 
 async fn set(session: &Session, request: v1::UpdateBackendRequest, done: &str) -> Result<(), Failure> {

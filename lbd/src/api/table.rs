@@ -4,7 +4,7 @@ use std::{net::IpAddr, pin::Pin, time::Duration};
 
 use futures::Stream;
 use lb_proto::v1::{self, table_service_server::TableService};
-use lb_raft_store::table::{Attachment, Mutation, Name, Table as TableOfAll, Vip};
+use lb_raft_store::table::{Attachment, Backend, Mutation, Name, Table as TableOfAll, Vip};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
@@ -177,10 +177,16 @@ impl TableService for Table {
         if let Some(name) = service.as_ref().filter(|name| view.table.service(name).is_none()) {
             return Err(status::not_found(&format!("there is no service {name}")));
         }
+        let address = match request.get_ref().address.as_str() {
+            "" => None,
+            text => Some(convert::address("address", text)?),
+        };
         let shown = |backend| convert::backend(backend, &view.table);
-        let backends = match &service {
-            Some(name) => view.table.backends_of(name).map(shown).collect(),
-            None => view.table.backends().map(shown).collect(),
+        let is_wanted = |backend: &&Backend| service.as_ref().is_none_or(|name| backend.settings.service == *name);
+        let backends = match (&service, address) {
+            (_, Some(address)) => view.table.backends_with(address).filter(is_wanted).map(shown).collect(),
+            (Some(name), None) => view.table.backends_of(name).map(shown).collect(),
+            (None, None) => view.table.backends().map(shown).collect(),
         };
         Ok(Response::new(v1::ListBackendsResponse { backends, revision: view.table.revision() }))
     }
