@@ -101,6 +101,8 @@ pub(crate) fn cut_off() -> anyhow::Result<()> {
             health_of_all(node).is_ok_and(|all| all.iter().all(|health| health == "unreachable"))
         });
     }
+    let status = site.nodes[0].lbctl_ok(&["status"])?;
+    ensure!(status.contains("service web has no backend that takes new flows: 3 unreachable"), "{status}");
     println!("all unreachable {} ms after their cables were pulled", unplugged.elapsed().as_millis());
     ensure!(site.nodes[0].epoch_of(VIP_TEXT) == epoch, "a VIP has moved for nothing");
     Ok(())

@@ -16,6 +16,7 @@ use super::{
     context::{Call, Changed},
     convert, settings, status,
 };
+use crate::health::unserved;
 
 /// Of a snapshot, in one message.
 const CHUNK_LEN: usize = 256 << 10;
@@ -138,7 +139,8 @@ impl Cluster {
     /// What is wrong: what this node sees itself, and what stands in the table.
     fn warnings(&self, view: &View, status: &lb_raft_store::Status, stale: bool) -> Vec<String> {
         let table = &view.table;
-        let mut warnings = Vec::new();
+        // What clients feel comes first.
+        let mut warnings = unserved(table);
         if stale {
             warnings.push("no majority confirmed this: it is what this node knew last".to_owned());
         }

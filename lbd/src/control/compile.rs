@@ -9,8 +9,7 @@ use lb_dataplane::{
     packet::{self, Mac},
 };
 use lb_raft_store::table::{
-    AdminState, Affinity, Backend, Cidr, FlowTimeouts, Health, NodeId, PortRange, Protocol, Service, Table, Unmatched,
-    Vip,
+    AdminState, Affinity, Backend, Cidr, FlowTimeouts, NodeId, PortRange, Protocol, Service, Table, Unmatched, Vip,
 };
 
 use crate::link::Link;
@@ -108,18 +107,15 @@ fn compile_port(range: &PortRange) -> PortRangeSpec {
 
 fn compile_backend(table: &Table, backend: &Backend) -> BackendSpec {
     let settings = &backend.settings;
-    let is_there = table.verdict(backend).is_none_or(|verdict| verdict.health != Health::Unreachable);
-    let takes_new = is_there && settings.weight.get() > 0;
     BackendSpec {
         id: backend.id,
         address: settings.address,
         mac: settings.mac.map(|mac| Mac(mac.octets())),
         weight: settings.weight.get(),
         state: match settings.state {
-            AdminState::Active if takes_new => BackendState::Active,
+            AdminState::Active if table.takes_new_flows(backend) => BackendState::Active,
             // As in IPVS with weight 0: no new flows, and those that it has stay.
-            AdminState::Active => BackendState::Draining,
-            AdminState::Drain => BackendState::Draining,
+            AdminState::Active | AdminState::Drain => BackendState::Draining,
             AdminState::Down => BackendState::Down,
         },
     }

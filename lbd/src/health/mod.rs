@@ -1,13 +1,15 @@
 //! Which backends take new flows: the owner of a VIP finds out whether its backends are there, and says so in the table, by
 //! which all nodes choose alike. [`segments`] says, purely, whether it may be this node that is cut off; [`verdict`] what is to
-//! be said; [`report`] looks, says it, and tells the log what holds.
+//! be said; [`services`] which services nobody serves; [`report`] looks, says it, and tells the log what holds.
 
 mod report;
 mod segments;
+mod services;
 mod verdict;
 
 pub(crate) use report::Report;
 pub(crate) use segments::Silences;
+pub(crate) use services::unserved;
 
 /// The feature level that knows of verdicts, and of segments whose backends are silent.
 pub(crate) const VERDICTS_LEVEL: u32 = 6;

@@ -46,7 +46,7 @@ fn unanswered(me: &Name, address: IpAddr) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use lb_raft_store::table::*;
 
     use super::*;
@@ -63,7 +63,7 @@ mod tests {
     }
 
     /// A node that owns two VIPs, with a backend each, and says that the first backend is unreachable. The backends' ids.
-    fn table() -> (Table, Vec<u64>) {
+    pub(in crate::health) fn table() -> (Table, Vec<u64>) {
         let mut table = Table::default();
         let node =
             NewNode { name: name("lb1"), role: Role::Lb, address: "10.0.0.1:7401".into(), store: Default::default() };

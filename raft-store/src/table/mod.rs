@@ -266,6 +266,12 @@ impl Table {
         self.verdicts.get(&backend.id)
     }
 
+    /// Whether a backend is given new flows: it shall be, it weighs something, and nothing was found that speaks against it.
+    pub fn takes_new_flows(&self, backend: &Backend) -> bool {
+        let is_there = self.verdict(backend).is_none_or(|verdict| verdict.health != Health::Unreachable);
+        is_there && backend.settings.state == AdminState::Active && backend.settings.weight.get() > 0
+    }
+
     /// The backends with an address, of all services.
     pub fn backends_with(&self, address: IpAddr) -> impl Iterator<Item = &Backend> {
         let with = self.backends_by_address.range((address, Name::LOWEST)..);
