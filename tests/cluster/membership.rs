@@ -4,7 +4,7 @@ use std::{net::SocketAddrV4, time::Duration};
 
 use anyhow::ensure;
 use lb_tests::{
-    cluster::{LbNode, NodeConfig, SOON, form, wait_for_leader, wait_ready},
+    cluster::{LbNode, NodeConfig, SOON, form, insist, wait_for_leader, wait_ready},
     observe::UdpStream,
     site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
     traffic::HttpClient,
@@ -105,8 +105,8 @@ pub(crate) fn one_five_one() -> anyhow::Result<()> {
         site.nodes[number - 1].lbctl_ok(&["node", "add", &name, &address])?;
         wait_ready(&site.nodes[0], number + 1);
         site.nodes[number].wait_resolved(4);
-        // Everybody owns the VIP once.
-        site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, &name])?;
+        // Everybody owns the VIP once. On a busy machine a lease may just have run out.
+        insist(|| site.nodes[0].lbctl(&["vip", "move", VIP_TEXT, &name]))?;
     }
     // The owner goes each time, and the first node of all too: another one is the last.
     for number in [4, 0, 3, 2] {
