@@ -1,6 +1,6 @@
 //! Which backends take new flows.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
@@ -40,12 +40,12 @@ pub(crate) fn unplugged() -> anyhow::Result<()> {
     }
     let silent = || site.nodes[0].stats().is_ok_and(|stats| stats["backend_silent"] == 2);
     wait::until("it is counted, by address", PATIENCE, silent);
-    wait::until("nobody new comes to it", PATIENCE, || lands(&site, FLOWS).is_ok_and(|on| on[1] == 0));
+    wait::until("nobody new comes to it", PATIENCE, || lands(&site, &HTTP_ADDRESSES).is_ok_and(|on| on[1] == 0));
     // By the other owner too, who has been told.
     let other = site.nodes[1 - site.owner()?].name.clone();
     site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, &other])?;
     for _ in 0..3 {
-        let on = lands(&site, FLOWS).context("while it is away")?;
+        let on = lands(&site, &HTTP_ADDRESSES).context("while it is away")?;
         ensure!(on[1] == 0, "{on:?}");
     }
     let mut elsewhere = open.iter_mut().filter(|(name, _)| name != "web2");
@@ -57,7 +57,7 @@ pub(crate) fn unplugged() -> anyhow::Result<()> {
         wait::until("the backend is back", PATIENCE, || health(node).is_ok_and(|h| h == ["unchecked"; 4]));
     }
     println!("back {} ms after its cable was plugged", plugged.elapsed().as_millis());
-    wait::until("new flows come to it", PATIENCE, || lands(&site, FLOWS).is_ok_and(|on| on[1] > 0));
+    wait::until("new flows come to it", PATIENCE, || lands(&site, &HTTP_ADDRESSES).is_ok_and(|on| on[1] > 0));
     // The flows that it had have stayed its own.
     open.iter_mut().try_for_each(|(name, client)| answers(name, client))?;
     ensure!(site.nodes[0].log().contains("a backend answers again"));
@@ -108,6 +108,33 @@ pub(crate) fn cut_off() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The second tier steps in while the first is away.
+pub(crate) fn tiers() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 3, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let lb = &site.nodes[0];
+    for server in &site.servers[1..] {
+        lb.change(&["backend", "set", "web", &server.address.to_string(), "--tier", "2"])?;
+    }
+    let vips = [HTTP_ADDRESSES[0]];
+    let lands = || lands(&site, &vips);
+    wait::until("all go to the first tier", PATIENCE, || lands().is_ok_and(|on| on == [FLOWS, 0, 0]));
+    let host = &site.servers[0].host;
+    site.net.plug(host, "eth0", false)?;
+    let is = |health: &str| health_of_all(lb).is_ok_and(|all| all.iter().any(|of| of == health));
+    wait::until("it is unreachable", PATIENCE, || is("unreachable"));
+    wait::until("all go to the second", PATIENCE, || lands().is_ok_and(|on| on[0] == 0 && on[1] > 0 && on[2] > 0));
+    let status = lb.lbctl_ok(&["status"])?;
+    let told = "service web has 0 backends of tier 1 that take new flows, not 1; 2 of tier 2 do: 1 unreachable";
+    ensure!(status.contains(told), "{status}");
+    site.net.plug(host, "eth0", true)?;
+    wait::until("it is back", PATIENCE, || !is("unreachable"));
+    wait::until("all go to the first tier again", PATIENCE, || lands().is_ok_and(|on| on == [FLOWS, 0, 0]));
+    lb.change(&["service", "set", "web", "--min-healthy", "2"])?;
+    wait::until("with a minimum of two both tiers serve", PATIENCE, || lands().is_ok_and(|on| !on.contains(&0)));
+    Ok(())
+}
+
 /// What a node shows of all backends.
 fn health_of_all(node: &LbNode) -> anyhow::Result<Vec<String>> {
     let backends = node.lbctl_json(&["backend", "list"])?;
@@ -142,12 +169,12 @@ fn health(node: &LbNode) -> anyhow::Result<Vec<String>> {
     Ok(second.map(|row| row["health"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
-/// On which servers so many new connections to each VIP land.
-fn lands(site: &Site, flows: usize) -> anyhow::Result<[usize; 3]> {
+/// On which servers new connections to each VIP land.
+fn lands(site: &Site, vips: &[SocketAddr]) -> anyhow::Result<[usize; 3]> {
     let mut on = [0; 3];
-    for to in HTTP_ADDRESSES {
-        for _ in 0..flows {
-            let name = http_who(&site.client.ns, to, PATIENCE)?;
+    for to in vips {
+        for _ in 0..FLOWS {
+            let name = http_who(&site.client.ns, *to, PATIENCE)?;
             let at = ["web1", "web2", "web3"].iter().position(|known| *known == name).context("an unknown server")?;
             on[at] += 1;
         }

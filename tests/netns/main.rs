@@ -61,6 +61,7 @@ fn main() -> std::process::ExitCode {
         Test::each("answers_are_complete_in_themselves", &ENGINES, hostile::answers_are_whole)
             .needs(kernel_faults::tap_interfaces),
         Test::once("a_backend_whose_cable_is_pulled_gets_no_new_flows", health::unplugged),
+        Test::once("a_second_tier_steps_in", health::tiers),
         Test::once("an_owner_that_is_cut_off_from_the_backends_lets_go", health::cut_off),
         Test::once("a_guard_that_is_taken_away_is_put_back", guard::what_is_taken_away_is_put_back),
         Test::once("a_guard_that_is_owned_stays", guard::what_is_owned_stays),

@@ -319,18 +319,21 @@ pub(crate) enum ServiceCommand {
         /// The health check; only "none" so far.
         #[arg(long, value_name = "CHECK", default_value = "none")]
         check: String,
+        #[command(flatten)]
+        options: ServiceOptions,
     },
     /// Change a service.
-    #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// Its name.
         name: String,
         /// All its ports from now on.
-        #[arg(group = "what", long = "port", value_name = "PORT/PROTO")]
+        #[arg(long = "port", value_name = "PORT/PROTO")]
         ports: Vec<Port>,
         /// What ties a client to a backend.
-        #[arg(group = "what", long, value_enum)]
+        #[arg(long, value_enum)]
         affinity: Option<Affinity>,
+        #[command(flatten)]
+        options: ServiceOptions,
     },
     /// Remove a service.
     Remove {
@@ -342,6 +345,25 @@ pub(crate) enum ServiceCommand {
     },
     /// All services.
     List,
+}
+
+/// What can be said of a service and changed.
+#[derive(Debug, Args)]
+pub(crate) struct ServiceOptions {
+    /// With fewer backends of tier 1 that take new flows than this, those of tier 2 take them, too. 1 unless said.
+    #[arg(long, value_name = "N")]
+    pub(crate) min_healthy: Option<u32>,
+    /// What becomes of new flows where nothing good was found of any backend. drop unless said.
+    #[arg(long, value_enum)]
+    pub(crate) on_all_down: Option<OnAllDown>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnAllDown {
+    /// They are dropped.
+    Drop,
+    /// All active backends take them.
+    FailOpen,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -366,6 +388,9 @@ pub(crate) struct BackendOptions {
     /// What it takes.
     #[arg(long, value_enum)]
     pub(crate) state: Option<State>,
+    /// 2: it takes new flows only while too few of tier 1 do, see --min-healthy of the service. 1 unless said.
+    #[arg(long, value_parser = value_parser!(u32).range(1..=2))]
+    pub(crate) tier: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]

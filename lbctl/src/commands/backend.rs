@@ -23,6 +23,7 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
                 weight: options.weight,
                 mac: none_is_empty(options.mac).unwrap_or_default(),
                 state: options.state.map_or(0, number),
+                tier: options.tier.unwrap_or(0),
                 ..v1::Backend::default()
             };
             let request = v1::CreateBackendRequest { request_id, expected_revision: 0, backend: Some(backend) };
@@ -36,10 +37,11 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
                 weight: options.weight,
                 mac: none_is_empty(options.mac),
                 state: options.state.map(number),
+                tier: options.tier,
                 ..nothing.clone()
             };
             if request == nothing {
-                return Err(Failure::Usage("nothing to change: say --weight, --mac or --state".to_owned()));
+                return Err(Failure::Usage("nothing to change: say --weight, --mac, --state or --tier".to_owned()));
             }
             set(session, request, "set").await
         }

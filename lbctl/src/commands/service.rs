@@ -3,7 +3,7 @@
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
 use crate::{
-    cli::{Affinity, Port, ServiceCommand},
+    cli::{Affinity, OnAllDown, Port, ServiceCommand},
     exit::Failure,
     output,
     session::{MAX_ANSWER_LEN, Session},
@@ -13,7 +13,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
     let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let request_id = session.request_id.clone();
     match command {
-        ServiceCommand::Add { name, vip, ports, affinity, table_size, check } => {
+        ServiceCommand::Add { name, vip, ports, affinity, table_size, check, options } => {
             let what = format!("service {name} added");
             let service = v1::Service {
                 name,
@@ -22,22 +22,30 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
                 affinity: affinity.map_or(0, number),
                 table_size: table_size.unwrap_or(0),
                 check,
-                revision: 0,
+                min_healthy: options.min_healthy.unwrap_or(0),
+                on_all_down: options.on_all_down.map_or(0, on_all_down),
+                ..v1::Service::default()
             };
             let request = v1::CreateServiceRequest { request_id, expected_revision: 0, service: Some(service) };
             let response =
                 session.write(request, |request| async move { client.create_service(request).await }).await?;
             session.changed(what, response)
         }
-        ServiceCommand::Set { name, ports, affinity } => {
+        ServiceCommand::Set { name, ports, affinity, options } => {
             let what = format!("service {name} set");
+            let nothing = v1::UpdateServiceRequest { request_id, name, ..v1::UpdateServiceRequest::default() };
             let request = v1::UpdateServiceRequest {
-                request_id,
-                expected_revision: 0,
-                name,
                 ports: ranges(&ports),
                 affinity: affinity.map(number),
+                min_healthy: options.min_healthy,
+                on_all_down: options.on_all_down.map(on_all_down),
+                ..nothing.clone()
             };
+            if request == nothing {
+                return Err(Failure::Usage(
+                    "nothing to change: say --port, --affinity, --min-healthy or --on-all-down".to_owned(),
+                ));
+            }
             let response =
                 session.write(request, |request| async move { client.update_service(request).await }).await?;
             session.changed(what, response)
@@ -65,5 +73,12 @@ fn number(affinity: Affinity) -> i32 {
     match affinity {
         Affinity::Flow => v1::Affinity::Flow.into(),
         Affinity::Source => v1::Affinity::Source.into(),
+    }
+}
+
+fn on_all_down(what: OnAllDown) -> i32 {
+    match what {
+        OnAllDown::Drop => v1::OnAllDown::Drop.into(),
+        OnAllDown::FailOpen => v1::OnAllDown::FailOpen.into(),
     }
 }

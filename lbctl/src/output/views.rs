@@ -68,7 +68,8 @@ fn ports(range: &v1::PortRange) -> String {
 }
 
 impl Row for v1::Service {
-    const COLUMNS: &'static [&'static str] = &["name", "vip", "ports", "affinity", "table size", "check"];
+    const COLUMNS: &'static [&'static str] =
+        &["name", "vip", "ports", "affinity", "table size", "check", "min healthy", "on all down"];
 
     fn cells(&self) -> Vec<String> {
         let ports: Vec<String> = self.ports.iter().map(ports).collect();
@@ -79,13 +80,15 @@ impl Row for v1::Service {
             label::<v1::Affinity>(self.affinity).to_owned(),
             self.table_size.to_string(),
             self.check.clone(),
+            self.min_healthy.max(1).to_string(),
+            label::<v1::OnAllDown>(self.on_all_down).replace('_', "-"),
         ]
     }
 }
 
 impl Row for v1::Backend {
     const COLUMNS: &'static [&'static str] =
-        &["service", "address", "weight", "mac", "state", "health", "since", "reason"];
+        &["service", "address", "weight", "mac", "tier", "state", "health", "since", "reason"];
 
     fn cells(&self) -> Vec<String> {
         let mac = if self.mac.is_empty() { "by ARP".to_owned() } else { self.mac.clone() };
@@ -95,6 +98,7 @@ impl Row for v1::Backend {
             self.address.clone(),
             self.weight().to_string(),
             mac,
+            self.tier.to_string(),
             state.to_owned(),
             label::<v1::Health>(self.health).to_owned(),
             or_dash(&self.health_since),

@@ -8,7 +8,7 @@ use lb_raft_store::{
     View,
     table::{
         AdminState, Affinity, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, Health, MacAddr,
-        Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Service, ServicePatch, ServiceSettings, Table,
+        Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Service, ServicePatch, ServiceSettings, Table, Tier,
         Unmatched, Vip, VipPatch, VipSettings, Weight, check_cluster_address,
     },
 };
@@ -149,6 +149,8 @@ pub(super) fn create_service(service: Option<&v1::Service>) -> Result<Mutation, 
         ports: ports(&service.ports)?,
         affinity: affinity(service.affinity)?,
         table_size: if service.table_size == 0 { DEFAULT_TABLE_SIZE } else { service.table_size },
+        min_healthy: service.min_healthy,
+        fails_open: fails_open(service.on_all_down)?,
     }))
 }
 
@@ -157,6 +159,8 @@ pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutat
         name: parsed("name", &request.name)?,
         ports: if request.ports.is_empty() { None } else { Some(ports(&request.ports)?) },
         affinity: request.affinity.map(affinity).transpose()?,
+        min_healthy: request.min_healthy,
+        fails_open: request.on_all_down.map(fails_open).transpose()?,
     }))
 }
 
@@ -172,6 +176,7 @@ pub(super) fn create_backend(backend: Option<&v1::Backend>) -> Result<Mutation, 
         weight: backend.weight.map_or(Ok(Weight::DEFAULT), weight)?,
         mac: optional::<MacAddr>("mac", &backend.mac)?,
         state: state(backend.state)?,
+        tier: tier(backend.tier)?,
     }))
 }
 
@@ -182,7 +187,24 @@ pub(super) fn update_backend(request: &v1::UpdateBackendRequest) -> Result<Mutat
         weight: request.weight.map(weight).transpose()?,
         mac: request.mac.as_deref().map(|text| optional("mac", text)).transpose()?,
         state: request.state.map(state).transpose()?,
+        tier: request.tier.map(tier).transpose()?,
     }))
+}
+
+fn fails_open(number: i32) -> Result<bool, Status> {
+    match v1::OnAllDown::try_from(number) {
+        Ok(v1::OnAllDown::Unspecified | v1::OnAllDown::Drop) => Ok(false),
+        Ok(v1::OnAllDown::FailOpen) => Ok(true),
+        Err(_) => Err(invalid("on_all_down", format!("{number} is unknown"))),
+    }
+}
+
+fn tier(number: u32) -> Result<Tier, Status> {
+    match number {
+        0 | 1 => Ok(Tier::First),
+        2 => Ok(Tier::Second),
+        _ => Err(invalid("tier", format!("{number} is neither 1 nor 2"))),
+    }
 }
 
 pub(super) fn delete_backend(request: &v1::DeleteBackendRequest) -> Result<Mutation, Status> {
@@ -251,6 +273,8 @@ pub(super) fn service(service: &Service) -> v1::Service {
         .into(),
         table_size: settings.table_size,
         check: "none".into(),
+        min_healthy: settings.min_healthy,
+        on_all_down: if settings.fails_open { v1::OnAllDown::FailOpen } else { v1::OnAllDown::Drop }.into(),
         revision: service.revision,
     }
 }
@@ -269,6 +293,10 @@ pub(super) fn backend(backend: &Backend, table: &Table) -> v1::Backend {
             AdminState::Down => v1::AdminState::Down,
         }
         .into(),
+        tier: match settings.tier {
+            Tier::First => 1,
+            Tier::Second => 2,
+        },
         revision: backend.revision,
         health: match verdict.map(|verdict| verdict.health) {
             None | Some(Health::Unchecked) => v1::Health::Unchecked,

@@ -14,7 +14,8 @@ use crate::{
     alarms::Alarms,
     config::Config,
     control::{
-        Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, reload, run_leader_tasks,
+        Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, raise_feature_level,
+        reload, run_leader_tasks,
     },
     health,
     link::{self, Link},
@@ -88,6 +89,7 @@ pub(super) fn start(parts: Parts) -> JoinSet<()> {
     followers.spawn(look_out.run());
     followers.spawn(watchdog::feed(ownership.fitness().clone()));
     followers.spawn(run_leader_tasks(consensus.clone()));
+    followers.spawn(raise_feature_level(consensus.clone()));
     followers.spawn(reload(hangup, file, config.clone(), dataplane.clone()));
     followers
 }

@@ -1,6 +1,9 @@
 //! The replicated table as this node's dataplane needs it. Pure.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_dataplane::{
     forward::spec::{
@@ -87,13 +90,14 @@ fn answer_on(vip: &Vip, links: &[Link]) -> Vec<usize> {
 
 fn compile_service(table: &Table, service: &Service) -> ServiceSpec {
     let settings = &service.settings;
+    let takers = table.takers(service).backends;
     ServiceSpec {
         name: settings.name.to_string(),
         ports: settings.ports.iter().map(compile_port).collect(),
         by_source: settings.affinity == Affinity::Source,
         table_size: settings.table_size,
         // In the order of their addresses, on every node alike.
-        backends: table.backends_of(&settings.name).map(|backend| compile_backend(table, backend)).collect(),
+        backends: table.backends_of(&settings.name).map(|backend| compile_backend(backend, &takers)).collect(),
     }
 }
 
@@ -105,7 +109,7 @@ fn compile_port(range: &PortRange) -> PortRangeSpec {
     PortRangeSpec { protocol, first: range.first, last: range.last }
 }
 
-fn compile_backend(table: &Table, backend: &Backend) -> BackendSpec {
+fn compile_backend(backend: &Backend, takers: &BTreeSet<u64>) -> BackendSpec {
     let settings = &backend.settings;
     BackendSpec {
         id: backend.id,
@@ -113,8 +117,8 @@ fn compile_backend(table: &Table, backend: &Backend) -> BackendSpec {
         mac: settings.mac.map(|mac| Mac(mac.octets())),
         weight: settings.weight.get(),
         state: match settings.state {
-            AdminState::Active if table.takes_new_flows(backend) => BackendState::Active,
-            // As in IPVS with weight 0: no new flows, and those that it has stay.
+            AdminState::Active if takers.contains(&backend.id) => BackendState::Active,
+            // No new flows now, and those that it has stay.
             AdminState::Active | AdminState::Drain => BackendState::Draining,
             AdminState::Down => BackendState::Down,
         },
@@ -201,13 +205,8 @@ mod tests {
     #[test]
     fn a_backend_that_is_unreachable_or_weighs_nothing_keeps_its_flows_and_takes_no_new_ones() {
         let mut table = table();
-        let service = ServiceSettings {
-            name: "web".parse().unwrap(),
-            vip: ip("192.168.2.1"),
-            ports: vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
-            affinity: Affinity::Flow,
-            table_size: DEFAULT_TABLE_SIZE,
-        };
+        let ports = vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }];
+        let service = ServiceSettings::new("web".parse().unwrap(), ip("192.168.2.1"), ports);
         let backend = |last: u8, state| {
             let settings = BackendSettings::new("web".parse().unwrap(), IpAddr::from([192, 168, 2, last]));
             Mutation::CreateBackend(BackendSettings { state, ..settings })

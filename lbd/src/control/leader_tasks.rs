@@ -1,5 +1,5 @@
-//! What depends on time and is nobody's request: the leader has VIPs go back to the nodes that they prefer, and
-//! raises the feature level when all nodes know it. It only proposes; what comes of it the table decides.
+//! What is nobody's request: the leader has VIPs go back to the nodes that they prefer, and raises the feature level when
+//! all nodes know it. It only proposes; what comes of it the table decides.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,12 +30,31 @@ pub(crate) async fn run_leader_tasks(consensus: Consensus) {
             continue;
         }
         let steady = |node: NodeId, span: Duration| ready.get(&node).is_some_and(|(_, since)| since.elapsed() >= span);
-        let commands = raised(&view).into_iter().chain(returning(&view, steady).into_iter().take(AT_ONCE));
-        for command in commands {
-            if let Err(error) = consensus.propose(&command.clone().into(), Instant::now() + PROPOSAL).await {
-                tracing::debug!(%error, ?command, "not agreed on yet");
-            }
+        for command in returning(&view, steady).into_iter().take(AT_ONCE) {
+            propose(&consensus, command).await;
         }
+    }
+}
+
+/// Runs on every node until it is aborted. It does not wait for a look: in a new cluster the level rises before anyone needs
+/// what it brings.
+pub(crate) async fn raise_feature_level(consensus: Consensus) {
+    let mut views = consensus.watch();
+    loop {
+        let raise = match views.wait_for(|view| raised(view).is_some()).await {
+            Ok(view) => raised(&view),
+            Err(_) => return,
+        };
+        if let Some(raise) = raise.filter(|_| consensus.is_leader()) {
+            propose(&consensus, raise).await;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn propose(consensus: &Consensus, command: Body) {
+    if let Err(error) = consensus.propose(&command.clone().into(), Instant::now() + PROPOSAL).await {
+        tracing::debug!(%error, ?command, "not agreed on yet");
     }
 }
 

@@ -15,7 +15,7 @@ mod retire;
 
 pub(crate) use answered::Answered;
 pub(crate) use conflicts::{Conflicts, claimant};
-pub(crate) use leader_tasks::run_leader_tasks;
+pub(crate) use leader_tasks::{raise_feature_level, run_leader_tasks};
 pub(crate) use look_out::LookOut;
 pub(crate) use publish_grants::PublishGrants;
 pub(crate) use publish_node::{Hysteresis, PublishNode};

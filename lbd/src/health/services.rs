@@ -1,43 +1,57 @@
 //! Services that nobody serves. Pure.
 
-use lb_raft_store::table::{AdminState, Backend, Health, Table};
+use lb_raft_store::table::{AdminState, Backend, Health, Service, Table};
 
-/// The services of which no backend takes new flows, though they have some, and why: for people.
+/// The services of which no backend takes new flows, or fewer than there shall be, though they have some, and why: for people.
 pub(crate) fn unserved(table: &Table) -> Vec<String> {
     let mut problems = Vec::new();
     for service in table.services() {
         let name = &service.settings.name;
-        let is_served = table.backends_of(name).any(|backend| table.takes_new_flows(backend));
-        if !is_served && table.backends_of(name).next().is_some() {
-            let why: Vec<String> = REASONS
-                .iter()
-                .map(|reason| (reason, table.backends_of(name).filter(|backend| reason_of(table, backend) == *reason)))
-                .map(|(reason, of)| (reason, of.count()))
-                .filter(|(_, count)| *count > 0)
-                .map(|(reason, count)| format!("{count} {reason}"))
-                .collect();
-            problems.push(format!("service {name} has no backend that takes new flows: {}", why.join(", ")));
-        }
+        let (takers, minimum) = (table.takers(service), service.settings.min_healthy as usize);
+        let what = if table.backends_of(name).next().is_none() {
+            continue;
+        } else if takers.is_open {
+            "has no backend of which anything good is known, and gives new flows to all".to_owned()
+        } else if takers.backends.is_empty() {
+            "has no backend that takes new flows".to_owned()
+        } else if takers.first_tier < minimum || takers.first_tier == 0 {
+            let (first, second) = (takers.first_tier, takers.backends.len() - takers.first_tier);
+            format!("has {first} backends of tier 1 that take new flows, not {}; {second} of tier 2 do", minimum.max(1))
+        } else {
+            continue;
+        };
+        let why = reasons(table, service);
+        problems.push(format!("service {name} {what}{}", if why.is_empty() { why } else { format!(": {why}") }));
     }
     problems
+}
+
+/// Why backends take no new flows, and how many.
+fn reasons(table: &Table, service: &Service) -> String {
+    let count = |reason: &str| {
+        table.backends_of(&service.settings.name).filter(|backend| reason_of(table, backend) == Some(reason)).count()
+    };
+    let counted = REASONS.iter().map(|reason| (count(reason), reason)).filter(|(count, _)| *count > 0);
+    counted.map(|(count, reason)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
 }
 
 const REASONS: [&str; 4] = ["unreachable", "down", "draining", "of weight 0"];
 
 /// What an operator has said comes before what was found.
-fn reason_of(table: &Table, backend: &Backend) -> &'static str {
+fn reason_of(table: &Table, backend: &Backend) -> Option<&'static str> {
     let health = table.verdict(backend).map(|verdict| verdict.health);
     match (backend.settings.state, health) {
-        (AdminState::Down, _) => "down",
-        (AdminState::Drain, _) => "draining",
-        (AdminState::Active, Some(Health::Unreachable)) => "unreachable",
-        (AdminState::Active, _) => "of weight 0",
+        (AdminState::Down, _) => Some("down"),
+        (AdminState::Drain, _) => Some("draining"),
+        (AdminState::Active, Some(Health::Unreachable)) => Some("unreachable"),
+        (AdminState::Active, _) if backend.settings.weight.get() == 0 => Some("of weight 0"),
+        (AdminState::Active, _) => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use lb_raft_store::table::{BackendPatch, BackendSettings, Body, MacAddr, Mutation, Name};
+    use lb_raft_store::table::{BackendPatch, BackendSettings, Body, MacAddr, Mutation, Name, ServicePatch, Tier};
 
     use super::*;
     use crate::health::verdict::tests::table;
@@ -64,5 +78,21 @@ mod tests {
         let patch = BackendPatch { weight, ..BackendPatch::of(name("a"), [192, 168, 2, 52].into()) };
         let told = change(23, Mutation::UpdateBackend(patch));
         assert_eq!(told, ["service a has no backend that takes new flows: 1 unreachable, 1 down, 1 of weight 0"]);
+        let second = BackendSettings { tier: Tier::Second, ..settings(53) };
+        let told = change(24, Mutation::CreateBackend(second));
+        let few = "service a has 0 backends of tier 1 that take new flows, not 1; 1 of tier 2 do: 1 unreachable, 1 down, 1 of weight 0";
+        assert_eq!(told, [few]);
+        let minimum = ServicePatch { min_healthy: Some(2), ..ServicePatch::of(name("b")) };
+        let told = change(25, Mutation::UpdateService(minimum));
+        assert_eq!(told[1..], ["service b has 1 backends of tier 1 that take new flows, not 2; 0 of tier 2 do"]);
+        let out =
+            BackendPatch { state: Some(AdminState::Down), ..BackendPatch::of(name("a"), [192, 168, 2, 53].into()) };
+        change(26, Mutation::UpdateBackend(out));
+        let open = ServicePatch { fails_open: Some(true), ..ServicePatch::of(name("a")) };
+        let told = change(27, Mutation::UpdateService(open));
+        assert!(
+            told[0]
+                .starts_with("service a has no backend of which anything good is known, and gives new flows to all: ")
+        );
     }
 }

@@ -79,7 +79,7 @@ pub(super) mod tests {
             node: BOOTSTRAP_NODE,
             attachments: vec![attachment],
             heartbeat: Vec::new(),
-            feature_level: 6,
+            feature_level: 7,
             unfit: String::new(),
             starts: 0,
         };
@@ -87,13 +87,8 @@ pub(super) mod tests {
         for (vip, service, backend) in [(OURS, "a", "192.168.2.50"), ("192.168.2.9", "b", "2001:db8::50")] {
             let (prefer, segment, unmatched) = (None, None, Unmatched::Drop);
             rows.push(Mutation::CreateVip(VipSettings { address: ip(vip), prefer, segment, unmatched }));
-            rows.push(Mutation::CreateService(ServiceSettings {
-                name: name(service),
-                vip: ip(vip),
-                ports: vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
-                affinity: Affinity::Flow,
-                table_size: DEFAULT_TABLE_SIZE,
-            }));
+            let ports = vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }];
+            rows.push(Mutation::CreateService(ServiceSettings::new(name(service), ip(vip), ports)));
             rows.push(Mutation::CreateBackend(BackendSettings {
                 mac: Some("02:00:00:00:00:50".parse().unwrap()),
                 ..BackendSettings::new(name(service), ip(backend))
@@ -108,7 +103,7 @@ pub(super) mod tests {
                 node,
             },
             published,
-            Body::RaiseFeatureLevel { level: 6 },
+            Body::RaiseFeatureLevel { level: 7 },
             Body::OpenLease { node: BOOTSTRAP_NODE, nonce: 9, previous: None },
             Body::Ready { node: BOOTSTRAP_NODE, lease: LeaseId(4) },
             Body::Mutate(rows),

@@ -32,8 +32,8 @@ use crate::{
     feed,
     raft::{Entry, LogId, SnapshotMeta, TypeConfig, Vote},
     table::{
-        Affinity, BackendSettings, Body, Command, DEFAULT_TABLE_SIZE, Mutation, PortRange, Protocol, ServiceSettings,
-        Table, Unmatched, VipSettings, encode_table,
+        BackendSettings, Body, Command, Mutation, PortRange, Protocol, ServiceSettings, Table, Unmatched, VipSettings,
+        encode_table,
     },
 };
 
@@ -855,13 +855,8 @@ fn nothing_goes_where_sled_does_not_sync() {
         let name = |text: &str| text.parse().unwrap();
         let vip = "198.51.100.1".parse().unwrap();
         let settings = VipSettings { address: vip, prefer: None, segment: None, unmatched: Unmatched::Drop };
-        let service = ServiceSettings {
-            name: name("a-service-with-a-rather-long-name"),
-            vip,
-            ports: vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
-            affinity: Affinity::Flow,
-            table_size: DEFAULT_TABLE_SIZE,
-        };
+        let ports = vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }];
+        let service = ServiceSettings::new(name("a-service-with-a-rather-long-name"), vip, ports);
         let first = vec![Mutation::CreateVip(settings), Mutation::CreateService(service)];
         table.apply(1, &Body::Mutate(first).into()).reply.result.unwrap();
         table.apply(2, &large_command()).reply.result.unwrap();

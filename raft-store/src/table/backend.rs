@@ -6,7 +6,7 @@ use super::{
     patch::patches,
     types::{MacAddr, Name, Revision, Weight},
 };
-use crate::codec::{numbered, recorded, recorded_with_settings};
+use crate::codec::{DecodeError, Field, numbered, recorded, recorded_with_settings};
 
 /// What an operator wants of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,6 +18,30 @@ pub enum AdminState {
     Drain,
     /// It takes nothing; its flows are placed anew.
     Down,
+}
+
+/// When a backend takes new flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Tier {
+    /// Always.
+    #[default]
+    First,
+    /// While too few of the first tier do.
+    Second,
+}
+
+impl Field<u32> for Tier {
+    fn put(&self) -> u32 {
+        *self as u32
+    }
+
+    fn read(number: u32) -> Result<Self, DecodeError> {
+        match number {
+            0 => Ok(Self::First),
+            1 => Ok(Self::Second),
+            _ => Err(DecodeError::too_new(0)),
+        }
+    }
 }
 
 /// What an operator says of a backend.
@@ -33,12 +57,14 @@ pub struct BackendSettings {
     pub mac: Option<MacAddr>,
     /// What the operator wants of it.
     pub state: AdminState,
+    /// Whether it is one of those that step in.
+    pub tier: Tier,
 }
 
 impl BackendSettings {
     /// With what holds for a backend of which nothing else is said.
     pub fn new(service: Name, address: IpAddr) -> Self {
-        Self { service, address, weight: Weight::DEFAULT, mac: None, state: AdminState::Active }
+        Self { service, address, weight: Weight::DEFAULT, mac: None, state: AdminState::Active, tier: Tier::First }
     }
 }
 
@@ -62,10 +88,11 @@ pub struct BackendPatch {
     pub weight: Option<Weight>,
     pub mac: Option<Option<MacAddr>>,
     pub state: Option<AdminState>,
+    pub tier: Option<Tier>,
 }
 
 numbered!(AdminState: Active, Drain, Down);
-recorded!(BackendSettings => Backend { service, address, weight, mac, state });
+recorded!(BackendSettings => Backend { service, address, weight, mac, state, tier });
 recorded_with_settings!(Backend => Backend { id, revision });
-patches!(BackendPatch of BackendSettings by { service: Name, address: IpAddr } { weight, mac, state });
-recorded!(BackendPatch => BackendPatch { service, address, weight, mac, state });
+patches!(BackendPatch of BackendSettings by { service: Name, address: IpAddr } { weight, mac, state, tier });
+recorded!(BackendPatch => BackendPatch { service, address, weight, mac, state, tier });

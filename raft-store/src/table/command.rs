@@ -7,7 +7,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use super::{
-    backend::{BackendPatch, BackendSettings},
+    backend::{BackendPatch, BackendSettings, Tier},
     health::Verdict,
     node::{Attachment, NewNode, Silence},
     requests::RequestId,
@@ -251,6 +251,14 @@ impl Mutation {
     fn needs_level(&self) -> u32 {
         let weighs_nothing = |weight: Weight| weight.get() == 0;
         match self {
+            Self::CreateService(service) if service.min_healthy > 0 || service.fails_open => 7,
+            Self::UpdateService(ServicePatch { min_healthy, fails_open, .. })
+                if min_healthy.is_some() || fails_open.is_some() =>
+            {
+                7
+            }
+            Self::CreateBackend(backend) if backend.tier != Tier::First => 7,
+            Self::UpdateBackend(patch) if patch.tier.is_some() => 7,
             Self::CreateBackend(backend) if weighs_nothing(backend.weight) => 5,
             Self::UpdateBackend(patch) if patch.weight.is_some_and(weighs_nothing) => 5,
             Self::PatchSettings(_) => 3,

@@ -68,11 +68,9 @@ fn commands() -> Vec<(&'static str, Command)> {
             unmatched: Unmatched::Drop,
         }),
         Mutation::CreateService(ServiceSettings {
-            name: name("web"),
-            vip: ip(VIP),
-            ports: vec![port(Protocol::Tcp, 80, 89), port(Protocol::Udp, 0, 0)],
             affinity: Affinity::Source,
             table_size: 4093,
+            ..ServiceSettings::new(name("web"), ip(VIP), vec![port(Protocol::Tcp, 80, 89), port(Protocol::Udp, 0, 0)])
         }),
         Mutation::CreateBackend(BackendSettings {
             weight: Weight::try_from(7).unwrap(),
@@ -86,7 +84,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         }),
     ];
     let vip = |prefer, segment, unmatched| VipPatch { address: ip(VIP), prefer, segment, unmatched };
-    let web = |ports, affinity| ServicePatch { name: name("web"), ports, affinity };
+    let web = |ports, affinity| ServicePatch { ports, affinity, ..ServicePatch::of(name("web")) };
     let server =
         |last, weight, mac, state| BackendPatch { weight, mac, state, ..BackendPatch::of(name("web"), ip(last)) };
     let updates = vec![
@@ -112,7 +110,7 @@ fn commands() -> Vec<(&'static str, Command)> {
             "publish_node",
             Body::PublishNode {
                 node: 1,
-                attachments: vec![attachment],
+                attachments: vec![attachment.clone()],
                 heartbeat,
                 feature_level: 1,
                 unfit: String::new(),
@@ -210,6 +208,43 @@ fn commands() -> Vec<(&'static str, Command)> {
                     Verdict { backend: 10, ..Verdict::default() },
                 ],
             }
+            .into(),
+        ),
+        (
+            "publish_silence",
+            Body::PublishNode {
+                node: 4,
+                attachments: vec![Attachment { silence: Silence::Lasting, ..attachment }],
+                heartbeat: vec![],
+                feature_level: 6,
+                unfit: String::new(),
+                starts: 7,
+            }
+            .into(),
+        ),
+        // Feature level 7.
+        (
+            "tiers",
+            Body::Mutate(vec![
+                Mutation::CreateService(ServiceSettings {
+                    min_healthy: 3,
+                    fails_open: true,
+                    ..ServiceSettings::new(name("web"), ip(VIP), vec![port(Protocol::Tcp, 80, 80)])
+                }),
+                Mutation::UpdateService(ServicePatch {
+                    min_healthy: Some(0),
+                    fails_open: Some(false),
+                    ..ServicePatch::of(name("web"))
+                }),
+                Mutation::CreateBackend(BackendSettings {
+                    tier: Tier::Second,
+                    ..BackendSettings::new(name("web"), ip("192.168.2.50"))
+                }),
+                Mutation::UpdateBackend(BackendPatch {
+                    tier: Some(Tier::First),
+                    ..BackendPatch::of(name("web"), ip("192.168.2.50"))
+                }),
+            ])
             .into(),
         ),
     ]

@@ -1,5 +1,12 @@
 //! What the owners of VIPs have found of their backends. It stands beside the configuration, whose revision it does not move.
 
+use std::collections::BTreeSet;
+
+use super::{
+    Table,
+    backend::{AdminState, Backend, Tier},
+    service::Service,
+};
 use crate::codec::{numbered, recorded};
 
 /// What was found of a backend.
@@ -27,3 +34,40 @@ pub struct Verdict {
 
 numbered!(Health: Unchecked, Unreachable);
 recorded!(Verdict => Verdict { backend, health, reason, since_ms });
+
+/// Which backends of a service take new flows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Takers {
+    /// Their ids.
+    pub backends: BTreeSet<u64>,
+    /// How many of the first tier could.
+    pub first_tier: usize,
+    /// Nothing good was found of any: all take them.
+    pub is_open: bool,
+}
+
+impl Table {
+    /// Which backends of a service take new flows: those of the first tier, with those of the second where they are fewer than
+    /// the service's minimum, or, where nothing good was found of any and the service fails open, all that shall.
+    pub fn takers(&self, service: &Service) -> Takers {
+        let Service { settings, .. } = service;
+        let shall =
+            |backend: &&Backend| backend.settings.state == AdminState::Active && backend.settings.weight.get() > 0;
+        let can =
+            |backend: &&Backend| self.verdict(backend).is_none_or(|verdict| verdict.health != Health::Unreachable);
+        let of =
+            |tier| self.backends_of(&settings.name).filter(shall).filter(move |backend| backend.settings.tier == tier);
+        let ids = |tier| of(tier).filter(can).map(|backend| backend.id);
+        let mut backends: BTreeSet<u64> = ids(Tier::First).collect();
+        let first_tier = backends.len();
+        if first_tier < (settings.min_healthy as usize).max(1) {
+            backends.extend(ids(Tier::Second));
+        }
+        let is_open = backends.is_empty() && settings.fails_open;
+        if is_open {
+            let all = of(Tier::First).chain(of(Tier::Second));
+            backends.extend(all.map(|backend| backend.id));
+        }
+        Takers { is_open: is_open && !backends.is_empty(), backends, first_tier }
+    }
+}

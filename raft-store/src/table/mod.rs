@@ -33,10 +33,10 @@ use rpds::RedBlackTreeMapSync as Map;
 use uuid::Uuid;
 
 pub use apply::{Applied, Touched};
-pub use backend::{AdminState, Backend, BackendPatch, BackendSettings};
+pub use backend::{AdminState, Backend, BackendPatch, BackendSettings, Tier};
 pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, decode_command, encode_command};
 pub(crate) use encoding::{decode_table, encode_table};
-pub use health::{Health, Verdict};
+pub use health::{Health, Takers, Verdict};
 pub use lease::{Configuration, Lease};
 pub use node::{Attachment, NewNode, Node, Role, Silence};
 pub use rejection::{Rejection, RejectionKind};
@@ -264,12 +264,6 @@ impl Table {
     /// What was found of a backend.
     pub fn verdict(&self, backend: &Backend) -> Option<&Verdict> {
         self.verdicts.get(&backend.id)
-    }
-
-    /// Whether a backend is given new flows: it shall be, it weighs something, and nothing was found that speaks against it.
-    pub fn takes_new_flows(&self, backend: &Backend) -> bool {
-        let is_there = self.verdict(backend).is_none_or(|verdict| verdict.health != Health::Unreachable);
-        is_there && backend.settings.state == AdminState::Active && backend.settings.weight.get() > 0
     }
 
     /// The backends with an address, of all services.

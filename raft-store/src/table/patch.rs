@@ -9,9 +9,13 @@ macro_rules! patches {
                 Self { $($key,)+ $($field: None),+ }
             }
 
-            /// One that makes all that can be changed what it is here.
-            pub fn to(settings: $settings) -> Self {
-                Self { $($key: settings.$key,)+ $($field: Some(settings.$field)),+ }
+            /// One that makes of the present settings these ones, as far as they can be changed. What is so already is not
+            /// in it: not every feature level has a place for it.
+            pub(in crate::table) fn between(present: &$settings, wanted: $settings) -> Self {
+                Self {
+                    $($key: wanted.$key,)+
+                    $($field: (present.$field != wanted.$field).then_some(wanted.$field)),+
+                }
             }
 
             /// The settings after it.

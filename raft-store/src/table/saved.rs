@@ -100,7 +100,7 @@ fn restored_rows(present: &Table, saved: &Table) -> Vec<Mutation> {
         changes.extend(match present.service(&settings.name).filter(|_| kept.contains(&settings.name)) {
             None => Some(Mutation::CreateService(settings)),
             Some(now) if now.settings == settings => None,
-            Some(_) => Some(Mutation::UpdateService(ServicePatch::to(settings))),
+            Some(now) => Some(Mutation::UpdateService(ServicePatch::between(&now.settings, settings))),
         });
     }
     for backend in saved.backends() {
@@ -109,7 +109,7 @@ fn restored_rows(present: &Table, saved: &Table) -> Vec<Mutation> {
         changes.extend(match now {
             None => Some(Mutation::CreateBackend(settings)),
             Some(now) if now.settings == settings => None,
-            Some(_) => Some(Mutation::UpdateBackend(BackendPatch::to(settings))),
+            Some(now) => Some(Mutation::UpdateBackend(BackendPatch::between(&now.settings, settings))),
         });
     }
     changes
@@ -122,6 +122,6 @@ fn restored_vip(present: &Table, saved: &Table, vip: &Vip) -> Option<Mutation> {
     match present.vip(settings.address) {
         None => Some(Mutation::CreateVip(settings)),
         Some(now) if now.settings == settings => None,
-        Some(_) => Some(Mutation::UpdateVip(VipPatch::to(settings))),
+        Some(now) => Some(Mutation::UpdateVip(VipPatch::between(&now.settings, settings))),
     }
 }

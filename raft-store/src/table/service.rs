@@ -92,6 +92,18 @@ pub struct ServiceSettings {
     pub affinity: Affinity,
     /// Entries of its Maglev table; fixed at creation.
     pub table_size: u32,
+    /// With fewer backends of the first tier that take new flows, those of the second take them, too; 0 is as good as 1.
+    pub min_healthy: u32,
+    /// Where nothing good was found of any backend, new flows go to all, and are not dropped.
+    pub fails_open: bool,
+}
+
+impl ServiceSettings {
+    /// With what holds for a service of which nothing else is said.
+    pub fn new(name: Name, vip: IpAddr, ports: Vec<PortRange>) -> Self {
+        let (affinity, table_size) = (Affinity::Flow, DEFAULT_TABLE_SIZE);
+        Self { name, vip, ports, affinity, table_size, min_healthy: 0, fails_open: false }
+    }
 }
 
 /// A service.
@@ -110,12 +122,14 @@ pub struct ServicePatch {
     pub name: Name,
     pub ports: Option<Vec<PortRange>>,
     pub affinity: Option<Affinity>,
+    pub min_healthy: Option<u32>,
+    pub fails_open: Option<bool>,
 }
 
 numbered!(Protocol: Tcp, Udp);
 numbered!(Affinity: Flow, Source);
 recorded!(PortRange => Port { protocol, first, last });
-recorded!(ServiceSettings => Service { name, vip, ports, affinity, table_size });
+recorded!(ServiceSettings => Service { name, vip, ports, affinity, table_size, min_healthy, fails_open });
 recorded_with_settings!(Service => Service { revision });
-patches!(ServicePatch of ServiceSettings by { name: Name } { ports, affinity });
-recorded!(ServicePatch => ServicePatch { name, ports, affinity });
+patches!(ServicePatch of ServiceSettings by { name: Name } { ports, affinity, min_healthy, fails_open });
+recorded!(ServicePatch => ServicePatch { name, ports, affinity, min_healthy, fails_open });

@@ -166,13 +166,7 @@ fn vip(address: &str) -> Mutation {
 
 fn service(label: &str, address: &str, ports: &[(u16, u16)]) -> Mutation {
     let range = |&(first, last): &(u16, u16)| PortRange { protocol: Protocol::Tcp, first, last };
-    Mutation::CreateService(ServiceSettings {
-        name: name(label),
-        vip: ip(address),
-        ports: ports.iter().map(range).collect(),
-        affinity: Affinity::Flow,
-        table_size: DEFAULT_TABLE_SIZE,
-    })
+    Mutation::CreateService(ServiceSettings::new(name(label), ip(address), ports.iter().map(range).collect()))
 }
 
 fn backend(label: &str, address: &str) -> Mutation {
@@ -660,7 +654,7 @@ fn what_must_hold_is_looked_at_once_all_is_done() {
     log.mutate(vec![vip(VIP), service("a", VIP, &[(1001, 1001)]), service("b", VIP, &[(1002, 1002)])]);
     let ports = |label: &str, port: u16| {
         let range = PortRange { protocol: Protocol::Tcp, first: port, last: port };
-        Mutation::UpdateService(ServicePatch { name: name(label), ports: Some(vec![range]), affinity: None })
+        Mutation::UpdateService(ServicePatch { ports: Some(vec![range]), ..ServicePatch::of(name(label)) })
     };
     assert_eq!(log.mutate(vec![ports("a", 1002), ports("b", 1001)]), Effect::Changed, "they swap their ports");
     let refused = log.refused(mutation(vec![ports("a", 1001)]));

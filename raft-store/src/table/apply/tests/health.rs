@@ -132,3 +132,81 @@ fn whoever_is_elsewhere_is_no_witness() {
     publish_silence(&mut log, owners[0], Silence::Lasting);
     assert!(!log.table.is_blind(owners[0]));
 }
+
+/// A service with two backends of the first tier (.51, .52) and two of the second (.53, .54).
+fn with_tiers(change: impl Fn(&mut ServiceSettings)) -> (Log, NodeId) {
+    let (mut log, ids) = Log::with_nodes(1);
+    log.at_level(7);
+    let ports = vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }];
+    let mut web = ServiceSettings::new(name("web"), ip(VIP), ports);
+    change(&mut web);
+    let mut rows = vec![vip(VIP), Mutation::CreateService(web)];
+    for (last, tier) in [(51, Tier::First), (52, Tier::First), (53, Tier::Second), (54, Tier::Second)] {
+        let address = IpAddr::from([192, 168, 2, last]);
+        rows.push(Mutation::CreateBackend(BackendSettings { tier, ..BackendSettings::new(name("web"), address) }));
+    }
+    log.mutate(rows);
+    (log, ids[0])
+}
+
+/// The last bytes of the addresses of those that take new flows.
+fn takers(log: &Log) -> Vec<u8> {
+    let takers = log.table.takers(log.table.service(&name("web")).unwrap());
+    let of = log.table.backends().filter(|backend| takers.backends.contains(&backend.id));
+    of.map(|backend| match backend.settings.address {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(_) => 0,
+    })
+    .collect()
+}
+
+/// Says of the backends with these last bytes that they are unreachable, and of no others.
+fn find_unreachable(log: &mut Log, node: NodeId, which: &[u8]) {
+    let verdict = |backend: &Backend| {
+        let away = which.iter().any(|last| backend.settings.address == IpAddr::from([192, 168, 2, *last]));
+        if away { unreachable(backend.id) } else { Verdict { backend: backend.id, ..Verdict::default() } }
+    };
+    let verdicts = log.table.backends().map(verdict).collect();
+    let said = report(log, node, verdicts);
+    log.ok(said);
+}
+
+#[test]
+fn the_second_tier_steps_in_where_the_first_is_below_its_minimum() {
+    let (mut log, node) = with_tiers(|_| {});
+    assert_eq!(takers(&log), [51, 52]);
+    find_unreachable(&mut log, node, &[51]);
+    assert_eq!(takers(&log), [52], "one is enough where nothing is said");
+    find_unreachable(&mut log, node, &[51, 52, 53]);
+    assert_eq!(takers(&log), [54]);
+    find_unreachable(&mut log, node, &[]);
+    assert_eq!(takers(&log), [51, 52]);
+    let two = ServicePatch { min_healthy: Some(2), ..ServicePatch::of(name("web")) };
+    log.mutate(vec![Mutation::UpdateService(two)]);
+    assert_eq!(takers(&log), [51, 52]);
+    // Whatever the reason is, and beside those that are left.
+    let state = Some(AdminState::Drain);
+    let patch = BackendPatch { state, ..BackendPatch::of(name("web"), ip("192.168.2.51")) };
+    log.mutate(vec![Mutation::UpdateBackend(patch)]);
+    assert_eq!(takers(&log), [52, 53, 54]);
+    let tier = Some(Tier::First);
+    let patch = BackendPatch { tier, ..BackendPatch::of(name("web"), ip("192.168.2.53")) };
+    log.mutate(vec![Mutation::UpdateBackend(patch)]);
+    assert_eq!(takers(&log), [52, 53]);
+}
+
+#[test]
+fn where_nothing_good_is_known_of_any_new_flows_are_dropped_or_go_to_all_that_shall() {
+    for fails_open in [false, true] {
+        let (mut log, node) = with_tiers(|service| service.fails_open = fails_open);
+        let patch = |last: u8| BackendPatch::of(name("web"), IpAddr::from([192, 168, 2, last]));
+        let down = BackendPatch { state: Some(AdminState::Down), ..patch(51) };
+        log.mutate(vec![Mutation::UpdateBackend(down)]);
+        find_unreachable(&mut log, node, &[51, 52, 53]);
+        assert_eq!(takers(&log), [54], "one is left");
+        find_unreachable(&mut log, node, &[51, 52, 53, 54]);
+        assert_eq!(takers(&log), if fails_open { vec![52, 53, 54] } else { vec![] });
+        let of = log.table.takers(log.table.service(&name("web")).unwrap());
+        assert_eq!((of.is_open, of.first_tier), (fails_open, 0));
+    }
+}

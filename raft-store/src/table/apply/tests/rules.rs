@@ -214,7 +214,7 @@ fn no_service_takes_the_ports_of_another_by_an_update() {
     log.mutate(vec![vip(VIP), service("a", VIP, &[(80, 80)]), service("b", VIP, &[(90, 99)])]);
     let patch = |first, last| {
         let ports = Some(vec![PortRange { protocol: Protocol::Tcp, first, last }]);
-        mutation(vec![Mutation::UpdateService(ServicePatch { name: name("a"), ports, affinity: None })])
+        mutation(vec![Mutation::UpdateService(ServicePatch { ports, ..ServicePatch::of(name("a")) })])
     };
     for (first, last) in [(90, 90), (99, 99), (80, 90), (85, 200)] {
         assert_eq!(log.refused(patch(first, last)).subject, "ports", "{first}-{last}");
