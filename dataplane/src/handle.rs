@@ -25,7 +25,7 @@ use crate::{
         steering::{MAX_WORKERS, SPEAKER, Steering},
     },
     guard::{Guard, GuardError, Keeper},
-    io::{EngineKind, PortConfig},
+    io::{CheckSocket, EngineKind, PortConfig, SocketError},
     packet::{self, Fragment, Mac, Packet},
     pool::{Pool, Scheduling, flow_tables},
     query::{Explanation, Query, Question, Reply, Report, report},
@@ -131,6 +131,8 @@ pub struct SeenBackend {
     pub address: IpAddr,
     /// The interface on whose segment it is.
     pub port: usize,
+    /// Its MAC address, as far as it is known.
+    pub mac: Option<Mac>,
     /// Whether it answers.
     pub liveness: Liveness,
 }
@@ -303,10 +305,18 @@ impl Dataplane {
         let is_reached = |port: usize| ports[port].carrier && !ports[port].is_gone();
         for backend in table.snapshot.backends() {
             if let Some(port) = backend.port.filter(|port| is_reached(*port)) {
-                let (id, address, liveness) = (backend.id, backend.address, backend.runtime.liveness());
-                each(SeenBackend { id, address, port, liveness });
+                let (mac, liveness) = (backend.runtime.mac(), backend.runtime.liveness());
+                each(SeenBackend { id: backend.id, address: backend.address, port, mac, liveness });
             }
         }
+    }
+
+    /// A socket by which backends on the segment of an interface can be checked.
+    pub fn open_check_socket(&self, port: usize) -> Result<CheckSocket, SocketError> {
+        let table = self.published.table.load();
+        let port = &table.snapshot.ports[port];
+        let config = PortConfig { name: port.name.clone(), ifindex: port.ifindex, mtu: port.mtu };
+        CheckSocket::open(&config, port.mac)
     }
 
     /// Other stations that claimed a VIP of ours.

@@ -34,6 +34,8 @@ pub(crate) enum Alarm {
     Space,
     /// Flows find no room.
     FlowTable,
+    /// Checks would cost too much, and are made less often.
+    Checks,
 }
 
 /// All that is wrong now. Clones are handles to the same.

@@ -17,7 +17,19 @@ pub(crate) fn any_node_takes_commands() -> anyhow::Result<()> {
     site.start()?;
     for node in &site.nodes {
         node.lbctl_ok(&["vip", "add", "192.168.2.50"])?;
-        node.lbctl_ok(&["service", "add", "s", "--vip", "192.168.2.50", "--port", "53/udp", "--port", "53/tcp"])?;
+        node.lbctl_ok(&[
+            "service",
+            "add",
+            "s",
+            "--vip",
+            "192.168.2.50",
+            "--port",
+            "53/udp",
+            "--port",
+            "53/tcp",
+            "--check",
+            "none",
+        ])?;
         node.lbctl_ok(&["service", "set", "s", "--port", "any/tcp", "--affinity", "source"])?;
         node.lbctl_ok(&["backend", "add", "s", "192.168.3.5", "--weight", "7"])?;
         ensure!(node.lbctl_ok(&["backend", "add", "s", "192.168.3.5", "--weight", "7"])?.contains("unchanged"));

@@ -16,7 +16,19 @@ pub(crate) fn add_quiet_services(site: &Site) -> anyhow::Result<()> {
     let lb = &site.nodes[0];
     let (udp, tcp) = (format!("{QUIET}/udp"), format!("{QUIET}/tcp"));
     for (vip, service) in VIPS.into_iter().zip(["quiet", "quiet6"]) {
-        lb.lbctl_ok(&["service", "add", service, "--vip", &vip.to_string(), "--port", &udp, "--port", &tcp])?;
+        lb.lbctl_ok(&[
+            "service",
+            "add",
+            service,
+            "--vip",
+            &vip.to_string(),
+            "--port",
+            &udp,
+            "--port",
+            &tcp,
+            "--check",
+            "none",
+        ])?;
         for server in &site.servers {
             lb.lbctl_ok(&["backend", "add", service, &server.address.to_string()])?;
         }

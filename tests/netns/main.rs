@@ -2,6 +2,7 @@
 
 mod answers;
 mod backend_script;
+mod checks;
 mod errors;
 mod example;
 mod flows;
@@ -62,6 +63,11 @@ fn main() -> std::process::ExitCode {
             .needs(kernel_faults::tap_interfaces),
         Test::once("a_backend_whose_cable_is_pulled_gets_no_new_flows", health::unplugged),
         Test::once("a_second_tier_steps_in", health::tiers),
+        Test::once("each_kind_of_check_meets_its_server", checks::kinds),
+        Test::once("checks_take_a_clients_way", || checks::ways(false)),
+        Test::once("checks_take_a_clients_way_by_two_interfaces", || checks::ways(true)),
+        Test::once("nodes_that_are_backends_are_checked", checks::own_backends),
+        Test::once("a_server_that_ends_gets_no_new_flows", checks::verdicts),
         Test::once("an_owner_that_is_cut_off_from_the_backends_lets_go", health::cut_off),
         Test::once("a_guard_that_is_taken_away_is_put_back", guard::what_is_taken_away_is_put_back),
         Test::once("a_guard_that_is_owned_stays", guard::what_is_owned_stays),

@@ -25,8 +25,8 @@ pub(crate) fn ports_and_affinity(engine: &'static str) -> anyhow::Result<()> {
         let (many, rest) = (format!("many{suffix}"), format!("rest{suffix}"));
         let ports = ["--port", "5000-5099/udp", "--port", "6000/udp", "--port", "8000/tcp"];
         let ties = ["--affinity", "source", "--table-size", "4093"];
-        lb.lbctl_ok(&[&["service", "add", &many, "--vip", &address][..], &ports, &ties].concat())?;
-        lb.lbctl_ok(&["service", "add", &rest, "--vip", &address, "--port", "any/tcp"])?;
+        lb.lbctl_ok(&[&["service", "add", &many, "--vip", &address, "--check", "none"][..], &ports, &ties].concat())?;
+        lb.lbctl_ok(&["service", "add", &rest, "--vip", &address, "--port", "any/tcp", "--check", "none"])?;
         for (server, service) in site.servers.iter().flat_map(|server| [(server, &many), (server, &rest)]) {
             lb.lbctl_ok(&["backend", "add", service, &server.address.to_string()])?;
         }

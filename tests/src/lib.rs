@@ -5,6 +5,7 @@
 pub mod binaries;
 pub mod campaign;
 pub mod capture;
+pub mod checked;
 pub mod cluster;
 pub mod crowd;
 pub mod distance;

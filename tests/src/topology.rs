@@ -217,6 +217,18 @@ impl Host {
         })
     }
 
+    /// Takes an address from an interface.
+    pub fn remove_address(&self, interface: &str, address: IpAddr) -> io::Result<()> {
+        self.ns.netlink(async |handle| {
+            let index = index_of(&handle, interface).await?;
+            let mut found = handle.address().get().set_link_index_filter(index).set_address_filter(address).execute();
+            while let Some(message) = found.try_next().await? {
+                handle.address().del(message).execute().await?;
+            }
+            Ok(())
+        })
+    }
+
     /// Keeps what a node sends to the others on one of their lanes from leaving, or lets it out again.
     pub fn block(&self, lane: Lane, blocked: bool) -> io::Result<()> {
         let protocol = match lane {

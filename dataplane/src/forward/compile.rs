@@ -150,7 +150,8 @@ impl Compiler {
             if let Some(port) = own_port {
                 // Nobody would answer a question for it.
                 runtime.resolve(Some(port.mac), Liveness::NotAsked);
-                is_served_here |= backend.state != BackendState::Down;
+                // Also while it is down: whoever owns the VIP asks whether it still is.
+                is_served_here = true;
             }
             backends[slot] = Some(Backend {
                 id: backend.id,

@@ -16,7 +16,8 @@ use netlink_packet_netfilter::{NetfilterProtoFamily, none::ControlMessage};
 
 use super::messages::Messages;
 use crate::packet::{
-    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, VLAN_NUMBER, ndp,
+    CHECK_PORTS, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, VLAN_NUMBER,
+    ndp,
 };
 
 /// Its name, as `nft list ruleset` shows it.
@@ -42,9 +43,13 @@ const PRIORITY: i32 = -500;
 const ELEMENTS: usize = 512;
 /// NFNL_SUBSYS_NFTABLES, in the resource id of a batch.
 const SUBSYS_NFTABLES: u16 = 10;
-/// linux/netfilter/nf_tables.h: NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER.
+/// linux/netfilter/nf_tables.h: NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER,
+/// NFT_PAYLOAD_TRANSPORT_HEADER.
 const LINK_LAYER: u32 = 0;
 const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const POLICY_ACCEPT: u32 = 1;
 const NF_DROP: u32 = 0;
@@ -181,11 +186,38 @@ impl Batch {
             solicitation.extend(payload_is(NETWORK, 6, &[ICMPV6]));
             solicitation.extend(payload_is(NETWORK, 40, &[ndp::SOLICITATION]));
             self.drop_vips(solicitation, in_set(IPV6, 48));
+            // What a backend answers to this node's checks, which the kernel knows nothing of: it would reset them. Source
+            // address; protocol.
+            for protocol in [TCP, UDP] {
+                self.drop_answers(
+                    ethertype_is(tag, ETHERTYPE_IPV4),
+                    in_set(IPV4, 12),
+                    payload_is(NETWORK, 9, &[protocol]),
+                );
+                self.drop_answers(
+                    ethertype_is(tag, ETHERTYPE_IPV6),
+                    in_set(IPV6, 8),
+                    payload_is(NETWORK, 6, &[protocol]),
+                );
+            }
         }
+    }
+
+    fn drop_answers(&mut self, mut when: Vec<Expressions>, from_vip: [Expressions; 2], protocol: [Expressions; 2]) {
+        when.extend(from_vip);
+        when.extend(protocol);
+        when.push(load(TRANSPORT, 2, 2));
+        when.push(compared(Operator::GreatherThanEqual, &CHECK_PORTS.start().to_be_bytes()));
+        when.push(compared(Operator::LessThanEqual, &CHECK_PORTS.end().to_be_bytes()));
+        self.drop(when);
     }
 
     fn drop_vips(&mut self, mut when: Vec<Expressions>, vip: [Expressions; 2]) {
         when.extend(vip);
+        self.drop(when);
+    }
+
+    fn drop(&mut self, when: Vec<Expressions>) {
         self.add_rule(RULES, when, [VerdictAttribute::Code(Verdict::Other(NF_DROP))]);
     }
 
@@ -272,9 +304,13 @@ fn load(base: u32, offset: u32, len: u32) -> Expressions {
 }
 
 fn equals(bytes: &[u8]) -> Expressions {
+    compared(Operator::Equal, bytes)
+}
+
+fn compared(operator: Operator, bytes: &[u8]) -> Expressions {
     Expressions::Cmp(vec![
         Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(Operator::Equal),
+        Cmp::Op(operator),
         Cmp::Data(DataAttribute::Value(bytes.to_vec())),
     ])
 }

@@ -14,7 +14,7 @@ pub mod parse;
 pub mod rewrite;
 mod vnet;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
 pub use address::Address;
 pub use ethernet::{
@@ -24,6 +24,10 @@ pub use ethernet::{
 pub(crate) use ethernet::{VLAN_NUMBER, be16, vlan};
 pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, flow, parse};
 pub use vnet::{FrameMeta, OwnedFrame, VnetHeader};
+
+/// The ports from which this node asks backends how they are, above those that Linux gives to connections of its own
+/// (net.ipv4.ip_local_port_range). What comes to them from a VIP is not the kernel's.
+pub const CHECK_PORTS: RangeInclusive<u16> = 61_000..=64_999;
 
 /// Asks for the MAC address of `target`, in the way of its family: everybody, or the host that had it last.
 /// `None` where the two addresses are of different families.

@@ -1,11 +1,13 @@
 //! The command line.
 
+mod check;
 mod values;
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 
+pub(crate) use check::Check;
 pub(crate) use values::{Destination, Endpoint, Port, quoted};
 
 use crate::connect::Target;
@@ -316,9 +318,6 @@ pub(crate) enum ServiceCommand {
         /// of backends; fixed for good.
         #[arg(long, value_name = "SIZE", value_parser = value_parser!(u32).range(1..))]
         table_size: Option<u32>,
-        /// The health check; only "none" so far.
-        #[arg(long, value_name = "CHECK", default_value = "none")]
-        check: String,
         #[command(flatten)]
         options: ServiceOptions,
     },
@@ -350,6 +349,27 @@ pub(crate) enum ServiceCommand {
 /// What can be said of a service and changed.
 #[derive(Debug, Args)]
 pub(crate) struct ServiceOptions {
+    /// What the owner of the VIP asks each backend, by the way that a client's packets take: none, tcp[:PORT], icmp,
+    /// http[s]:[PORT]/PATH[?host=NAME&status=200-299&body=TEXT&method=HEAD&query=QUERY&sni=NAME&verify=off],
+    /// grpc[:PORT][/SERVICE][?tls=on], udp[:PORT][?send=TEXT&expect=TEXT], dns[:PORT]?name=NAME[&type=AAAA]. Repeat it for
+    /// several: all must be answered well. Unless said, tcp for a service with a TCP port.
+    #[arg(long = "check", value_name = "CHECK")]
+    pub(crate) checks: Vec<Check>,
+    /// From one question to the next. 1s unless said.
+    #[arg(long, value_name = "TIME", value_parser = values::milliseconds)]
+    pub(crate) check_interval: Option<u32>,
+    /// For so long an answer is waited for. 500ms unless said.
+    #[arg(long, value_name = "TIME", value_parser = values::milliseconds)]
+    pub(crate) check_timeout: Option<u32>,
+    /// Intervals are longer or shorter by up to so many percent. 10 unless said.
+    #[arg(long, value_name = "PERCENT", value_parser = value_parser!(u32).range(1..=50))]
+    pub(crate) check_jitter: Option<u32>,
+    /// So many good answers in a row make a backend healthy. 2 unless said.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) rise: Option<u32>,
+    /// So many bad ones make it unhealthy. 3 unless said.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) fall: Option<u32>,
     /// With fewer backends of tier 1 that take new flows than this, those of tier 2 take them, too. 1 unless said.
     #[arg(long, value_name = "N")]
     pub(crate) min_healthy: Option<u32>,

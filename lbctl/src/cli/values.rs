@@ -127,6 +127,14 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time in whole milliseconds.
+pub(super) fn milliseconds(text: &str) -> Result<u32, String> {
+    let span = timeout(text)?;
+    let is_whole = span.subsec_nanos().is_multiple_of(1_000_000);
+    let whole = u32::try_from(span.as_millis()).ok().filter(|_| is_whole);
+    whole.ok_or_else(|| format!("{} is no number of whole milliseconds", quoted(text)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

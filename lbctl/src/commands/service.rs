@@ -3,7 +3,7 @@
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
 use crate::{
-    cli::{Affinity, OnAllDown, Port, ServiceCommand},
+    cli::{Affinity, Check, OnAllDown, Port, ServiceCommand},
     exit::Failure,
     output,
     session::{MAX_ANSWER_LEN, Session},
@@ -13,7 +13,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
     let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let request_id = session.request_id.clone();
     match command {
-        ServiceCommand::Add { name, vip, ports, affinity, table_size, check, options } => {
+        ServiceCommand::Add { name, vip, ports, affinity, table_size, options } => {
             let what = format!("service {name} added");
             let service = v1::Service {
                 name,
@@ -21,7 +21,12 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
                 ports: ranges(&ports),
                 affinity: affinity.map_or(0, number),
                 table_size: table_size.unwrap_or(0),
-                check,
+                checks: check_list(&options.checks)?,
+                check_interval_ms: options.check_interval.unwrap_or(0),
+                check_timeout_ms: options.check_timeout.unwrap_or(0),
+                check_jitter_percent: options.check_jitter.unwrap_or(0),
+                rise: options.rise.unwrap_or(0),
+                fall: options.fall.unwrap_or(0),
                 min_healthy: options.min_healthy.unwrap_or(0),
                 on_all_down: options.on_all_down.map_or(0, on_all_down),
                 ..v1::Service::default()
@@ -39,11 +44,18 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
                 affinity: affinity.map(number),
                 min_healthy: options.min_healthy,
                 on_all_down: options.on_all_down.map(on_all_down),
+                checks: check_list(&options.checks)?,
+                check_interval_ms: options.check_interval,
+                check_timeout_ms: options.check_timeout,
+                check_jitter_percent: options.check_jitter,
+                rise: options.rise,
+                fall: options.fall,
                 ..nothing.clone()
             };
             if request == nothing {
                 return Err(Failure::Usage(
-                    "nothing to change: say --port, --affinity, --min-healthy or --on-all-down".to_owned(),
+                    "nothing to change: say --port, --affinity, --check or another setting ('lbctl service set --help')"
+                        .to_owned(),
                 ));
             }
             let response =
@@ -73,6 +85,17 @@ fn number(affinity: Affinity) -> i32 {
     match affinity {
         Affinity::Flow => v1::Affinity::Flow.into(),
         Affinity::Source => v1::Affinity::Source.into(),
+    }
+}
+
+/// `None` where nothing is said.
+fn check_list(checks: &[Check]) -> Result<Option<v1::CheckList>, Failure> {
+    let some: Vec<v1::Check> = checks.iter().filter_map(|check| check.0.clone()).collect();
+    match (checks.len(), some.len()) {
+        (0, _) => Ok(None),
+        (_, 0) => Ok(Some(v1::CheckList::default())),
+        (all, some) if all > some => Err(Failure::Usage("--check none stands alone".to_owned())),
+        _ => Ok(Some(v1::CheckList { checks: some })),
     }
 }
 

@@ -1,9 +1,12 @@
 //! The API's messages for people: rows of tables, and summaries.
 
+use std::time::Duration;
+
 use lb_proto::{label, v1};
 use serde::Serialize;
 
 use super::{Row, Summary};
+use crate::cli::Check;
 
 fn yes(flag: bool) -> String {
     if flag { "yes" } else { "-" }.to_owned()
@@ -69,17 +72,21 @@ fn ports(range: &v1::PortRange) -> String {
 
 impl Row for v1::Service {
     const COLUMNS: &'static [&'static str] =
-        &["name", "vip", "ports", "affinity", "table size", "check", "min healthy", "on all down"];
+        &["name", "vip", "ports", "affinity", "table size", "checks", "every", "min healthy", "on all down"];
 
     fn cells(&self) -> Vec<String> {
         let ports: Vec<String> = self.ports.iter().map(ports).collect();
+        let all = self.checks.iter().flat_map(|list| &list.checks);
+        let checks: Vec<String> = all.map(|check| Check(Some(check.clone())).to_string()).collect();
+        let every = Duration::from_millis(self.check_interval_ms.into());
         vec![
             self.name.clone(),
             self.vip.clone(),
             ports.join(","),
             label::<v1::Affinity>(self.affinity).to_owned(),
             self.table_size.to_string(),
-            self.check.clone(),
+            or_dash(&checks.join(" ")),
+            if checks.is_empty() { "-".to_owned() } else { humantime::format_duration(every).to_string() },
             self.min_healthy.max(1).to_string(),
             label::<v1::OnAllDown>(self.on_all_down).replace('_', "-"),
         ]
@@ -278,7 +285,7 @@ impl Row for v1::Flow {
     const COLUMNS: &'static [&'static str] = &["source", "destination", "proto", "service", "backend", "state", "idle"];
 
     fn cells(&self) -> Vec<String> {
-        let idle = humantime::format_duration(std::time::Duration::from_secs(self.idle_ms / 1000)).to_string();
+        let idle = humantime::format_duration(Duration::from_secs(self.idle_ms / 1000)).to_string();
         vec![
             self.source.clone(),
             self.destination.clone(),

@@ -14,8 +14,9 @@ use lb_raft_store::{
 };
 use tonic::Status;
 
-use super::status::{invalid, not_built};
+use super::{checks, status::invalid};
 use crate::clock::rfc3339;
+use crate::health::CHECKS_LEVEL;
 
 /// A required text.
 pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, Status> {
@@ -138,19 +139,31 @@ pub(super) fn delete_vip(request: &v1::DeleteVipRequest) -> Result<Mutation, Sta
     Ok(Mutation::DeleteVip { address: address("address", &request.address)?, cascade: request.cascade })
 }
 
-pub(super) fn create_service(service: Option<&v1::Service>) -> Result<Mutation, Status> {
+pub(super) fn create_service(service: Option<&v1::Service>, table: &Table) -> Result<Mutation, Status> {
     let service = service.ok_or_else(|| invalid("service", "it is required"))?;
-    if !["", "none"].contains(&service.check.as_str()) {
-        return Err(not_built(&format!("the health check {:?}", service.check)));
-    }
+    let name: Name = parsed("name", &service.name)?;
+    let ports = ports(&service.ports)?;
+    let checks = match (&service.checks, table.service(&name)) {
+        (Some(checks), _) => checks::checks(checks)?,
+        // Whoever says nothing of checks asks for none that there are not.
+        (None, Some(present)) => present.settings.checks.clone(),
+        (None, None) if table.feature_level() < CHECKS_LEVEL => Vec::new(),
+        (None, None) => ServiceSettings::default_checks(&ports),
+    };
     Ok(Mutation::CreateService(ServiceSettings {
-        name: parsed("name", &service.name)?,
+        name,
         vip: address("vip", &service.vip)?,
-        ports: ports(&service.ports)?,
+        ports,
         affinity: affinity(service.affinity)?,
         table_size: if service.table_size == 0 { DEFAULT_TABLE_SIZE } else { service.table_size },
         min_healthy: service.min_healthy,
         fails_open: fails_open(service.on_all_down)?,
+        checks,
+        check_interval_ms: service.check_interval_ms,
+        check_timeout_ms: service.check_timeout_ms,
+        check_jitter_percent: service.check_jitter_percent,
+        rise: service.rise,
+        fall: service.fall,
     }))
 }
 
@@ -161,6 +174,12 @@ pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutat
         affinity: request.affinity.map(affinity).transpose()?,
         min_healthy: request.min_healthy,
         fails_open: request.on_all_down.map(fails_open).transpose()?,
+        checks: request.checks.as_ref().map(checks::checks).transpose()?,
+        check_interval_ms: request.check_interval_ms,
+        check_timeout_ms: request.check_timeout_ms,
+        check_jitter_percent: request.check_jitter_percent,
+        rise: request.rise,
+        fall: request.fall,
     }))
 }
 
@@ -220,7 +239,7 @@ pub(super) fn mutation(mutation: &v1::Mutation, table: &Table) -> Result<Mutatio
         Change::CreateVip(request) => create_vip(request.vip.as_ref(), table),
         Change::UpdateVip(request) => update_vip(request, table),
         Change::DeleteVip(request) => delete_vip(request),
-        Change::CreateService(request) => create_service(request.service.as_ref()),
+        Change::CreateService(request) => create_service(request.service.as_ref(), table),
         Change::UpdateService(request) => update_service(request),
         Change::DeleteService(request) => delete_service(request),
         Change::CreateBackend(request) => create_backend(request.backend.as_ref()),
@@ -253,6 +272,7 @@ pub(super) fn vip(vip: &Vip, table: &Table) -> v1::Vip {
 
 pub(super) fn service(service: &Service) -> v1::Service {
     let settings = &service.settings;
+    let rhythm = settings.rhythm();
     let port = |range: &PortRange| v1::PortRange {
         protocol: match range.protocol {
             Protocol::Tcp => v1::Protocol::Tcp,
@@ -272,7 +292,12 @@ pub(super) fn service(service: &Service) -> v1::Service {
         }
         .into(),
         table_size: settings.table_size,
-        check: "none".into(),
+        checks: Some(checks::shown(&settings.checks)),
+        check_interval_ms: rhythm.interval_ms,
+        check_timeout_ms: rhythm.timeout_ms,
+        check_jitter_percent: rhythm.jitter_percent,
+        rise: rhythm.rise,
+        fall: rhythm.fall,
         min_healthy: settings.min_healthy,
         on_all_down: if settings.fails_open { v1::OnAllDown::FailOpen } else { v1::OnAllDown::Drop }.into(),
         revision: service.revision,
@@ -301,6 +326,8 @@ pub(super) fn backend(backend: &Backend, table: &Table) -> v1::Backend {
         health: match verdict.map(|verdict| verdict.health) {
             None | Some(Health::Unchecked) => v1::Health::Unchecked,
             Some(Health::Unreachable) => v1::Health::Unreachable,
+            Some(Health::Healthy) => v1::Health::Healthy,
+            Some(Health::Unhealthy) => v1::Health::Unhealthy,
         }
         .into(),
         health_reason: verdict.map(|verdict| verdict.reason.clone()).unwrap_or_default(),

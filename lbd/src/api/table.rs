@@ -150,7 +150,7 @@ impl TableService for Table {
     async fn create_service(&self, request: Request<v1::CreateServiceRequest>) -> Answer<v1::MutationResponse> {
         let call = Call::new("CreateService", &request);
         let request = request.get_ref();
-        let mutation = convert::create_service(request.service.as_ref());
+        let mutation = convert::create_service(request.service.as_ref(), &self.0.read(&call).await?.table);
         self.change(&call, &request.request_id, request.expected_revision, mutation).await
     }
 

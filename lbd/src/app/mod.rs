@@ -105,7 +105,8 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         in_force,
         alarms,
     };
-    let mut followers = tasks::start(parts);
+    let mut followers =
+        tasks::start(parts).map_err(|error| Failure::System("starting the thread for checks", error))?;
 
     start::announce_readiness(&config, &consensus);
     let outcome = stop::wait_for_the_end(&mut signals, &consensus, dataplane.as_deref(), &mut followers).await;

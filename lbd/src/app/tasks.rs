@@ -1,6 +1,7 @@
 //! What follows the table, the links and the clock while the node runs. None of it ends by itself.
 
 use std::{
+    io,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
 };
@@ -38,7 +39,7 @@ pub(super) struct Parts {
 }
 
 /// Starts them all.
-pub(super) fn start(parts: Parts) -> JoinSet<()> {
+pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
     let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force, alarms } = parts;
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
@@ -61,7 +62,8 @@ pub(super) fn start(parts: Parts) -> JoinSet<()> {
             dataplane.clone(),
             links.clone(),
             silences.clone(),
-        );
+            alarms.clone(),
+        )?;
         followers.spawn(report.run());
         followers.spawn(PublishTable { consensus, dataplane, links, in_force, fitness }.run());
     }
@@ -91,5 +93,5 @@ pub(super) fn start(parts: Parts) -> JoinSet<()> {
     followers.spawn(run_leader_tasks(consensus.clone()));
     followers.spawn(raise_feature_level(consensus.clone()));
     followers.spawn(reload(hangup, file, config.clone(), dataplane.clone()));
-    followers
+    Ok(followers)
 }

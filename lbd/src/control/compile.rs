@@ -12,7 +12,8 @@ use lb_dataplane::{
     packet::{self, Mac},
 };
 use lb_raft_store::table::{
-    AdminState, Affinity, Backend, Cidr, FlowTimeouts, NodeId, PortRange, Protocol, Service, Table, Unmatched, Vip,
+    AdminState, Affinity, Backend, Cidr, FlowTimeouts, Health, NodeId, PortRange, Protocol, Service, Table, Unmatched,
+    Vip,
 };
 
 use crate::link::Link;
@@ -97,7 +98,7 @@ fn compile_service(table: &Table, service: &Service) -> ServiceSpec {
         by_source: settings.affinity == Affinity::Source,
         table_size: settings.table_size,
         // In the order of their addresses, on every node alike.
-        backends: table.backends_of(&settings.name).map(|backend| compile_backend(backend, &takers)).collect(),
+        backends: table.backends_of(&settings.name).map(|backend| compile_backend(table, backend, &takers)).collect(),
     }
 }
 
@@ -109,8 +110,9 @@ fn compile_port(range: &PortRange) -> PortRangeSpec {
     PortRangeSpec { protocol, first: range.first, last: range.last }
 }
 
-fn compile_backend(backend: &Backend, takers: &BTreeSet<u64>) -> BackendSpec {
+fn compile_backend(table: &Table, backend: &Backend, takers: &BTreeSet<u64>) -> BackendSpec {
     let settings = &backend.settings;
+    let is_unhealthy = table.verdict(backend).is_some_and(|verdict| verdict.health == Health::Unhealthy);
     BackendSpec {
         id: backend.id,
         address: settings.address,
@@ -118,6 +120,8 @@ fn compile_backend(backend: &Backend, takers: &BTreeSet<u64>) -> BackendSpec {
         weight: settings.weight.get(),
         state: match settings.state {
             AdminState::Active if takers.contains(&backend.id) => BackendState::Active,
+            // Its flows have nobody to talk to.
+            AdminState::Active | AdminState::Drain if is_unhealthy => BackendState::Down,
             // No new flows now, and those that it has stay.
             AdminState::Active | AdminState::Drain => BackendState::Draining,
             AdminState::Down => BackendState::Down,

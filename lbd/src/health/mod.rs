@@ -2,6 +2,7 @@
 //! which all nodes choose alike. [`segments`] says, purely, whether it may be this node that is cut off; [`verdict`] what is to
 //! be said; [`services`] which services nobody serves; [`report`] looks, says it, and tells the log what holds.
 
+mod check;
 mod report;
 mod segments;
 mod services;
@@ -13,3 +14,5 @@ pub(crate) use services::unserved;
 
 /// The feature level that knows of verdicts, and of segments whose backends are silent.
 pub(crate) const VERDICTS_LEVEL: u32 = 6;
+/// The feature level that knows of checks.
+pub(crate) const CHECKS_LEVEL: u32 = 8;

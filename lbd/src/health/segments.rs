@@ -2,7 +2,7 @@
 //! to the other nodes first. Pure: what the dataplane has found, the links and the time come in.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     time::Duration,
 };
@@ -39,22 +39,28 @@ impl Segments {
     }
 }
 
-/// The segments on which more than half of those that are asked are silent, each machine counted once.
-fn mostly_silent(seen: &[SeenBackend], links: &[Link]) -> Vec<(String, Cidr)> {
-    let machines: HashMap<(usize, IpAddr), Liveness> = seen
-        .iter()
-        .filter(|backend| backend.liveness != Liveness::NotAsked)
-        .map(|backend| ((backend.port, backend.address), backend.liveness))
-        .collect();
+/// The segments on which more than half of those that are asked are silent.
+fn mostly_silent(seen: &[SeenBackend], links: &[Link]) -> BTreeSet<(String, Cidr)> {
+    let asked = seen.iter().filter(|backend| backend.liveness != Liveness::NotAsked);
+    mostly(asked.map(|backend| (backend, backend.liveness == Liveness::Silent)), links)
+}
+
+/// The segments of which something holds for more than half of the machines, each counted once.
+pub(super) fn mostly<'a>(
+    of: impl Iterator<Item = (&'a SeenBackend, bool)>,
+    links: &[Link],
+) -> BTreeSet<(String, Cidr)> {
+    let machines: HashMap<(usize, IpAddr), bool> =
+        of.map(|(backend, holds)| ((backend.port, backend.address), holds)).collect();
     let mut counts: BTreeMap<(String, Cidr), (usize, usize)> = BTreeMap::new();
-    for ((port, address), liveness) in machines {
+    for ((port, address), holds) in machines {
         if let Some(at) = segment_of(links, port, address) {
-            let (silent, asked) = counts.entry(at).or_default();
-            *asked += 1;
-            *silent += usize::from(liveness == Liveness::Silent);
+            let (held, all) = counts.entry(at).or_default();
+            *all += 1;
+            *held += usize::from(holds);
         }
     }
-    counts.into_iter().filter(|(_, (silent, asked))| 2 * silent > *asked).map(|(at, _)| at).collect()
+    counts.into_iter().filter(|(_, (held, all))| 2 * held > *all).map(|(at, _)| at).collect()
 }
 
 /// The narrowest segment of an interface in which an address is.
@@ -89,6 +95,7 @@ mod tests {
             id,
             address: address.parse().unwrap(),
             port,
+            mac: None,
             liveness: *liveness,
         };
         of.iter().zip(1..).map(backend).collect()

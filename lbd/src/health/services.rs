@@ -35,7 +35,7 @@ fn reasons(table: &Table, service: &Service) -> String {
     counted.map(|(count, reason)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
 }
 
-const REASONS: [&str; 4] = ["unreachable", "down", "draining", "of weight 0"];
+const REASONS: [&str; 5] = ["unreachable", "unhealthy", "down", "draining", "of weight 0"];
 
 /// What an operator has said comes before what was found.
 fn reason_of(table: &Table, backend: &Backend) -> Option<&'static str> {
@@ -44,6 +44,7 @@ fn reason_of(table: &Table, backend: &Backend) -> Option<&'static str> {
         (AdminState::Down, _) => Some("down"),
         (AdminState::Drain, _) => Some("draining"),
         (AdminState::Active, Some(Health::Unreachable)) => Some("unreachable"),
+        (AdminState::Active, Some(Health::Unhealthy)) => Some("unhealthy"),
         (AdminState::Active, _) if backend.settings.weight.get() == 0 => Some("of weight 0"),
         (AdminState::Active, _) => None,
     }

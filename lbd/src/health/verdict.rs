@@ -1,9 +1,14 @@
 //! What the owner of VIPs has to say of their backends. Pure: what the dataplane has found, and the table, come in; what the
 //! table does not say yet comes out.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+};
 
 use lb_raft_store::table::{Backend, Health, Name, Table, Verdict};
+
+use super::check::Outcome;
 
 /// What the dataplane has found of the backends that this node reaches; of the others it knows nothing.
 #[derive(Debug, Default)]
@@ -12,6 +17,31 @@ pub(super) struct Found {
     pub(super) silent: HashSet<u64>,
     /// They do, or nobody asks them.
     pub(super) there: HashSet<u64>,
+    /// What their checks have come to.
+    pub(super) checked: HashMap<u64, Outcome>,
+}
+
+impl Found {
+    /// What is to be said of a backend, and why; `None` where what is said stays so.
+    fn of(&self, backend: &Backend, known: Health, me: &Name) -> Option<(Health, String)> {
+        let id = backend.id;
+        if self.silent.contains(&id) {
+            return Some((Health::Unreachable, unanswered(me, backend.settings.address)));
+        }
+        if known == Health::Unreachable && !self.there.contains(&id) {
+            return None;
+        }
+        match self.checked.get(&id) {
+            Some(Outcome::Good) => Some((Health::Healthy, String::new())),
+            // The owner before has found it, and said why.
+            Some(Outcome::Bad { reason: None, .. }) => None,
+            Some(Outcome::Bad { reason: Some(reason), .. }) => {
+                Some((Health::Unhealthy, format!("{reason} ({me} asks)")))
+            }
+            None if known == Health::Unreachable => Some((Health::Unchecked, String::new())),
+            None => None,
+        }
+    }
 }
 
 /// The verdicts that differ from the table's, on the backends of the VIPs that `owns` names.
@@ -24,20 +54,18 @@ pub(super) fn differing(
 ) -> Vec<Verdict> {
     let is_ours =
         |backend: &&Backend| table.service(&backend.settings.service).is_some_and(|service| owns(service.settings.vip));
-    let known = |backend: &Backend| table.verdict(backend).map_or(Health::Unchecked, |verdict| verdict.health);
-    let silent = found.silent.iter().filter_map(|id| table.backend_with_id(*id)).filter(is_ours);
-    let unreachable = silent.filter(|backend| known(backend) != Health::Unreachable).map(|backend| Verdict {
-        backend: backend.id,
-        health: Health::Unreachable,
-        reason: unanswered(me, backend.settings.address),
-        since_ms: now_ms,
+    let judged = table.verdicts().map(|verdict| verdict.backend);
+    let ids: BTreeSet<u64> = found.silent.iter().chain(found.checked.keys()).copied().chain(judged).collect();
+    let backends = ids.into_iter().filter_map(|id| table.backend_with_id(id)).filter(is_ours);
+    let verdicts = backends.filter_map(|backend| {
+        let said = table.verdict(backend);
+        let known = said.map_or(Health::Unchecked, |verdict| verdict.health);
+        let (health, reason) = found.of(backend, known, me)?;
+        let is_new_reason = health == Health::Unhealthy && said.is_some_and(|said| said.reason != reason);
+        let differs = health != known || is_new_reason;
+        differs.then_some(Verdict { backend: backend.id, health, reason, since_ms: now_ms })
     });
-    let judged = table.verdicts().filter(|verdict| found.there.contains(&verdict.backend));
-    let back = judged.filter_map(|verdict| table.backend_with_id(verdict.backend)).filter(is_ours);
-    let lifted = back.map(|backend| Verdict { backend: backend.id, since_ms: now_ms, ..Verdict::default() });
-    let mut verdicts: Vec<Verdict> = unreachable.chain(lifted).collect();
-    verdicts.sort_unstable_by_key(|verdict| verdict.backend);
-    verdicts
+    verdicts.collect()
 }
 
 fn unanswered(me: &Name, address: IpAddr) -> String {
@@ -79,7 +107,7 @@ pub(super) mod tests {
             node: BOOTSTRAP_NODE,
             attachments: vec![attachment],
             heartbeat: Vec::new(),
-            feature_level: 7,
+            feature_level: 8,
             unfit: String::new(),
             starts: 0,
         };
@@ -103,7 +131,7 @@ pub(super) mod tests {
                 node,
             },
             published,
-            Body::RaiseFeatureLevel { level: 7 },
+            Body::RaiseFeatureLevel { level: 8 },
             Body::OpenLease { node: BOOTSTRAP_NODE, nonce: 9, previous: None },
             Body::Ready { node: BOOTSTRAP_NODE, lease: LeaseId(4) },
             Body::Mutate(rows),
@@ -120,7 +148,11 @@ pub(super) mod tests {
     }
 
     fn found(silent: &[u64], there: &[u64]) -> Found {
-        Found { silent: silent.iter().copied().collect(), there: there.iter().copied().collect() }
+        Found {
+            silent: silent.iter().copied().collect(),
+            there: there.iter().copied().collect(),
+            checked: HashMap::new(),
+        }
     }
 
     #[test]
@@ -147,5 +179,27 @@ pub(super) mod tests {
         let verdicts = differing(&table, &name("lb1"), ours, &found(&[ids[1]], &[ids[0]]), NOW);
         assert_eq!(verdicts.iter().map(|verdict| verdict.backend).collect::<Vec<_>>(), [ids[0]]);
         assert_eq!(differing(&table, &name("lb1"), |_| false, &found(&[ids[1]], &[ids[0]]), NOW), []);
+    }
+
+    #[test]
+    fn silence_comes_before_checks_and_they_before_nothing() {
+        let (table, ids) = table();
+        let said = |silent: &[u64], there: &[u64], checked: &[(u64, Outcome)]| {
+            let found = Found { checked: checked.iter().cloned().collect(), ..found(silent, there) };
+            let verdicts = differing(&table, &name("lb1"), |_| true, &found, NOW);
+            verdicts.into_iter().map(|verdict| (verdict.backend, verdict.health, verdict.reason)).collect::<Vec<_>>()
+        };
+        let bad = || Outcome::Bad { reason: Some("tcp 80: it refuses the connection".into()), is_said: true };
+        let (first, second) = (ids[0], ids[1]);
+        let refused = "tcp 80: it refuses the connection (lb1 asks)".to_owned();
+        assert_eq!(
+            said(&[], &[first, second], &[(second, Outcome::Good)])[1],
+            (second, Health::Healthy, String::new())
+        );
+        assert_eq!(said(&[], &[second], &[(second, bad())]), [(second, Health::Unhealthy, refused.clone())]);
+        assert_eq!(said(&[second], &[], &[(second, bad())])[0].1, Health::Unreachable);
+        // The first one is known to be unreachable: checks count again once it answers.
+        assert_eq!(said(&[], &[], &[(first, Outcome::Good)]), []);
+        assert_eq!(said(&[], &[first], &[(first, bad())]), [(first, Health::Unhealthy, refused)]);
     }
 }

@@ -16,7 +16,7 @@ pub(crate) mod record {
 }
 
 /// The highest feature level that this build knows. No command above the table's level is proposed.
-pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-feature-level") { 8 } else { 7 };
+pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-feature-level") { 9 } else { 8 };
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -167,7 +167,7 @@ macro_rules! plain {
     };
 }
 
-plain!(bool, u32, u64, String);
+plain!(bool, u32, u64, String, Vec<u8>);
 
 impl Field<u32> for u8 {
     fn put(&self) -> u32 {

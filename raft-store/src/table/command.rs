@@ -209,7 +209,7 @@ impl Command {
             Body::RaiseFeatureLevel { level } => *level,
             Body::PatchSettings(_) => 2,
             Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
-            Body::Report { .. } => 6,
+            Body::Report { verdicts, .. } => verdicts.iter().map(Verdict::needs_level).max().unwrap_or(6),
             Body::PublishNode { attachments, .. } if attachments.iter().any(|a| a.silence != Silence::None) => 6,
             Body::PublishNode { starts: 1.., .. } => 4,
             Body::PublishNode { unfit, .. } if !unfit.is_empty() => 3,
@@ -251,12 +251,8 @@ impl Mutation {
     fn needs_level(&self) -> u32 {
         let weighs_nothing = |weight: Weight| weight.get() == 0;
         match self {
-            Self::CreateService(service) if service.min_healthy > 0 || service.fails_open => 7,
-            Self::UpdateService(ServicePatch { min_healthy, fails_open, .. })
-                if min_healthy.is_some() || fails_open.is_some() =>
-            {
-                7
-            }
+            Self::CreateService(service) => service.needs_level(),
+            Self::UpdateService(patch) => patch.needs_level(),
             Self::CreateBackend(backend) if backend.tier != Tier::First => 7,
             Self::UpdateBackend(patch) if patch.tier.is_some() => 7,
             Self::CreateBackend(backend) if weighs_nothing(backend.weight) => 5,

@@ -247,6 +247,64 @@ fn commands() -> Vec<(&'static str, Command)> {
             ])
             .into(),
         ),
+        // Feature level 8.
+        ("checks", Body::Mutate(checks()).into()),
+        (
+            "report_checked",
+            Body::Report {
+                node: 8,
+                lease: LeaseId(16),
+                verdicts: vec![verdict(9, Health::Healthy), verdict(8, Health::Unhealthy)],
+            }
+            .into(),
+        ),
+    ]
+}
+
+fn verdict(backend: u64, health: Health) -> Verdict {
+    Verdict { backend, health, reason: "HTTP status 503".into(), since_ms: 1_795_699_200_000 }
+}
+
+/// One of each kind.
+fn checks() -> Vec<Mutation> {
+    let tls = Some(TlsProbe { server_name: "a.example".into(), verify: true });
+    let http = HttpProbe {
+        tls: tls.clone(),
+        method: "GET".into(),
+        host: "b.example".into(),
+        path: "/healthz".into(),
+        status_first: 200,
+        status_last: 299,
+        body: "ok".into(),
+    };
+    let probes = [
+        Probe::Tcp,
+        Probe::Icmp,
+        Probe::Http(http),
+        Probe::Grpc(GrpcProbe { tls: None, service: "a.Service".into() }),
+        Probe::Udp(UdpProbe { payload: vec![1, 0], answer: vec![2] }),
+        Probe::Dns(DnsProbe { name: "example.org".into(), record: DnsRecord::Aaaa }),
+    ];
+    let checks = probes.into_iter().zip([0, 0, 8443, 0, 53, 0]).map(|(probe, port)| Check { port, probe }).collect();
+    vec![
+        Mutation::CreateService(ServiceSettings {
+            checks,
+            check_interval_ms: 2000,
+            check_timeout_ms: 1500,
+            check_jitter_percent: 20,
+            rise: 3,
+            fall: 4,
+            ..ServiceSettings::new(
+                name("web"),
+                ip(VIP),
+                vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
+            )
+        }),
+        Mutation::UpdateService(ServicePatch {
+            checks: Some(Vec::new()),
+            check_interval_ms: Some(0),
+            ..ServicePatch::of(name("web"))
+        }),
     ]
 }
 

@@ -17,6 +17,25 @@ pub enum Health {
     Unchecked,
     /// It does not answer for its address (ARP, neighbour discovery): it takes no new flows, and keeps those it has.
     Unreachable,
+    /// All its checks are answered well.
+    Healthy,
+    /// One of its checks is not: it takes no flows, and those that it had are placed anew.
+    Unhealthy,
+}
+
+impl Health {
+    /// Whether checks have found it.
+    pub(super) fn is_of_checks(self) -> bool {
+        matches!(self, Self::Healthy | Self::Unhealthy)
+    }
+
+    /// Whether a backend takes new flows.
+    fn is_good(self) -> bool {
+        match self {
+            Self::Unchecked | Self::Healthy => true,
+            Self::Unreachable | Self::Unhealthy => false,
+        }
+    }
 }
 
 /// What the owner of a VIP has found of one of its backends.
@@ -32,7 +51,13 @@ pub struct Verdict {
     pub since_ms: u64,
 }
 
-numbered!(Health: Unchecked, Unreachable);
+numbered!(Health: Unchecked, Unreachable, Healthy, Unhealthy);
+impl Verdict {
+    pub(super) fn needs_level(&self) -> u32 {
+        if self.health.is_of_checks() { 8 } else { 6 }
+    }
+}
+
 recorded!(Verdict => Verdict { backend, health, reason, since_ms });
 
 /// Which backends of a service take new flows.
@@ -53,8 +78,7 @@ impl Table {
         let Service { settings, .. } = service;
         let shall =
             |backend: &&Backend| backend.settings.state == AdminState::Active && backend.settings.weight.get() > 0;
-        let can =
-            |backend: &&Backend| self.verdict(backend).is_none_or(|verdict| verdict.health != Health::Unreachable);
+        let can = |backend: &&Backend| self.verdict(backend).is_none_or(|verdict| verdict.health.is_good());
         let of =
             |tier| self.backends_of(&settings.name).filter(shall).filter(move |backend| backend.settings.tier == tier);
         let ids = |tier| of(tier).filter(can).map(|backend| backend.id);

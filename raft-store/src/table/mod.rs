@@ -8,6 +8,8 @@
 
 mod apply;
 mod backend;
+mod check;
+mod checking;
 mod command;
 mod encoding;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use uuid::Uuid;
 
 pub use apply::{Applied, Touched};
 pub use backend::{AdminState, Backend, BackendPatch, BackendSettings, Tier};
+pub use check::{Check, DnsProbe, DnsRecord, GrpcProbe, HttpProbe, Probe, Rhythm, TlsProbe, UdpProbe};
 pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, decode_command, encode_command};
 pub(crate) use encoding::{decode_table, encode_table};
 pub use health::{Health, Takers, Verdict};

@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr};
 
 use super::{
+    check::Check,
     patch::patches,
     types::{Name, Revision},
 };
@@ -96,13 +97,49 @@ pub struct ServiceSettings {
     pub min_healthy: u32,
     /// Where nothing good was found of any backend, new flows go to all, and are not dropped.
     pub fails_open: bool,
+    /// What is asked of its backends; nothing where it is empty.
+    pub checks: Vec<Check>,
+    /// How often and how long they are asked, and how many answers count; for 0, see [`Self::rhythm`].
+    pub check_interval_ms: u32,
+    /// See [`super::Rhythm`].
+    pub check_timeout_ms: u32,
+    /// See [`super::Rhythm`].
+    pub check_jitter_percent: u32,
+    /// See [`super::Rhythm`].
+    pub rise: u32,
+    /// See [`super::Rhythm`].
+    pub fall: u32,
 }
 
 impl ServiceSettings {
     /// With what holds for a service of which nothing else is said.
     pub fn new(name: Name, vip: IpAddr, ports: Vec<PortRange>) -> Self {
-        let (affinity, table_size) = (Affinity::Flow, DEFAULT_TABLE_SIZE);
-        Self { name, vip, ports, affinity, table_size, min_healthy: 0, fails_open: false }
+        Self {
+            name,
+            vip,
+            ports,
+            affinity: Affinity::Flow,
+            table_size: DEFAULT_TABLE_SIZE,
+            min_healthy: 0,
+            fails_open: false,
+            checks: Vec::new(),
+            check_interval_ms: 0,
+            check_timeout_ms: 0,
+            check_jitter_percent: 0,
+            rise: 0,
+            fall: 0,
+        }
+    }
+
+    pub(super) fn needs_level(&self) -> u32 {
+        let rhythm = [self.check_interval_ms, self.check_timeout_ms, self.check_jitter_percent, self.rise, self.fall];
+        if !self.checks.is_empty() || rhythm != [0; 5] {
+            8
+        } else if self.min_healthy > 0 || self.fails_open {
+            7
+        } else {
+            1
+        }
     }
 }
 
@@ -124,12 +161,38 @@ pub struct ServicePatch {
     pub affinity: Option<Affinity>,
     pub min_healthy: Option<u32>,
     pub fails_open: Option<bool>,
+    pub checks: Option<Vec<Check>>,
+    pub check_interval_ms: Option<u32>,
+    pub check_timeout_ms: Option<u32>,
+    pub check_jitter_percent: Option<u32>,
+    pub rise: Option<u32>,
+    pub fall: Option<u32>,
+}
+
+impl ServicePatch {
+    pub(super) fn needs_level(&self) -> u32 {
+        let rhythm = [self.check_interval_ms, self.check_timeout_ms, self.check_jitter_percent, self.rise, self.fall];
+        if self.checks.is_some() || rhythm != [None; 5] {
+            8
+        } else if self.min_healthy.is_some() || self.fails_open.is_some() {
+            7
+        } else {
+            1
+        }
+    }
 }
 
 numbered!(Protocol: Tcp, Udp);
 numbered!(Affinity: Flow, Source);
 recorded!(PortRange => Port { protocol, first, last });
-recorded!(ServiceSettings => Service { name, vip, ports, affinity, table_size, min_healthy, fails_open });
+recorded!(ServiceSettings => Service {
+    name, vip, ports, affinity, table_size, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms,
+    check_jitter_percent, rise, fall,
+});
 recorded_with_settings!(Service => Service { revision });
-patches!(ServicePatch of ServiceSettings by { name: Name } { ports, affinity, min_healthy, fails_open });
-recorded!(ServicePatch => ServicePatch { name, ports, affinity, min_healthy, fails_open });
+patches!(ServicePatch of ServiceSettings by { name: Name } {
+    ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall,
+});
+recorded!(ServicePatch => ServicePatch {
+    name, ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall,
+});

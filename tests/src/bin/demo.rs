@@ -9,16 +9,18 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use lb_dataplane::packet::FlowPacket;
 use lb_tests::{
     capture::Capture,
     cluster::{LbNode, wait_for_leader, wait_ready},
     observe::{ArpObserver, UdpStream, owners_in_turn},
     runner,
-    site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
-    traffic::{HttpClient, http_who},
+    site::{ECHO, HTTP, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
+    traffic::{Backend, HttpClient, http_who},
     wait,
 };
 
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 10);
 const REQUESTS: usize = 400;
 const OPEN_CONNECTIONS: usize = 40;
 
@@ -76,10 +78,13 @@ fn demo() -> anyhow::Result<()> {
     let owner = site.owner()?;
     spread_and_proof(&site, owner)?;
 
-    step("5. The owner dies under load (SIGKILL)");
+    step("5. A server ends. The owner of the VIP asks all of them once a second, as a client would");
+    end_a_server(&mut site)?;
+
+    step("6. The owner dies under load (SIGKILL)");
     let (owner, new) = kill_the_owner(&mut site)?;
 
-    step("6. The dead node comes back and catches up with what has changed");
+    step("7. The dead node comes back and catches up with what has changed");
     let last = site.servers[3].address.to_string();
     lbctl(&site.nodes[new], &["backend", "set", "web", &last, "--weight", "2"])?;
     site.nodes[owner].start()?;
@@ -94,7 +99,7 @@ fn demo() -> anyhow::Result<()> {
     lbctl(&site.nodes[owner], &["backend", "list", "web"])?;
     lbctl(&site.nodes[owner], &["vip", "list"])?;
 
-    step("7. Every node lets go and stops (SIGTERM)");
+    step("8. Every node lets go and stops (SIGTERM)");
     for node in &mut site.nodes {
         let status = node.terminate()?;
         ensure!(status.success(), "{} ended with {status}", node.name);
@@ -119,17 +124,56 @@ fn spread_and_proof(site: &Site, owner: usize) -> anyhow::Result<()> {
     let (at_node, at_client) = (at_node.finish(), at_client.finish());
     let answers = at_client.iter().filter(|seen| !seen.outgoing).count();
     let through = at_node.iter().filter(|seen| {
-        seen.flow().is_some_and(|flow| flow.tuple.source == VIP.into())
-            && (seen.destination() == port.mac || seen.source() == port.mac)
+        let from_vip = |flow: FlowPacket| flow.tuple.source == VIP.into() && flow.tuple.destination == CLIENT.into();
+        seen.flow().is_some_and(from_vip) && (seen.destination() == port.mac || seen.source() == port.mac)
     });
     let through = through.count();
-    let forwarded = at_node.iter().filter(|seen| !seen.outgoing && seen.source() == port.mac).count();
+    // Not what it asks the servers itself.
+    let is_clients = |flow: FlowPacket| flow.tuple.source == CLIENT.into();
+    let of_client = at_node.iter().filter(|seen| seen.flow().is_some_and(is_clients));
+    let forwarded = of_client.filter(|seen| !seen.outgoing && seen.source() == port.mac).count();
     println!(
         "   Direct server return: {} forwarded {forwarded} frames to the servers; of the {answers} answer frames that \
          reached the client, {through} passed a load balancer",
         site.nodes[owner].name
     );
     ensure!(through == 0 && answers > REQUESTS, "answers passed the load balancer");
+    Ok(())
+}
+
+/// Its share goes to the others, and returns with it.
+fn end_a_server(site: &mut Site) -> anyhow::Result<()> {
+    let health = |node: &LbNode| -> anyhow::Result<String> {
+        let backends = node.lbctl_json(&["backend", "list", "web"])?;
+        Ok(backends["backends"][1]["health"].as_str().unwrap_or_default().to_owned())
+    };
+    let becomes = |expected: &str| {
+        let is_so = || site.nodes.iter().all(|node| health(node).is_ok_and(|found| found == expected));
+        wait::until(&format!("web2 is {expected}"), PATIENCE, is_so);
+    };
+    becomes("healthy");
+    println!("   web2's servers end");
+    site.servers[1].backend.stop();
+    let ended = Instant::now();
+    becomes("unhealthy");
+    println!("   every node knows it     {} ms later", ended.elapsed().as_millis());
+    lbctl(&site.nodes[0], &["backend", "list", "web"])?;
+    let mut spread = BTreeMap::<String, usize>::new();
+    for _ in 0..REQUESTS {
+        *spread.entry(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE)?).or_default() += 1;
+    }
+    let spread: Vec<String> = spread.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    println!("   new connections         {}; none was lost", spread.join(", "));
+    ensure!(spread.len() == 3, "web2 still gets connections");
+    let server = &mut site.servers[1];
+    server.backend = Backend::serve(&server.host.ns, "web2", VIP, HTTP, ECHO)?;
+    let begun = Instant::now();
+    let is_back = || site.nodes.iter().all(|node| health(node).is_ok_and(|found| found == "healthy"));
+    wait::until("web2 is healthy again", PATIENCE, is_back);
+    println!(
+        "   they begin anew         healthy {} ms later, by two good answers in a row",
+        begun.elapsed().as_millis()
+    );
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Classic BPF, as the socket filter and the fanout speak it (Documentation/networking/filter.rst).
 
+pub(in crate::io) mod checks;
 pub(crate) mod filter;
 pub(in crate::io) mod steering;
 
@@ -22,6 +23,8 @@ pub(in crate::io) const LOAD_HALF: u16 = 0x28;
 pub(in crate::io) const LOAD_WORD: u16 = 0x20;
 /// The same, from that place behind the index register.
 pub(in crate::io) const LOAD_WORD_AT_INDEX: u16 = 0x40;
+pub(in crate::io) const LOAD_HALF_AT_INDEX: u16 = 0x48;
+pub(in crate::io) const LOAD_BYTE_AT_INDEX: u16 = 0x50;
 /// The index register becomes the length of the IPv4 header at a place.
 pub(in crate::io) const INDEX_IPV4_HEADER: u16 = 0xb1;
 /// Memory words.
@@ -74,6 +77,8 @@ pub(in crate::io) fn run(program: &[Instruction], packet: &[u8], protocol: u16) 
             LOAD_HALF => load(k, 2),
             LOAD_WORD => load(k, 4),
             LOAD_WORD_AT_INDEX => load(x as usize + k, 4),
+            LOAD_HALF_AT_INDEX => load(x as usize + k, 2),
+            LOAD_BYTE_AT_INDEX => load(x as usize + k, 1),
             INDEX_IPV4_HEADER => bytes(k, 1).inspect(|byte| x = (byte & 0xf) * 4).is_some(),
             LOAD_MEMORY => {
                 a = memory[k];

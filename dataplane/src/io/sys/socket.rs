@@ -119,10 +119,20 @@ impl PacketSocket {
         filter: &[Instruction],
         buffer_bytes: libc::c_int,
     ) -> Result<Self, SocketError> {
+        let socket = Self::plain(port, filter, buffer_bytes)?;
+        socket.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
+        Ok(socket)
+    }
+
+    /// For both, of frames as they are on the wire: behind the filter, without our own frames.
+    pub(in crate::io) fn plain(
+        port: &PortConfig,
+        filter: &[Instruction],
+        buffer_bytes: libc::c_int,
+    ) -> Result<Self, SocketError> {
         let socket = Self::open(port)?;
         socket.set(libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1i32, "PACKET_IGNORE_OUTGOING")?;
         socket.attach(filter).map_err(|error| socket.error("attaching the filter", error))?;
-        socket.set(libc::SOL_PACKET, PACKET_VNET_HDR, &1i32, "PACKET_VNET_HDR")?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffer_bytes)?;
         Ok(socket)
     }

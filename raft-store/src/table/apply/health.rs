@@ -4,7 +4,7 @@ use super::super::{
     Table,
     health::{Health, Verdict},
     reply::Effect,
-    types::{LeaseId, NodeId},
+    types::{LeaseId, Name, NodeId},
 };
 
 impl Table {
@@ -16,22 +16,44 @@ impl Table {
         }
         let mut effect = Effect::Unchanged;
         for verdict in verdicts {
-            if self.owner_of_backend(verdict.backend) == Some(node) && self.put_verdict(verdict) {
+            let may_say = self.owner_of_backend(verdict.backend) == Some(node) && self.is_asked(verdict);
+            if may_say && self.put_verdict(verdict) {
                 effect = Effect::Changed;
             }
         }
         effect
     }
 
+    /// What checks say of a backend of a service that has none any more comes too late.
+    fn is_asked(&self, verdict: &Verdict) -> bool {
+        let service = self.backends_by_id.get(&verdict.backend).and_then(|(service, _)| self.service(service));
+        !verdict.health.is_of_checks() || service.is_some_and(|service| !service.settings.checks.is_empty())
+    }
+
     /// Whether it is another one than before.
     fn put_verdict(&mut self, verdict: &Verdict) -> bool {
         match (self.verdicts.get(&verdict.backend), verdict.health) {
             (known, Health::Unchecked) => known.is_some() && self.verdicts.remove_mut(&verdict.backend),
+            (Some(known), Health::Unhealthy) if known.health == Health::Unhealthy && known.reason != verdict.reason => {
+                // It is as it was, for another reason.
+                let verdict = Verdict { since_ms: known.since_ms, ..verdict.clone() };
+                self.verdicts.insert_mut(verdict.backend, verdict);
+                true
+            }
             (Some(known), health) if known.health == health => false,
             _ => {
                 self.verdicts.insert_mut(verdict.backend, verdict.clone());
                 true
             }
+        }
+    }
+
+    /// What checks have said of the backends of a service that has none any more holds no longer.
+    pub(in crate::table) fn forget_checks(&mut self, service: &Name) {
+        let is_of_checks = |id: &u64| self.verdicts.get(id).is_some_and(|verdict| verdict.health.is_of_checks());
+        let backends: Vec<u64> = self.backends_of(service).map(|backend| backend.id).filter(is_of_checks).collect();
+        for backend in backends {
+            self.verdicts.remove_mut(&backend);
         }
     }
 

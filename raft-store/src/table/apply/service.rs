@@ -41,6 +41,9 @@ impl Table {
         if service.settings == settings {
             return Ok(false);
         }
+        if settings.checks.is_empty() {
+            self.forget_checks(&patch.name);
+        }
         self.put_service(Service { settings, revision: index });
         Ok(true)
     }
@@ -72,7 +75,11 @@ impl Table {
         match self.services.get(name) {
             Some(service) => {
                 self.settled_vip(service.settings.vip)?;
-                self.check_ports(&service.settings)
+                self.check_ports(&service.settings)?;
+                match service.settings.problem_of_checks() {
+                    Some((field, problem)) => Err(Rejection::invalid(&field, problem)),
+                    None => Ok(()),
+                }
             }
             None => {
                 let backends: Vec<IpAddr> = self.backends_of(name).map(|backend| backend.settings.address).collect();

@@ -210,3 +210,36 @@ fn where_nothing_good_is_known_of_any_new_flows_are_dropped_or_go_to_all_that_sh
         assert_eq!((of.is_open, of.first_tier), (fails_open, 0));
     }
 }
+
+#[test]
+fn what_checks_say_counts_while_there_are_checks_and_its_reason_is_the_last_one() {
+    let (mut log, owners, backends) = two_owners();
+    log.at_level(8);
+    let verdict =
+        |health, reason: &str, since_ms| Verdict { backend: backends[0], health, reason: reason.into(), since_ms };
+    let say = |log: &mut Log, verdict: Verdict| {
+        let said = report(log, owners[0], vec![verdict]);
+        log.ok(said)
+    };
+    let checks = |checks| {
+        let patch = ServicePatch { checks: Some(checks), ..ServicePatch::of(name("a")) };
+        vec![Mutation::UpdateService(patch)]
+    };
+    let refused = verdict(Health::Unhealthy, "tcp 80: it refuses the connection", 5);
+    assert_eq!(say(&mut log, refused.clone()), Effect::Unchanged, "it has no checks");
+    log.mutate(checks(vec![Check { port: 0, probe: Probe::Tcp }]));
+    assert_eq!(say(&mut log, refused.clone()), Effect::Changed);
+    assert_eq!(say(&mut log, refused.clone()), Effect::Unchanged);
+    let silent = verdict(Health::Unhealthy, "tcp 80: no answer within 500 ms", 7);
+    assert_eq!(say(&mut log, silent.clone()), Effect::Changed);
+    let shown = log.table.verdicts().next().unwrap().clone();
+    assert_eq!((shown.reason, shown.since_ms), (silent.reason, 5), "another reason, and unhealthy since then");
+    assert_eq!(say(&mut log, verdict(Health::Healthy, "", 9)), Effect::Changed);
+    log.mutate(checks(Vec::new()));
+    assert_eq!(health(&log), [None, None]);
+    // Silence has nothing to do with checks.
+    assert_eq!(say(&mut log, unreachable(backends[0])), Effect::Changed);
+    log.mutate(checks(vec![Check { port: 0, probe: Probe::Icmp }]));
+    log.mutate(checks(Vec::new()));
+    assert_eq!(health(&log), [Some(Health::Unreachable), None]);
+}

@@ -1,0 +1,286 @@
+//! Health checks by the way that a client's packets take.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use lb_tests::{
+    checked::{self, Authority, Servers},
+    cluster::LbNode,
+    site::{HTTP, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6, VIPS},
+    traffic::http_who,
+    wait,
+};
+
+/// As often as can be, and the first answer counts.
+const FAST: [&str; 8] = ["--check-interval", "150ms", "--check-timeout", "140ms", "--rise", "1", "--fall", "1"];
+
+/// What a node shows of the backends of a service.
+fn health(node: &LbNode, service: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let backends = node.lbctl_json(&["backend", "list", service])?;
+    let text = |row: &serde_json::Value, field: &str| row[field].as_str().unwrap_or_default().to_owned();
+    let rows = backends["backends"].as_array().context("no backends")?;
+    Ok(rows.iter().map(|row| (text(row, "health"), text(row, "health_reason"))).collect())
+}
+
+/// Waits until all backends of a service are healthy, or unhealthy for a reason.
+fn becomes(node: &LbNode, service: &str, expected: Result<(), &str>) -> anyhow::Result<()> {
+    let is_so = |(health, reason): &(String, String)| match expected {
+        Ok(()) => health == "healthy",
+        Err(because) => health == "unhealthy" && reason.contains(because),
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = health(node, service)?;
+        if !found.is_empty() && found.iter().all(is_so) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{service} should become {expected:?} and is {found:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn check(node: &LbNode, service: &str, checks: &[&str]) -> anyhow::Result<()> {
+    let checks = checks.iter().flat_map(|check| ["--check", check]);
+    let arguments: Vec<&str> = ["service", "set", service].into_iter().chain(checks).chain(FAST).collect();
+    node.lbctl_ok(&arguments).map(drop)
+}
+
+/// Each kind of check against a real server, in both families, and what is said of servers that misbehave.
+pub(crate) fn kinds() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    let authority = Authority::new()?;
+    let trusted = site.root.path().join("trusted.pem");
+    fs::write(&trusted, &authority.pem)?;
+    site.nodes[0].environment.push(("SSL_CERT_FILE".into(), trusted.display().to_string()));
+    site.start_both()?;
+    let host = &site.servers[0].host;
+    let servers = VIPS.map(|vip| Servers::serve(&host.ns, vip, &authority));
+    let _servers = servers.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let node = &site.nodes[0];
+    for (service, vip) in ["web", "web6"].into_iter().zip(VIPS) {
+        node.lbctl_ok(&["service", "remove", service, "--cascade"])?;
+        node.lbctl_ok(&["service", "add", service, "--vip", &vip.to_string(), "--port", "80/tcp"])?;
+        node.lbctl_ok(&["backend", "add", service, &site.servers[0].address.to_string()])?;
+    }
+    for service in ["web", "web6"] {
+        // What is asked of a new service with a TCP port, unless something else is said.
+        becomes(node, service, Ok(()))?;
+    }
+    let host_of = |vip: IpAddr| std::net::SocketAddr::new(vip, checked::HTTP).to_string().replace('[', "%5B");
+    let of_vips = VIPS.map(|vip| format!("http:8080/ok?body=all%20is%20well%20at%20{}", host_of(vip)));
+    let cases: &[(&str, Result<(), &str>)] = &[
+        ("tcp:8080", Ok(())),
+        ("tcp:8081", Err("tcp 8081: it refuses the connection (lb1 asks)")),
+        ("http:8080/ok", Ok(())),
+        ("http:8080/ok?host=b.example&body=well%20at%20b.example", Ok(())),
+        ("http:8080/ok?body=all%20is%20lost", Err("http 8080/ok: \"all is lost\" is not in the first")),
+        ("http:8080/503", Err("http 8080/503: status 503, not 200 to 299")),
+        ("http:8080/503?status=503", Ok(())),
+        ("http:8080/503?status=200-503&method=HEAD", Ok(())),
+        ("http:8080/redirect", Err("status 302, not 200 to 299")),
+        ("http:8080/slow", Err("no answer within 140 ms")),
+        ("http:8080/endless?body=never", Err("\"never\" is not in the first 65536 bytes of the content")),
+        ("http:8080/headers", Err("HTTP: ")),
+        ("http:8080/garbage", Err("HTTP: ")),
+        ("http:8080/nothing", Err("HTTP: ")),
+        ("https:8443/ok?host=a.example", Ok(())),
+        ("https:8443/ok?sni=a.example&host=b.example&body=b.example", Ok(())),
+        ("https:8443/ok?sni=b.example", Err("TLS: invalid peer certificate: certificate not valid for name")),
+        ("https:8443/ok?verify=off", Ok(())),
+        ("https:8444/ok?host=a.example", Err("TLS: invalid peer certificate: certificate expired")),
+        ("https:8444/ok?verify=off", Ok(())),
+        ("https:8080/ok?verify=off", Err("TLS: ")),
+        ("grpc:9000", Ok(())),
+        ("grpc:9000/a.v1.Serving", Ok(())),
+        ("grpc:9000/a.v1.NotServing", Err("grpc 9000: service a.v1.NotServing is NOT_SERVING")),
+        ("grpc:9000/a.v1.Other", Err("service a.v1.Other is not known there")),
+        ("grpc:8080", Err("grpc 8080: gRPC: ")),
+        ("udp:9?send=ping&expect=pong%20ping", Ok(())),
+        ("udp:9?send=ping&expect=pang", Err("udp 9: the answer is \"pong ping\"")),
+        ("udp:10?send=ping", Err("no answer within 140 ms")),
+        ("dns:53?name=www.example.org", Ok(())),
+        ("dns:53?name=www.example.org&type=AAAA", Err("the answer has no AAAA record of www.example.org")),
+        ("dns:53?name=ftp.example.org", Err("the answer to ftp.example.org A is Non-Existent Domain")),
+        ("dns:9?name=www.example.org", Err("dns 9: what came is no")),
+        ("icmp", Ok(())),
+    ];
+    for (text, expected) in cases {
+        for service in ["web", "web6"] {
+            check(node, service, &[text])?;
+        }
+        for service in ["web", "web6"] {
+            becomes(node, service, *expected).with_context(|| text.to_string())?;
+        }
+    }
+    for (service, of_vip) in ["web", "web6"].into_iter().zip(&of_vips) {
+        check(node, service, &[of_vip])?;
+        becomes(node, service, Ok(())).context("the host is the VIP and the port")?;
+        // All must be answered well.
+        check(node, service, &["tcp:8080", "icmp"])?;
+        becomes(node, service, Ok(()))?;
+        check(node, service, &["tcp:8080", "http:8080/503"])?;
+        becomes(node, service, Err("status 503"))?;
+        check(node, service, &["none"])?;
+        wait::until("it is not checked any more", PATIENCE, || {
+            health(node, service).is_ok_and(|all| all.iter().all(|(health, _)| health == "unchecked"))
+        });
+    }
+    Ok(())
+}
+
+/// What is alive by its own address and does not know the VIP is not healthy; whatever the node's kernel thinks of the way
+/// back, by one interface and by two, for a VIP that is routed.
+pub(crate) fn ways(two_interfaces: bool) -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 2, two_interfaces, engine: "ring" })?;
+    site.start_both()?;
+    let routed: IpAddr = Ipv4Addr::new(198, 51, 100, 7).into();
+    let node = &site.nodes[0];
+    node.lbctl_ok(&["vip", "add", &routed.to_string()])?;
+    node.lbctl_ok(&["service", "add", "routed", "--vip", &routed.to_string(), "--port", "80/tcp"])?;
+    for server in &site.servers {
+        node.lbctl_ok(&["backend", "add", "routed", &server.address.to_string()])?;
+    }
+    let services = ["web", "web6", "routed"];
+    for service in services {
+        check(node, service, &["tcp"])?;
+    }
+    becomes(node, "routed", Err("tcp 80: no answer within 140 ms"))?;
+    let mut servers = Vec::new();
+    for server in &site.servers {
+        server.host.make_backend(routed)?;
+        servers.push(lb_tests::traffic::Backend::serve(&server.host.ns, "routed", routed, HTTP, 7)?);
+    }
+    for filter in ["0", "1", "2"] {
+        for host in &site.node_hosts {
+            host.ns.sysctl("ipv4.conf.all.rp_filter", filter, false)?;
+            host.ns.sysctl("ipv4.conf.eth0.rp_filter", filter, false)?;
+        }
+        for service in services {
+            becomes(node, service, Ok(()))?;
+        }
+        for server in &site.servers {
+            for vip in [VIP.into(), VIP6.into(), routed] {
+                server.host.remove_address("lo", vip)?;
+            }
+        }
+        for service in services {
+            becomes(node, service, Err("tcp 80: no answer within 140 ms")).context("the VIP is missing on lo")?;
+        }
+        for server in &site.servers {
+            for vip in [VIP.into(), VIP6.into(), routed] {
+                server.host.make_backend(vip)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Nodes that are backends themselves.
+pub(crate) fn own_backends() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 0, two_interfaces: false, engine: "ring" })?;
+    site.add_ipv6()?;
+    site.start()?;
+    let node = &site.nodes[0];
+    let vip6 = VIP6.to_string();
+    node.lbctl_ok(&["vip", "add", &vip6])?;
+    node.lbctl_ok(&["service", "add", "web6", "--vip", &vip6, "--port", "80/tcp"])?;
+    for number in [11, 12] {
+        node.lbctl_ok(&["backend", "add", "web", &format!("192.168.3.{number}")])?;
+        node.lbctl_ok(&["backend", "add", "web6", &format!("192.168.3.{number}")])?;
+    }
+    for service in ["web", "web6"] {
+        check(node, service, &["tcp"])?;
+    }
+    let says = |service: &str, what: &str| {
+        let all = || health(node, service).unwrap_or_default();
+        wait::until(what, PATIENCE, || all().iter().any(|(_, reason)| reason.contains(what)));
+    };
+    for service in ["web", "web6"] {
+        says(service, "this node is the backend, and the VIP is not on its loopback");
+        says(service, "no answer within 140 ms");
+    }
+    let mut servers = Vec::new();
+    for host in &site.node_hosts {
+        host.ns.sysctl("ipv4.conf.all.rp_filter", "0", false)?;
+        host.default_route(Ipv4Addr::new(192, 168, 3, 1))?;
+        host.default_route("2001:db8:3::1".parse::<IpAddr>()?)?;
+        for vip in VIPS {
+            host.make_backend(vip)?;
+        }
+    }
+    for service in ["web", "web6"] {
+        becomes(node, service, Err("tcp 80: it refuses the connection"))?;
+    }
+    for host in &site.node_hosts {
+        for vip in VIPS {
+            servers.push(lb_tests::traffic::Backend::serve(&host.ns, "own", vip, HTTP, 7)?);
+        }
+    }
+    for service in ["web", "web6"] {
+        becomes(node, service, Ok(()))?;
+        for kind in ["icmp", "udp:7?send=a"] {
+            check(node, service, &[kind])?;
+            becomes(node, service, Ok(())).context(kind)?;
+        }
+    }
+    Ok(())
+}
+
+/// A server that ends: who notices, how soon, and what the next owner knows.
+pub(crate) fn verdicts() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 2, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    site.nodes[0].lbctl_ok(&["service", "set", "web", "--check", "tcp"])?;
+    let revision = site.nodes[0].lbctl_json(&["cluster", "show"])?;
+    for node in &site.nodes {
+        becomes(node, "web", Ok(()))?;
+    }
+    let owner = site.owner()?;
+    let name = site.nodes[owner].name.clone();
+    let (first, last) = (site.servers.remove(0), site.servers.remove(0));
+    let lands = || http_who(&site.client.ns, (VIP, HTTP), Duration::from_millis(200));
+    let (host, ended) = (first.host, Instant::now());
+    drop(first.backend);
+    let down = |node: &LbNode| {
+        health(node, "web")
+            .is_ok_and(|all| all[0] == ("unhealthy".into(), format!("tcp 80: it refuses the connection ({name} asks)")))
+    };
+    for node in &site.nodes {
+        wait::until("the backend is unhealthy", PATIENCE, || down(node));
+    }
+    println!("unhealthy {} ms after its server has ended", ended.elapsed().as_millis());
+    for _ in 0..40 {
+        ensure!(lands()? == "web2");
+    }
+    let shown = site.nodes[0].lbctl_json(&["backend", "list", "web"])?;
+    ensure!(shown["backends"][0]["health_since"].as_str().is_some_and(|since| since.ends_with('Z')), "{shown}");
+    // The next owner starts from what is known.
+    let other = site.nodes[1 - owner].name.clone();
+    site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, &other])?;
+    for _ in 0..40 {
+        ensure!(lands()? == "web2");
+    }
+    let status = site.nodes[0].lbctl(&["status", "--check"])?;
+    ensure!(status.status.success(), "one of two serves");
+
+    let server = lb_tests::traffic::Backend::serve(&host.ns, "web1", VIP, HTTP, 7)?;
+    for node in &site.nodes {
+        becomes(node, "web", Ok(()))?;
+        let told = |what: &str| wait::until(what, PATIENCE, || node.log().contains(what));
+        told("a backend is unhealthy: no flows for it");
+        told("a backend is healthy again");
+    }
+    ensure!(site.nodes[0].lbctl_json(&["cluster", "show"])? == revision, "the configuration has changed");
+    drop(server);
+    let _last = last.host;
+    drop(last.backend);
+    wait::until("the service has nobody", PATIENCE, || {
+        let status = site.nodes[0].lbctl_ok(&["status"]).unwrap_or_default();
+        status.contains("service web has no backend that takes new flows: 2 unhealthy")
+    });
+    Ok(())
+}
