@@ -305,7 +305,7 @@ impl Dataplane {
         let is_reached = |port: usize| ports[port].carrier && !ports[port].is_gone();
         for backend in table.snapshot.backends() {
             if let Some(port) = backend.port.filter(|port| is_reached(*port)) {
-                let (mac, liveness) = (backend.runtime.mac(), backend.runtime.liveness());
+                let (mac, liveness) = (backend.mac(), backend.runtime.liveness());
                 each(SeenBackend { id: backend.id, address: backend.address, port, mac, liveness });
             }
         }

@@ -234,6 +234,8 @@ pub(crate) fn own_backends() -> anyhow::Result<()> {
 pub(crate) fn verdicts() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 2, servers: 2, two_interfaces: false, engine: "ring" })?;
     site.start()?;
+    let (address, mac) = (site.servers[1].address.to_string(), site.servers[1].mac.to_string());
+    site.nodes[0].lbctl_ok(&["backend", "set", "web", &address, "--mac", &mac])?;
     site.nodes[0].lbctl_ok(&["service", "set", "web", "--check", "tcp"])?;
     let revision = site.nodes[0].lbctl_json(&["cluster", "show"])?;
     for node in &site.nodes {
