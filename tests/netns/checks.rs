@@ -11,7 +11,7 @@ use lb_tests::{
     checked::{self, Authority, Servers},
     cluster::LbNode,
     site::{HTTP, PATIENCE, Plan, Site, VIP, VIP_TEXT, VIP6, VIPS},
-    traffic::http_who,
+    traffic::{HttpClient, http_who},
     wait,
 };
 
@@ -284,5 +284,64 @@ pub(crate) fn verdicts() -> anyhow::Result<()> {
         let status = site.nodes[0].lbctl_ok(&["status"]).unwrap_or_default();
         status.contains("service web has no backend that takes new flows: 2 unhealthy")
     });
+    Ok(())
+}
+
+/// A drained backend keeps its connections until its time is over, and one that begins takes its share by and by.
+pub(crate) fn drained() -> anyhow::Result<()> {
+    const CONNECTIONS: usize = 200;
+    let mut site = Site::build(Plan { nodes: 2, servers: 2, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let node = &site.nodes[0];
+    let address = site.servers[0].address.to_string();
+    let state = || -> anyhow::Result<String> {
+        let list = node.lbctl_ok(&["backend", "list", "web"])?;
+        let row = list.lines().find(|line| line.contains(&address)).context("no such backend")?;
+        Ok(row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).nth(5).unwrap_or_default().to_owned())
+    };
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut http = HttpClient::connect(&site.client.ns, (VIP, HTTP), PATIENCE)?;
+        open.push((http.who()?, http));
+    }
+    ensure!(open.iter().any(|(who, _)| who == "web1") && open.iter().any(|(who, _)| who == "web2"));
+    node.lbctl_ok(&["backend", "drain", "web", &address])?;
+    ensure!(state()? == "drain", "{}", state()?);
+    for _ in 0..20 {
+        ensure!(http_who(&site.client.ns, (VIP, HTTP), PATIENCE)? == "web2", "a drained backend gets a new connection");
+    }
+    for (who, http) in &mut open {
+        ensure!(http.who()? == *who, "a connection broke");
+    }
+    // Its time is over: what is left of it is cut.
+    node.lbctl_ok(&["service", "set", "web", "--drain-timeout", "1s"])?;
+    wait::until("the time is over", PATIENCE, || state().is_ok_and(|state| state == "drained"));
+    let mut cut = 0;
+    for (who, http) in &mut open {
+        match http.who() {
+            Ok(now) => ensure!(now == *who && now == "web2", "{who} became {now}"),
+            Err(_) => {
+                ensure!(who == "web1", "a connection of {who} broke");
+                cut += 1;
+            }
+        }
+    }
+    ensure!(cut > 0, "no connection was the drained backend's");
+
+    node.lbctl_ok(&["service", "set", "web", "--slow-start", "8s"])?;
+    node.lbctl_ok(&["backend", "enable", "web", &address])?;
+    ensure!(state()? == "active 1/8", "{}", state()?);
+    let share = || -> anyhow::Result<usize> {
+        let mut of_first = 0;
+        for _ in 0..CONNECTIONS {
+            of_first += usize::from(http_who(&site.client.ns, (VIP, HTTP), PATIENCE)? == "web1");
+        }
+        Ok(of_first)
+    };
+    let first = share()?;
+    wait::until("it has its whole share", 2 * PATIENCE, || state().is_ok_and(|state| state == "active"));
+    let whole = share()?;
+    println!("of {CONNECTIONS} connections {first} at first, and {whole} at last");
+    ensure!(first < CONNECTIONS / 4 && whole > CONNECTIONS / 3, "{first}, {whole}");
     Ok(())
 }

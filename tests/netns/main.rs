@@ -67,6 +67,7 @@ fn main() -> std::process::ExitCode {
         Test::once("checks_take_a_clients_way", || checks::ways(false)),
         Test::once("checks_take_a_clients_way_by_two_interfaces", || checks::ways(true)),
         Test::once("nodes_that_are_backends_are_checked", checks::own_backends),
+        Test::once("a_drained_backend_loses_its_flows_when_its_time_is_over", checks::drained),
         Test::once("a_server_that_ends_gets_no_new_flows", checks::verdicts),
         Test::once("an_owner_that_is_cut_off_from_the_backends_lets_go", health::cut_off),
         Test::once("a_guard_that_is_taken_away_is_put_back", guard::what_is_taken_away_is_put_back),

@@ -370,6 +370,13 @@ pub(crate) struct ServiceOptions {
     /// So many bad ones make it unhealthy. 3 unless said.
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub(crate) fall: Option<u32>,
+    /// A drained backend keeps its flows for so long. 5m unless said.
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    pub(crate) drain_timeout: Option<u32>,
+    /// A backend that begins to take flows takes an eighth of its share at first, and all of it after so long. 0s, at once,
+    /// unless said.
+    #[arg(long, value_name = "TIME", value_parser = values::seconds_or_none)]
+    pub(crate) slow_start: Option<u32>,
     /// With fewer backends of tier 1 that take new flows than this, those of tier 2 take them, too. 1 unless said.
     #[arg(long, value_name = "N")]
     pub(crate) min_healthy: Option<u32>,

@@ -135,6 +135,18 @@ pub(super) fn milliseconds(text: &str) -> Result<u32, String> {
     whole.ok_or_else(|| format!("{} is no number of whole milliseconds", quoted(text)))
 }
 
+/// A time in whole seconds.
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
+    let span = timeout(text)?;
+    let whole = u32::try_from(span.as_secs()).ok().filter(|_| span.subsec_nanos() == 0);
+    whole.ok_or_else(|| format!("{} is no number of whole seconds", quoted(text)))
+}
+
+/// The same, where none at all is meant, too.
+pub(super) fn seconds_or_none(text: &str) -> Result<u32, String> {
+    if humantime::parse_duration(text).is_ok_and(|span| span.is_zero()) { Ok(0) } else { seconds(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,6 +27,8 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
                 check_jitter_percent: options.check_jitter.unwrap_or(0),
                 rise: options.rise.unwrap_or(0),
                 fall: options.fall.unwrap_or(0),
+                drain_timeout_s: options.drain_timeout.unwrap_or(0),
+                slow_start_s: options.slow_start.unwrap_or(0),
                 min_healthy: options.min_healthy.unwrap_or(0),
                 on_all_down: options.on_all_down.map_or(0, on_all_down),
                 ..v1::Service::default()
@@ -50,6 +52,8 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
                 check_jitter_percent: options.check_jitter,
                 rise: options.rise,
                 fall: options.fall,
+                drain_timeout_s: options.drain_timeout,
+                slow_start_s: options.slow_start,
                 ..nothing.clone()
             };
             if request == nothing {

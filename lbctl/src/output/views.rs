@@ -71,8 +71,19 @@ fn ports(range: &v1::PortRange) -> String {
 }
 
 impl Row for v1::Service {
-    const COLUMNS: &'static [&'static str] =
-        &["name", "vip", "ports", "affinity", "table size", "checks", "every", "min healthy", "on all down"];
+    const COLUMNS: &'static [&'static str] = &[
+        "name",
+        "vip",
+        "ports",
+        "affinity",
+        "table size",
+        "checks",
+        "every",
+        "min healthy",
+        "on all down",
+        "drain timeout",
+        "slow start",
+    ];
 
     fn cells(&self) -> Vec<String> {
         let ports: Vec<String> = self.ports.iter().map(ports).collect();
@@ -89,8 +100,14 @@ impl Row for v1::Service {
             if checks.is_empty() { "-".to_owned() } else { humantime::format_duration(every).to_string() },
             self.min_healthy.max(1).to_string(),
             label::<v1::OnAllDown>(self.on_all_down).replace('_', "-"),
+            span(self.drain_timeout_s),
+            span(self.slow_start_s),
         ]
     }
+}
+
+fn span(seconds: u32) -> String {
+    humantime::format_duration(Duration::from_secs(seconds.into())).to_string()
 }
 
 impl Row for v1::Backend {
@@ -99,14 +116,18 @@ impl Row for v1::Backend {
 
     fn cells(&self) -> Vec<String> {
         let mac = if self.mac.is_empty() { "by ARP".to_owned() } else { self.mac.clone() };
-        let state = label::<v1::AdminState>(self.state);
+        let state = match label::<v1::AdminState>(self.state) {
+            _ if self.drained => "drained".to_owned(),
+            "active" if (1..8).contains(&self.share_eighths) => format!("active {}/8", self.share_eighths),
+            state => state.to_owned(),
+        };
         vec![
             self.service.clone(),
             self.address.clone(),
             self.weight().to_string(),
             mac,
             self.tier.to_string(),
-            state.to_owned(),
+            state,
             label::<v1::Health>(self.health).to_owned(),
             or_dash(&self.health_since),
             or_dash(&self.health_reason),

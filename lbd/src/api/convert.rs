@@ -164,6 +164,8 @@ pub(super) fn create_service(service: Option<&v1::Service>, table: &Table) -> Re
         check_jitter_percent: service.check_jitter_percent,
         rise: service.rise,
         fall: service.fall,
+        drain_timeout_s: service.drain_timeout_s,
+        slow_start_s: service.slow_start_s,
     }))
 }
 
@@ -180,6 +182,8 @@ pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutat
         check_jitter_percent: request.check_jitter_percent,
         rise: request.rise,
         fall: request.fall,
+        drain_timeout_s: request.drain_timeout_s,
+        slow_start_s: request.slow_start_s,
     }))
 }
 
@@ -298,6 +302,8 @@ pub(super) fn service(service: &Service) -> v1::Service {
         check_jitter_percent: rhythm.jitter_percent,
         rise: rhythm.rise,
         fall: rhythm.fall,
+        drain_timeout_s: settings.drain_timeout_s(),
+        slow_start_s: settings.slow_start_s,
         min_healthy: settings.min_healthy,
         on_all_down: if settings.fails_open { v1::OnAllDown::FailOpen } else { v1::OnAllDown::Drop }.into(),
         revision: service.revision,
@@ -332,6 +338,9 @@ pub(super) fn backend(backend: &Backend, table: &Table) -> v1::Backend {
         .into(),
         health_reason: verdict.map(|verdict| verdict.reason.clone()).unwrap_or_default(),
         health_since: verdict.map(|verdict| rfc3339(verdict.since_ms)).unwrap_or_default(),
+        draining_since: if backend.draining_since_ms > 0 { rfc3339(backend.draining_since_ms) } else { String::new() },
+        drained: backend.is_drained,
+        share_eighths: backend.share(),
     }
 }
 

@@ -98,7 +98,10 @@ fn compile_service(table: &Table, service: &Service) -> ServiceSpec {
         by_source: settings.affinity == Affinity::Source,
         table_size: settings.table_size,
         // In the order of their addresses, on every node alike.
-        backends: table.backends_of(&settings.name).map(|backend| compile_backend(table, backend, &takers)).collect(),
+        backends: table
+            .backends_of(&settings.name)
+            .map(|backend| compile_backend(table, service, backend, &takers))
+            .collect(),
     }
 }
 
@@ -110,18 +113,24 @@ fn compile_port(range: &PortRange) -> PortRangeSpec {
     PortRangeSpec { protocol, first: range.first, last: range.last }
 }
 
-fn compile_backend(table: &Table, backend: &Backend, takers: &BTreeSet<u64>) -> BackendSpec {
+fn compile_backend(table: &Table, service: &Service, backend: &Backend, takers: &BTreeSet<u64>) -> BackendSpec {
     let settings = &backend.settings;
     let is_unhealthy = table.verdict(backend).is_some_and(|verdict| verdict.health == Health::Unhealthy);
     BackendSpec {
         id: backend.id,
         address: settings.address,
         mac: settings.mac.map(|mac| Mac(mac.octets())),
-        weight: settings.weight.get(),
+        // In eighths where shares rise; what is the same for all changes nothing otherwise.
+        weight: if service.settings.slow_start_s > 0 {
+            settings.weight.get() * backend.share() as u16
+        } else {
+            settings.weight.get()
+        },
         state: match settings.state {
             AdminState::Active if takers.contains(&backend.id) => BackendState::Active,
             // Its flows have nobody to talk to.
             AdminState::Active | AdminState::Drain if is_unhealthy => BackendState::Down,
+            AdminState::Drain if backend.is_drained => BackendState::Down,
             // No new flows now, and those that it has stay.
             AdminState::Active | AdminState::Drain => BackendState::Draining,
             AdminState::Down => BackendState::Down,

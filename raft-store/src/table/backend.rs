@@ -77,6 +77,36 @@ pub struct Backend {
     pub id: u64,
     /// The revision of its last change.
     pub revision: Revision,
+    /// Since when it is drained, by the clock of the node that was asked to, in milliseconds since 1970; 0 where it is not.
+    pub draining_since_ms: u64,
+    /// It was drained for as long as its service lets it: it keeps no flows any more.
+    pub is_drained: bool,
+    /// So many eighths of its share it takes; 0 for all of it.
+    pub eighths: u32,
+}
+
+/// Eighths of a share.
+pub(super) const ALL: u32 = 8;
+
+/// A backend's share, while it rises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// The backend's id.
+    pub backend: u64,
+    /// So much of it.
+    pub eighths: u32,
+}
+
+impl Backend {
+    /// One of which nothing is known yet.
+    pub(super) fn new(settings: BackendSettings, id: u64, revision: Revision) -> Self {
+        Self { settings, id, revision, draining_since_ms: 0, is_drained: false, eighths: 0 }
+    }
+
+    /// How many eighths of its share it takes. Shares rise in steps in the table, so that all nodes choose alike.
+    pub fn share(&self) -> u32 {
+        if self.eighths == 0 { ALL } else { self.eighths.min(ALL) }
+    }
 }
 
 /// A change of a backend's settings; `None` leaves a value as it is.
@@ -93,6 +123,7 @@ pub struct BackendPatch {
 
 numbered!(AdminState: Active, Drain, Down);
 recorded!(BackendSettings => Backend { service, address, weight, mac, state, tier });
-recorded_with_settings!(Backend => Backend { id, revision });
+recorded_with_settings!(Backend => Backend { id, revision, draining_since_ms, is_drained, eighths });
 patches!(BackendPatch of BackendSettings by { service: Name, address: IpAddr } { weight, mac, state, tier });
 recorded!(BackendPatch => BackendPatch { service, address, weight, mac, state, tier });
+recorded!(Share => Share { backend, eighths });

@@ -7,7 +7,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use super::{
-    backend::{BackendPatch, BackendSettings, Tier},
+    backend::{BackendPatch, BackendSettings, Share, Tier},
     health::Verdict,
     node::{Attachment, NewNode, Silence},
     requests::RequestId,
@@ -167,6 +167,13 @@ pub enum Body {
         /// The level.
         level: u32,
     },
+    /// What time has brought to backends, as the leader sees it. Feature level 9.
+    Progress {
+        /// The ids of those that were drained for as long as their services let them.
+        drained: Vec<u64>,
+        /// The shares that have risen.
+        shares: Vec<Share>,
+    },
     /// What an owner has found of its VIPs' backends. Void under another lease, and for VIPs of others. Feature level 6.
     Report {
         /// The node.
@@ -209,6 +216,7 @@ impl Command {
             Body::RaiseFeatureLevel { level } => *level,
             Body::PatchSettings(_) => 2,
             Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
+            Body::Progress { .. } => 9,
             Body::Report { verdicts, .. } => verdicts.iter().map(Verdict::needs_level).max().unwrap_or(6),
             Body::PublishNode { attachments, .. } if attachments.iter().any(|a| a.silence != Silence::None) => 6,
             Body::PublishNode { starts: 1.., .. } => 4,
@@ -242,7 +250,7 @@ impl Command {
 impl Body {
     /// Whether it is about what the cluster shall do, and not about what was found out.
     pub(super) fn moves_revision(&self) -> bool {
-        !matches!(self, Self::Report { .. })
+        !matches!(self, Self::Report { .. } | Self::Progress { .. })
     }
 }
 
@@ -416,6 +424,7 @@ bodies! {
     Fence { node, lease, evidence, heard } => Fence,
     Retract { supporter, supporter_lease, node, lease } => Retract,
     Report { node, lease, verdicts } => Report,
+    Progress { drained, shares } => Progress,
     Released { grants } => Released,
     MoveIntent { vip, to } => MoveIntent,
 }

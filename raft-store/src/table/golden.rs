@@ -258,6 +258,28 @@ fn commands() -> Vec<(&'static str, Command)> {
             }
             .into(),
         ),
+        // Feature level 9.
+        ("progress", Body::Progress { drained: vec![9, 11], shares: vec![Share { backend: 12, eighths: 3 }] }.into()),
+        (
+            "times",
+            Body::Mutate(vec![
+                Mutation::CreateService(ServiceSettings {
+                    drain_timeout_s: 60,
+                    slow_start_s: 30,
+                    ..ServiceSettings::new(
+                        name("web"),
+                        ip(VIP),
+                        vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
+                    )
+                }),
+                Mutation::UpdateService(ServicePatch {
+                    drain_timeout_s: Some(0),
+                    slow_start_s: Some(8),
+                    ..ServicePatch::of(name("web"))
+                }),
+            ])
+            .into(),
+        ),
     ]
 }
 
@@ -356,11 +378,12 @@ fn no_body_is_without_golden_bytes() {
         Body::MoveIntent { .. } => 16,
         Body::SetNodeAddress { .. } => 17,
         Body::Report { .. } => 18,
+        Body::Progress { .. } => 19,
     };
     let mut kinds: Vec<u8> = commands().iter().map(|(_, command)| kind(&command.body)).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, (0..=18).collect::<Vec<u8>>());
+    assert_eq!(kinds, (0..=19).collect::<Vec<u8>>());
 }
 
 /// A log that the version before feature level 2 wrote makes the table that it made.

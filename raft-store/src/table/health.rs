@@ -30,7 +30,7 @@ impl Health {
     }
 
     /// Whether a backend takes new flows.
-    fn is_good(self) -> bool {
+    pub(super) fn is_good(self) -> bool {
         match self {
             Self::Unchecked | Self::Healthy => true,
             Self::Unreachable | Self::Unhealthy => false,

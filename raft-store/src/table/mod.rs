@@ -35,7 +35,7 @@ use rpds::RedBlackTreeMapSync as Map;
 use uuid::Uuid;
 
 pub use apply::{Applied, Touched};
-pub use backend::{AdminState, Backend, BackendPatch, BackendSettings, Tier};
+pub use backend::{AdminState, Backend, BackendPatch, BackendSettings, Share, Tier};
 pub use check::{Check, DnsProbe, DnsRecord, GrpcProbe, HttpProbe, Probe, Rhythm, TlsProbe, UdpProbe};
 pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, decode_command, encode_command};
 pub(crate) use encoding::{decode_table, encode_table};

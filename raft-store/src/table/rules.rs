@@ -20,6 +20,8 @@ pub struct Rules {
     pub leaving_vip_may_be_backend: bool,
     /// What no host of a segment may have is no VIP and no backend, and a node's cluster address no VIP.
     pub reserved_addresses_are_refused: bool,
+    /// Drained backends lose their flows after a time, and shares rise by and by.
+    pub backends_take_time: bool,
 }
 
 /// Of the first level, and of all since that change nothing.
@@ -32,6 +34,7 @@ pub(super) const FIRST: Rules = Rules {
     requests: 16_384,
     leaving_vip_may_be_backend: false,
     reserved_addresses_are_refused: false,
+    backends_take_time: false,
 };
 
 /// Of feature level 3.
@@ -39,3 +42,6 @@ pub(super) const THIRD: Rules = Rules { leaving_vip_may_be_backend: true, ..FIRS
 
 /// Of feature level 5.
 pub(super) const FIFTH: Rules = Rules { reserved_addresses_are_refused: true, ..THIRD };
+
+/// Of feature level 9.
+pub(super) const NINTH: Rules = Rules { backends_take_time: true, ..FIFTH };

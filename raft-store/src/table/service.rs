@@ -109,9 +109,29 @@ pub struct ServiceSettings {
     pub rise: u32,
     /// See [`super::Rhythm`].
     pub fall: u32,
+    /// A backend that is drained keeps its flows for so long; for 0, [`Self::DRAIN_TIMEOUT_S`].
+    pub drain_timeout_s: u32,
+    /// A backend that begins to take flows takes its whole share only after so long; 0 for at once.
+    pub slow_start_s: u32,
 }
 
 impl ServiceSettings {
+    /// For how long a drained backend keeps its flows where nothing else is said.
+    pub const DRAIN_TIMEOUT_S: u32 = 300;
+    const DAY_S: u32 = 86_400;
+
+    /// For how long a drained backend keeps its flows.
+    pub fn drain_timeout_s(&self) -> u32 {
+        if self.drain_timeout_s == 0 { Self::DRAIN_TIMEOUT_S } else { self.drain_timeout_s }
+    }
+
+    /// What cannot be, if so: the field, and what is wrong with it.
+    pub(super) fn problem_of_times(&self) -> Option<(String, String)> {
+        let all = [("drain_timeout_s", self.drain_timeout_s), ("slow_start_s", self.slow_start_s)];
+        let (field, value) = all.into_iter().find(|(_, value)| *value > Self::DAY_S)?;
+        Some((field.to_owned(), format!("{value} s is more than a day")))
+    }
+
     /// With what holds for a service of which nothing else is said.
     pub fn new(name: Name, vip: IpAddr, ports: Vec<PortRange>) -> Self {
         Self {
@@ -128,12 +148,16 @@ impl ServiceSettings {
             check_jitter_percent: 0,
             rise: 0,
             fall: 0,
+            drain_timeout_s: 0,
+            slow_start_s: 0,
         }
     }
 
     pub(super) fn needs_level(&self) -> u32 {
         let rhythm = [self.check_interval_ms, self.check_timeout_ms, self.check_jitter_percent, self.rise, self.fall];
-        if !self.checks.is_empty() || rhythm != [0; 5] {
+        if self.drain_timeout_s > 0 || self.slow_start_s > 0 {
+            9
+        } else if !self.checks.is_empty() || rhythm != [0; 5] {
             8
         } else if self.min_healthy > 0 || self.fails_open {
             7
@@ -167,12 +191,16 @@ pub struct ServicePatch {
     pub check_jitter_percent: Option<u32>,
     pub rise: Option<u32>,
     pub fall: Option<u32>,
+    pub drain_timeout_s: Option<u32>,
+    pub slow_start_s: Option<u32>,
 }
 
 impl ServicePatch {
     pub(super) fn needs_level(&self) -> u32 {
         let rhythm = [self.check_interval_ms, self.check_timeout_ms, self.check_jitter_percent, self.rise, self.fall];
-        if self.checks.is_some() || rhythm != [None; 5] {
+        if self.drain_timeout_s.is_some() || self.slow_start_s.is_some() {
+            9
+        } else if self.checks.is_some() || rhythm != [None; 5] {
             8
         } else if self.min_healthy.is_some() || self.fails_open.is_some() {
             7
@@ -187,12 +215,12 @@ numbered!(Affinity: Flow, Source);
 recorded!(PortRange => Port { protocol, first, last });
 recorded!(ServiceSettings => Service {
     name, vip, ports, affinity, table_size, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms,
-    check_jitter_percent, rise, fall,
+    check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s,
 });
 recorded_with_settings!(Service => Service { revision });
 patches!(ServicePatch of ServiceSettings by { name: Name } {
-    ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall,
+    ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s,
 });
 recorded!(ServicePatch => ServicePatch {
-    name, ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall,
+    name, ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s,
 });

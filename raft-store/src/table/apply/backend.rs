@@ -16,6 +16,7 @@ impl Table {
     pub(in crate::table) fn create_backend(
         &mut self,
         index: u64,
+        stamp_ms: u64,
         settings: &BackendSettings,
     ) -> Result<bool, Rejection> {
         let (service, address) = (&settings.service, settings.address);
@@ -46,12 +47,18 @@ impl Table {
         }
         let id = self.next_backend_id;
         self.next_backend_id += 1;
-        let backend = Backend { settings: settings.clone(), id, revision: index };
+        let mut backend = Backend::new(settings.clone(), id, index);
+        self.turn(&mut backend, None, stamp_ms);
         self.put_backend(backend);
         Ok(true)
     }
 
-    pub(in crate::table) fn patch_backend(&mut self, index: u64, patch: &BackendPatch) -> Result<bool, Rejection> {
+    pub(in crate::table) fn patch_backend(
+        &mut self,
+        index: u64,
+        stamp_ms: u64,
+        patch: &BackendPatch,
+    ) -> Result<bool, Rejection> {
         let (service, address) = (&patch.service, patch.address);
         let Some(before) = self.backend(service, address) else {
             return Err(Rejection::not_found(
@@ -65,6 +72,8 @@ impl Table {
             return Ok(false);
         }
         backend.revision = index;
+        let state = before.settings.state;
+        self.turn(&mut backend, Some(state), stamp_ms);
         self.put_backend(backend);
         Ok(true)
     }
@@ -74,7 +83,7 @@ impl Table {
         self.remove_backend(service, address)
     }
 
-    fn put_backend(&mut self, backend: Backend) {
+    pub(in crate::table) fn put_backend(&mut self, backend: Backend) {
         let (service, address) = (backend.settings.service.clone(), backend.settings.address);
         self.backends_by_address.insert_mut((address, service.clone()), ());
         self.backends_by_id.insert_mut(backend.id, (service.clone(), address));

@@ -3,7 +3,7 @@
 use super::super::{
     Table,
     rejection::Rejection,
-    rules::{FIFTH, FIRST, Rules, THIRD},
+    rules::{FIFTH, FIRST, NINTH, Rules, THIRD},
 };
 
 impl Table {
@@ -13,7 +13,8 @@ impl Table {
         match self.feature_level() {
             ..3 => &FIRST,
             3..5 => &THIRD,
-            5.. => &FIFTH,
+            5..=8 => &FIFTH,
+            9.. => &NINTH,
         }
     }
 

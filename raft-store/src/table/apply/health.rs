@@ -17,11 +17,24 @@ impl Table {
         let mut effect = Effect::Unchanged;
         for verdict in verdicts {
             let may_say = self.owner_of_backend(verdict.backend) == Some(node) && self.is_asked(verdict);
+            let before = self.verdicts.get(&verdict.backend).map_or(Health::Unchecked, |known| known.health);
             if may_say && self.put_verdict(verdict) {
                 effect = Effect::Changed;
+                if !before.is_good() && verdict.health.is_good() {
+                    self.take_flows_again(verdict.backend);
+                }
             }
         }
         effect
+    }
+
+    fn take_flows_again(&mut self, id: u64) {
+        let Some(before) = self.backend_with_id(id) else { return };
+        let mut backend = before.clone();
+        self.begin_to_rise(&mut backend);
+        if backend != *before {
+            self.put_backend(backend);
+        }
     }
 
     /// What checks say of a backend of a service that has none any more comes too late.

@@ -8,6 +8,7 @@ mod lease;
 mod node;
 mod ownership;
 mod placement;
+mod progress;
 mod requests;
 mod service;
 mod settings;
@@ -98,7 +99,7 @@ impl Table {
             ));
         }
         self.check_revision(command.expected_revision)?;
-        let effect = self.dispatch(index, &command.body)?;
+        let effect = self.dispatch(index, command)?;
         if effect == Effect::Unchanged {
             return Ok(effect);
         }
@@ -116,8 +117,8 @@ impl Table {
         Ok(effect)
     }
 
-    fn dispatch(&mut self, index: u64, body: &Body) -> Outcome {
-        match body {
+    fn dispatch(&mut self, index: u64, command: &Command) -> Outcome {
+        match &command.body {
             Body::CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => {
                 if !self.cluster.is_nil() {
                     return Err(Rejection::precondition("cluster", "the cluster exists already".into()));
@@ -128,7 +129,7 @@ impl Table {
                 self.heartbeat_keys.insert_mut(index, *heartbeat_key);
                 self.insert_node(BOOTSTRAP_NODE, node)
             }
-            Body::Mutate(mutations) => self.mutate(index, mutations),
+            Body::Mutate(mutations) => self.mutate(index, command.stamp_ms, mutations),
             Body::AddNode(node) => self.add_node(index, node),
             Body::RemoveNode { node, heartbeat_key } => self.remove_node(index, *node, *heartbeat_key),
             Body::PublishNode { node, attachments, heartbeat, feature_level, unfit, starts } => {
@@ -148,15 +149,16 @@ impl Table {
             Body::Rebalance => Ok(self.rebalance()),
             Body::RaiseFeatureLevel { level } => Ok(self.raise_feature_level(*level)),
             Body::Report { node, lease, verdicts } => Ok(self.report(*node, *lease, verdicts)),
+            Body::Progress { drained, shares } => Ok(self.progress(drained, shares)),
             Body::Released { grants } => self.released(index, grants),
             Body::MoveIntent { vip, to } => self.move_intent(index, *vip, *to),
         }
     }
 
-    fn mutate(&mut self, index: u64, mutations: &[Mutation]) -> Outcome {
+    fn mutate(&mut self, index: u64, stamp_ms: u64, mutations: &[Mutation]) -> Outcome {
         let mut effect = Effect::Unchanged;
         for mutation in mutations {
-            if self.mutate_one(index, mutation)? {
+            if self.mutate_one(index, stamp_ms, mutation)? {
                 effect = Effect::Changed;
             }
         }
@@ -164,7 +166,7 @@ impl Table {
     }
 
     /// Whether the mutation changed anything.
-    fn mutate_one(&mut self, index: u64, mutation: &Mutation) -> Result<bool, Rejection> {
+    fn mutate_one(&mut self, index: u64, stamp_ms: u64, mutation: &Mutation) -> Result<bool, Rejection> {
         match mutation {
             Mutation::CreateVip(settings) => self.create_vip(index, settings),
             Mutation::UpdateVip(patch) => self.patch_vip(index, patch),
@@ -172,8 +174,8 @@ impl Table {
             Mutation::CreateService(settings) => self.create_service(index, settings),
             Mutation::UpdateService(patch) => self.patch_service(index, patch),
             Mutation::DeleteService { name, cascade } => Ok(self.delete_service(name, *cascade)),
-            Mutation::CreateBackend(settings) => self.create_backend(index, settings),
-            Mutation::UpdateBackend(patch) => self.patch_backend(index, patch),
+            Mutation::CreateBackend(settings) => self.create_backend(index, stamp_ms, settings),
+            Mutation::UpdateBackend(patch) => self.patch_backend(index, stamp_ms, patch),
             Mutation::DeleteBackend { service, address } => Ok(self.delete_backend(service, *address)),
             Mutation::PatchSettings(patch) => Ok(self.update_settings(patch.of(self.settings))? != Effect::Unchanged),
         }

@@ -76,7 +76,7 @@ impl Table {
             Some(service) => {
                 self.settled_vip(service.settings.vip)?;
                 self.check_ports(&service.settings)?;
-                match service.settings.problem_of_checks() {
+                match service.settings.problem_of_checks().or_else(|| service.settings.problem_of_times()) {
                     Some((field, problem)) => Err(Rejection::invalid(&field, problem)),
                     None => Ok(()),
                 }

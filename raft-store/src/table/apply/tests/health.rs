@@ -243,3 +243,47 @@ fn what_checks_say_counts_while_there_are_checks_and_its_reason_is_the_last_one(
     log.mutate(checks(Vec::new()));
     assert_eq!(health(&log), [Some(Health::Unreachable), None]);
 }
+
+#[test]
+fn drained_backends_lose_their_flows_and_shares_rise_when_time_says_so() {
+    let (mut log, owners, backends) = two_owners();
+    log.at_level(9);
+    let of = |log: &Log| log.table.backend_with_id(backends[0]).unwrap().clone();
+    let state = |state| {
+        let patch = BackendPatch { state: Some(state), ..BackendPatch::of(name("a"), ip("192.168.2.50")) };
+        Command { stamp_ms: 1000, ..Body::Mutate(vec![Mutation::UpdateBackend(patch)]).into() }
+    };
+    let progress = |drained: &[u64], eighths: u32| {
+        let shares = if eighths > 0 { vec![Share { backend: backends[0], eighths }] } else { vec![] };
+        Body::Progress { drained: drained.to_vec(), shares }
+    };
+    let revision = log.table.revision();
+    assert_eq!(log.ok(progress(&backends[..1], 0)), Effect::Unchanged, "it is not drained");
+    log.ok(state(AdminState::Drain));
+    assert_eq!((of(&log).draining_since_ms, of(&log).is_drained), (1000, false));
+    let by_operator = log.table.revision();
+    assert_ne!(by_operator, revision);
+    assert_eq!(log.ok(progress(&backends[..1], 0)), Effect::Changed);
+    assert!(of(&log).is_drained && log.table.revision() == by_operator);
+    assert_eq!(log.ok(progress(&backends[..1], 0)), Effect::Unchanged);
+    log.ok(state(AdminState::Active));
+    assert_eq!((of(&log).draining_since_ms, of(&log).is_drained, of(&log).share()), (0, false, 8), "no slow start");
+
+    let slow = ServicePatch { slow_start_s: Some(8), ..ServicePatch::of(name("a")) };
+    log.mutate(vec![Mutation::UpdateService(slow)]);
+    assert_eq!(of(&log).share(), 8, "it takes flows already");
+    log.ok(state(AdminState::Down));
+    log.ok(state(AdminState::Active));
+    assert_eq!(of(&log).share(), 1);
+    assert_eq!(log.ok(progress(&[], 3)), Effect::Changed);
+    assert_eq!(log.ok(progress(&[], 2)), Effect::Unchanged, "it only rises");
+    assert_eq!((log.ok(progress(&[], 9)), of(&log).share()), (Effect::Unchanged, 3));
+    assert_eq!((log.ok(progress(&[], 8)), of(&log).share()), (Effect::Changed, 8));
+    // Whoever was away begins anew, too.
+    let said = report(&log, owners[0], vec![unreachable(backends[0])]);
+    log.ok(said);
+    assert_eq!(of(&log).share(), 8);
+    let lifted = report(&log, owners[0], vec![Verdict { backend: backends[0], ..Verdict::default() }]);
+    log.ok(lifted);
+    assert_eq!(of(&log).share(), 1);
+}
