@@ -11,7 +11,7 @@ impl Table {
     pub(in crate::table) fn progress(&mut self, drained: &[u64], shares: &[Share]) -> Effect {
         let mut effect = Effect::Unchanged;
         for id in drained {
-            if let Some(backend) = self.backend_with_id(*id).filter(|backend| may_end(backend)) {
+            if let Some(backend) = self.backend_with_id(*id).filter(may_end) {
                 self.put_backend(Backend { is_drained: true, ..backend.clone() });
                 effect = Effect::Changed;
             }
