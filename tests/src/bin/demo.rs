@@ -25,7 +25,7 @@ const REQUESTS: usize = 400;
 const OPEN_CONNECTIONS: usize = 40;
 
 fn main() -> ExitCode {
-    println!("Building lbd and lbctl (release)...");
+    println!("Building lbd and lbctl...");
     if !runner::prepare() {
         return ExitCode::FAILURE;
     }
