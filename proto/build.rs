@@ -16,6 +16,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (path, attribute) in enum_fields(&operators) {
         builder = builder.field_attribute(path, attribute);
     }
+    for path in oneofs(&operators) {
+        // Under the name of the oneof stands the field that is set.
+        let names = "#[cfg_attr(feature = \"serde\", serde(rename_all = \"snake_case\"))]";
+        builder = builder.type_attribute(&path, names);
+    }
     // For reflection: the operators' services, without the nodes' own.
     fs::write(out.join("descriptors.bin"), operators.encode_to_vec())?;
     let all = protox::compile(public.into_iter().chain(["lb/v1/raft.proto"]), ["."])?;
@@ -57,4 +62,20 @@ fn enum_fields(descriptors: &FileDescriptorSet) -> Vec<(String, String)> {
         }
     }
     fields
+}
+
+/// The oneofs that are written as such; an optional field is one, too.
+fn oneofs(descriptors: &FileDescriptorSet) -> Vec<String> {
+    let mut paths = Vec::new();
+    for file in &descriptors.file {
+        for message in &file.message_type {
+            for (at, oneof) in (0..).zip(&message.oneof_decl) {
+                let is_its = |field: &&prost_types::FieldDescriptorProto| field.oneof_index == Some(at);
+                if message.field.iter().filter(is_its).any(|field| !field.proto3_optional()) {
+                    paths.push(format!(".{}.{}.{}", file.package(), message.name(), oneof.name()));
+                }
+            }
+        }
+    }
+    paths
 }

@@ -108,6 +108,11 @@ pub(crate) fn kinds() -> anyhow::Result<()> {
         ("dns:9?name=www.example.org", Err("dns 9: what came is no")),
         ("icmp", Ok(())),
     ];
+    check(node, "web", &["http:8080/ok"])?;
+    let shown = node.lbctl_json(&["service", "list"])?;
+    let web = shown["services"].as_array().into_iter().flatten().find(|row| row["name"] == "web");
+    let probe = web.map(|web| web["checks"]["checks"][0]["probe"]["http"]["path"].clone());
+    ensure!(probe.is_some_and(|path| path == "/ok"), "{shown}");
     for (text, expected) in cases {
         for service in ["web", "web6"] {
             check(node, service, &[text])?;
