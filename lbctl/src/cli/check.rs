@@ -18,6 +18,12 @@ const LIKE: &str = "none, tcp, http:/PATH, https:/PATH, grpc, udp?send=TEXT, dns
 /// What a value must not have as it is.
 const RESERVED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'&').add(b'?').add(b'#').add(b'\'').add(b'"').add(0x7f);
 
+/// Of the option.
+pub(super) const HELP: &str = "What the owner of the VIP asks each backend, by the way that a client's packets take: none, \
+    tcp[:PORT], icmp, http[s]:[PORT]/PATH[?host=NAME&status=200-299&body=TEXT&method=HEAD&query=QUERY&sni=NAME&verify=off], \
+    grpc[:PORT][/SERVICE][?tls=on], udp[:PORT][?send=TEXT&expect=TEXT], dns[:PORT]?name=NAME[&type=AAAA]. Repeat it for \
+    several: all must be answered well. Unless said, tcp for a service with a TCP port";
+
 /// A text in its parts.
 struct Parts<'a> {
     kind: &'a str,

@@ -349,11 +349,8 @@ pub(crate) enum ServiceCommand {
 /// What can be said of a service and changed.
 #[derive(Debug, Args)]
 pub(crate) struct ServiceOptions {
-    /// What the owner of the VIP asks each backend, by the way that a client's packets take: none, tcp[:PORT], icmp,
-    /// http[s]:[PORT]/PATH[?host=NAME&status=200-299&body=TEXT&method=HEAD&query=QUERY&sni=NAME&verify=off],
-    /// grpc[:PORT][/SERVICE][?tls=on], udp[:PORT][?send=TEXT&expect=TEXT], dns[:PORT]?name=NAME[&type=AAAA]. Repeat it for
-    /// several: all must be answered well. Unless said, tcp for a service with a TCP port.
-    #[arg(long = "check", value_name = "CHECK")]
+    /// What the owner of the VIP asks each backend.
+    #[arg(long = "check", value_name = "CHECK", help = check::HELP)]
     pub(crate) checks: Vec<Check>,
     /// From one question to the next. 1s unless said.
     #[arg(long, value_name = "TIME", value_parser = values::milliseconds)]
