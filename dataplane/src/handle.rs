@@ -407,6 +407,18 @@ impl Dataplane {
         Some(Explanation { answers: answer.wait()?.answers, ..explanation })
     }
 
+    /// How many flows each backend has, by their ids. `None` where the workers do not answer.
+    pub fn count_flows(&self) -> Option<HashMap<u64, u64>> {
+        let mut counts = HashMap::new();
+        let all = self.flows(|snapshot, entries| {
+            for backend in entries.iter().filter_map(|entry| snapshot.backend(entry.backend)) {
+                *counts.entry(backend.id).or_default() += 1;
+            }
+            true
+        });
+        all.then_some(counts)
+    }
+
     /// Looks through the flow tables piece by piece, while the workers go on. `visit` gets the live flows of a piece
     /// and the table by which they are forwarded; it returns whether to go on. Whether the workers have answered.
     pub fn flows(&self, mut visit: impl FnMut(&Snapshot, Vec<FlowEntry>) -> bool) -> bool {

@@ -17,6 +17,7 @@ mod exit;
 mod health;
 mod link;
 mod ownership;
+mod peers;
 mod raft;
 mod recover;
 mod store;

@@ -50,6 +50,7 @@ const LBD: &[&str] = &[
     "supervise",
     "ownership",
     "raft",
+    "peers",
     "exit",
     "health",
     "control",

@@ -311,16 +311,35 @@ pub(crate) fn drained() -> anyhow::Result<()> {
     }
     ensure!(open.iter().any(|(who, _)| who == "web1") && open.iter().any(|(who, _)| who == "web2"));
     node.lbctl_ok(&["backend", "drain", "web", &address])?;
-    ensure!(state()? == "drain", "{}", state()?);
+    ensure!(state()? == "drain", "{}", node.lbctl_ok(&["backend", "list", "web"])?);
     for _ in 0..20 {
         ensure!(http_who(&site.client.ns, (VIP, HTTP), PATIENCE)? == "web2", "a drained backend gets a new connection");
     }
     for (who, http) in &mut open {
         ensure!(http.who()? == *who, "a connection broke");
     }
+    // All nodes are asked for its flows; who waits is told when there are none.
+    let flows = || -> anyhow::Result<u64> {
+        let list = node.lbctl_json(&["backend", "list", "web"])?;
+        let rows = list["backends"].as_array().context("no backends")?;
+        let row = rows.iter().find(|row| row["address"] == address.as_str()).context("no such backend")?;
+        row["flows"].as_u64().context("its flows are not known")
+    };
+    let of_first = open.iter().filter(|(who, _)| who == "web1").count() as u64;
+    let told = flows()?;
+    ensure!(told >= of_first, "{told} flows, and {of_first} connections are open");
+    let path = node.socket();
+    let waiter = std::thread::spawn(move || {
+        lb_tests::cluster::lbctl(&path, &["backend", "drain", "web", "192.168.3.5", "--wait", "--timeout", "20s"])
+    });
+    wait::until("it is waited for", PATIENCE, || state().is_ok_and(|state| state == "drain"));
+    ensure!(!waiter.is_finished(), "nobody waits");
     // Its time is over: what is left of it is cut.
     node.lbctl_ok(&["service", "set", "web", "--drain-timeout", "1s"])?;
     wait::until("the time is over", PATIENCE, || state().is_ok_and(|state| state == "drained"));
+    let waited = waiter.join().map_err(|_| anyhow::anyhow!("the waiting panicked"))??;
+    let told = String::from_utf8_lossy(&waited.stderr).into_owned();
+    ensure!(waited.status.success() && told.contains("192.168.3.5 has no flows any more"), "{told}");
     let mut cut = 0;
     for (who, http) in &mut open {
         match http.who() {

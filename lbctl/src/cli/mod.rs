@@ -438,7 +438,13 @@ pub(crate) enum BackendCommand {
         options: BackendOptions,
     },
     /// Let a backend keep the flows it has and give it no new ones.
-    Drain(BackendNames),
+    Drain {
+        #[command(flatten)]
+        names: BackendNames,
+        /// Return when it has no flows any more.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Let a backend take flows again.
     Enable(BackendNames),
     /// Give a backend nothing; its flows are placed anew.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
+use super::drained;
 use crate::{
     cli::{BackendCommand, BackendName, BackendNames, State},
     exit::Failure,
@@ -45,7 +46,14 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
             }
             set(session, request, "set").await
         }
-        BackendCommand::Drain(names) => set_state(session, names, State::Drain, "draining").await,
+        BackendCommand::Drain { names, wait } => {
+            let (service, address) = (names.service.clone().unwrap_or_default(), names.all_services.or(names.ip));
+            set_state(session, names, State::Drain, "draining").await?;
+            match address.filter(|_| wait) {
+                Some(address) => drained::wait(session, &service, address).await,
+                None => Ok(()),
+            }
+        }
         BackendCommand::Enable(names) => set_state(session, names, State::Active, "enabled").await,
         BackendCommand::Disable(names) => set_state(session, names, State::Down, "disabled").await,
         BackendCommand::Remove(BackendName { service, ip }) => {
@@ -57,8 +65,15 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
             session.changed(what, response)
         }
         BackendCommand::List { service } => {
-            let request = v1::ListBackendsRequest { service: service.unwrap_or_default(), address: String::new() };
+            let request = v1::ListBackendsRequest {
+                service: service.unwrap_or_default(),
+                with_flows: true,
+                ..v1::ListBackendsRequest::default()
+            };
             let response = session.read(request, |request| async move { client.list_backends(request).await }).await?;
+            for silent in &response.silent_nodes {
+                eprintln!("the flows of a node are not counted: {silent}");
+            }
             output::list(session.format(), "backends", &response.backends)
         }
     }

@@ -3,6 +3,7 @@
 mod backend;
 mod capture;
 mod cluster;
+mod drained;
 mod explain;
 mod node;
 mod service;

@@ -112,7 +112,7 @@ fn span(seconds: u32) -> String {
 
 impl Row for v1::Backend {
     const COLUMNS: &'static [&'static str] =
-        &["service", "address", "weight", "mac", "tier", "state", "health", "since", "reason"];
+        &["service", "address", "weight", "mac", "tier", "state", "flows", "health", "since", "reason"];
 
     fn cells(&self) -> Vec<String> {
         let mac = if self.mac.is_empty() { "by ARP".to_owned() } else { self.mac.clone() };
@@ -128,6 +128,7 @@ impl Row for v1::Backend {
             mac,
             self.tier.to_string(),
             state,
+            self.flows.map_or("-".to_owned(), |flows| flows.to_string()),
             label::<v1::Health>(self.health).to_owned(),
             or_dash(&self.health_since),
             or_dash(&self.health_reason),

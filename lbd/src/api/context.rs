@@ -23,6 +23,7 @@ use crate::{
     clock,
     config::Config,
     ownership::Ownership,
+    peers::Peers,
 };
 
 /// For a call that sets no deadline.
@@ -40,6 +41,7 @@ pub(crate) struct Context {
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
     pub(crate) alarms: Alarms,
+    pub(crate) peers: Peers,
 }
 
 /// What is known of a call beside its message.

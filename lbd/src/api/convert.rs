@@ -15,8 +15,10 @@ use lb_raft_store::{
 use tonic::Status;
 
 use super::{checks, status::invalid};
-use crate::clock::rfc3339;
-use crate::health::CHECKS_LEVEL;
+use crate::{
+    clock::{self, rfc3339},
+    health::CHECKS_LEVEL,
+};
 
 /// A required text.
 pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, Status> {
@@ -341,7 +343,16 @@ pub(super) fn backend(backend: &Backend, table: &Table) -> v1::Backend {
         draining_since: if backend.draining_since_ms > 0 { rfc3339(backend.draining_since_ms) } else { String::new() },
         drained: backend.is_drained,
         share_eighths: backend.share(),
+        flows: None,
+        drain_ends_s: drain_ends_ms(backend, table).map(|ends_ms| ends_ms.saturating_sub(clock::unix_ms()) / 1000),
     }
+}
+
+/// When a backend that is drained loses its flows.
+fn drain_ends_ms(backend: &Backend, table: &Table) -> Option<u64> {
+    let service = table.service(&backend.settings.service)?;
+    let is_draining = backend.draining_since_ms > 0 && !backend.is_drained;
+    is_draining.then(|| backend.draining_since_ms + 1000 * u64::from(service.settings.drain_timeout_s()))
 }
 
 pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node {

@@ -31,7 +31,11 @@ use tonic::{
 };
 
 use super::{Context, authority::ByPath, cluster::Cluster, node::Node, table::Table};
-use crate::{config::ApiListener, exit::Failure, raft::RaftServer};
+use crate::{
+    config::ApiListener,
+    exit::Failure,
+    raft::{Answers, RaftServer},
+};
 
 /// The API's sockets, bound and not served yet.
 pub(crate) struct Listeners {
@@ -103,13 +107,14 @@ fn routes(context: &Context) -> Result<Routes, tonic_reflection::server::Error> 
 pub(crate) fn bind_cluster(
     listener: TcpListener,
     consensus: Consensus,
+    answers: Answers,
     stop: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
     let serve = Server::builder()
-        .add_service(RaftServer::service(consensus))
+        .add_service(RaftServer::service(consensus, answers))
         .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
     tasks.spawn(async move { log_end("the cluster's listener", serve.await) });
     Ok(())

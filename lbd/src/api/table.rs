@@ -1,9 +1,9 @@
 //! `lb.v1.TableService`.
 
-use std::{net::IpAddr, pin::Pin, time::Duration};
+use std::{collections::HashMap, net::IpAddr, pin::Pin, time::Duration};
 
 use futures::Stream;
-use lb_proto::v1::{self, table_service_server::TableService};
+use lb_proto::v1::{self, ask_request::Question, ask_response::Answer as Told, table_service_server::TableService};
 use lb_raft_store::table::{Attachment, Backend, Mutation, Name, Table as TableOfAll, Vip};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
@@ -41,6 +41,19 @@ impl Table {
             warnings: vip.map(|vip| warnings(vip, &view.table)).unwrap_or_default(),
             ..answer
         })
+    }
+
+    /// How many flows each backend has on all nodes, by their ids; and the nodes that did not say.
+    async fn count_flows(&self, table: &TableOfAll) -> (HashMap<u64, u64>, Vec<String>) {
+        let me = self.0.consensus.status().node;
+        let heard = self.0.peers.ask(table, me, &Question::CountFlows(v1::CountFlows {})).await;
+        let mut flows = HashMap::new();
+        for Told::FlowCounts(counts) in heard.answers {
+            for of in counts.backends {
+                *flows.entry(of.backend).or_default() += of.flows;
+            }
+        }
+        (flows, heard.silent)
     }
 
     /// A removed VIP is gone when its owner has let go of it; most callers want to hear that.
@@ -183,12 +196,22 @@ impl TableService for Table {
         };
         let shown = |backend| convert::backend(backend, &view.table);
         let is_wanted = |backend: &&Backend| service.as_ref().is_none_or(|name| backend.settings.service == *name);
-        let backends = match (&service, address) {
+        let mut backends: Vec<v1::Backend> = match (&service, address) {
             (_, Some(address)) => view.table.backends_with(address).filter(is_wanted).map(shown).collect(),
             (Some(name), None) => view.table.backends_of(name).map(shown).collect(),
             (None, None) => view.table.backends().map(shown).collect(),
         };
-        Ok(Response::new(v1::ListBackendsResponse { backends, revision: view.table.revision() }))
+        let mut silent_nodes = Vec::new();
+        if request.get_ref().with_flows {
+            let (flows, silent) = self.count_flows(&view.table).await;
+            silent_nodes = silent;
+            for backend in &mut backends {
+                let of = |name: Name| Some(view.table.backend(&name, backend.address.parse().ok()?)?.id);
+                let id = backend.service.parse().ok().and_then(of);
+                backend.flows = id.map(|id| flows.get(&id).copied().unwrap_or(0));
+            }
+        }
+        Ok(Response::new(v1::ListBackendsResponse { backends, revision: view.table.revision(), silent_nodes }))
     }
 
     async fn get_backend(&self, request: Request<v1::GetBackendRequest>) -> Answer<v1::GetBackendResponse> {

@@ -26,7 +26,8 @@ use crate::{
     exit::Failure,
     link,
     ownership::{self, Fitness, Ownership},
-    raft::TonicTransport,
+    peers::Peers,
+    raft::{Channels, TonicTransport},
     supervise::Parent,
 };
 
@@ -69,7 +70,8 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         log_bytes: Settings::LOG_BYTES,
         bootstrap: config.cluster.bootstrap,
     };
-    let consensus = Consensus::start(settings, Arc::new(TonicTransport::default())).await?;
+    let channels = Arc::<Channels>::default();
+    let consensus = Consensus::start(settings, Arc::new(TonicTransport(channels.clone()))).await?;
     let dataplane = start::dataplane(&config, &links, parent.guard())?;
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
     let alarms = Alarms::default();
@@ -81,8 +83,9 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
     let (end, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     let serving = |error| Failure::System("serving", error);
+    let peers = Peers::new(channels, dataplane.clone());
     for listener in cluster_listeners {
-        bind_cluster(listener, consensus.clone(), &stopping, &mut servers).map_err(serving)?;
+        bind_cluster(listener, consensus.clone(), peers.answers(), &stopping, &mut servers).map_err(serving)?;
     }
     let context = Context {
         config: config.clone(),
@@ -91,6 +94,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         dataplane: dataplane.clone(),
         in_force: in_force.clone(),
         alarms: alarms.clone(),
+        peers,
     };
     api_listeners.serve(&context, &stopping, &mut servers).map_err(serving)?;
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     error::Error,
     io,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,19 +19,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection whose peer vanished without a word is given up after this and made anew.
 const KEEPALIVE: Duration = Duration::from_millis(500);
 
+/// The connections. `None` is the lane of what has nothing to do with the log.
 #[derive(Default)]
-pub(crate) struct TonicTransport {
-    channels: Mutex<HashMap<(String, Lane), Channel>>,
-}
+pub(crate) struct Channels(Mutex<HashMap<(String, Option<Lane>), Channel>>);
 
-impl TonicTransport {
-    fn channel(&self, address: &str, lane: Lane) -> Result<Channel, TransportError> {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+impl Channels {
+    pub(crate) fn get(&self, address: &str, lane: Option<Lane>) -> Result<Channel, tonic::transport::Error> {
+        let mut channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(&(address.to_owned(), lane)) {
             return Ok(channel.clone());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| unreachable(address, error))?
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
@@ -43,6 +41,8 @@ impl TonicTransport {
     }
 }
 
+pub(crate) struct TonicTransport(pub(crate) Arc<Channels>);
+
 impl Transport for TonicTransport {
     fn call(
         &self,
@@ -51,7 +51,7 @@ impl Transport for TonicTransport {
         message: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
-        let channel = self.channel(address, lane);
+        let channel = self.0.get(address, Some(lane)).map_err(|error| unreachable(address, error));
         let address = address.to_owned();
         Box::pin(async move {
             let mut client = RaftServiceClient::new(channel?)

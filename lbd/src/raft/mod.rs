@@ -3,8 +3,8 @@
 mod client;
 mod server;
 
-pub(crate) use client::TonicTransport;
-pub(crate) use server::RaftServer;
+pub(crate) use client::{Channels, TonicTransport};
+pub(crate) use server::{Answers, RaftServer};
 
 /// Snapshots travel in one message.
 const MAX_MESSAGE_LEN: usize = 64 << 20;

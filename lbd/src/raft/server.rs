@@ -1,7 +1,10 @@
 //! Answers to the other nodes.
 
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
 use lb_proto::v1::{
-    CallRequest, CallResponse,
+    AskRequest, AskResponse, CallRequest, CallResponse, ask_request, ask_response,
     raft_service_server::{RaftService, RaftServiceServer},
 };
 use lb_raft_store::Consensus;
@@ -9,11 +12,18 @@ use tonic::{Request, Response, Status};
 
 use super::MAX_MESSAGE_LEN;
 
-pub(crate) struct RaftServer(Consensus);
+/// What this node answers to what others ask it by itself; `None` where it cannot.
+pub(crate) type Answers =
+    Arc<dyn Fn(ask_request::Question) -> BoxFuture<'static, Option<ask_response::Answer>> + Send + Sync>;
+
+pub(crate) struct RaftServer {
+    consensus: Consensus,
+    answers: Answers,
+}
 
 impl RaftServer {
-    pub(crate) fn service(consensus: Consensus) -> RaftServiceServer<Self> {
-        RaftServiceServer::new(Self(consensus))
+    pub(crate) fn service(consensus: Consensus, answers: Answers) -> RaftServiceServer<Self> {
+        RaftServiceServer::new(Self { consensus, answers })
             .max_decoding_message_size(MAX_MESSAGE_LEN)
             .max_encoding_message_size(MAX_MESSAGE_LEN)
     }
@@ -22,10 +32,18 @@ impl RaftServer {
 #[tonic::async_trait]
 impl RaftService for RaftServer {
     async fn call(&self, request: Request<CallRequest>) -> Result<Response<CallResponse>, Status> {
-        let consensus = self.0.clone();
+        let consensus = self.consensus.clone();
         // On a task of its own: a caller that hangs up must not cut a write to the log short.
         let answer = tokio::spawn(async move { consensus.serve(&request.into_inner().message).await });
         let message = answer.await.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(CallResponse { message }))
+    }
+
+    async fn ask(&self, request: Request<AskRequest>) -> Result<Response<AskResponse>, Status> {
+        let question = request.into_inner().question;
+        let question = question.ok_or_else(|| Status::unimplemented("this version does not know what is asked"))?;
+        let answer = (self.answers)(question).await;
+        let answer = answer.ok_or_else(|| Status::unavailable("the dataplane does not answer"))?;
+        Ok(Response::new(AskResponse { answer: Some(answer) }))
     }
 }

@@ -1,0 +1,90 @@
+//! Questions to all nodes about what each knows by itself. Whoever does not answer in time is named.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, future::join_all};
+use lb_dataplane::Dataplane;
+use lb_proto::v1::{
+    AskRequest, BackendFlows, FlowCounts, ask_request::Question, ask_response::Answer,
+    raft_service_client::RaftServiceClient,
+};
+use lb_raft_store::table::{NodeId, Table};
+use tokio::time::timeout;
+
+use crate::raft::{Answers, Channels};
+
+/// For the others to answer.
+const PATIENCE: Duration = Duration::from_millis(1000);
+
+/// All nodes, this one among them.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    channels: Arc<Channels>,
+    own: Answers,
+}
+
+/// What was heard.
+pub(crate) struct Heard {
+    pub(crate) answers: Vec<Answer>,
+    /// Those that did not answer, and why: for people.
+    pub(crate) silent: Vec<String>,
+}
+
+impl Peers {
+    pub(crate) fn new(channels: Arc<Channels>, dataplane: Option<Arc<Dataplane>>) -> Self {
+        Self { channels, own: answers(dataplane) }
+    }
+
+    /// What this node answers.
+    pub(crate) fn answers(&self) -> Answers {
+        self.own.clone()
+    }
+
+    /// Asks all nodes at the same time.
+    pub(crate) async fn ask(&self, table: &Table, me: Option<NodeId>, question: &Question) -> Heard {
+        let asked = table.nodes().map(|node| async move {
+            let answer = if Some(node.id) == me {
+                (self.own)(*question).await.ok_or_else(|| "its dataplane does not answer".to_owned())
+            } else {
+                self.ask_one(&node.address, *question).await
+            };
+            answer.map_err(|reason| format!("{}: {reason}", node.name))
+        });
+        let (answers, silent) = join_all(asked).await.into_iter().fold((Vec::new(), Vec::new()), |mut all, answer| {
+            match answer {
+                Ok(answer) => all.0.push(answer),
+                Err(reason) => all.1.push(reason),
+            }
+            all
+        });
+        Heard { answers, silent }
+    }
+
+    async fn ask_one(&self, address: &str, question: Question) -> Result<Answer, String> {
+        let channel = self.channels.get(address, None).map_err(|error| error.to_string())?;
+        let request = AskRequest { question: Some(question) };
+        let answer = timeout(PATIENCE, RaftServiceClient::new(channel).ask(request)).await;
+        let answer = answer.map_err(|_| format!("no answer within {} ms", PATIENCE.as_millis()))?;
+        let answer = answer.map_err(|status| status.message().to_owned())?.into_inner().answer;
+        answer.ok_or_else(|| "it runs another version".to_owned())
+    }
+}
+
+fn answers(dataplane: Option<Arc<Dataplane>>) -> Answers {
+    Arc::new(move |question| {
+        let dataplane = dataplane.clone();
+        async move {
+            match question {
+                Question::CountFlows(_) => {
+                    let Some(dataplane) = dataplane else { return Some(Answer::FlowCounts(FlowCounts::default())) };
+                    // The workers are asked piece by piece.
+                    let counted = tokio::task::spawn_blocking(move || dataplane.count_flows()).await.ok()??;
+                    let backends =
+                        counted.into_iter().map(|(backend, flows)| BackendFlows { backend, flows }).collect();
+                    Some(Answer::FlowCounts(FlowCounts { backends }))
+                }
+            }
+        }
+        .boxed()
+    })
+}
