@@ -194,23 +194,21 @@ impl TableService for Table {
             "" => None,
             text => Some(convert::address("address", text)?),
         };
-        let shown = |backend| convert::backend(backend, &view.table);
         let is_wanted = |backend: &&Backend| service.as_ref().is_none_or(|name| backend.settings.service == *name);
-        let mut backends: Vec<v1::Backend> = match (&service, address) {
-            (_, Some(address)) => view.table.backends_with(address).filter(is_wanted).map(shown).collect(),
-            (Some(name), None) => view.table.backends_of(name).map(shown).collect(),
-            (None, None) => view.table.backends().map(shown).collect(),
+        let wanted: Vec<&Backend> = match (&service, address) {
+            (_, Some(address)) => view.table.backends_with(address).filter(is_wanted).collect(),
+            (Some(name), None) => view.table.backends_of(name).collect(),
+            (None, None) => view.table.backends().collect(),
         };
-        let mut silent_nodes = Vec::new();
-        if request.get_ref().with_flows {
-            let (flows, silent) = self.count_flows(&view.table).await;
-            silent_nodes = silent;
-            for backend in &mut backends {
-                let of = |name: Name| Some(view.table.backend(&name, backend.address.parse().ok()?)?.id);
-                let id = backend.service.parse().ok().and_then(of);
-                backend.flows = id.map(|id| flows.get(&id).copied().unwrap_or(0));
-            }
-        }
+        let (flows, silent_nodes) = match request.get_ref().with_flows {
+            true => self.count_flows(&view.table).await,
+            false => Default::default(),
+        };
+        let shown = |backend: &Backend| {
+            let flows = request.get_ref().with_flows.then(|| flows.get(&backend.id).copied().unwrap_or(0));
+            v1::Backend { flows, ..convert::backend(backend, &view.table) }
+        };
+        let backends = wanted.into_iter().map(shown).collect();
         Ok(Response::new(v1::ListBackendsResponse { backends, revision: view.table.revision(), silent_nodes }))
     }
 

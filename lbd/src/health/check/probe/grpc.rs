@@ -25,10 +25,7 @@ pub(super) async fn ask(
     vip: IpAddr,
     port: u16,
 ) -> Result<(), Failure> {
-    let connection: Box<dyn Connection> = match &probe.tls {
-        Some(tls) => Box::new(tls::handshake(connection, tls, vip, b"h2").await?),
-        None => connection,
-    };
+    let connection = tls::secured(connection, probe.tls.as_ref(), vip, b"h2").await?;
     let name = probe.tls.as_ref().map(|tls| tls.server_name.clone()).filter(|name| !name.is_empty());
     let origin = format!("http://{}", name.unwrap_or_else(|| SocketAddr::new(vip, port).to_string()))
         .parse::<Uri>()

@@ -30,10 +30,7 @@ pub(super) async fn ask(
     port: u16,
 ) -> Result<(), Failure> {
     let host = if probe.host.is_empty() { SocketAddr::new(vip, port).to_string() } else { probe.host.clone() };
-    let connection: Box<dyn Connection> = match &probe.tls {
-        Some(tls) => Box::new(tls::handshake(connection, tls, vip, b"http/1.1").await?),
-        None => connection,
-    };
+    let connection = tls::secured(connection, probe.tls.as_ref(), vip, b"http/1.1").await?;
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEADER_BYTES).max_headers(HEADER_FIELDS);
     let (mut sender, connection) = builder.handshake(TokioIo::new(connection)).await.map_err(|error| wrong(&error))?;

@@ -34,8 +34,20 @@ static TRUSTED: LazyLock<Result<Arc<RootCertStore>, String>> = LazyLock::new(|| 
     }
 });
 
-/// Shakes hands. `protocol`: what is spoken then (ALPN).
-pub(super) async fn handshake(
+/// The connection as the protocol gets it: by TLS where the check says so. `protocol`: what is spoken then (ALPN).
+pub(super) async fn secured(
+    connection: Box<dyn Connection>,
+    tls: Option<&TlsProbe>,
+    vip: IpAddr,
+    protocol: &[u8],
+) -> Result<Box<dyn Connection>, Failure> {
+    match tls {
+        Some(tls) => Ok(Box::new(handshake(connection, tls, vip, protocol).await?)),
+        None => Ok(connection),
+    }
+}
+
+async fn handshake(
     connection: Box<dyn Connection>,
     tls: &TlsProbe,
     vip: IpAddr,
