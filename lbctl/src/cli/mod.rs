@@ -455,6 +455,9 @@ pub(crate) enum BackendCommand {
     List {
         /// The service.
         service: Option<String>,
+        /// Do not ask the nodes how many flows each backend has: quicker, also where a node does not answer.
+        #[arg(long)]
+        no_flows: bool,
     },
 }
 

@@ -64,10 +64,10 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
                 session.write(request, |request| async move { client.delete_backend(request).await }).await?;
             session.changed(what, response)
         }
-        BackendCommand::List { service } => {
+        BackendCommand::List { service, no_flows } => {
             let request = v1::ListBackendsRequest {
                 service: service.unwrap_or_default(),
-                with_flows: true,
+                with_flows: !no_flows,
                 ..v1::ListBackendsRequest::default()
             };
             let response = session.read(request, |request| async move { client.list_backends(request).await }).await?;
