@@ -42,6 +42,7 @@ fn snapshot() -> Snapshot {
             name: format!("dns{id}"),
             ports: vec![PortRangeSpec { protocol: Protocol::Udp, first: 53, last: 53 }],
             by_source: false,
+            resets_flows: false,
             table_size: 65_537,
             backends: (1..=8)
                 .map(|number| BackendSpec {

@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         name: "service".into(),
         ports: vec![PortRangeSpec { protocol: Protocol::Tcp, first: port, last: port }],
         by_source: false,
+        resets_flows: false,
         table_size: TABLE_SIZE,
         backends: (1..).zip(backends).map(backend).collect::<Result<_, _>>()?,
     };

@@ -289,7 +289,7 @@ impl Dataplane {
         true
     }
 
-    /// The other load balancers that are heard on a segment of ours: the interface, and their address.
+    /// The other load balancers and the gateways that are heard on a segment of ours: the interface, and their address.
     pub fn heard_peers(&self) -> Vec<(usize, IpAddr)> {
         let now_ns = boottime_ns();
         let table = self.published.table.load();

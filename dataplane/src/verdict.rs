@@ -95,6 +95,10 @@ reasons! {
     NoService = "no_service",
     /// No service takes the port, and the sender was told so.
     Rejected = "rejected",
+    /// The flow's backend is down, and its service has such flows reset: the VIP's owner does, unless there are too many.
+    BackendDown = "backend_down",
+    /// The flow's backend is down, and the sender was sent a reset.
+    FlowReset = "flow_reset",
     /// The service has no backend that takes flows.
     NoBackend = "no_backend",
     /// The backend's MAC address is not known (yet).

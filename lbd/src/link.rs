@@ -103,6 +103,7 @@ impl Link {
                 prefix_len: *prefix_len,
                 hears: Cidr::containing(*address, *prefix_len).map(&mut hears).unwrap_or_default(),
                 silence: Silence::None,
+                gateway_silence: Silence::None,
             })
         };
         self.addresses.iter().filter(|_| self.carrier).filter_map(&mut attachment).collect()

@@ -292,6 +292,60 @@ pub(crate) fn verdicts() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A backend loses its power under many flows, and another one has lost the VIP and sends its packets back to where they came
+/// from.
+pub(crate) fn dying() -> anyhow::Result<()> {
+    const FLOWS: usize = 1000;
+    let mut site = Site::build(Plan { nodes: 2, servers: 3, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let node = &site.nodes[0];
+    check(node, "web", &["tcp"])?;
+    node.lbctl_ok(&["service", "set", "web", "--on-backend-down", "reset"])?;
+    becomes(node, "web", Ok(()))?;
+    let mut open = Vec::new();
+    for _ in 0..FLOWS {
+        let mut http = HttpClient::connect(&site.client.ns, (VIP, HTTP), PATIENCE)?;
+        open.push((http.who()?, http));
+    }
+    let of_second = open.iter().filter(|(who, _)| who == "web2").count();
+    ensure!((200..500).contains(&of_second), "{of_second} of {FLOWS} flows have come to the second server");
+
+    site.net.plug(&site.servers[1].host, "eth0", false)?;
+    let off = Instant::now();
+    for node in &site.nodes {
+        wait::until("it is down", PATIENCE, || health(node, "web").is_ok_and(|all| all[1].0 == "unhealthy"));
+    }
+    println!("down on all nodes {} ms after its power has gone", off.elapsed().as_millis());
+    for _ in 0..60 {
+        ensure!(http_who(&site.client.ns, (VIP, HTTP), PATIENCE)? != "web2");
+    }
+    let mut reset = 0;
+    for (who, http) in &mut open {
+        match http.who() {
+            Ok(now) => ensure!(*who != "web2" && now == *who, "a flow to {who} is answered by {now}"),
+            Err(error) => {
+                ensure!(who == "web2", "a flow to {who}: {error}");
+                ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
+                reset += 1;
+            }
+        }
+    }
+    ensure!(reset == of_second, "{reset} of {of_second} flows were reset");
+    site.net.plug(&site.servers[1].host, "eth0", true)?;
+    becomes(node, "web", Ok(()))?;
+
+    // What it gets it routes: back to the VIP's owner, until the packets' time to live is over.
+    let third = &site.servers[2].host;
+    third.make_router()?;
+    third.remove_address("lo", VIP.into())?;
+    wait::until("it is down", PATIENCE, || health(node, "web").is_ok_and(|all| all[2].0 == "unhealthy"));
+    ensure!(health(node, "web")?[2].1.contains("no answer within 140 ms"), "{:?}", health(node, "web")?);
+    for _ in 0..60 {
+        ensure!(http_who(&site.client.ns, (VIP, HTTP), PATIENCE)? != "web3");
+    }
+    Ok(())
+}
+
 /// A drained backend keeps its connections until its time is over, and one that begins takes its share by and by.
 pub(crate) fn drained() -> anyhow::Result<()> {
     const CONNECTIONS: usize = 200;

@@ -108,6 +108,49 @@ pub(crate) fn cut_off() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The owner alone does not hear the segment's gateway, though it hears the other node and the backends; and then nobody
+/// hears it.
+pub(crate) fn gateway() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 1, two_interfaces: true, engine: "ring" })?;
+    site.start()?;
+    let lb = &site.nodes[0];
+    let refused = lb.lbctl(&["segment", "add", "192.168.2.0/24", "--gateway", VIP_TEXT])?;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1) && told.contains("192.168.2.1 is a VIP"), "{told}");
+    lb.lbctl_ok(&["segment", "add", "192.168.2.0/24", "--gateway", "192.168.2.9"])?;
+    let unheard = |by: &str| lb.lbctl_ok(&["segment", "list"]).is_ok_and(|list| list.contains(by));
+    wait::until("nobody hears a gateway that is not there", PATIENCE, || unheard("lb1, lb2"));
+    ensure!(site.owner().is_ok(), "and nobody is blamed for it");
+    lb.lbctl_ok(&["segment", "set", "192.168.2.0/24", "--gateway", "192.168.2.254"])?;
+    wait::until("all hear it", PATIENCE, || unheard("192.168.2.254  -"));
+
+    let owner = site.owner()?;
+    let (name, other) = (site.nodes[owner].name.clone(), site.nodes[1 - owner].name.clone());
+    let parted = |isolated| -> anyhow::Result<()> {
+        site.net.isolate(&site.node_hosts[owner], "eth0", isolated)?;
+        Ok(site.net.isolate(&site.router, "eth1", isolated)?)
+    };
+    parted(true)?;
+    let cut = Instant::now();
+    wait::until("the VIP has moved", PATIENCE, || site.owner().is_ok_and(|now| now != owner));
+    wait::until("it is served again", PATIENCE, || http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE).is_ok());
+    println!("served by the other node {} ms after the owner lost the gateway", cut.elapsed().as_millis());
+    let status = lb.lbctl_ok(&["status"])?;
+    ensure!(status.contains(&format!("{name} does not hear the gateway on eth0, and others hear it")), "{status}");
+    ensure!(unheard(&name) && !unheard(&other), "{}", lb.lbctl_ok(&["segment", "list"])?);
+    ensure!(lb.lbctl_ok(&["node", "list"])?.contains("HEARS NO GATEWAY"));
+    parted(false)?;
+    wait::until("it hears it again", PATIENCE, || unheard("192.168.2.254  -"));
+
+    let epoch = lb.epoch_of(VIP_TEXT);
+    site.net.plug(&site.router, "eth1", false)?;
+    wait::until("nobody hears it", PATIENCE, || unheard("lb1, lb2"));
+    ensure!(lb.epoch_of(VIP_TEXT) == epoch, "a VIP has moved for nothing");
+    lb.lbctl_ok(&["segment", "remove", "192.168.2.0/24"])?;
+    ensure!(!unheard("192.168.2.0/24"));
+    Ok(())
+}
+
 /// The second tier steps in while the first is away.
 pub(crate) fn tiers() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 2, servers: 3, two_interfaces: false, engine: "ring" })?;

@@ -50,6 +50,7 @@ fn table(ifindex: u32) -> TableSpec {
             name: format!("dns{id}"),
             ports: vec![PortRangeSpec { protocol: Protocol::Udp, first: DNS, last: DNS }],
             by_source: false,
+            resets_flows: false,
             table_size: 4093,
             backends: vec![BackendSpec {
                 id,
@@ -73,7 +74,7 @@ fn table(ifindex: u32) -> TableSpec {
         }],
         vips: VIPS.into_iter().chain(NEW_VIPS).zip(1..).map(vip).collect(),
         peer_addresses: vec![(PEER, [192, 0, 2, 3].into())],
-        peers: vec![PeerSpec { port: 0, address: [192, 0, 2, 3].into(), mac: PEER }],
+        peers: vec![PeerSpec { port: 0, address: [192, 0, 2, 3].into(), mac: Some(PEER) }],
         ..TableSpec::default()
     }
 }

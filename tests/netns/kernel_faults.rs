@@ -37,6 +37,7 @@ pub(crate) fn table(ifindex: u32) -> TableSpec {
         name: "dns".into(),
         ports: vec![PortRangeSpec { protocol: Protocol::Udp, first: PORT, last: PORT }],
         by_source: false,
+        resets_flows: false,
         table_size: 4093,
         backends: vec![backend],
     };

@@ -183,6 +183,7 @@ impl Compiler {
             name: service.name.clone(),
             vip,
             by_source: service.by_source,
+            resets_flows: service.resets_flows,
             maglev,
             members: members.into(),
             is_served_here,

@@ -1,6 +1,7 @@
 //! A packet of a VIP: which service, which backend, and why.
 
 use super::{
+    egress::keeps,
     flow::{FlowKey, FlowTable, Known, Tick},
     hash::TupleHash,
     runtime::BackendRef,
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::{
     io::sys::memory::prefetch,
-    packet::{FlowPacket, Tuple},
+    packet::{FlowPacket, Protocol, Tuple},
     verdict::DropReason,
 };
 
@@ -141,18 +142,24 @@ fn choose<'a>(
     packet: &FlowPacket,
 ) -> Result<Decision<'a>, DropReason> {
     let vip = &snapshot.vips[place.vip as usize];
-    // The backend that the flow had, while it serves this service and has not been taken down.
+    let protocol = packet.tuple.protocol;
+    // The backend that the flow had, while it serves this service and keeps the flow.
     let had = |reference: BackendRef| {
         let backend = snapshot.backend(reference)?;
-        (backend.service == place.service && super::egress::is_alive(backend)).then_some(backend)
+        (backend.service == place.service && keeps(backend, protocol)).then_some(backend)
     };
-    if let Known::Flow(reference) = known
-        && let Some(backend) = had(reference)
-        && !(packet.opens && backend.state != BackendState::Active)
-    {
-        return Ok(Decision { vip, backend, why: Why::Known });
-    }
     let service = place.service(snapshot);
+    if let Known::Flow(reference) = known {
+        match had(reference) {
+            Some(backend) if !packet.opens || backend.state == BackendState::Active => {
+                return Ok(Decision { vip, backend, why: Why::Known });
+            }
+            None if service.resets_flows && protocol == Protocol::Tcp && !packet.opens => {
+                return Err(DropReason::BackendDown);
+            }
+            _ => {}
+        }
+    }
     let maglev = service.maglev.as_ref().ok_or(DropReason::NoBackend)?;
     let size = maglev.size();
     let entry = match service.by_source {

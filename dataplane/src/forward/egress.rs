@@ -5,7 +5,7 @@ use super::{
     spec::BackendState,
 };
 use crate::{
-    packet::{ETHERNET_HEADER_LEN, Mac},
+    packet::{ETHERNET_HEADER_LEN, Mac, Protocol},
     verdict::DropReason,
 };
 
@@ -56,7 +56,11 @@ pub fn egress(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backe
     Ok(way)
 }
 
-/// Whether a backend still gets the packets that were decided on before.
-pub fn is_alive(backend: &Backend) -> bool {
-    backend.state != BackendState::Down
+/// Whether a backend still gets the packets of the flows that it has.
+pub fn keeps(backend: &Backend, protocol: Protocol) -> bool {
+    match backend.state {
+        BackendState::Active | BackendState::Draining => true,
+        BackendState::Silent => protocol == Protocol::Tcp,
+        BackendState::Down => false,
+    }
 }

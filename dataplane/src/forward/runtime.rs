@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_not_heard_for_ever_and_a_new_table_forgets_nothing() {
-        let spec = PeerSpec { port: 0, address: IpAddr::from([10, 0, 0, 2]), mac: Mac([2, 0, 0, 0, 0, 2]) };
+        let spec = PeerSpec { port: 0, address: IpAddr::from([10, 0, 0, 2]), mac: Some(Mac([2, 0, 0, 0, 0, 2])) };
         let peers = [Peer::new(&spec, &[])];
         assert!(!peers[0].is_heard(1));
         peers[0].heard(5);

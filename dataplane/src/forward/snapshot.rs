@@ -59,6 +59,8 @@ pub struct Service {
     pub vip: u32,
     /// All flows of a source address go to one backend.
     pub by_source: bool,
+    /// Flows of TCP whose backend is down are reset, and not placed anew.
+    pub resets_flows: bool,
     /// `None` while no backend takes new flows.
     pub maglev: Option<Arc<Maglev>>,
     /// The slots of the Maglev table's members, by position.
@@ -130,7 +132,7 @@ pub struct Snapshot {
     /// From where no frame comes that is for a VIP: the VIPs, this node's own addresses, and the broadcast addresses of its
     /// segments.
     pub(super) never_sources: HashSet<Address, BuildHasherDefault<AddressHasher>>,
-    /// The other load balancers on our segments.
+    /// The other load balancers and the gateways on our segments.
     pub peers: Vec<Peer>,
     /// For how long flows are remembered.
     pub timeouts: Timeouts,

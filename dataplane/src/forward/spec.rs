@@ -14,7 +14,7 @@ pub struct TableSpec {
     pub ports: Vec<PortSpec>,
     /// All VIPs, owned or not: a frame that arrives for our MAC is forwarded in any case.
     pub vips: Vec<VipSpec>,
-    /// The other load balancers' addresses on segments of ours.
+    /// The other load balancers' addresses on segments of ours, and the gateways there.
     pub peers: Vec<PeerSpec>,
     /// All addresses of the other load balancers, and the MAC addresses of the interfaces that have them.
     pub peer_addresses: Vec<(Mac, IpAddr)>,
@@ -116,6 +116,8 @@ pub struct ServiceSpec {
     pub by_source: bool,
     /// Entries of its Maglev table.
     pub table_size: u32,
+    /// Flows of TCP whose backend is down are reset, and not placed anew.
+    pub resets_flows: bool,
     /// Its backends, sorted by address.
     pub backends: Vec<BackendSpec>,
 }
@@ -153,19 +155,21 @@ pub enum BackendState {
     Active,
     /// Known flows only.
     Draining,
+    /// Known flows of TCP only: it does not answer for its address.
+    Silent,
     /// No flows: those that it had are placed anew.
     Down,
 }
 
-/// Another load balancer's address on a segment of ours.
+/// Whom this node listens for on a segment of ours: another load balancer, or a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerSpec {
     /// The interface towards it.
     pub port: usize,
     /// Its own address there.
     pub address: IpAddr,
-    /// Its MAC address there.
-    pub mac: Mac,
+    /// Its MAC address there; `None` of a gateway, which is found by its address.
+    pub mac: Option<Mac>,
 }
 
 /// At most so many interfaces: they are bits of a word.

@@ -127,7 +127,7 @@ impl Speaker {
     /// Whether that is the station that a backend or a peer is known as.
     fn is_known_as(&self, ear: Ear<'_>, address: IpAddr) -> bool {
         let is_peer =
-            |peer: &Peer| (peer.spec.port, peer.spec.address, peer.spec.mac) == (ear.port, address, ear.source);
+            |peer: &Peer| (peer.spec.port, peer.spec.address, peer.spec.mac) == (ear.port, address, Some(ear.source));
         self.neighbors.known(ear.port, address) == Some(Some(ear.source)) || ear.snapshot.peers.iter().any(is_peer)
     }
 
@@ -163,7 +163,7 @@ impl Speaker {
         let mut questions: Vec<(usize, IpAddr, Option<Mac>)> = Vec::new();
         if self.prober.is_due(now_ns) {
             let peers = snapshot.peers.iter().map(|peer| &peer.spec);
-            questions.extend(peers.map(|PeerSpec { port, address, mac }: &PeerSpec| (*port, *address, Some(*mac))));
+            questions.extend(peers.map(|PeerSpec { port, address, mac }: &PeerSpec| (*port, *address, *mac)));
         }
         let due = self.neighbors.due(now_ns);
         sayings.extend(due.changes.into_iter().map(Saying::Changed));
@@ -171,7 +171,9 @@ impl Speaker {
         questions.extend(due.probes.into_iter().map(|probe| (probe.port, probe.target, probe.last_known)));
         sayings.extend(questions.into_iter().filter_map(|(port, target, last_known)| {
             let of = &snapshot.ports[port];
-            let frame = packet::question(of.mac, of.address_towards(target)?, target, last_known)?;
+            // A router may be known by its link-local address alone, and no node has one that it speaks from.
+            let own = of.address_towards(target).or_else(|| of.address_like(target))?;
+            let frame = packet::question(of.mac, own, target, last_known)?;
             Some(Saying::Question { port, frame })
         }));
         sayings

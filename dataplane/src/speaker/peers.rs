@@ -1,4 +1,4 @@
-//! Whether the other load balancers are heard on the segments: each is asked for its own address, by ARP or
+//! Whether the other load balancers and the gateways are heard on the segments: each is asked for its own address, by ARP or
 //! neighbour discovery, five times a second. A node that hears none of them while they hear each other has lost its segment, though its
 //! carrier may be there. Pure: the time and the answers come in, the questions that are due come out.
 
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn an_answer_counts_on_its_segment() {
         let address = IpAddr::from([10, 0, 0, 2]);
-        let spec = PeerSpec { port: 0, address, mac: Mac([2, 0, 0, 0, 0, 2]) };
+        let spec = PeerSpec { port: 0, address, mac: Some(Mac([2, 0, 0, 0, 0, 2])) };
         let peers = Compiler::default().compile(&TableSpec { peers: vec![spec], ..TableSpec::default() }).peers;
         heard(&peers, 1, address, 5);
         heard(&peers, 0, IpAddr::from([10, 0, 0, 3]), 5);

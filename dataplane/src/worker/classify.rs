@@ -6,12 +6,13 @@ use super::handoff::{Came, Handoff};
 use crate::{
     forward::{
         decide::{Decision, Flows, Place, Unchanged, Why, decide},
-        egress::{Egress, NotSent, egress, is_alive},
+        egress::{Egress, NotSent, egress},
         flow::{FlowTable, Tick},
         fragment::{Course, Fragments, Step},
         hash::TupleHash,
         runtime::BackendRef,
         snapshot::{Backend, Snapshot, Vip},
+        spec::BackendState,
     },
     packet::{
         self, Address, DatagramId, ETHERNET_HEADER_LEN, FlowPacket, Fragment, FrameMeta, IcmpError, Mac, Packet,
@@ -179,14 +180,35 @@ pub(super) enum Rare {
     Hold(DatagramId),
     /// It asks this node itself.
     React(Reaction),
-    /// Nobody serves the port, and its sender is told so, if it is not too many.
-    Refuse(FlowPacket),
+    /// Its sender is told that nobody takes it, if it is not one of too many.
+    Refuse(FlowPacket, Refusal),
     /// It does not fit where it has to go, and its sender is told so, if it asked for that and is not one of too many.
     TooBig {
         packet: FlowPacket,
         mtu: u32,
     },
     Drop(DropReason),
+}
+
+/// Why nobody takes a packet of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// No service takes the port.
+    NoService,
+    /// The flow's backend is down.
+    BackendDown,
+}
+
+impl Refusal {
+    /// As what it is counted.
+    pub(super) fn reason(self, is_told: bool) -> DropReason {
+        match (self, is_told) {
+            (Self::NoService, true) => DropReason::Rejected,
+            (Self::NoService, false) => DropReason::NoService,
+            (Self::BackendDown, true) => DropReason::FlowReset,
+            (Self::BackendDown, false) => DropReason::BackendDown,
+        }
+    }
 }
 
 impl From<DropReason> for Intent<'_> {
@@ -258,7 +280,8 @@ impl<'a> Judge<'a> {
         let decision = place.and_then(|place| decide(self.snapshot, flows, packet, &place, now));
         match decision {
             Ok(Decision { vip, backend, why }) => self.forward(source, seen, (vip, backend), Some(why), Some(packet)),
-            Err(DropReason::NoService) => self.refuse(seen.frame, packet),
+            Err(DropReason::NoService) => self.refuse(seen.frame, packet, Refusal::NoService),
+            Err(DropReason::BackendDown) => self.refuse(seen.frame, packet, Refusal::BackendDown),
             Err(reason) => reason.into(),
         }
     }
@@ -289,16 +312,17 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Nobody serves the port: the VIP's owner says so, if it shall.
-    fn refuse(&self, frame: &[u8], packet: &FlowPacket) -> Intent<'a> {
+    /// Nobody takes the packet: the VIP's owner says so, if it shall.
+    fn refuse(&self, frame: &[u8], packet: &FlowPacket, refusal: Refusal) -> Intent<'a> {
         if self.snapshot.is_bad_source(packet.tuple.source) {
             return DropReason::BadSource.into();
         }
         let vip = self.snapshot.vip(packet.tuple.destination);
-        let is_refused = vip.is_some_and(|vip| vip.rejects && self.permit.to_refuse(vip.address));
+        let shall = |vip: &Vip| vip.rejects || refusal == Refusal::BackendDown;
+        let is_refused = vip.is_some_and(|vip| shall(vip) && self.permit.to_refuse(vip.address));
         match is_refused && (Reply { to: frame, packet, mac: Mac::ZERO }).is_refusable() {
-            true => Intent::Other(Rare::Refuse(*packet)),
-            false => DropReason::NoService.into(),
+            true => Intent::Other(Rare::Refuse(*packet, refusal)),
+            false => refusal.reason(false).into(),
         }
     }
 
@@ -362,7 +386,7 @@ impl<'a> Judge<'a> {
     }
 
     fn alive(&self, backend: BackendRef) -> Option<&'a Backend> {
-        self.snapshot.backend(backend).filter(|backend| is_alive(backend))
+        self.snapshot.backend(backend).filter(|backend| backend.state != BackendState::Down)
     }
 
     /// An error about a packet that a backend sent from the VIP is for that backend.

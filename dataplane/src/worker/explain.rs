@@ -52,7 +52,7 @@ impl Pipeline {
     /// Who sends a client's frames here: another load balancer those that it sends itself, a router those of all others.
     fn station_of(&self, client: IpAddr) -> Mac {
         let peer = self.snapshot.peers.iter().find(|peer| peer.spec.address == client);
-        peer.map_or(ASKER, |peer| peer.spec.mac)
+        peer.and_then(|peer| peer.spec.mac).unwrap_or(ASKER)
     }
 
     /// The interface at which a frame would ask for what it asks for.
@@ -103,8 +103,7 @@ impl Pipeline {
                     drop(DropReason::EchoLimited)
                 }
                 Rare::React(Reaction::Answer(_)) => Outcome::Answer,
-                Rare::Refuse(_) if self.refusals.would_admit(self.now_ns) => drop(DropReason::Rejected),
-                Rare::Refuse(_) => drop(DropReason::NoService),
+                Rare::Refuse(_, refusal) => drop(refusal.reason(self.refusals.would_admit(self.now_ns))),
                 Rare::TooBig { .. } => drop(DropReason::TooBig),
                 Rare::React(Reaction::Drop { reason, .. }) | Rare::Drop(reason) => drop(*reason),
                 Rare::Deliver => Outcome::Deliver,

@@ -278,7 +278,10 @@ impl Pipeline {
             Rare::HandOff(owner) => self.hand_off(owner, port, meta, frame),
             Rare::Hold(id) => self.hold(id, Waiting { port, frame: OwnedFrame::new(&meta.vnet, frame) }),
             Rare::React(reaction) => self.react(reaction, port, &meta.vnet, frame),
-            Rare::Refuse(packet) => Verdict::Drop(self.refuse(port, frame, &packet)),
+            Rare::Refuse(packet, refusal) => {
+                let is_told = self.refuse(port, frame, &packet);
+                Verdict::Drop(refusal.reason(is_told))
+            }
             Rare::TooBig { packet, mtu } => {
                 self.say_too_big(port, frame, &packet, mtu);
                 Verdict::Drop(DropReason::TooBig)
@@ -422,19 +425,12 @@ impl Pipeline {
         tracing::warn!(backend = %address, %from, %to, "a backend has another MAC address: the former one is silent");
     }
 
-    /// Nobody serves the port: the VIP's owner says so.
-    fn refuse(&mut self, port: usize, frame: &[u8], packet: &FlowPacket) -> DropReason {
-        if !self.refusals.admits(self.now_ns) {
-            return DropReason::NoService;
-        }
+    /// Nobody takes the packet: its sender is told so, unless it is one of too many.
+    fn refuse(&mut self, port: usize, frame: &[u8], packet: &FlowPacket) -> bool {
         let reply = Reply { to: frame, packet, mac: self.snapshot.ports[port].mac };
-        match reply.refusal() {
-            Some(frame) => {
-                self.outbox.push(Outgoing::own(port, &frame));
-                DropReason::Rejected
-            }
-            None => DropReason::NoService,
-        }
+        let refusal = self.refusals.admits(self.now_ns).then(|| reply.refusal()).flatten();
+        self.outbox.extend(refusal.as_ref().map(|frame| Outgoing::own(port, frame)));
+        refusal.is_some()
     }
 
     /// Whoever has asked for it is told (RFC 1191 4, RFC 4443 3.2).

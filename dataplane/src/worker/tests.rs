@@ -69,6 +69,7 @@ fn spec() -> TableSpec {
             name: format!("s{id}"),
             ports: vec![range(Protocol::Tcp, 80, 89), range(Protocol::Udp, 53, 53)],
             by_source: false,
+            resets_flows: false,
             table_size: 4093,
             backends: vec![BackendSpec {
                 id,

@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Virtual IP addresses.
     #[command(subcommand)]
     Vip(VipCommand),
+    /// What is known of segments beside what the nodes find out.
+    #[command(subcommand)]
+    Segment(SegmentCommand),
     /// What is balanced on a VIP.
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -291,6 +294,39 @@ pub(crate) enum VipCommand {
     List,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum SegmentCommand {
+    /// Say more of a segment than the nodes find out themselves.
+    ///
+    /// Example: lbctl segment add 192.0.2.0/24 --gateway 192.0.2.254. All nodes there ask the gateway for its address five
+    /// times a second. A node that alone does not hear it is cut off: its VIPs move to one that does.
+    Add {
+        /// The network, such as 192.0.2.0/24.
+        #[arg(value_name = "CIDR")]
+        network: String,
+        /// A router there.
+        #[arg(long, value_name = "IP")]
+        gateway: IpAddr,
+    },
+    /// Change what is said of a segment.
+    Set {
+        /// The network.
+        #[arg(value_name = "CIDR")]
+        network: String,
+        /// A router there.
+        #[arg(long, value_name = "IP")]
+        gateway: IpAddr,
+    },
+    /// Say nothing of a segment any more.
+    Remove {
+        /// The network.
+        #[arg(value_name = "CIDR")]
+        network: String,
+    },
+    /// All segments of which something was said, and the nodes that do not hear their gateways.
+    List,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Affinity {
     /// Each flow is placed by itself.
@@ -380,6 +416,17 @@ pub(crate) struct ServiceOptions {
     /// What becomes of new flows where nothing good was found of any backend. drop unless said.
     #[arg(long, value_enum)]
     pub(crate) on_all_down: Option<OnAllDown>,
+    /// What becomes of the TCP flows that a backend had when it is down. reselect unless said.
+    #[arg(long, value_enum)]
+    pub(crate) on_backend_down: Option<OnBackendDown>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnBackendDown {
+    /// They go to another backend, which does not know them and resets them itself.
+    Reselect,
+    /// The owner of the VIP resets them.
+    Reset,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,6 +6,7 @@ mod cluster;
 mod drained;
 mod explain;
 mod node;
+mod segment;
 mod service;
 mod snapshot;
 mod status;
@@ -47,6 +48,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Node(command) => node::run(&session, command).await,
         Command::Cluster(command) => cluster::run(&session, command).await,
         Command::Snapshot(command) => snapshot::run(&session, command).await,
+        Command::Segment(command) => segment::run(&session, command).await,
         Command::Vip(command) => vip::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
         Command::Backend(command) => backend::run(&session, command).await,

@@ -3,7 +3,7 @@
 use lb_proto::v1::{self, table_service_client::TableServiceClient};
 
 use crate::{
-    cli::{Affinity, Check, OnAllDown, Port, ServiceCommand},
+    cli::{Affinity, Check, OnAllDown, OnBackendDown, Port, ServiceCommand},
     exit::Failure,
     output,
     session::{MAX_ANSWER_LEN, Session},
@@ -31,6 +31,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
                 slow_start_s: options.slow_start.unwrap_or(0),
                 min_healthy: options.min_healthy.unwrap_or(0),
                 on_all_down: options.on_all_down.map_or(0, on_all_down),
+                on_backend_down: options.on_backend_down.map_or(0, on_backend_down),
                 ..v1::Service::default()
             };
             let request = v1::CreateServiceRequest { request_id, expected_revision: 0, service: Some(service) };
@@ -54,6 +55,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
                 fall: options.fall,
                 drain_timeout_s: options.drain_timeout,
                 slow_start_s: options.slow_start,
+                on_backend_down: options.on_backend_down.map(on_backend_down),
                 ..nothing.clone()
             };
             if request == nothing {
@@ -100,6 +102,13 @@ fn check_list(checks: &[Check]) -> Result<Option<v1::CheckList>, Failure> {
         (_, 0) => Ok(Some(v1::CheckList::default())),
         (all, some) if all > some => Err(Failure::Usage("--check none stands alone".to_owned())),
         _ => Ok(Some(v1::CheckList { checks: some })),
+    }
+}
+
+fn on_backend_down(what: OnBackendDown) -> i32 {
+    match what {
+        OnBackendDown::Reselect => v1::OnBackendDown::Reselect.into(),
+        OnBackendDown::Reset => v1::OnBackendDown::Reset.into(),
     }
 }
 

@@ -61,6 +61,14 @@ impl Row for v1::Vip {
     }
 }
 
+impl Row for v1::Segment {
+    const COLUMNS: &'static [&'static str] = &["network", "gateway", "unheard by"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.network.clone(), self.gateway.clone(), or_dash(&self.unheard_by.join(", "))]
+    }
+}
+
 fn ports(range: &v1::PortRange) -> String {
     let protocol = label::<v1::Protocol>(range.protocol);
     match (range.first, range.last) {
@@ -81,6 +89,7 @@ impl Row for v1::Service {
         "every",
         "min healthy",
         "on all down",
+        "on backend down",
         "drain timeout",
         "slow start",
     ];
@@ -100,6 +109,7 @@ impl Row for v1::Service {
             if checks.is_empty() { "-".to_owned() } else { humantime::format_duration(every).to_string() },
             self.min_healthy.max(1).to_string(),
             label::<v1::OnAllDown>(self.on_all_down).replace('_', "-"),
+            label::<v1::OnBackendDown>(self.on_backend_down).to_owned(),
             span(self.drain_timeout_s),
             span(self.slow_start_s),
         ]
@@ -144,7 +154,8 @@ impl Row for v1::Node {
         let segment = |a: &v1::Attachment| {
             let isolated = if a.isolated { " ISOLATED" } else { "" };
             let blind = if a.blind { " HEARS NO BACKENDS" } else { "" };
-            format!("{} {}{isolated}{blind}", a.interface, a.address)
+            let missing = if a.misses_gateway { " HEARS NO GATEWAY" } else { "" };
+            format!("{} {}{isolated}{blind}{missing}", a.interface, a.address)
         };
         let segments: Vec<String> = self.attachments.iter().map(segment).collect();
         vec![

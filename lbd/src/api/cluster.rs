@@ -6,7 +6,10 @@ use futures::Stream;
 use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
-    table::{Body, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, decode_saved, encode_saved, restore},
+    table::{
+        Attachment, Body, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, Sign, decode_saved,
+        encode_saved, restore,
+    },
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
@@ -162,13 +165,17 @@ impl Cluster {
                 warnings
                     .push(format!("{} hears no other node on {interface}: its segment is cut off there", node.name));
             }
-            for attachment in node.attachments.iter().filter(|attachment| table.is_blind_on(node.id, attachment)) {
-                let interface = &attachment.interface;
-                warnings.push(format!(
-                    "{} hears hardly any backend on {interface}, and others hear them: it can own no VIP until its way to \
-                     them is mended",
-                    node.name
-                ));
+            let signs = |a| table.blindness(node.id, a).map(move |sign| (sign, a));
+            for (sign, Attachment { interface, .. }) in node.attachments.iter().flat_map(signs) {
+                let (name, can_own) = (&node.name, "it can own no VIP until its way there is mended");
+                warnings.push(match sign {
+                    Sign::Backends => {
+                        format!("{name} hears hardly any backend on {interface}, and others hear them: {can_own}")
+                    }
+                    Sign::Gateway => {
+                        format!("{name} does not hear the gateway on {interface}, and others hear it: {can_own}")
+                    }
+                });
             }
         }
         for node in table.nodes().filter(|node| Some(node.id) != status.node) {

@@ -7,9 +7,10 @@ use lb_proto::v1;
 use lb_raft_store::{
     View,
     table::{
-        AdminState, Affinity, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, Health, MacAddr,
-        Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Service, ServicePatch, ServiceSettings, Table, Tier,
-        Unmatched, Vip, VipPatch, VipSettings, Weight, check_cluster_address,
+        AdminState, Affinity, Attachment, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, Health,
+        MacAddr, Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Segment, SegmentPatch, SegmentSettings,
+        Service, ServicePatch, ServiceSettings, Sign, Silence, Table, Tier, Unmatched, Vip, VipPatch, VipSettings,
+        Weight, check_cluster_address,
     },
 };
 use tonic::Status;
@@ -141,6 +142,36 @@ pub(super) fn delete_vip(request: &v1::DeleteVipRequest) -> Result<Mutation, Sta
     Ok(Mutation::DeleteVip { address: address("address", &request.address)?, cascade: request.cascade })
 }
 
+pub(super) fn create_segment(segment: Option<&v1::Segment>) -> Result<Mutation, Status> {
+    let segment = segment.ok_or_else(|| invalid("segment", "it is required"))?;
+    Ok(Mutation::CreateSegment(SegmentSettings {
+        network: parsed("network", &segment.network)?,
+        gateway: address("gateway", &segment.gateway)?,
+    }))
+}
+
+pub(super) fn update_segment(request: &v1::UpdateSegmentRequest) -> Result<Mutation, Status> {
+    Ok(Mutation::UpdateSegment(SegmentPatch {
+        network: parsed("network", &request.network)?,
+        gateway: request.gateway.as_deref().map(|text| address("gateway", text)).transpose()?,
+    }))
+}
+
+pub(super) fn delete_segment(request: &v1::DeleteSegmentRequest) -> Result<Mutation, Status> {
+    Ok(Mutation::DeleteSegment { network: parsed("network", &request.network)? })
+}
+
+pub(super) fn segment(segment: &Segment, table: &Table) -> v1::Segment {
+    let is_there = |a: &Attachment| a.segment() == Some(segment.settings.network);
+    let misses = |node: &&Node| node.attachments.iter().any(|a| is_there(a) && a.gateway_silence != Silence::None);
+    v1::Segment {
+        network: segment.settings.network.to_string(),
+        gateway: segment.settings.gateway.to_string(),
+        unheard_by: table.nodes().filter(misses).map(|node| node.name.to_string()).collect(),
+        revision: segment.revision,
+    }
+}
+
 pub(super) fn create_service(service: Option<&v1::Service>, table: &Table) -> Result<Mutation, Status> {
     let service = service.ok_or_else(|| invalid("service", "it is required"))?;
     let name: Name = parsed("name", &service.name)?;
@@ -168,6 +199,7 @@ pub(super) fn create_service(service: Option<&v1::Service>, table: &Table) -> Re
         fall: service.fall,
         drain_timeout_s: service.drain_timeout_s,
         slow_start_s: service.slow_start_s,
+        resets_flows: resets_flows(service.on_backend_down)?,
     }))
 }
 
@@ -186,6 +218,7 @@ pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutat
         fall: request.fall,
         drain_timeout_s: request.drain_timeout_s,
         slow_start_s: request.slow_start_s,
+        resets_flows: request.on_backend_down.map(resets_flows).transpose()?,
     }))
 }
 
@@ -214,6 +247,14 @@ pub(super) fn update_backend(request: &v1::UpdateBackendRequest) -> Result<Mutat
         state: request.state.map(state).transpose()?,
         tier: request.tier.map(tier).transpose()?,
     }))
+}
+
+fn resets_flows(number: i32) -> Result<bool, Status> {
+    match v1::OnBackendDown::try_from(number) {
+        Ok(v1::OnBackendDown::Unspecified | v1::OnBackendDown::Reselect) => Ok(false),
+        Ok(v1::OnBackendDown::Reset) => Ok(true),
+        Err(_) => Err(invalid("on_backend_down", format!("{number} is unknown"))),
+    }
 }
 
 fn fails_open(number: i32) -> Result<bool, Status> {
@@ -251,6 +292,9 @@ pub(super) fn mutation(mutation: &v1::Mutation, table: &Table) -> Result<Mutatio
         Change::CreateBackend(request) => create_backend(request.backend.as_ref()),
         Change::UpdateBackend(request) => update_backend(request),
         Change::DeleteBackend(request) => delete_backend(request),
+        Change::CreateSegment(request) => create_segment(request.segment.as_ref()),
+        Change::UpdateSegment(request) => update_segment(request),
+        Change::DeleteSegment(request) => delete_segment(request),
     }
 }
 
@@ -308,6 +352,11 @@ pub(super) fn service(service: &Service) -> v1::Service {
         slow_start_s: settings.slow_start_s,
         min_healthy: settings.min_healthy,
         on_all_down: if settings.fails_open { v1::OnAllDown::FailOpen } else { v1::OnAllDown::Drop }.into(),
+        on_backend_down: match settings.resets_flows {
+            true => v1::OnBackendDown::Reset,
+            false => v1::OnBackendDown::Reselect,
+        }
+        .into(),
         revision: service.revision,
     }
 }
@@ -356,13 +405,14 @@ fn drain_ends_ms(backend: &Backend, table: &Table) -> Option<u64> {
 }
 
 pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node {
-    let attachment = |a: &lb_raft_store::table::Attachment| v1::Attachment {
+    let attachment = |a: &Attachment| v1::Attachment {
         interface: a.interface.clone(),
         mac: a.mac.to_string(),
         address: format!("{}/{}", a.address, a.prefix_len),
         hears: a.hears.iter().filter_map(|id| view.table.node(*id)).map(|node| node.name.to_string()).collect(),
         isolated: view.table.is_isolated(node.id, a),
-        blind: view.table.is_blind_on(node.id, a),
+        blind: view.table.blindness(node.id, a).any(|sign| sign == Sign::Backends),
+        misses_gateway: view.table.blindness(node.id, a).any(|sign| sign == Sign::Gateway),
     };
     v1::Node {
         id: node.id,

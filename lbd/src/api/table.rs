@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr, pin::Pin, time::Duration};
 
 use futures::Stream;
 use lb_proto::v1::{self, ask_request::Question, ask_response::Answer as Told, table_service_server::TableService};
-use lb_raft_store::table::{Attachment, Backend, Mutation, Name, Table as TableOfAll, Vip};
+use lb_raft_store::table::{Attachment, Backend, Cidr, Mutation, Name, Table as TableOfAll, Vip};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
@@ -240,6 +240,42 @@ impl TableService for Table {
         let call = Call::new("DeleteBackend", &request);
         let request = request.get_ref();
         let mutation = convert::delete_backend(request);
+        self.change(&call, &request.request_id, request.expected_revision, mutation).await
+    }
+
+    async fn list_segments(&self, request: Request<v1::ListSegmentsRequest>) -> Answer<v1::ListSegmentsResponse> {
+        let view = self.0.read(&Call::new("ListSegments", &request)).await?;
+        let segments = view.table.segments().map(|segment| convert::segment(segment, &view.table)).collect();
+        Ok(Response::new(v1::ListSegmentsResponse { segments, revision: view.table.revision() }))
+    }
+
+    async fn get_segment(&self, request: Request<v1::GetSegmentRequest>) -> Answer<v1::GetSegmentResponse> {
+        let view = self.0.read(&Call::new("GetSegment", &request)).await?;
+        let network: Cidr = convert::parsed("network", &request.get_ref().network)?;
+        let found = view.table.segment(&network);
+        let segment = found.ok_or_else(|| status::not_found(&format!("there is no segment {network}")))?;
+        let segment = Some(convert::segment(segment, &view.table));
+        Ok(Response::new(v1::GetSegmentResponse { segment, revision: view.table.revision() }))
+    }
+
+    async fn create_segment(&self, request: Request<v1::CreateSegmentRequest>) -> Answer<v1::MutationResponse> {
+        let call = Call::new("CreateSegment", &request);
+        let request = request.get_ref();
+        let mutation = convert::create_segment(request.segment.as_ref());
+        self.change(&call, &request.request_id, request.expected_revision, mutation).await
+    }
+
+    async fn update_segment(&self, request: Request<v1::UpdateSegmentRequest>) -> Answer<v1::MutationResponse> {
+        let call = Call::new("UpdateSegment", &request);
+        let request = request.get_ref();
+        let mutation = convert::update_segment(request);
+        self.change(&call, &request.request_id, request.expected_revision, mutation).await
+    }
+
+    async fn delete_segment(&self, request: Request<v1::DeleteSegmentRequest>) -> Answer<v1::MutationResponse> {
+        let call = Call::new("DeleteSegment", &request);
+        let request = request.get_ref();
+        let mutation = convert::delete_segment(request);
         self.change(&call, &request.request_id, request.expected_revision, mutation).await
     }
 

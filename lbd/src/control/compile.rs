@@ -1,9 +1,6 @@
 //! The replicated table as this node's dataplane needs it. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_dataplane::{
     forward::spec::{
@@ -12,11 +9,10 @@ use lb_dataplane::{
     packet::{self, Mac},
 };
 use lb_raft_store::table::{
-    AdminState, Affinity, Backend, Cidr, FlowTimeouts, Health, NodeId, PortRange, Protocol, Service, Table, Unmatched,
-    Vip,
+    Affinity, Backend, Cidr, FlowTimeouts, NodeId, PortRange, Protocol, Service, Table, Takers, Takes, Unmatched, Vip,
 };
 
-use crate::link::Link;
+use crate::{health::gateways, link::Link};
 
 /// How a node forwards, whether it owns VIPs or not.
 pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
@@ -36,7 +32,7 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
         ports: links.iter().map(|link| own_addresses(link.port_spec(), table)).collect(),
         vips: table.vips().map(vip).collect(),
         peer_addresses,
-        peers: peers_on_segments(table, me, links),
+        peers: heard_on_segments(table, me, links),
         timeouts: compile_timeouts(table.settings().flow_timeouts),
     }
 }
@@ -60,17 +56,18 @@ fn compile_timeouts(FlowTimeouts { tcp_s, fin_s, udp_s }: FlowTimeouts) -> Timeo
     Timeouts { tcp_s, fin_s, udp_s }
 }
 
-/// The other nodes' addresses on segments of ours.
-fn peers_on_segments(table: &Table, me: NodeId, links: &[Link]) -> Vec<PeerSpec> {
+/// Whom this node listens for on its segments: the other nodes, and the gateways.
+fn heard_on_segments(table: &Table, me: NodeId, links: &[Link]) -> Vec<PeerSpec> {
     let others = || table.nodes().filter(|node| node.id != me).flat_map(|node| &node.attachments);
     let mut peers = Vec::new();
     for (port, link) in links.iter().enumerate() {
         for own in link.addresses.iter().filter_map(|(address, len)| Cidr::containing(*address, *len)) {
             for attachment in others().filter(|attachment| attachment.segment() == Some(own)) {
-                peers.push(PeerSpec { port, address: attachment.address, mac: Mac(attachment.mac.octets()) });
+                peers.push(PeerSpec { port, address: attachment.address, mac: Some(Mac(attachment.mac.octets())) });
             }
         }
     }
+    peers.extend(gateways(table, links).iter().map(|of| PeerSpec { port: of.port, address: of.address, mac: None }));
     peers
 }
 
@@ -91,12 +88,13 @@ fn answer_on(vip: &Vip, links: &[Link]) -> Vec<usize> {
 
 fn compile_service(table: &Table, service: &Service) -> ServiceSpec {
     let settings = &service.settings;
-    let takers = table.takers(service).backends;
+    let takers = table.takers(service);
     ServiceSpec {
         name: settings.name.to_string(),
         ports: settings.ports.iter().map(compile_port).collect(),
         by_source: settings.affinity == Affinity::Source,
         table_size: settings.table_size,
+        resets_flows: settings.resets_flows,
         // In the order of their addresses, on every node alike.
         backends: table
             .backends_of(&settings.name)
@@ -113,9 +111,8 @@ fn compile_port(range: &PortRange) -> PortRangeSpec {
     PortRangeSpec { protocol, first: range.first, last: range.last }
 }
 
-fn compile_backend(table: &Table, service: &Service, backend: &Backend, takers: &BTreeSet<u64>) -> BackendSpec {
+fn compile_backend(table: &Table, service: &Service, backend: &Backend, takers: &Takers) -> BackendSpec {
     let settings = &backend.settings;
-    let is_unhealthy = table.verdict(backend).is_some_and(|verdict| verdict.health == Health::Unhealthy);
     BackendSpec {
         id: backend.id,
         address: settings.address,
@@ -126,14 +123,11 @@ fn compile_backend(table: &Table, service: &Service, backend: &Backend, takers: 
         } else {
             settings.weight.get()
         },
-        state: match settings.state {
-            AdminState::Active if takers.contains(&backend.id) => BackendState::Active,
-            // Its flows have nobody to talk to.
-            AdminState::Active | AdminState::Drain if is_unhealthy => BackendState::Down,
-            AdminState::Drain if backend.is_drained => BackendState::Down,
-            // No new flows now, and those that it has stay.
-            AdminState::Active | AdminState::Drain => BackendState::Draining,
-            AdminState::Down => BackendState::Down,
+        state: match table.takes(backend, takers) {
+            Takes::All => BackendState::Active,
+            Takes::Known => BackendState::Draining,
+            Takes::KnownTcp => BackendState::Silent,
+            Takes::Nothing => BackendState::Down,
         },
     }
 }
@@ -166,6 +160,7 @@ mod tests {
             prefix_len: 24,
             hears: Vec::new(),
             silence: Silence::None,
+            gateway_silence: Silence::None,
         };
         let vip = VipSettings { address: ip("192.168.2.1"), prefer: None, segment: None, unmatched: Unmatched::Drop };
         let commands = [
@@ -237,7 +232,7 @@ mod tests {
         apply(13, Body::Report { node: ME, lease: LeaseId(3), verdicts: verdicts.to_vec() });
         let spec = compile(&table, ME, &links());
         let states: Vec<BackendState> = spec.vips[0].services[0].backends.iter().map(|backend| backend.state).collect();
-        use BackendState::{Active, Down, Draining};
-        assert_eq!(states, [Draining, Active, Draining, Down]);
+        use BackendState::{Active, Down, Silent};
+        assert_eq!(states, [Silent, Active, Silent, Down]);
     }
 }

@@ -167,6 +167,7 @@ mod tests {
                 prefix_len: 24,
                 hears: Vec::new(),
                 silence: Silence::None,
+                gateway_silence: Silence::None,
             };
             let (attachments, unfit) = (vec![attachment], String::new());
             apply(Body::PublishNode { node: id, attachments, heartbeat: vec![], feature_level: 1, unfit, starts: 0 });

@@ -11,13 +11,13 @@ use std::{
 use lb_dataplane::{Dataplane, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Attachment, Body, Cidr, FEATURE_LEVEL, NodeId},
+    table::{Attachment, Body, Cidr, FEATURE_LEVEL, NodeId, Silence},
 };
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     config::Config,
-    health::{Silences, VERDICTS_LEVEL},
+    health::{GATEWAYS_LEVEL, Silences, VERDICTS_LEVEL},
     link::Link,
     ownership::{self, Backoff, Ownership},
 };
@@ -99,7 +99,7 @@ impl PublishNode {
 
     /// Where this node is attached, and whom it hears there.
     fn attachments(&mut self, me: NodeId, view: &View, links: &[Link], silences: &Silences) -> Vec<Attachment> {
-        let knows = view.table.feature_level() >= VERDICTS_LEVEL;
+        let level = view.table.feature_level();
         let heard = self.dataplane.as_ref().map(|dataplane| dataplane.heard_peers()).unwrap_or_default();
         let before = view.table.node(me).map(|node| node.attachments.clone()).unwrap_or_default();
         let hysteresis = &mut self.hysteresis;
@@ -124,9 +124,13 @@ impl PublishNode {
             // A VIP on an interface is a mistake, and tells nothing of where the node is.
             let of_link = of_link.into_iter().filter(|a| view.table.vip(a.address).is_none());
             attachments.extend(of_link.map(|attachment| {
-                let at = attachment.segment().filter(|_| knows).map(|segment| (link.name.clone(), segment));
-                let silence = at.and_then(|at| silences.get(&at)).copied().unwrap_or_default();
-                Attachment { silence, ..attachment }
+                let at = attachment.segment().map(|segment| (link.name.clone(), segment));
+                let of = |all: &BTreeMap<_, Silence>, knows: bool| {
+                    at.as_ref().filter(|_| knows).and_then(|at| all.get(at)).copied().unwrap_or_default()
+                };
+                let silence = of(&silences.backends, level >= VERDICTS_LEVEL);
+                let gateway_silence = of(&silences.gateways, level >= GATEWAYS_LEVEL);
+                Attachment { silence, gateway_silence, ..attachment }
             }));
         }
         attachments

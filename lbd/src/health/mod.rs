@@ -9,10 +9,12 @@ mod services;
 mod verdict;
 
 pub(crate) use report::Report;
-pub(crate) use segments::Silences;
+pub(crate) use segments::{Silences, gateways};
 pub(crate) use services::unserved;
 
 /// The feature level that knows of verdicts, and of segments whose backends are silent.
 pub(crate) const VERDICTS_LEVEL: u32 = 6;
+/// The feature level that knows of segments' gateways.
+pub(crate) const GATEWAYS_LEVEL: u32 = 10;
 /// The feature level that knows of checks.
 pub(crate) const CHECKS_LEVEL: u32 = 8;

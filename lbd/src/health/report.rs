@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     CHECKS_LEVEL, Silences, VERDICTS_LEVEL,
     check::{Checker, Outcome, Plan},
-    segments::{Segments, mostly, segment_of},
+    segments::{Segments, gateways, mostly, segment_of},
     verdict::{Found, differing},
 };
 use crate::{
@@ -105,7 +105,9 @@ impl Report {
             self.tell(&view.table);
             let seen = self.look();
             let links = self.links.borrow().clone();
-            let silences = self.segments.look(&seen, &links, Instant::now());
+            let gateways = gateways(&view.table, &links);
+            let heard = if gateways.is_empty() { Vec::new() } else { self.dataplane.heard_peers() };
+            let silences = self.segments.look((&seen, &links), (&gateways, &heard), Instant::now());
             self.silences.send_if_modified(|told| {
                 let differs = *told != silences;
                 *told = silences;
@@ -177,7 +179,7 @@ impl Report {
         let counts = |backend: &SeenBackend| {
             let settled = self.silent.get(&backend.id).is_some_and(|since| since.elapsed() >= SETTLE);
             let at = segment_of(links, backend.port, backend.address);
-            settled && at.is_some_and(|at| !silences.contains_key(&at) || is_agreed(&at))
+            settled && at.is_some_and(|at| !silences.backends.contains_key(&at) || is_agreed(&at))
         };
         let mut found = Found { checked, ..Found::default() };
         for backend in seen {

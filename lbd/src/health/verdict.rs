@@ -102,6 +102,7 @@ pub(super) mod tests {
             prefix_len: 24,
             hears: Vec::new(),
             silence: Silence::None,
+            gateway_silence: Silence::None,
         };
         let published = Body::PublishNode {
             node: BOOTSTRAP_NODE,

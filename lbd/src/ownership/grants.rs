@@ -145,6 +145,7 @@ mod tests {
             prefix_len: 24,
             hears: Vec::new(),
             silence: Silence::None,
+            gateway_silence: Silence::None,
         };
         let commands = [
             Body::CreateCluster {
@@ -229,6 +230,7 @@ mod tests {
             prefix_len: 24,
             hears: Vec::new(),
             silence: Silence::None,
+            gateway_silence: Silence::None,
         };
         for (index, command) in [
             (6, Body::AddNode(second)),

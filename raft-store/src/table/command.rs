@@ -11,9 +11,10 @@ use super::{
     health::Verdict,
     node::{Attachment, NewNode, Silence},
     requests::RequestId,
+    segment::{SegmentPatch, SegmentSettings},
     service::{ServicePatch, ServiceSettings},
     settings::{ClusterSettings, SettingsPatch},
-    types::{Epoch, LeaseId, Name, NodeId, Revision, Weight},
+    types::{Cidr, Epoch, LeaseId, Name, NodeId, Revision, Weight},
     vip::{VipPatch, VipSettings},
 };
 use crate::codec::{
@@ -218,6 +219,9 @@ impl Command {
             Body::SetNodeAddress { .. } | Body::Fence { evidence: Evidence::Operator, .. } => 3,
             Body::Progress { .. } => 9,
             Body::Report { verdicts, .. } => verdicts.iter().map(Verdict::needs_level).max().unwrap_or(6),
+            Body::PublishNode { attachments, .. } if attachments.iter().any(|a| a.gateway_silence != Silence::None) => {
+                10
+            }
             Body::PublishNode { attachments, .. } if attachments.iter().any(|a| a.silence != Silence::None) => 6,
             Body::PublishNode { starts: 1.., .. } => 4,
             Body::PublishNode { unfit, .. } if !unfit.is_empty() => 3,
@@ -266,6 +270,7 @@ impl Mutation {
             Self::CreateBackend(backend) if weighs_nothing(backend.weight) => 5,
             Self::UpdateBackend(patch) if patch.weight.is_some_and(weighs_nothing) => 5,
             Self::PatchSettings(_) => 3,
+            Self::CreateSegment(_) | Self::UpdateSegment(_) | Self::DeleteSegment { .. } => 10,
             _ => 1,
         }
     }
@@ -322,6 +327,12 @@ pub enum Mutation {
     },
     /// Some settings of the whole cluster change together with the rest. Feature level 3.
     PatchSettings(SettingsPatch),
+    /// Feature level 10, as the other changes of segments.
+    CreateSegment(SegmentSettings),
+    UpdateSegment(SegmentPatch),
+    DeleteSegment {
+        network: Cidr,
+    },
 }
 
 recorded!(Principal => Principal { name, node });
@@ -531,6 +542,11 @@ impl Field<record::Mutation> for Mutation {
                 Kind::DeleteBackend(record::Delete { address: address.put(), name: service.put(), cascade: false })
             }
             Self::PatchSettings(patch) => Kind::PatchSettings(patch.put()),
+            Self::CreateSegment(settings) => Kind::CreateSegment(settings.put()),
+            Self::UpdateSegment(patch) => Kind::UpdateSegment(patch.put()),
+            Self::DeleteSegment { network } => {
+                Kind::DeleteSegment(record::Delete { name: network.put(), ..record::Delete::default() })
+            }
         };
         record::Mutation { kind: Some(kind) }
     }
@@ -557,6 +573,11 @@ impl Field<record::Mutation> for Mutation {
                 address: Field::read(record.address).map_err(|error: DecodeError| error.named("address"))?,
             },
             Kind::PatchSettings(record) => Self::PatchSettings(Field::read(record)?),
+            Kind::CreateSegment(record) => Self::CreateSegment(Field::read(record)?),
+            Kind::UpdateSegment(record) => Self::UpdateSegment(Field::read(record)?),
+            Kind::DeleteSegment(record) => Self::DeleteSegment {
+                network: Field::read(record.name).map_err(|error: DecodeError| error.named("network"))?,
+            },
         })
     }
 }

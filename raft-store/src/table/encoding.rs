@@ -33,6 +33,7 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
         next_backend_id: table.next_backend_id,
         nodes: table.nodes.values().map(Field::put).collect(),
         leases: table.leases.iter().map(lease).collect(),
+        segments: table.segments.values().map(Field::put).collect(),
         vips: table.vips.values().map(Field::put).collect(),
         services: table.services.values().map(Field::put).collect(),
         backends: table.backends.values().map(Field::put).collect(),
@@ -86,6 +87,8 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
     for record in record.heartbeat_keys {
         table.heartbeat_keys.insert_mut(record.index, Field::read(record.key).map_err(named("heartbeat_key"))?);
     }
+    let segments: Vec<super::Segment> = Field::read(record.segments)?;
+    table.segments = segments.into_iter().map(|segment| (segment.settings.network, segment)).collect();
     let vips: Vec<super::Vip> = Field::read(record.vips)?;
     table.vips = vips.into_iter().map(|vip| (vip.settings.address, vip)).collect();
     let services: Vec<super::Service> = Field::read(record.services)?;

@@ -43,7 +43,9 @@ fn commands() -> Vec<(&'static str, Command)> {
         prefix_len: 24,
         hears: vec![4, 7],
         silence: Silence::None,
+        gateway_silence: Silence::None,
     };
+    let network: Cidr = "192.168.2.0/24".parse().unwrap();
     let heartbeat = vec!["10.77.1.9:7401".parse().unwrap(), "[2001:db8::9]:7401".parse().unwrap()];
     let fence = |evidence, heard| Body::Fence { node: 1, lease: LeaseId(3), evidence, heard };
     let withdrawal = Withdrawal { supporter: 4, lease: LeaseId(8), as_of: 20 };
@@ -214,7 +216,7 @@ fn commands() -> Vec<(&'static str, Command)> {
             "publish_silence",
             Body::PublishNode {
                 node: 4,
-                attachments: vec![Attachment { silence: Silence::Lasting, ..attachment }],
+                attachments: vec![Attachment { silence: Silence::Lasting, ..attachment.clone() }],
                 heartbeat: vec![],
                 feature_level: 6,
                 unfit: String::new(),
@@ -277,6 +279,44 @@ fn commands() -> Vec<(&'static str, Command)> {
                     slow_start_s: Some(8),
                     ..ServicePatch::of(name("web"))
                 }),
+            ])
+            .into(),
+        ),
+        // Feature level 10.
+        (
+            "publish_gateway_silence",
+            Body::PublishNode {
+                node: 4,
+                attachments: vec![Attachment { gateway_silence: Silence::Begun, ..attachment.clone() }],
+                heartbeat: vec![],
+                feature_level: 10,
+                unfit: String::new(),
+                starts: 7,
+            }
+            .into(),
+        ),
+        (
+            "segments",
+            Body::Mutate(vec![
+                Mutation::CreateSegment(SegmentSettings { network, gateway: ip("192.168.2.254") }),
+                Mutation::UpdateSegment(SegmentPatch { network, gateway: Some(ip("192.168.2.253")) }),
+                Mutation::UpdateSegment(SegmentPatch::of(network)),
+                Mutation::DeleteSegment { network },
+            ])
+            .into(),
+        ),
+        (
+            "reset",
+            Body::Mutate(vec![
+                Mutation::CreateService(ServiceSettings {
+                    resets_flows: true,
+                    ..ServiceSettings::new(
+                        name("web"),
+                        ip(VIP),
+                        vec![PortRange { protocol: Protocol::Tcp, first: 80, last: 80 }],
+                    )
+                }),
+                Mutation::UpdateService(ServicePatch { resets_flows: Some(false), ..ServicePatch::of(name("web")) }),
             ])
             .into(),
         ),
@@ -424,6 +464,7 @@ fn first_entries() -> Table {
             prefix_len: 24,
             hears: Vec::new(),
             silence: Silence::None,
+            gateway_silence: Silence::None,
         };
         let heartbeat = vec!["10.77.1.9:7401".parse().unwrap()];
         let before = apply(Body::PublishNode {

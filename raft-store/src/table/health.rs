@@ -60,6 +60,20 @@ impl Verdict {
 
 recorded!(Verdict => Verdict { backend, health, reason, since_ms });
 
+/// What a backend takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// New flows, and those that it has.
+    All,
+    /// The flows that it has.
+    Known,
+    /// The flows of TCP that it has: it may only be cut off for a moment, which TCP survives and nobody of UDP would notice
+    /// the end of.
+    KnownTcp,
+    /// Nothing.
+    Nothing,
+}
+
 /// Which backends of a service take new flows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Takers {
@@ -93,5 +107,19 @@ impl Table {
             backends.extend(all.map(|backend| backend.id));
         }
         Takers { is_open: is_open && !backends.is_empty(), backends, first_tier }
+    }
+
+    /// What a backend takes. `takers`: of its service.
+    pub fn takes(&self, backend: &Backend, takers: &Takers) -> Takes {
+        let health = self.verdict(backend).map_or(Health::Unchecked, |verdict| verdict.health);
+        match (backend.settings.state, health) {
+            (AdminState::Down, _) => Takes::Nothing,
+            (AdminState::Active, _) if takers.backends.contains(&backend.id) => Takes::All,
+            (AdminState::Drain, _) if backend.is_drained => Takes::Nothing,
+            // Its flows have nobody to talk to.
+            (_, Health::Unhealthy) => Takes::Nothing,
+            (_, Health::Unreachable) => Takes::KnownTcp,
+            (_, Health::Unchecked | Health::Healthy) => Takes::Known,
+        }
     }
 }

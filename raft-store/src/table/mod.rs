@@ -24,6 +24,7 @@ mod requests;
 mod rows;
 mod rules;
 mod saved;
+mod segment;
 mod service;
 mod settings;
 mod types;
@@ -34,12 +35,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use rpds::RedBlackTreeMapSync as Map;
 use uuid::Uuid;
 
-pub use apply::{Applied, Touched};
+pub use apply::{Applied, Sign, Touched};
 pub use backend::{AdminState, Backend, BackendPatch, BackendSettings, Share, Tier};
 pub use check::{Check, DnsProbe, DnsRecord, GrpcProbe, HttpProbe, Probe, Rhythm, TlsProbe, UdpProbe};
 pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, decode_command, encode_command};
 pub(crate) use encoding::{decode_table, encode_table};
-pub use health::{Health, Takers, Verdict};
+pub use health::{Health, Takers, Takes, Verdict};
 pub use lease::{Configuration, Lease};
 pub use node::{Attachment, NewNode, Node, Role, Silence};
 pub use rejection::{Rejection, RejectionKind};
@@ -47,6 +48,7 @@ pub use reply::{Effect, Reply, decode_reply, encode_reply};
 pub use requests::RequestId;
 pub use rules::Rules;
 pub use saved::{decode_saved, encode_saved, restore};
+pub use segment::{Segment, SegmentPatch, SegmentSettings};
 pub use service::{
     Affinity, DEFAULT_TABLE_SIZE, PortRange, Protocol, Service, ServicePatch, ServiceSettings, TABLE_SIZES,
 };
@@ -87,6 +89,7 @@ pub struct Table {
     longest_withdraw_ms: u32,
     /// By the index of the entry that each came with: the present one and the one before.
     heartbeat_keys: Map<u64, u128>,
+    segments: Rows<Cidr, Segment>,
     vips: Rows<IpAddr, Vip>,
     services: Rows<Name, Service>,
     backends: Rows<BackendKey, Backend>,
@@ -119,6 +122,7 @@ impl Default for Table {
             settings: ClusterSettings::default(),
             longest_withdraw_ms: Timing::DEFAULT.withdraw_ms,
             heartbeat_keys: Map::new_sync(),
+            segments: Rows::default(),
             vips: Rows::default(),
             services: Rows::default(),
             backends: Rows::default(),
@@ -206,6 +210,16 @@ impl Table {
     /// The keys of the heartbeats' signatures by the index of their entries; the last one signs.
     pub fn heartbeat_keys(&self) -> impl DoubleEndedIterator<Item = (u64, u128)> {
         self.heartbeat_keys.iter().map(|(index, key)| (*index, *key))
+    }
+
+    /// All segments of which more is known, by network.
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.values()
+    }
+
+    /// One segment.
+    pub fn segment(&self, network: &Cidr) -> Option<&Segment> {
+        self.segments.get(network)
     }
 
     /// All VIPs by address.

@@ -44,9 +44,11 @@ pub struct Attachment {
     pub hears: Vec<NodeId>,
     /// Whether most of the backends there leave the node unanswered. Feature level 6 where they do.
     pub silence: Silence,
+    /// Whether the segment's gateway does. Feature level 10 where it does.
+    pub gateway_silence: Silence,
 }
 
-/// Whether most of the backends on a segment leave a node unanswered.
+/// Whether those who should be on a segment leave a node unanswered: most of the backends, or the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Silence {
     /// They answer, or there are none.
@@ -140,7 +142,7 @@ pub struct NewNode {
 
 numbered!(Role: Lb, Witness);
 recorded!(NewNode => NewNode { name, role, address, store });
-recorded!(Attachment => Attachment { interface, mac, address, prefix_len, hears, silence });
+recorded!(Attachment => Attachment { interface, mac, address, prefix_len, hears, silence, gateway_silence });
 
 impl Field<record::Node> for Node {
     fn put(&self) -> record::Node {

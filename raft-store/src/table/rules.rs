@@ -10,6 +10,8 @@ pub struct Rules {
     pub services: usize,
     /// Backends of all services.
     pub backends: usize,
+    /// Segments of which more is known.
+    pub segments: usize,
     /// Port ranges of one service.
     pub ports_per_service: usize,
     /// Nodes, witnesses among them.
@@ -29,6 +31,7 @@ pub(super) const FIRST: Rules = Rules {
     vips: 4096,
     services: 16_384,
     backends: 65_536,
+    segments: 256,
     ports_per_service: 64,
     nodes: 9,
     requests: 16_384,

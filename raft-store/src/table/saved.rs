@@ -1,4 +1,4 @@
-//! A table in a file: VIPs, services, backends and settings, without secrets and without what belongs to running
+//! A table in a file: VIPs, services, backends, segments and settings, without secrets and without what belongs to running
 //! processes. And the way back: the changes that make another table hold the same.
 
 use std::collections::BTreeSet;
@@ -11,6 +11,7 @@ use super::{
     command::{Body, Mutation},
     encoding::{decode_table, encode_table},
     node::Node,
+    segment::SegmentPatch,
     service::{Service, ServicePatch},
     settings::SettingsPatch,
     types::Name,
@@ -93,6 +94,17 @@ fn restored_rows(present: &Table, saved: &Table) -> Vec<Mutation> {
     for backend in of_kept.filter(|backend| !stays(backend)) {
         let (service, address) = (backend.settings.service.clone(), backend.settings.address);
         changes.push(Mutation::DeleteBackend { service, address });
+    }
+    for segment in present.segments().filter(|segment| saved.segment(&segment.settings.network).is_none()) {
+        changes.push(Mutation::DeleteSegment { network: segment.settings.network });
+    }
+    for segment in saved.segments() {
+        let settings = segment.settings.clone();
+        changes.extend(match present.segment(&settings.network) {
+            None => Some(Mutation::CreateSegment(settings)),
+            Some(now) if now.settings == settings => None,
+            Some(now) => Some(Mutation::UpdateSegment(SegmentPatch::between(&now.settings, settings))),
+        });
     }
     changes.extend(saved.vips().filter(|vip| !vip.deleting).filter_map(|vip| restored_vip(present, saved, vip)));
     for service in saved.services() {

@@ -113,6 +113,8 @@ pub struct ServiceSettings {
     pub drain_timeout_s: u32,
     /// A backend that begins to take flows takes its whole share only after so long; 0 for at once.
     pub slow_start_s: u32,
+    /// Flows of TCP whose backend is down are reset, and not placed anew.
+    pub resets_flows: bool,
 }
 
 impl ServiceSettings {
@@ -150,12 +152,15 @@ impl ServiceSettings {
             fall: 0,
             drain_timeout_s: 0,
             slow_start_s: 0,
+            resets_flows: false,
         }
     }
 
     pub(super) fn needs_level(&self) -> u32 {
         let rhythm = [self.check_interval_ms, self.check_timeout_ms, self.check_jitter_percent, self.rise, self.fall];
-        if self.drain_timeout_s > 0 || self.slow_start_s > 0 {
+        if self.resets_flows {
+            10
+        } else if self.drain_timeout_s > 0 || self.slow_start_s > 0 {
             9
         } else if !self.checks.is_empty() || rhythm != [0; 5] {
             8
@@ -193,12 +198,15 @@ pub struct ServicePatch {
     pub fall: Option<u32>,
     pub drain_timeout_s: Option<u32>,
     pub slow_start_s: Option<u32>,
+    pub resets_flows: Option<bool>,
 }
 
 impl ServicePatch {
     pub(super) fn needs_level(&self) -> u32 {
         let rhythm = [self.check_interval_ms, self.check_timeout_ms, self.check_jitter_percent, self.rise, self.fall];
-        if self.drain_timeout_s.is_some() || self.slow_start_s.is_some() {
+        if self.resets_flows.is_some() {
+            10
+        } else if self.drain_timeout_s.is_some() || self.slow_start_s.is_some() {
             9
         } else if self.checks.is_some() || rhythm != [None; 5] {
             8
@@ -215,12 +223,12 @@ numbered!(Affinity: Flow, Source);
 recorded!(PortRange => Port { protocol, first, last });
 recorded!(ServiceSettings => Service {
     name, vip, ports, affinity, table_size, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms,
-    check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s,
+    check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s, resets_flows,
 });
 recorded_with_settings!(Service => Service { revision });
 patches!(ServicePatch of ServiceSettings by { name: Name } {
-    ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s,
+    ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s, resets_flows,
 });
 recorded!(ServicePatch => ServicePatch {
-    name, ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s,
+    name, ports, affinity, min_healthy, fails_open, checks, check_interval_ms, check_timeout_ms, check_jitter_percent, rise, fall, drain_timeout_s, slow_start_s, resets_flows,
 });

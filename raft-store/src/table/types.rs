@@ -152,6 +152,11 @@ impl Cidr {
         self.network.is_ipv4() == address.is_ipv4() && Self::containing(address, self.prefix_len) == Some(*self)
     }
 
+    /// Whether it is a network of IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.network.is_ipv6()
+    }
+
     /// The number of bits of the network's part.
     pub fn prefix_len(&self) -> u8 {
         self.prefix_len

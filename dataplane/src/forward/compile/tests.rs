@@ -40,6 +40,7 @@ fn spec(backends: Vec<BackendSpec>) -> TableSpec {
                 name: "web".into(),
                 ports: vec![range(Protocol::Udp, 53, 53), range(Protocol::Tcp, 80, 89), range(Protocol::Tcp, 0, 0)],
                 by_source: false,
+                resets_flows: false,
                 table_size: 16381,
                 backends,
             }],
@@ -167,6 +168,47 @@ fn a_draining_backend_keeps_its_flows_and_a_down_one_does_not() {
     assert_eq!(address_of(&down, &mut flows, &known), Ok(second));
     let none = compiler.compile(&spec(vec![BackendSpec { state: BackendState::Down, ..backend(1, 1) }]));
     assert_eq!(address_of(&none, &mut flows, &packet(3, Protocol::Tcp, 80)), Err(DropReason::NoBackend));
+}
+
+#[test]
+fn the_flows_of_a_silent_backend_stay_if_they_are_of_tcp() {
+    let (mut compiler, mut flows) = (Compiler::default(), flows());
+    let known = [packet(1, Protocol::Tcp, 80), packet(1, Protocol::Udp, 53)];
+    let snapshot = compiler.compile(&spec(vec![backend(1, 1)]));
+    let first = known.map(|packet| address_of(&snapshot, &mut flows, &packet));
+    let silent = BackendSpec { state: BackendState::Silent, ..backend(1, 1) };
+    let snapshot = compiler.compile(&spec(vec![silent, backend(2, 1)]));
+    let second = Ok(IpAddr::from([10, 0, 0, 2]));
+    assert_eq!(known.map(|packet| address_of(&snapshot, &mut flows, &packet)), [first[0], second]);
+    assert_eq!(address_of(&snapshot, &mut flows, &packet(2, Protocol::Tcp, 80)), second);
+    // It is back: the flow of UDP stays where it is now.
+    let snapshot = compiler.compile(&spec(vec![backend(1, 1), backend(2, 1)]));
+    assert_eq!(known.map(|packet| address_of(&snapshot, &mut flows, &packet)), [first[0], second]);
+}
+
+#[test]
+fn flows_of_tcp_whose_backend_has_gone_are_reset_where_that_is_wanted() {
+    let (mut compiler, mut flows) = (Compiler::default(), flows());
+    let known = [packet(1, Protocol::Tcp, 80), packet(1, Protocol::Udp, 53)];
+    let with = |backends| {
+        let mut spec = spec(backends);
+        spec.vips[0].services[0].resets_flows = true;
+        spec
+    };
+    let snapshot = compiler.compile(&with(vec![backend(1, 1)]));
+    known.iter().for_each(|packet| assert!(address_of(&snapshot, &mut flows, packet).is_ok()));
+    let second = Ok(IpAddr::from([10, 0, 0, 2]));
+    let down = BackendSpec { state: BackendState::Down, ..backend(1, 1) };
+    for backends in [vec![down, backend(2, 1)], vec![backend(2, 1)]] {
+        let snapshot = compiler.compile(&with(backends));
+        let found = known.map(|packet| address_of(&snapshot, &mut flows, &packet));
+        assert_eq!(found, [Err(DropReason::BackendDown), second]);
+        assert_eq!(address_of(&snapshot, &mut flows, &packet(2, Protocol::Tcp, 80)), second, "not known before");
+    }
+    // A connection that begins anew on the same ports is placed.
+    let snapshot = compiler.compile(&with(vec![backend(2, 1)]));
+    assert_eq!(address_of(&snapshot, &mut flows, &FlowPacket { opens: true, ..known[0] }), second);
+    assert_eq!(address_of(&snapshot, &mut flows, &known[0]), second);
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn spec(addresses: &[IpAddr]) -> TableSpec {
                 name: "s".into(),
                 ports: vec![],
                 by_source: false,
+                resets_flows: false,
                 table_size: 4093,
                 backends: addresses.iter().zip(1..).map(backend).collect(),
             }],

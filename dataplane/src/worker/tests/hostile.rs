@@ -36,6 +36,7 @@ fn segment(backends: &[BackendSpec]) -> TableSpec {
             name: address.to_string(),
             ports: vec![range(Protocol::Tcp, 80), range(Protocol::Udp, 53)],
             by_source: false,
+            resets_flows: false,
             table_size: 4093,
             backends,
         }],
@@ -57,7 +58,7 @@ fn segment(backends: &[BackendSpec]) -> TableSpec {
             vip(VIP_6.into(), vec![backend(8, BACKEND6.into())]),
         ],
         peer_addresses: vec![(PEER, [192, 0, 2, 3].into()), (PEER, [198, 51, 100, 3].into())],
-        peers: vec![PeerSpec { port: 0, address: [192, 0, 2, 3].into(), mac: PEER }],
+        peers: vec![PeerSpec { port: 0, address: [192, 0, 2, 3].into(), mac: Some(PEER) }],
         ..TableSpec::default()
     }
 }
@@ -542,6 +543,32 @@ fn a_half_closed_connection_keeps_its_backend_for_two_minutes_of_silence() {
     }
     segment.pass(121 * SECOND_NS);
     assert_ne!(to(&mut segment, &tcp(false, 1001)), had);
+}
+
+/// By the owner alone, which knows of the flow; and by no more resets than are worth it.
+#[test]
+fn the_flows_of_a_backend_that_is_down_are_reset_where_that_is_wanted() {
+    let down = BackendSpec { state: BackendState::Down, ..backend(1, BACKEND4.into()) };
+    let mut spec = segment(&[down]);
+    let mut segment = Segment::at_rest();
+    segment.receive(&tcp(false, 999));
+    spec.vips.iter_mut().for_each(|vip| vip.rejects = false);
+    spec.vips[0].services[0].resets_flows = true;
+    segment.pipeline.adopt(Arc::new(segment.compiler.compile(&spec)));
+    segment.sent();
+    assert_eq!(segment.receive(&tcp(false, 1000)), Verdict::Drop(DropReason::FlowReset));
+    let [reset] = &segment.sent()[..] else { panic!("one reset") };
+    let Packet::Flow(flow) = packet::parse(reset) else { panic!("{reset:?}") };
+    assert!(flow.resets && flow.tuple.source == VIP4.into() && packet::destination(reset) == Some(GATEWAY));
+    for _ in 1..REPLIES_PER_S {
+        segment.receive(&tcp(false, 1000));
+    }
+    assert_eq!(segment.receive(&tcp(false, 1000)), Verdict::Drop(DropReason::BackendDown), "not for all of a flood");
+    segment.pass(SECOND_NS);
+    segment.pipeline.own(Arc::default());
+    segment.sent();
+    assert_eq!(segment.receive(&tcp(false, 1000)), Verdict::Drop(DropReason::BackendDown));
+    assert_eq!(segment.sent(), Vec::<Vec<u8>>::new(), "another node owns it");
 }
 
 /// What was not sent is nobody's traffic.

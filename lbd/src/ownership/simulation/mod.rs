@@ -276,6 +276,7 @@ impl World {
             prefix_len: 24,
             hears: Vec::new(),
             silence: Silence::None,
+            gateway_silence: Silence::None,
         };
         let command = Body::PublishNode {
             node: id,

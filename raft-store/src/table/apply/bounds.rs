@@ -24,6 +24,7 @@ impl Table {
         bounded("VIPs", self.vips.size(), rules.vips)?;
         bounded("services", self.services.size(), rules.services)?;
         bounded("backends", self.backends.size(), rules.backends)?;
+        bounded("segments", self.segments.size(), rules.segments)?;
         bounded("nodes", self.nodes.size(), rules.nodes)
     }
 }

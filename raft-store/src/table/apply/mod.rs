@@ -10,6 +10,7 @@ mod ownership;
 mod placement;
 mod progress;
 mod requests;
+mod segment;
 mod service;
 mod settings;
 mod vip;
@@ -21,8 +22,10 @@ use super::{
     command::{Body, Command, Mutation},
     rejection::Rejection,
     reply::{Effect, Reply},
-    types::{BOOTSTRAP_NODE, Name, NodeId, Revision},
+    types::{BOOTSTRAP_NODE, Cidr, Name, NodeId, Revision},
 };
+
+pub use placement::Sign;
 
 type Outcome = Result<Effect, Rejection>;
 
@@ -48,6 +51,8 @@ pub struct Touched {
     pub backends: Vec<(Name, IpAddr)>,
     /// Backends, by their ids, of which something else was found.
     pub verdicts: Vec<u64>,
+    /// Segments that changed, came or went.
+    pub segments: Vec<Cidr>,
     /// Nodes that changed, came or went.
     pub nodes: Vec<NodeId>,
     /// Holders of leases.
@@ -59,8 +64,8 @@ pub struct Touched {
 impl Touched {
     /// Whether it changes how frames are forwarded: more than who owns what.
     pub fn changes_forwarding(&self) -> bool {
-        let Self { vips, owners: _, services, backends, verdicts, nodes, leases: _, cluster } = self;
-        let rows = [vips.len(), services.len(), backends.len(), verdicts.len(), nodes.len()];
+        let Self { vips, owners: _, services, backends, verdicts, segments, nodes, leases: _, cluster } = self;
+        let rows = [vips.len(), services.len(), backends.len(), verdicts.len(), segments.len(), nodes.len()];
         *cluster || rows.iter().any(|touched| *touched > 0)
     }
 }
@@ -177,6 +182,9 @@ impl Table {
             Mutation::CreateBackend(settings) => self.create_backend(index, stamp_ms, settings),
             Mutation::UpdateBackend(patch) => self.patch_backend(index, stamp_ms, patch),
             Mutation::DeleteBackend { service, address } => Ok(self.delete_backend(service, *address)),
+            Mutation::CreateSegment(settings) => self.create_segment(index, settings),
+            Mutation::UpdateSegment(patch) => self.patch_segment(index, patch),
+            Mutation::DeleteSegment { network } => Ok(self.delete_segment(network)),
             Mutation::PatchSettings(patch) => Ok(self.update_settings(patch.of(self.settings))? != Effect::Unchanged),
         }
     }
@@ -202,6 +210,9 @@ impl Table {
         for (service, address) in self.backends.touched() {
             self.check_backend(service, *address)?;
         }
+        for network in self.segments.touched() {
+            self.check_segment(network)?;
+        }
         self.check_bounds()
     }
 
@@ -221,6 +232,7 @@ impl Table {
             services: once(self.services.take_touched()),
             backends: once(self.backends.take_touched()),
             verdicts: once(self.verdicts.take_touched()),
+            segments: once(self.segments.take_touched()),
             nodes: once(self.nodes.take_touched()),
             leases: once(self.leases.take_touched()),
             cluster: self.settings != before.settings

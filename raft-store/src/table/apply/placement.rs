@@ -10,6 +10,26 @@ use super::super::{
     vip::Vip,
 };
 
+/// By what a node notices that it is cut off from a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// Most of the backends there do not answer it.
+    Backends,
+    /// The gateway there does not.
+    Gateway,
+}
+
+impl Sign {
+    const ALL: &'static [Self] = &[Self::Backends, Self::Gateway];
+
+    fn on(self, attachment: &Attachment) -> Silence {
+        match self {
+            Self::Backends => attachment.silence,
+            Self::Gateway => attachment.gateway_silence,
+        }
+    }
+}
+
 /// How many VIPs each node has, those on their way to it included.
 pub(in crate::table) type Loads = BTreeMap<NodeId, usize>;
 
@@ -31,25 +51,29 @@ impl Table {
             && !self.is_blind(id)
     }
 
-    /// Whether most backends of some segment leave a node unanswered for long, while another node that could do its work
-    /// finds nothing of the kind there nor elsewhere: the node's own way to them is broken. Where every node finds it, the
-    /// backends are.
+    /// Whether those who should be on some segment leave a node unanswered for long, while another node that could do its work
+    /// finds nothing of the kind there nor elsewhere: the node's own way to them is broken. Where every node finds it, they are.
     pub fn is_blind(&self, id: NodeId) -> bool {
+        Sign::ALL.iter().any(|sign| self.misses_alone(id, *sign))
+    }
+
+    /// The signs by which a node is blind on an attachment.
+    pub fn blindness(&self, id: NodeId, attachment: &Attachment) -> impl Iterator<Item = Sign> {
+        let signs = Sign::ALL.iter().copied();
+        signs.filter(move |sign| sign.on(attachment) == Silence::Lasting && self.misses_alone(id, *sign))
+    }
+
+    fn misses_alone(&self, id: NodeId, sign: Sign) -> bool {
         let Some(node) = self.nodes.get(&id) else { return false };
-        let silent = node.attachments.iter().filter(|a| a.silence == Silence::Lasting);
+        let silent = node.attachments.iter().filter(|a| sign.on(a) == Silence::Lasting);
         let segments: BTreeSet<Cidr> = silent.filter_map(Attachment::segment).collect();
         let sees = |other: &Node| {
             other.unfit.is_empty()
                 && self.leases.get(&other.id).is_some_and(|lease| lease.ready)
-                && other.attachments.iter().all(|a| a.silence == Silence::None)
+                && other.attachments.iter().all(|a| sign.on(a) == Silence::None)
                 && other.attachments.iter().filter_map(Attachment::segment).any(|segment| segments.contains(&segment))
         };
         !segments.is_empty() && self.nodes().any(|other| other.id != id && sees(other))
-    }
-
-    /// Whether an attachment is one by which a node is blind.
-    pub fn is_blind_on(&self, id: NodeId, attachment: &Attachment) -> bool {
-        attachment.silence == Silence::Lasting && self.is_blind(id)
     }
 
     /// Whether a node hears no other one on a segment while others hear each other there: its own link to it is

@@ -50,6 +50,7 @@ impl Log {
                 prefix_len: 24,
                 hears: Vec::new(),
                 silence: Silence::None,
+                gateway_silence: Silence::None,
             };
             log.ok(Body::PublishNode {
                 node: id,

@@ -1,26 +1,35 @@
-//! What health checks cost: a node that asks 2000 backends once a second, each as a client of the VIP would.
+//! What health checks cost: a node that asks 2000 backends once a second, each as a client of the VIP would, alone and while it
+//! forwards as much as it can; and how soon all nodes know of all backends that go down at once.
 
 use std::{
+    collections::HashMap,
     fs,
     net::TcpListener,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
+use lb_proto::v1::Health;
 use lb_tests::{
     cluster::LbNode,
+    flood::{self, Flood},
     grpc, runner,
     site::{Plan, Site, VIP, VIP_TEXT},
     wait,
 };
 
-const SERVICES: u16 = 20;
-const BACKENDS: u8 = 100;
+const SERVICES: u16 = 100;
+const BACKENDS: u8 = 20;
 const FIRST_PORT: u16 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 const MEASURE: Duration = Duration::from_secs(10);
+/// With and without checks, by turns.
+const ROUNDS: usize = 5;
+const FORWARD: Duration = Duration::from_secs(3);
+/// More than a worker can forward.
+const FLOOD: u64 = 3_000_000;
 /// The name of the daemon's thread.
 const THREAD: &str = "checks";
 
@@ -28,9 +37,10 @@ pub(crate) fn checks() -> anyhow::Result<()> {
     anyhow::ensure!(runner::prepare(), "lbd and lbctl cannot be built");
     let all = u32::from(SERVICES) * u32::from(BACKENDS);
     println!("Health checks: {all} backends, each asked for a TCP connection once a second");
-    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    let mut site = Site::build(Plan { nodes: 2, servers: 1, two_interfaces: false, engine: "ring" })?;
     site.start()?;
-    let (node, server) = (&site.nodes[0], &site.servers[0]);
+    let owner = site.owner()?;
+    let (node, server) = (&site.nodes[owner], &site.servers[0]);
     let listen = |port: u16| server.host.ns.enter(|| TcpListener::bind((VIP, port)));
     let listeners = (0..SERVICES).map(|at| listen(FIRST_PORT + at)).collect::<Result<Vec<_>, _>>()?;
     let stop = AtomicBool::new(false);
@@ -38,18 +48,107 @@ pub(crate) fn checks() -> anyhow::Result<()> {
     thread::scope(|scope| {
         // Connections that nobody takes would fill the listeners' queues.
         scope.spawn(|| accept(&listeners, &stop));
-        let measured = measure(node, &server.mac.to_string(), all);
+        let mac = server.mac.to_string();
+        let measured = measure(node, &mac, all).and_then(|()| beside_a_flood(&site, owner, &mac));
         stop.store(true, Ordering::Relaxed);
         measured
     })?;
     // All of them at once: what a switch that dies does.
-    drop(listeners);
+    wait::until("all are healthy", PATIENCE, || count(node, "healthy").is_ok_and(|healthy| healthy == all));
     let begun = Instant::now();
-    wait::until("all are unhealthy", PATIENCE, || count(node, "unhealthy").is_ok_and(|unhealthy| unhealthy == all));
+    drop(listeners);
+    let delays = thread::scope(|scope| {
+        let watch = |node| scope.spawn(move || found_down(node, all));
+        let watchers: Vec<_> = site.nodes.iter().map(watch).collect();
+        let joined =
+            watchers.into_iter().map(|watcher| watcher.join().map_err(|_| anyhow::anyhow!("a watcher panicked"))?);
+        joined.collect::<anyhow::Result<Vec<Vec<Duration>>>>()
+    })?;
     let took = begun.elapsed().as_millis();
+    let mut delays: Vec<Duration> = delays.into_iter().flatten().collect();
+    delays.sort_unstable();
+    let (median, last) = (delays[delays.len() / 2], delays[delays.len() - 1]);
     println!(
-        "  after all {all} servers have ended at once it takes {took} ms until the table says so of the last one\n"
+        "  all {all} servers end at once: after {took} ms both nodes say so of the last one, which was asked once a second"
     );
+    println!(
+        "  from finding it to both tables saying so: {} ms at the median, {} ms at most\n",
+        median.as_millis(),
+        last.as_millis()
+    );
+    Ok(())
+}
+
+/// How long after each backend was found to be down a node's table says so; looked at again and again.
+fn found_down(node: &LbNode, all: usize) -> anyhow::Result<Vec<Duration>> {
+    use lb_proto::v1::{ListBackendsRequest, table_service_client::TableServiceClient};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut client = TableServiceClient::new(grpc::connect(node.socket()).await?);
+        let mut known = HashMap::new();
+        let deadline = Instant::now() + PATIENCE;
+        while known.len() < all {
+            anyhow::ensure!(Instant::now() < deadline, "{} of {all} are down", known.len());
+            let backends = client.list_backends(ListBackendsRequest::default()).await?.into_inner().backends;
+            let now = SystemTime::now();
+            for row in backends.iter().filter(|row| row.health() == Health::Unhealthy) {
+                let since = humantime::parse_rfc3339(&row.health_since)?;
+                let key = (row.service.clone(), row.address.clone());
+                known.entry(key).or_insert_with(|| now.duration_since(since).unwrap_or_default());
+            }
+        }
+        Ok(known.into_values().collect())
+    })
+}
+
+/// What a node forwards that gets more than it can, with checks and without, by turns.
+fn beside_a_flood(site: &Site, owner: usize, mac: &str) -> anyhow::Result<()> {
+    let node = &site.nodes[owner];
+    node.lbctl_ok(&["service", "add", "flood", "--vip", VIP_TEXT, "--port", &format!("{}/udp", flood::PORT)])?;
+    node.lbctl_ok(&["backend", "add", "flood", "192.168.3.99", "--mac", mac])?;
+    let flood = Flood::start(&site.net, &site.node_hosts[owner], "eth0", VIP, FLOOD)?;
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (is_checked, rates) in [(true, &mut with), (false, &mut without)] {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(set_checks(node, is_checked))?;
+            let checked = usize::from(is_checked) * usize::from(SERVICES) * usize::from(BACKENDS);
+            wait::until("as many are checked", PATIENCE, || {
+                count(node, "healthy").is_ok_and(|healthy| healthy == checked)
+            });
+            let forwarded = || anyhow::Ok(node.stats()?["forwarded"].as_u64().context("no counter")?);
+            let (before, begun) = (forwarded()?, Instant::now());
+            thread::sleep(FORWARD);
+            rates.push((forwarded()? - before) as f64 / begun.elapsed().as_secs_f64());
+        }
+    }
+    flood.finish()?;
+    let [with, without] = [with, without].map(|mut rates| {
+        rates.sort_by(f64::total_cmp);
+        rates[ROUNDS / 2]
+    });
+    println!(
+        "  at saturation it forwards {:.0} kpps with the checks and {:.0} kpps without: {:.1} % less",
+        with / 1e3,
+        without / 1e3,
+        100.0 * (1.0 - with / without)
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(set_checks(node, true))
+}
+
+async fn set_checks(node: &LbNode, are_checked: bool) -> anyhow::Result<()> {
+    use lb_proto::v1::{self, mutation::Change, table_service_client::TableServiceClient};
+    let tcp = v1::Check { port: 0, probe: Some(v1::check::Probe::Tcp(v1::TcpProbe {})) };
+    let checks = Some(v1::CheckList { checks: if are_checked { vec![tcp] } else { Vec::new() } });
+    let set = |at: u16| {
+        let (name, checks) = (format!("s{at}"), checks.clone());
+        let update = v1::UpdateServiceRequest { name, checks, ..Default::default() };
+        v1::Mutation { change: Some(Change::UpdateService(update)) }
+    };
+    let mutations = (0..SERVICES).map(set).collect();
+    let mut client = TableServiceClient::new(grpc::connect(node.socket()).await?);
+    client.apply(v1::ApplyRequest { mutations, ..Default::default() }).await?;
     Ok(())
 }
 
@@ -66,7 +165,7 @@ fn accept(listeners: &[TcpListener], stop: &AtomicBool) {
 
 /// Backends in that state.
 fn count(node: &LbNode, state: &str) -> anyhow::Result<usize> {
-    let backends = node.lbctl_json(&["backend", "list"])?;
+    let backends = node.lbctl_json(&["backend", "list", "--no-flows"])?;
     let rows = backends["backends"].as_array().into_iter().flatten();
     Ok(rows.filter(|row| row["health"] == state).count())
 }

@@ -143,6 +143,7 @@ fn table_spec(site: &Site) -> TableSpec {
             name: format!("service{number}"),
             ports: vec![PortRangeSpec { protocol: site.protocol, first: site.port, last: site.port }],
             by_source: false,
+            resets_flows: false,
             table_size: 16_381,
             backends: site
                 .backends

@@ -85,8 +85,12 @@ fn a_table_below_the_level_takes_no_verdict() {
 
 /// What a node says of the backends on its only segment.
 fn publish_silence(log: &mut Log, node: NodeId, silence: Silence) {
-    let Node { attachments, heartbeat, feature_level, unfit, starts, .. } = log.table.node(node).unwrap().clone();
-    let attachments = attachments.into_iter().map(|a| Attachment { silence, ..a }).collect();
+    publish_as(log, node, |attachment| attachment.silence = silence);
+}
+
+fn publish_as(log: &mut Log, node: NodeId, change: impl Fn(&mut Attachment)) {
+    let Node { mut attachments, heartbeat, feature_level, unfit, starts, .. } = log.table.node(node).unwrap().clone();
+    attachments.iter_mut().for_each(change);
     log.ok(Body::PublishNode { node, attachments, heartbeat, feature_level, unfit, starts });
 }
 
@@ -100,7 +104,81 @@ fn a_node_that_hears_no_backends_where_another_one_does_loses_its_vips() {
     assert!(log.table.is_blind(owners[0]));
     assert_eq!(intent(&log), Some(owners[1]));
     let attachment = log.table.node(owners[0]).unwrap().attachments[0].clone();
-    assert!(log.table.is_blind_on(owners[0], &attachment));
+    assert_eq!(log.table.blindness(owners[0], &attachment).collect::<Vec<_>>(), [Sign::Backends]);
+}
+
+#[test]
+fn a_node_that_alone_does_not_hear_the_gateway_loses_its_vips() {
+    let (mut log, owners, _) = two_owners();
+    log.at_level(10);
+    let of_gateway = |silence| move |attachment: &mut Attachment| attachment.gateway_silence = silence;
+    publish_as(&mut log, owners[0], of_gateway(Silence::Begun));
+    assert!(!log.table.is_blind(owners[0]));
+    publish_as(&mut log, owners[0], of_gateway(Silence::Lasting));
+    let attachment = log.table.node(owners[0]).unwrap().attachments[0].clone();
+    assert_eq!(log.table.blindness(owners[0], &attachment).collect::<Vec<_>>(), [Sign::Gateway]);
+    assert_eq!(log.table.vip(ip(VIP)).unwrap().intent, Some(owners[1]));
+    // A gateway that nobody hears is down, and hides no blindness of another kind.
+    publish_as(&mut log, owners[1], of_gateway(Silence::Lasting));
+    assert!(!log.table.is_blind(owners[0]));
+    publish_silence(&mut log, owners[0], Silence::Lasting);
+    assert_eq!(log.table.blindness(owners[0], &attachment).count(), 0, "as it was before");
+    let attachment = log.table.node(owners[0]).unwrap().attachments[0].clone();
+    assert_eq!(log.table.blindness(owners[0], &attachment).collect::<Vec<_>>(), [Sign::Backends]);
+}
+
+#[test]
+fn a_segment_has_a_gateway_that_a_router_there_can_have() {
+    let (mut log, ids) = Log::with_nodes(1);
+    log.at_level(10);
+    log.mutate(vec![vip(VIP)]);
+    let own = log.table.node(ids[0]).unwrap().attachments[0].address.to_string();
+    let segment = |network: &str, gateway: &str| {
+        let settings = SegmentSettings { network: network.parse().unwrap(), gateway: ip(gateway) };
+        mutation(vec![Mutation::CreateSegment(settings)])
+    };
+    let wrong = [
+        ("192.168.2.0/24", "192.168.3.1", "is not in"),
+        ("192.168.2.0/24", "192.168.2.255", "broadcast"),
+        ("192.168.2.0/24", "192.168.2.0", "network address"),
+        ("192.168.2.0/24", VIP, "is a VIP"),
+        ("192.168.2.0/24", &own, "own address"),
+        ("192.168.2.0/24", "fe80::1", "is not in"),
+        ("224.0.0.0/4", "224.0.0.5", "no address that a router can have"),
+    ];
+    for (network, gateway, why) in wrong {
+        let refused = log.refused(segment(network, gateway));
+        assert!(refused.subject == "gateway" && refused.message.contains(why), "{gateway}: {refused:?}");
+    }
+    assert_eq!(log.ok(segment("2001:db8:2::/64", "fe80::1")), Effect::Changed);
+    assert_eq!(log.ok(segment("192.168.2.0/24", "192.168.2.254")), Effect::Changed);
+    assert_eq!(log.ok(segment("192.168.2.0/24", "192.168.2.254")), Effect::Unchanged);
+    let network: Cidr = "192.168.2.0/24".parse().unwrap();
+    assert!(log.refused(segment("192.168.2.0/24", "192.168.2.253")).message.contains("lbctl segment set"));
+    let patch = |gateway| Mutation::UpdateSegment(SegmentPatch { network, gateway: Some(ip(gateway)) });
+    log.index += 1;
+    let applied = log.table.apply(log.index, &mutation(vec![patch("192.168.2.253")]).into());
+    assert_eq!(applied.touched, Touched { segments: vec![network], ..Touched::default() });
+    assert!(applied.touched.changes_forwarding());
+    assert_eq!(log.table.segment(&network).unwrap().settings.gateway, ip("192.168.2.253"));
+    assert_eq!(log.refused(mutation(vec![patch(VIP)])).subject, "gateway");
+    // A snapshot brings back what was.
+    let saved = decode_saved(&encode_saved(&log.table)).unwrap();
+    log.mutate(vec![Mutation::DeleteSegment { network }, patch_of("2001:db8:2::/64", "fe80::2")]);
+    assert_eq!(log.table.segments().count(), 1);
+    log.ok(restore(&log.table, &saved).unwrap());
+    assert_eq!(restore(&log.table, &saved), None);
+    let gateways = |table: &Table| table.segments().map(|segment| segment.settings.clone()).collect::<Vec<_>>();
+    assert_eq!(gateways(&log.table), gateways(&saved));
+    assert_eq!(
+        log.ok(mutation(vec![Mutation::DeleteSegment { network: "10.0.0.0/8".parse().unwrap() }])),
+        Effect::Unchanged
+    );
+    assert!(log.refused(mutation(vec![patch_of("10.0.0.0/8", "10.0.0.1")])).message.contains("lbctl segment add"));
+}
+
+fn patch_of(network: &str, gateway: &str) -> Mutation {
+    Mutation::UpdateSegment(SegmentPatch { network: network.parse().unwrap(), gateway: Some(ip(gateway)) })
 }
 
 #[test]

@@ -149,6 +149,7 @@ fn an_address_that_a_machine_needs_or_that_none_can_have_is_no_vip() {
             prefix_len,
             hears: Vec::new(),
             silence: Silence::None,
+            gateway_silence: Silence::None,
         });
     log.ok(Body::PublishNode {
         node: ids[0],

@@ -1,0 +1,45 @@
+//! `lbctl segment`.
+
+use lb_proto::v1::{self, table_service_client::TableServiceClient};
+
+use crate::{
+    cli::SegmentCommand,
+    exit::Failure,
+    output,
+    session::{MAX_ANSWER_LEN, Session},
+};
+
+pub(super) async fn run(session: &Session, command: SegmentCommand) -> Result<(), Failure> {
+    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let request_id = session.request_id.clone();
+    match command {
+        SegmentCommand::Add { network, gateway } => {
+            let what = format!("segment {network} added");
+            let segment = v1::Segment { network, gateway: gateway.to_string(), ..v1::Segment::default() };
+            let request = v1::CreateSegmentRequest { request_id, expected_revision: 0, segment: Some(segment) };
+            let response =
+                session.write(request, |request| async move { client.create_segment(request).await }).await?;
+            session.changed(what, response)
+        }
+        SegmentCommand::Set { network, gateway } => {
+            let what = format!("segment {network} set");
+            let gateway = Some(gateway.to_string());
+            let request = v1::UpdateSegmentRequest { request_id, expected_revision: 0, network, gateway };
+            let response =
+                session.write(request, |request| async move { client.update_segment(request).await }).await?;
+            session.changed(what, response)
+        }
+        SegmentCommand::Remove { network } => {
+            let what = format!("segment {network} removed");
+            let request = v1::DeleteSegmentRequest { request_id, expected_revision: 0, network };
+            let response =
+                session.write(request, |request| async move { client.delete_segment(request).await }).await?;
+            session.changed(what, response)
+        }
+        SegmentCommand::List => {
+            let request = v1::ListSegmentsRequest {};
+            let response = session.read(request, |request| async move { client.list_segments(request).await }).await?;
+            output::list(session.format(), "segments", &response.segments)
+        }
+    }
+}
