@@ -11,6 +11,8 @@ mod verdict;
 pub(crate) use report::Report;
 pub(crate) use segments::{Silences, gateways};
 pub(crate) use services::unserved;
+#[cfg(test)]
+pub(crate) use verdict::{Found, differing};
 
 /// The feature level that knows of verdicts, and of segments whose backends are silent.
 pub(crate) const VERDICTS_LEVEL: u32 = 6;

@@ -12,11 +12,11 @@ use super::check::Outcome;
 
 /// What the dataplane has found of the backends that this node reaches; of the others it knows nothing.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// They do not answer for their addresses.
-    pub(super) silent: HashSet<u64>,
+    pub(crate) silent: HashSet<u64>,
     /// They do, or nobody asks them.
-    pub(super) there: HashSet<u64>,
+    pub(crate) there: HashSet<u64>,
     /// What their checks have come to.
     pub(super) checked: HashMap<u64, Outcome>,
 }
@@ -45,7 +45,7 @@ impl Found {
 }
 
 /// The verdicts that differ from the table's, on the backends of the VIPs that `owns` names.
-pub(super) fn differing(
+pub(crate) fn differing(
     table: &Table,
     me: &Name,
     owns: impl Fn(IpAddr) -> bool,

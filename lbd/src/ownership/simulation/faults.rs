@@ -217,8 +217,11 @@ impl World {
                 store: Uuid::from_u128(u128::from(id)),
             };
             self.append(Entry::Command(Body::AddNode(node)));
-            self.attach(id);
+            self.attach(id, self.newest().table.feature_level());
             self.start(id, self.log.len());
+            if self.silent.is_some() {
+                self.look(id);
+            }
             new.insert(id);
         } else {
             new.insert(a);

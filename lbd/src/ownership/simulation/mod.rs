@@ -5,6 +5,7 @@
 //!
 //! `LB_SIM_SEEDS=1000000 cargo test --release -p lbd simulation` runs more seeds; `LB_SIM_SEED=N` one of them.
 
+mod backends;
 mod faults;
 mod node;
 mod planted;
@@ -96,6 +97,10 @@ enum Event {
     /// Nobody has heard the leader for an election's time.
     Timeout,
     Fault,
+    /// A node looks at its VIPs' backends.
+    Look {
+        node: NodeId,
+    },
     Resume {
         node: NodeId,
         life: u64,
@@ -182,6 +187,8 @@ struct World {
     spare: u64,
     /// Hears nobody, to the end.
     deaf: Option<NodeId>,
+    /// Which backends do not answer, by their ids; nothing in a world without.
+    silent: Option<BTreeMap<u64, bool>>,
     trace: bool,
 }
 
@@ -214,14 +221,15 @@ impl World {
             healed: false,
             spare: 0,
             deaf: None,
+            silent: None,
             trace: std::env::var_os("LB_SIM_TRACE").is_some(),
             random,
         };
-        world.begin(count);
+        world.begin(seed, count);
         world
     }
 
-    fn begin(&mut self, count: u64) {
+    fn begin(&mut self, seed: u64, count: u64) {
         let voters: BTreeSet<NodeId> = (1..=count).collect();
         // Index 0 stands for the log's first entry, as in openraft.
         let mut table = Table::default();
@@ -247,11 +255,12 @@ impl World {
             self.append(Entry::Command(Body::AddNode(node(id, role))));
         }
         for id in 1..=count {
-            self.attach(id);
+            self.attach(id, 1);
         }
         for number in 0..VIPS {
             self.append(create(number));
         }
+        self.add_backends(seed, count);
         if self.random.u64(..4) == 0 {
             // The fast timing is for networks of which a message takes less than a heartbeat.
             let fast = self.delay < MS && self.random.bool();
@@ -268,7 +277,7 @@ impl World {
         self.schedule(700 * MS + faults, Event::Heal);
     }
 
-    fn attach(&mut self, id: NodeId) {
+    fn attach(&mut self, id: NodeId, feature_level: u32) {
         let attachment = Attachment {
             interface: "eth0".into(),
             mac: MacAddr::try_from([2, 0, 0, 0, 0, id as u8]).expect("a MAC"),
@@ -282,7 +291,7 @@ impl World {
             node: id,
             attachments: vec![attachment],
             heartbeat: Vec::new(),
-            feature_level: 1,
+            feature_level,
             unfit: String::new(),
             starts: 0,
         };
@@ -517,6 +526,7 @@ impl World {
             Event::Timeout => self.time_out(),
             Event::Fault if !self.healed => {
                 self.fault();
+                self.turn_a_backend();
                 let after = self.random.u64(20..=600) * MS;
                 self.schedule(after, Event::Fault);
             }
@@ -546,6 +556,7 @@ impl World {
                     self.schedule(0, Event::Restart { node });
                 }
             }
+            Event::Look { node } => self.look(node),
             Event::Heal => self.heal(),
             Event::End => return false,
             _ => {}

@@ -23,7 +23,7 @@ impl World {
         }
     }
 
-    /// P2 and P4, when everything has been well for a while.
+    /// P2, P4 and P5, when everything has been well for a while.
     pub(super) fn check_the_end(&self) {
         if self.trace {
             for (id, node) in &self.nodes {
@@ -39,6 +39,7 @@ impl World {
                 );
             }
         }
+        self.check_verdicts();
         let table = &self.newest().table;
         for vip in table.vips() {
             let address = vip.settings.address;
