@@ -32,15 +32,11 @@ fn becomes(node: &LbNode, service: &str, expected: Result<(), &str>) -> anyhow::
         Ok(()) => health == "healthy",
         Err(because) => health == "unhealthy" && reason.contains(because),
     };
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    wait::until_ok(PATIENCE, || {
         let found = health(node, service)?;
-        if !found.is_empty() && found.iter().all(is_so) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{service} should become {expected:?} and is {found:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        ensure!(!found.is_empty() && found.iter().all(is_so), "{service} should become {expected:?} and is {found:?}");
+        Ok(())
+    })
 }
 
 fn check(node: &LbNode, service: &str, checks: &[&str]) -> anyhow::Result<()> {

@@ -94,6 +94,44 @@ impl Drop for Backend {
     }
 }
 
+/// Whoever connects is let in and left alone; with its end nobody listens any more.
+pub struct Doorman {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Doorman {
+    /// Listens in a namespace.
+    pub fn listen(namespace: &Namespace, on: impl IntoIterator<Item = SocketAddr>) -> io::Result<Self> {
+        let listen = |address| {
+            let listener = namespace.enter(|| TcpListener::bind(address))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listeners = on.into_iter().map(listen).collect::<io::Result<Vec<_>>>()?;
+        let stop = Arc::<AtomicBool>::default();
+        let stopped = stop.clone();
+        let accept = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // What nobody takes would fill the listeners' queues.
+                listeners.iter().for_each(|listener| while listener.accept().is_ok() {});
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let thread = Some(thread::Builder::new().name("doorman".into()).spawn(accept)?);
+        Ok(Self { stop, thread })
+    }
+}
+
+impl Drop for Doorman {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
 /// GET / names the backend; GET /bytes/N sends N bytes; POST / counts what it gets; GET /ping on a kept
 /// connection answers again and again.
 fn answer_http(stream: TcpStream, name: &str) -> io::Result<()> {

@@ -24,6 +24,20 @@ pub fn until(what: &str, timeout: Duration, mut look: impl FnMut() -> bool) {
     until_some(what, timeout, || look().then_some(()));
 }
 
+/// Looks until there is no error any more, or returns the last one.
+pub fn until_ok<T>(timeout: Duration, mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match look() {
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context(format!("still so after {timeout:?}")));
+            }
+            Err(_) => std::thread::sleep(LOOK_EVERY),
+            found => return found,
+        }
+    }
+}
+
 /// Sends traffic at a pace: calls `act` every `interval` for `duration`.
 pub fn paced(interval: Duration, duration: Duration, mut act: impl FnMut()) {
     let start = Instant::now();

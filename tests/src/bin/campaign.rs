@@ -87,12 +87,13 @@ fn print(report: &Report) {
     let longest = report.settled.iter().max().copied().unwrap_or_default();
     println!(
         "\n{} rounds; 0 VIPs with two owners; {} acknowledged writes, 0 lost; {} linearizable reads; {} requests on a \
-         TCP connection that broke {} times; {} answers in hand after SIGCONT; all well again after {} ms at the latest",
+         TCP connection that broke {} times; {} storms of verdicts, the tables alike after each; {} answers in hand after SIGCONT; all well again after {} ms at the latest",
         report.rounds,
         report.writes,
         report.reads,
         report.requests,
         report.broken,
+        report.storms,
         report.in_hand,
         longest.as_millis()
     );

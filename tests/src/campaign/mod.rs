@@ -1,8 +1,10 @@
-//! A fault campaign: a real cluster under traffic and writes, random troubles one after the other, and three
-//! judges. [`claims`] looks for two owners of a VIP, [`register`] for a lost or reordered write, and each round
-//! ends only when every node and every VIP is back. [`trouble`] says what can happen.
+//! A fault campaign: a real cluster under traffic and writes, random troubles one after the other, and four
+//! judges. [`claims`] looks for two owners of a VIP, [`register`] for a lost or reordered write, [`fickle`] for verdicts
+//! about backends that differ or are wrong, and each round ends only when every node and every VIP is back. [`trouble`] says
+//! what can happen.
 
 pub mod claims;
+pub mod fickle;
 pub mod register;
 pub mod trouble;
 
@@ -20,6 +22,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use claims::{Observer, judge};
 use fastrand::Rng;
+use fickle::Fickle;
 use lb_dataplane::packet::Mac;
 use trouble::Trouble;
 
@@ -80,6 +83,8 @@ pub struct Report {
     pub requests: u64,
     /// Times that the connection broke.
     pub broken: u64,
+    /// Times that all backends of a service went down or came back at once.
+    pub storms: u64,
 }
 
 fn pick<T: Copy>(random: &mut Rng, of: &[T]) -> T {
@@ -154,6 +159,7 @@ struct Campaign {
     udp: UdpStream,
     tcp: Connection,
     load: register::Load,
+    fickle: Fickle,
     /// Which MAC address's process went on after SIGSTOP, and when.
     resumed: Vec<(Mac, Instant)>,
     /// What happened in this round.
@@ -175,6 +181,7 @@ impl Campaign {
             udp: UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), PACE)?,
             tcp: Connection::start(&site.client)?,
             load: register::Load::start(site.nodes.iter().map(crate::cluster::LbNode::socket).collect(), options.seed)?,
+            fickle: Fickle::start(site)?,
             resumed: Vec::new(),
             history: Vec::new(),
         })
@@ -183,6 +190,10 @@ impl Campaign {
     /// One trouble, or two where a majority stays; then everything must come back.
     fn round(&mut self, site: &mut Site, report: &mut Report, tell: &impl Fn(&str)) -> anyhow::Result<()> {
         self.history.clear();
+        // Their verdicts are on their way when the trouble begins.
+        self.fickle.turn(site)?;
+        let under_way = Duration::from_millis(self.random.u64(..600));
+        thread::sleep(under_way);
         let struck = Instant::now();
         let first = self.strike(site, None)?;
         let second = if site.nodes.len() >= 5 && self.random.u64(..3) == 0 {
@@ -201,6 +212,7 @@ impl Campaign {
         let mended = Instant::now();
         let full = [Some(first), second].into_iter().flatten().find(|of| of.0 == Trouble::FullDisk).map(|of| of.1);
         let settled = self.settle(site, full, mended)?;
+        self.fickle.judge(site)?;
         let gap = self.udp.longest_gap_since(struck);
         report.settled.push(settled);
         report.troubles.entry(first.0.name()).or_default().push(gap);
@@ -315,6 +327,7 @@ impl Campaign {
         let load = self.load.finish();
         (report.writes, report.reads) = (load.writes, load.reads);
         (report.requests, report.broken) = self.tcp.finish();
+        report.storms = self.fickle.storms;
         let _ = self.udp.finish();
         if let Some(wrong) = wrong {
             bail!("a write was lost or a read was stale: {wrong}");

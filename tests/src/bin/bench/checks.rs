@@ -3,10 +3,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    net::TcpListener,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
+    fs, thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,6 +14,7 @@ use lb_tests::{
     flood::{self, Flood},
     grpc, runner,
     site::{Plan, Site, VIP, VIP_TEXT},
+    traffic::Doorman,
     wait,
 };
 
@@ -41,22 +39,15 @@ pub(crate) fn checks() -> anyhow::Result<()> {
     site.start()?;
     let owner = site.owner()?;
     let (node, server) = (&site.nodes[owner], &site.servers[0]);
-    let listen = |port: u16| server.host.ns.enter(|| TcpListener::bind((VIP, port)));
-    let listeners = (0..SERVICES).map(|at| listen(FIRST_PORT + at)).collect::<Result<Vec<_>, _>>()?;
-    let stop = AtomicBool::new(false);
-    let all = all as usize;
-    thread::scope(|scope| {
-        // Connections that nobody takes would fill the listeners' queues.
-        scope.spawn(|| accept(&listeners, &stop));
-        let mac = server.mac.to_string();
-        let measured = measure(node, &mac, all).and_then(|()| beside_a_flood(&site, owner, &mac));
-        stop.store(true, Ordering::Relaxed);
-        measured
-    })?;
+    let ports = (0..SERVICES).map(|at| (VIP, FIRST_PORT + at).into());
+    let doorman = Doorman::listen(&server.host.ns, ports)?;
+    let (all, mac) = (all as usize, server.mac.to_string());
+    measure(node, &mac, all)?;
+    beside_a_flood(&site, owner, &mac)?;
     // All of them at once: what a switch that dies does.
     wait::until("all are healthy", PATIENCE, || count(node, "healthy").is_ok_and(|healthy| healthy == all));
     let begun = Instant::now();
-    drop(listeners);
+    drop(doorman);
     let delays = thread::scope(|scope| {
         let watch = |node| scope.spawn(move || found_down(node, all));
         let watchers: Vec<_> = site.nodes.iter().map(watch).collect();
@@ -150,17 +141,6 @@ async fn set_checks(node: &LbNode, are_checked: bool) -> anyhow::Result<()> {
     let mut client = TableServiceClient::new(grpc::connect(node.socket()).await?);
     client.apply(v1::ApplyRequest { mutations, ..Default::default() }).await?;
     Ok(())
-}
-
-fn accept(listeners: &[TcpListener], stop: &AtomicBool) {
-    for listener in listeners {
-        // A listener that cannot be asked without waiting would hold the others up: what is measured then shows it.
-        let _ = listener.set_nonblocking(true);
-    }
-    while !stop.load(Ordering::Relaxed) {
-        listeners.iter().for_each(|listener| while listener.accept().is_ok() {});
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Backends in that state.
