@@ -3,7 +3,10 @@
 use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
 use prost::Message as _;
-use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
+use prost_types::{
+    FileDescriptorSet,
+    field_descriptor_proto::{Label, Type},
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let public = ["lb/v1/table.proto", "lb/v1/cluster.proto", "lb/v1/node.proto"];
@@ -52,7 +55,9 @@ fn enum_fields(descriptors: &FileDescriptorSet) -> Vec<(String, String)> {
     let mut fields = Vec::new();
     for file in &descriptors.file {
         for message in &file.message_type {
-            for field in message.field.iter().filter(|field| field.r#type() == Type::Enum) {
+            for field in
+                message.field.iter().filter(|field| field.r#type() == Type::Enum && field.label() != Label::Repeated)
+            {
                 let path = format!(".{}.{}.{}", file.package(), message.name(), field.name());
                 let kind = field.type_name().rsplit('.').next().unwrap_or_default();
                 let how = if field.proto3_optional() { "optional_by_label" } else { "by_label" };

@@ -36,6 +36,26 @@ impl Session {
         self.call(message, None, call).await
     }
 
+    /// Reads a list to its end, page by page.
+    pub(crate) async fn read_all<M, T, F>(&self, mut message: M, call: impl Fn(Request<M>) -> F) -> Result<T, Failure>
+    where
+        M: Clone + PageOf<T>,
+        F: Future<Output = Result<Response<T>, tonic::Status>>,
+    {
+        let mut all: Option<T> = None;
+        loop {
+            let mut page = self.read(message.clone(), &call).await?;
+            let more = message.go_on(&mut page);
+            match &mut all {
+                None => all = Some(page),
+                Some(all) => M::append(all, page),
+            }
+            if let Some(all) = all.take_if(|_| !more) {
+                return Ok(all);
+            }
+        }
+    }
+
     /// Makes a call that changes something.
     pub(crate) async fn write<M, T, F>(&self, message: M, call: impl FnOnce(Request<M>) -> F) -> Result<T, Failure>
     where
@@ -68,9 +88,41 @@ impl Session {
 
     /// Prints what a change of the table came to.
     pub(crate) fn changed(&self, what: String, response: v1::MutationResponse) -> Result<(), Failure> {
-        let v1::MutationResponse { revision, unchanged, request_id, warnings } = response;
+        let v1::MutationResponse { revision, unchanged, request_id, warnings, .. } = response;
         output::change(self.format(), &Change { what, revision, unchanged, request_id, warnings })
     }
+}
+
+/// A request for a page of a list.
+pub(crate) trait PageOf<T> {
+    /// Asks for the page after this one, if there is one. Whether there is.
+    fn go_on(&mut self, page: &mut T) -> bool;
+    /// Puts the rows of a page behind those before.
+    fn append(all: &mut T, page: T);
+}
+
+macro_rules! paged {
+    ($($request:ident => $response:ident of $rows:ident,)+) => {
+        $(impl PageOf<v1::$response> for v1::$request {
+            fn go_on(&mut self, page: &mut v1::$response) -> bool {
+                self.page_token = std::mem::take(&mut page.next_page_token);
+                // As new as the page before, whichever node answers.
+                self.at_least_revision = page.revision;
+                !self.page_token.is_empty()
+            }
+
+            fn append(all: &mut v1::$response, page: v1::$response) {
+                all.$rows.extend(page.$rows);
+            }
+        })+
+    };
+}
+
+paged! {
+    ListVipsRequest => ListVipsResponse of vips,
+    ListServicesRequest => ListServicesResponse of services,
+    ListBackendsRequest => ListBackendsResponse of backends,
+    ListSegmentsRequest => ListSegmentsResponse of segments,
 }
 
 /// On the command line, "none" takes a value away.

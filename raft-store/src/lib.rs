@@ -20,7 +20,7 @@ pub use consensus::{
     Consensus, Lane, Lead, MembershipError, Nobody, ProposeError, Settings, Space, StartError, Status, Transport,
     TransportError,
 };
-pub use feed::{View, Watcher};
+pub use feed::{Change, History, View, Watcher};
 pub use recovery::{RecoverError, Recovered, recover};
 pub use store::{
     StoreError,

@@ -1,5 +1,6 @@
 //! Several nodes: takeover, crashes, membership, moves.
 
+mod api;
 mod campaign;
 mod crashes;
 mod faults;
@@ -56,6 +57,9 @@ fn main() -> std::process::ExitCode {
         Test::once("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),
         Test::once("settings_are_shown_set_and_refused", faults::settings),
         Test::once("a_vip_moves_on_request_and_on_a_graceful_stop", moves::moves_and_stops),
-        Test::once("the_api_serves_health_and_reflection_and_refuses_what_is_not_built", moves::api_surface),
+        Test::once("the_api_serves_health_and_reflection", api::surface),
+        Test::once("writes_are_guarded_tried_and_made_once", api::writes),
+        Test::once("lists_come_in_pages_and_as_new_as_asked_for", api::reads),
+        Test::once("whoever_watches_is_told_each_change_in_order", api::watched),
     ])
 }

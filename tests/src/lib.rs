@@ -11,6 +11,7 @@ pub mod crowd;
 pub mod distance;
 pub mod faults;
 pub mod flood;
+pub mod follower;
 pub mod frame;
 pub mod grpc;
 pub mod netns;

@@ -70,7 +70,11 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
                 with_flows: !no_flows,
                 ..v1::ListBackendsRequest::default()
             };
-            let response = session.read(request, |request| async move { client.list_backends(request).await }).await?;
+            let list = |request| {
+                let mut client = client.clone();
+                async move { client.list_backends(request).await }
+            };
+            let response = session.read_all(request, list).await?;
             for silent in &response.silent_nodes {
                 eprintln!("the flows of a node are not counted: {silent}");
             }

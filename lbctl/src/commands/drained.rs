@@ -16,8 +16,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> Result<(), Failure> {
     let mut bar: Option<ProgressBar> = None;
     loop {
-        let request =
-            v1::ListBackendsRequest { service: service.to_owned(), address: address.to_string(), with_flows: true };
+        let request = v1::ListBackendsRequest {
+            service: service.to_owned(),
+            address: address.to_string(),
+            with_flows: true,
+            ..v1::ListBackendsRequest::default()
+        };
         let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
         let answer = session.read(request, |request| async move { client.list_backends(request).await }).await?;
         let draining = answer.backends.iter().filter(|backend| backend.drain_ends_s.is_some());

@@ -37,7 +37,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     }
     let session = Session {
         channel: connect(&cli.global.endpoints).await?,
-        request_id: cli.global.request_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+        request_id: cli.global.request_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
         global: cli.global,
     };
     match cli.command {

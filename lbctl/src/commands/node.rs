@@ -68,7 +68,7 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             change(what, fenced.revision, fenced.unchanged)
         }
         NodeCommand::List => {
-            let request = v1::GetStatusRequest { local: false };
+            let request = v1::GetStatusRequest { brief: true, ..v1::GetStatusRequest::default() };
             let status = session.read(request, |request| async move { client.get_status(request).await }).await?;
             if status.stale {
                 complain(&format!("lbctl: warning: no majority confirmed this; it is what {} knew last", status.node));
@@ -87,7 +87,11 @@ async fn progress(session: &Session, name: String) -> Infallible {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-        let Ok(status) = client.get_status(v1::GetStatusRequest { local: false }).await else { continue };
+        let Ok(status) =
+            client.get_status(v1::GetStatusRequest { brief: true, ..v1::GetStatusRequest::default() }).await
+        else {
+            continue;
+        };
         let stage = match status.into_inner().nodes.into_iter().find(|node| node.name == name) {
             None => "it is not known yet",
             Some(node) if !node.voter => "it is known; the table is copied to it",

@@ -37,8 +37,11 @@ pub(super) async fn run(session: &Session, command: SegmentCommand) -> Result<()
             session.changed(what, response)
         }
         SegmentCommand::List => {
-            let request = v1::ListSegmentsRequest {};
-            let response = session.read(request, |request| async move { client.list_segments(request).await }).await?;
+            let list = |request| {
+                let mut client = client.clone();
+                async move { client.list_segments(request).await }
+            };
+            let response = session.read_all(v1::ListSegmentsRequest::default(), list).await?;
             output::list(session.format(), "segments", &response.segments)
         }
     }

@@ -76,8 +76,11 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
             session.changed(what, response)
         }
         ServiceCommand::List => {
-            let request = v1::ListServicesRequest { vip: String::new() };
-            let response = session.read(request, |request| async move { client.list_services(request).await }).await?;
+            let list = |request| {
+                let mut client = client.clone();
+                async move { client.list_services(request).await }
+            };
+            let response = session.read_all(v1::ListServicesRequest::default(), list).await?;
             output::list(session.format(), "services", &response.services)
         }
     }

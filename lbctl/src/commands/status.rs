@@ -15,9 +15,8 @@ use crate::{
 /// `check`: what is wrong is a failure.
 pub(super) async fn status(session: &Session, check: bool) -> Result<(), Failure> {
     let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    let status = session
-        .read(GetStatusRequest { local: false }, |request| async move { client.get_status(request).await })
-        .await?;
+    let status =
+        session.read(GetStatusRequest::default(), |request| async move { client.get_status(request).await }).await?;
     match session.format() {
         Format::Table => {
             output::print(&status.summary())?;

@@ -61,8 +61,11 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
             output::change(session.format(), &change)
         }
         VipCommand::List => {
-            let request = v1::ListVipsRequest {};
-            let response = session.read(request, |request| async move { client.list_vips(request).await }).await?;
+            let list = |request| {
+                let mut client = client.clone();
+                async move { client.list_vips(request).await }
+            };
+            let response = session.read_all(v1::ListVipsRequest::default(), list).await?;
             output::list(session.format(), "vips", &response.vips)
         }
     }

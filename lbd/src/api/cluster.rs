@@ -7,7 +7,7 @@ use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
     table::{
-        Attachment, Body, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, Sign, decode_saved,
+        Attachment, Body, Effect, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, Sign, decode_saved,
         encode_saved, restore,
     },
 };
@@ -17,7 +17,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Context,
     context::{Call, Changed},
-    convert, settings, status,
+    convert,
+    guard::{self, Guard, Guarded as _},
+    settings, status,
 };
 use crate::health::unserved;
 
@@ -40,53 +42,46 @@ impl Cluster {
             .ok_or_else(|| status::not_found(&format!("there is no node {name:?}; there are: {}", known())))
     }
 
-    async fn set_draining(
-        &self,
-        call: &Call,
-        name: &str,
-        request_id: &str,
-        expected_revision: u64,
-        draining: bool,
-    ) -> Result<(NodeId, Changed), Status> {
+    /// What a request was answered that comes once more; or the node that it names.
+    fn node_or_known(&self, guard: &Guard, view: &View, name: &str) -> Result<Result<NodeId, Changed>, Status> {
+        match self.0.known(guard, &view.table)? {
+            Some(known) => Ok(Err(known)),
+            None => Self::node_id(view, name).map(Ok),
+        }
+    }
+
+    async fn set_draining(&self, call: &Call, name: &str, guard: &Guard, draining: bool) -> Result<Changed, Status> {
         let view = self.0.read(call).await?;
-        let node = Self::node_id(&view, name)?;
-        let what = format!("{name} draining={draining}");
-        let body = Body::SetDraining { node, draining };
-        Ok((node, self.0.change(call, request_id, expected_revision, body, &what).await?))
+        match self.node_or_known(guard, &view, name)? {
+            Ok(node) => {
+                let body = Body::SetDraining { node, draining };
+                self.0.change(call, guard, body, &format!("{name} draining={draining}")).await
+            }
+            Err(known) => Ok(known),
+        }
     }
 
     /// Changes settings as far as the cluster's feature level has commands for it: below level 2 all of them are written, and
     /// of two changes at once one is lost.
-    async fn patch_settings(
-        &self,
-        call: &Call,
-        request_id: &str,
-        expected_revision: u64,
-        patch: SettingsPatch,
-    ) -> Result<Changed, Status> {
+    async fn patch_settings(&self, call: &Call, guard: &Guard, patch: SettingsPatch) -> Result<Changed, Status> {
         let table = &self.0.read(call).await?.table;
         let settings = patch.of(table.settings());
         let body = match table.feature_level() {
             ..2 => Body::UpdateSettings(settings),
             2.. => Body::PatchSettings(patch),
         };
-        self.0.change(call, request_id, expected_revision, body, &format!("settings are {settings:?}")).await
+        self.0.change(call, guard, body, &format!("settings are {settings:?}")).await
     }
 
     /// Node changes are several entries; the revision is checked before they begin.
-    async fn read_expecting(&self, call: &Call, expected_revision: u64) -> Result<Arc<View>, Status> {
+    async fn read_expecting(&self, call: &Call, guard: &Guard) -> Result<Arc<View>, Status> {
         let view = self.0.read(call).await?;
-        match expected_revision {
-            0 => Ok(view),
-            expected if expected == view.table.revision() => Ok(view),
-            expected => Err(status::rejected(&Rejection::precondition(
-                "expected_revision",
-                format!("the table is at revision {}, not {expected}: read it again", view.table.revision()),
-            ))),
-        }
+        let command = self.0.command(call, guard, Body::Mutate(Vec::new()));
+        view.table.check_expected(&command).map_err(|rejection| status::rejected(&rejection))?;
+        Ok(view)
     }
 
-    fn local_status(&self, view: &View, stale: bool) -> v1::GetStatusResponse {
+    fn local_status(&self, view: &View, stale: bool, brief: bool) -> v1::GetStatusResponse {
         let context = &self.0;
         let config = &context.config;
         let status = context.consensus.status();
@@ -123,7 +118,7 @@ impl Cluster {
             held: context.ownership.is_held(),
             version: env!("CARGO_PKG_VERSION").into(),
             stale,
-            vip_owners: table.vips().map(|vip| context.vip(vip, table)).collect(),
+            vip_owners: table.vips().filter(|_| !brief).map(|vip| context.vip(vip, table)).collect(),
             warnings: self.warnings(view, &status, stale),
         }
     }
@@ -204,7 +199,7 @@ impl ClusterService for Cluster {
         let confirmed = if local { None } else { self.0.consensus.read(deadline).await.ok() };
         let stale = !local && confirmed.is_none();
         let view = confirmed.unwrap_or_else(|| self.0.consensus.view());
-        Ok(Response::new(self.local_status(&view, stale)))
+        Ok(Response::new(self.local_status(&view, stale, request.get_ref().brief)))
     }
 
     async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Answer<v1::AddNodeResponse> {
@@ -213,7 +208,16 @@ impl ClusterService for Cluster {
         let name: Name = convert::parsed("name", &request.name)?;
         let role: Role = convert::role(request.role)?;
         let _ = convert::cluster_address("address", &request.address)?;
-        let before = self.read_expecting(&call, request.expected_revision).await?;
+        let guard = request.guard()?;
+        let before = self.read_expecting(&call, &guard).await?;
+        if let Some(known) = self.0.known(&guard, &before.table)? {
+            let id = before.table.node_named(name.as_str()).map_or(0, |node| node.id);
+            return Ok(Response::new(v1::AddNodeResponse {
+                id,
+                revision: known.revision,
+                unchanged: known.unchanged(),
+            }));
+        }
         let voted = |view: &View| {
             let node = view.table.node_named(name.as_str());
             node.is_some_and(|node| node.address == request.address && view.voters.contains(&node.id))
@@ -227,6 +231,7 @@ impl ClusterService for Cluster {
         if !unchanged {
             call.audit(&format!("added {name} at {} as {role}", request.address), view.table.revision());
         }
+        self.0.note(&call, &guard).await?;
         Ok(Response::new(v1::AddNodeResponse { id, revision: view.table.revision(), unchanged }))
     }
 
@@ -234,15 +239,23 @@ impl ClusterService for Cluster {
         let call = Call::new("RemoveNode", &request);
         let request = request.get_ref();
         let name: Name = convert::parsed("name", &request.name)?;
-        let view = self.read_expecting(&call, request.expected_revision).await?;
+        let guard = request.guard()?;
+        let view = self.read_expecting(&call, &guard).await?;
+        if let Some(known) = self.0.known(&guard, &view.table)? {
+            return Ok(Response::new(v1::RemoveNodeResponse {
+                revision: known.revision,
+                unchanged: known.unchanged(),
+            }));
+        }
         if view.table.node_named(name.as_str()).is_none() {
-            let revision = view.table.revision();
+            let revision = self.0.note(&call, &guard).await?.revision;
             return Ok(Response::new(v1::RemoveNodeResponse { revision, unchanged: true }));
         }
         let removed = self.0.consensus.remove_node(&name, request.force, call.deadline).await;
         removed.map_err(|error| status::membership(&error))?;
         let revision = self.0.consensus.view().table.revision();
         call.audit(&format!("removed {name} (force={})", request.force), revision);
+        self.0.note(&call, &guard).await?;
         Ok(Response::new(v1::RemoveNodeResponse { revision, unchanged: false }))
     }
 
@@ -250,8 +263,11 @@ impl ClusterService for Cluster {
         let call = Call::new("DrainNode", &request);
         let request = request.get_ref();
         let name = &request.name;
-        let (node, reply) =
-            self.set_draining(&call, name, &request.request_id, request.expected_revision, true).await?;
+        let reply = self.set_draining(&call, name, &request.guard()?, true).await?;
+        // Whoever repeats it late may name one that has gone.
+        let Some(node) = self.0.consensus.view().table.node_named(name).map(|node| node.id) else {
+            return Ok(Response::new(v1::DrainNodeResponse { revision: reply.revision, unchanged: reply.unchanged() }));
+        };
         let leaving = |view: &View| view.table.vips_of(node).any(|vip| vip.intent.is_some() || vip.deleting);
         let mut watcher = self.0.consensus.watch();
         let settled = watcher.wait_for(|view| view.applied >= reply.revision && !leaving(view));
@@ -272,8 +288,7 @@ impl ClusterService for Cluster {
     async fn undrain_node(&self, request: Request<v1::UndrainNodeRequest>) -> Answer<v1::UndrainNodeResponse> {
         let call = Call::new("UndrainNode", &request);
         let request = request.get_ref();
-        let (_, reply) =
-            self.set_draining(&call, &request.name, &request.request_id, request.expected_revision, false).await?;
+        let reply = self.set_draining(&call, &request.name, &request.guard()?, false).await?;
         Ok(Response::new(v1::UndrainNodeResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
@@ -284,12 +299,18 @@ impl ClusterService for Cluster {
         let call = Call::new("SetNodeAddress", &request);
         let request = request.get_ref();
         let address = convert::cluster_address("address", &request.address)?;
-        let view = self.0.read(&call).await?;
-        let node = Self::node_id(&view, &request.name)?;
+        let (guard, view) = (request.guard()?, self.0.read(&call).await?);
+        let node = match self.node_or_known(&guard, &view, &request.name)? {
+            Ok(node) => node,
+            Err(Changed { revision, effect, .. }) => {
+                let unchanged = effect == Effect::Unchanged;
+                return Ok(Response::new(v1::SetNodeAddressResponse { revision, unchanged }));
+            }
+        };
         self.0.consensus.check_address(node, &address).await.map_err(|error| status::membership(&error))?;
         let what = format!("{} is reached at {address}", request.name);
         let body = Body::SetNodeAddress { node, address };
-        let reply = self.0.change(&call, &request.request_id, request.expected_revision, body, &what).await?;
+        let reply = self.0.change(&call, &guard, body, &what).await?;
         Ok(Response::new(v1::SetNodeAddressResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
@@ -300,8 +321,13 @@ impl ClusterService for Cluster {
         if !request.i_know_it_is_off {
             return Err(status::invalid("i_know_it_is_off", "nobody but the caller can know that the machine is off"));
         }
-        let view = self.0.read(&call).await?;
-        let node = Self::node_id(&view, name)?;
+        let (guard, view) = (request.guard()?, self.0.read(&call).await?);
+        let node = match self.node_or_known(&guard, &view, name)? {
+            Ok(node) => node,
+            Err(Changed { revision, effect, .. }) => {
+                return Ok(Response::new(v1::FenceNodeResponse { revision, unchanged: effect == Effect::Unchanged }));
+            }
+        };
         let alive = self.0.ownership.heard().peers.get(&node).copied().unwrap_or(false);
         if alive || self.0.consensus.status().node == Some(node) {
             return Err(status::precondition(
@@ -315,7 +341,7 @@ impl ClusterService for Cluster {
         };
         let what = format!("{name} is fenced: {} says that it is off", call.caller());
         let body = Body::Fence { node, lease, evidence: Evidence::Operator, heard: Vec::new() };
-        let reply = self.0.change(&call, &request.request_id, request.expected_revision, body, &what).await?;
+        let reply = self.0.change(&call, &guard, body, &what).await?;
         Ok(Response::new(v1::FenceNodeResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
@@ -323,14 +349,22 @@ impl ClusterService for Cluster {
         let call = Call::new("MoveVip", &request);
         let request = request.get_ref();
         let vip = convert::address("address", &request.address)?;
-        let view = self.0.read(&call).await?;
-        let to = Self::node_id(&view, &request.node)?;
-        let what = format!("{vip} moves to {}", request.node);
-        let body = Body::MoveIntent { vip, to };
-        let reply = self.0.change(&call, &request.request_id, request.expected_revision, body, &what).await?;
-        let owner = |view: &View| view.table.vip(vip).and_then(|vip| vip.owner).filter(|owner| owner.node == to);
+        let (guard, view) = (request.guard()?, self.0.read(&call).await?);
+        let (reply, to) = match self.node_or_known(&guard, &view, &request.node)? {
+            Ok(to) => {
+                let what = format!("{vip} moves to {}", request.node);
+                (self.0.change(&call, &guard, Body::MoveIntent { vip, to }, &what).await?, Some(to))
+            }
+            Err(known) => (known, view.table.node_named(&request.node).map(|node| node.id)),
+        };
+        let owner = |view: &View| view.table.vip(vip).and_then(|vip| vip.owner);
+        // It is there; or it was there, and has moved on.
+        let is_over = |view: &View| {
+            let intent = view.table.vip(vip).and_then(|vip| vip.intent);
+            owner(view).map(|owner| owner.node) == to || intent.is_none_or(|intent| Some(intent) != to)
+        };
         let mut watcher = self.0.consensus.watch();
-        let moved = watcher.wait_for(|view| view.applied >= reply.revision && owner(view).is_some());
+        let moved = watcher.wait_for(|view| view.applied >= reply.revision && is_over(view));
         match timeout_at(call.deadline, moved).await {
             Ok(Ok(view)) => Ok(Response::new(v1::MoveVipResponse {
                 revision: view.table.revision(),
@@ -347,7 +381,7 @@ impl ClusterService for Cluster {
         let call = Call::new("Rebalance", &request);
         let request = request.get_ref();
         let what = "VIPs are rebalanced";
-        let reply = self.0.change(&call, &request.request_id, request.expected_revision, Body::Rebalance, what).await?;
+        let reply = self.0.change(&call, &request.guard()?, Body::Rebalance, what).await?;
         let mut watcher = self.0.consensus.watch();
         let settled = watcher
             .wait_for(|view| view.applied >= reply.revision && view.table.vips().all(|vip| vip.intent.is_none()));
@@ -369,7 +403,7 @@ impl ClusterService for Cluster {
         let call = Call::new("UpdateSettings", &request);
         let request = request.get_ref();
         let patch = settings::patch(request.settings.as_ref())?;
-        let reply = self.patch_settings(&call, &request.request_id, request.expected_revision, patch).await?;
+        let reply = self.patch_settings(&call, &request.guard()?, patch).await?;
         Ok(Response::new(v1::UpdateSettingsResponse { revision: reply.revision, unchanged: reply.unchanged() }))
     }
 
@@ -411,12 +445,13 @@ impl ClusterService for Cluster {
         let settings = saved.settings();
         if let Some(body) = restore(&view.table, &saved) {
             // Worked out for this revision: whatever changes meanwhile has it refused.
-            self.0.change(&call, &request_id, view.table.revision(), body, "a snapshot is restored").await?;
+            let guard = guard::of_snapshot(&request_id, view.table.revision(), &bytes)?;
+            self.0.change(&call, &guard, body, "a snapshot is restored").await?;
         }
         // Before all nodes know settings among other changes, they are an entry of their own.
         if settings != view.table.settings() && view.table.feature_level() < 3 {
             let what = format!("settings are {settings:?}");
-            self.0.change(&call, "", 0, Body::UpdateSettings(settings), &what).await?;
+            self.0.change(&call, &guard::of_snapshot("", 0, &bytes)?, Body::UpdateSettings(settings), &what).await?;
         }
         let revision = self.0.read(&call).await?.table.revision();
         let unchanged = revision == view.table.revision();

@@ -9,15 +9,15 @@ use lb_dataplane::Dataplane;
 use lb_proto::v1;
 use lb_raft_store::{
     Consensus, View,
-    table::{Body, Command, Effect, Mutation, Owner, Principal, RequestId, Table, Vip},
+    table::{Body, Command, Effect, Expected, Mutation, Owner, Principal, Rejection, Reply, RequestId, Table, Vip},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tonic::{
     Request, Status,
     transport::server::{TcpConnectInfo, UdsConnectInfo},
 };
 
-use super::{convert, status};
+use super::{convert, guard::Guard, status};
 use crate::{
     alarms::{Alarm, Alarms},
     clock,
@@ -28,6 +28,8 @@ use crate::{
 
 /// For a call that sets no deadline.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// From this feature level on, revisions are those of objects, and a request is what its caller has sent.
+const GUARDS_LEVEL: u32 = 11;
 /// The answer must be on its way before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(150);
 
@@ -42,6 +44,8 @@ pub(crate) struct Context {
     pub(crate) in_force: Arc<AtomicU64>,
     pub(crate) alarms: Alarms,
     pub(crate) peers: Peers,
+    /// Becomes true when the node ends.
+    pub(crate) stopping: watch::Receiver<bool>,
 }
 
 /// What is known of a call beside its message.
@@ -134,57 +138,88 @@ impl Context {
         v1::Vip { problem: problem.unwrap_or_default(), ..convert::vip(vip, table) }
     }
 
+    /// The table at a revision or later; 0 for linearizable.
+    pub(super) async fn read_at_least(&self, call: &Call, revision: u64) -> Result<Arc<View>, Status> {
+        if revision == 0 {
+            return self.read(call).await;
+        }
+        let view = self.consensus.applied(revision, call.deadline).await;
+        view.ok_or_else(|| {
+            let applied = self.consensus.view().applied;
+            status::timed_out(&format!("this node's table is at {applied}, and does not get to revision {revision}"))
+        })
+    }
+
+    /// What a request was answered that comes once more.
+    pub(super) fn known(&self, guard: &Guard, table: &Table) -> Result<Option<Changed>, Status> {
+        let knows = table.feature_level() >= GUARDS_LEVEL;
+        let answered = knows.then(|| table.answered(&guard.request, guard.asked)).flatten();
+        let Some(Reply { revision, result }) = answered else { return Ok(None) };
+        let effect = result.map_err(|rejection| status::rejected(&rejection))?;
+        Ok(Some(Changed { revision, effect, request: guard.request.clone() }))
+    }
+
     /// Makes changes; all or none.
-    pub(super) async fn mutate(
-        &self,
-        call: &Call,
-        request_id: &str,
-        expected_revision: u64,
-        mutations: Vec<Mutation>,
-    ) -> Result<Changed, Status> {
+    pub(super) async fn mutate(&self, call: &Call, guard: &Guard, mutations: Vec<Mutation>) -> Result<Changed, Status> {
         let what = format!("{mutations:?}");
-        self.change(call, request_id, expected_revision, Body::Mutate(mutations), &what).await
+        self.change(call, guard, Body::Mutate(mutations), &what).await
+    }
+
+    /// Notes that a request was answered which is no entry of the log by itself.
+    pub(super) async fn note(&self, call: &Call, guard: &Guard) -> Result<Changed, Status> {
+        self.change(
+            call,
+            &Guard { expected_revision: 0, request: guard.request.clone(), ..*guard },
+            Body::Mutate(Vec::new()),
+            "",
+        )
+        .await
     }
 
     /// Has a caller's command agreed on. `what`: for the audit, if it changes anything.
-    pub(super) async fn change(
-        &self,
-        call: &Call,
-        request_id: &str,
-        expected_revision: u64,
-        body: Body,
-        what: &str,
-    ) -> Result<Changed, Status> {
-        let request = request_or_new(request_id)?;
-        let node = self.consensus.status().node.unwrap_or_default();
-        let command = Command {
-            request: Some(request.clone()),
-            expected_revision,
-            stamp_ms: clock::unix_ms(),
-            principal: Some(Principal { name: call.caller.clone(), node }),
-            body,
-        };
+    pub(super) async fn change(&self, call: &Call, guard: &Guard, body: Body, what: &str) -> Result<Changed, Status> {
+        let request = guard.request.clone();
+        let command = self.command(call, guard, body);
         let reply = self.consensus.propose(&command, call.deadline).await;
         let reply = reply.map_err(|error| status::not_proposed(&error, Some(&request)))?;
-        let effect = reply.result.map_err(|rejection| status::rejected(&rejection))?;
+        let effect = reply.result.map_err(|rejection| refused(&command.body, guard, &rejection))?;
         if effect != Effect::Unchanged {
             call.audit(what, reply.revision);
         }
         Ok(Changed { revision: reply.revision, effect, request })
     }
-}
 
-/// The caller's id, or one of our own: the node repeats a proposal whose fate it does not know.
-fn request_or_new(request_id: &str) -> Result<RequestId, Status> {
-    let given = RequestId::parse(request_id).map_err(|rejection| status::rejected(&rejection))?;
-    match given {
-        Some(request) => Ok(request),
-        None => RequestId::parse(&uuid::Uuid::new_v4().to_string())
-            .ok()
-            .flatten()
-            .ok_or_else(|| Status::internal("no request id could be made")),
+    /// As it goes into the log.
+    pub(super) fn command(&self, call: &Call, guard: &Guard, body: Body) -> Command {
+        let knows = self.consensus.view().table.feature_level() >= GUARDS_LEVEL;
+        Command {
+            request: Some(guard.request.clone()),
+            expected_revision: guard.expected_revision,
+            expected_of: if knows { guard.expected_of } else { Expected::Table },
+            asked: if knows { guard.asked } else { 0 },
+            stamp_ms: clock::unix_ms(),
+            principal: Some(Principal {
+                name: call.caller.clone(),
+                node: self.consensus.status().node.unwrap_or_default(),
+            }),
+            body,
+        }
     }
 }
+
+/// What the table has refused. Of several mutations it is said which one.
+pub(super) fn refused(body: &Body, guard: &Guard, rejection: &Rejection) -> Status {
+    let refused = status::rejected(rejection);
+    let is_one_of_several = matches!(body, Body::Mutate(_)) && guard.expected_of == Expected::Configuration;
+    match is_one_of_several && !ABOUT_ALL.contains(&rejection.subject.as_str()) {
+        true => status::of_mutation(rejection.mutation as usize, refused),
+        false => refused,
+    }
+}
+
+/// What a refusal may be about that is of no mutation.
+const ABOUT_ALL: [&str; 7] =
+    ["request_id", "expected_revision", "feature_level", "VIPs", "services", "backends", "segments"];
 
 #[cfg(test)]
 mod tests {

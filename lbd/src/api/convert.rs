@@ -7,15 +7,15 @@ use lb_proto::v1;
 use lb_raft_store::{
     View,
     table::{
-        AdminState, Affinity, Attachment, Backend, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE, Health,
-        MacAddr, Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Segment, SegmentPatch, SegmentSettings,
-        Service, ServicePatch, ServiceSettings, Sign, Silence, Table, Tier, Unmatched, Vip, VipPatch, VipSettings,
-        Weight, check_cluster_address,
+        AdminState, Affinity, Attachment, Backend, BackendKey, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE,
+        Health, MacAddr, Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Segment, SegmentPatch,
+        SegmentSettings, Service, ServicePatch, ServiceSettings, Sign, Silence, Table, Tier, Unmatched, Vip, VipPatch,
+        VipSettings, Weight, check_cluster_address,
     },
 };
 use tonic::Status;
 
-use super::{checks, status::invalid};
+use super::{checks, settings, status::invalid};
 use crate::{
     clock::{self, rfc3339},
     health::CHECKS_LEVEL,
@@ -30,6 +30,30 @@ pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, Status> {
     text.parse().map_err(|_| invalid(field, format!("{text:?} is not an IP address")))
 }
 
+/// An address that may be empty.
+pub(super) fn optional_address(field: &str, text: &str) -> Result<Option<IpAddr>, Status> {
+    if text.is_empty() { Ok(None) } else { address(field, text).map(Some) }
+}
+
+/// As a token of a list of backends names one.
+pub(super) fn backend_key(text: &str) -> Result<BackendKey, Status> {
+    let (service, of) =
+        text.rsplit_once('/').ok_or_else(|| invalid("page_token", "it is none of a list of backends"))?;
+    Ok((parsed("page_token", service)?, address("page_token", of)?))
+}
+
+/// What may have been found of backends.
+pub(super) fn healths(numbers: &[i32]) -> Result<Vec<Health>, Status> {
+    let one = |number: &i32| match v1::Health::try_from(*number) {
+        Ok(v1::Health::Unchecked) => Ok(Health::Unchecked),
+        Ok(v1::Health::Unreachable) => Ok(Health::Unreachable),
+        Ok(v1::Health::Healthy) => Ok(Health::Healthy),
+        Ok(v1::Health::Unhealthy) => Ok(Health::Unhealthy),
+        Ok(v1::Health::Unspecified) | Err(_) => Err(invalid("health", format!("{number} is not known"))),
+    };
+    numbers.iter().map(one).collect()
+}
+
 /// A text that may be empty.
 pub(super) fn optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
     if text.is_empty() { Ok(None) } else { parsed(field, text).map(Some) }
@@ -39,6 +63,12 @@ pub(super) fn optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &s
 pub(super) fn cluster_address(field: &str, text: &str) -> Result<String, Status> {
     check_cluster_address(text).map_err(|problem| invalid(field, problem))?;
     Ok(text.to_owned())
+}
+
+/// A node's name, as an id.
+pub(super) fn known_node(field: &str, name: &str, table: &Table) -> Result<NodeId, Status> {
+    let of = node_id(field, name, table)?;
+    of.ok_or_else(|| invalid(field, format!("it is required; there are: {}", node_names(table))))
 }
 
 /// A node's name, as an id; empty for none.
@@ -282,7 +312,7 @@ pub(super) fn delete_backend(request: &v1::DeleteBackendRequest) -> Result<Mutat
 
 pub(super) fn mutation(mutation: &v1::Mutation, table: &Table) -> Result<Mutation, Status> {
     use v1::mutation::Change;
-    match mutation.change.as_ref().ok_or_else(|| invalid("mutations", "one of them is empty"))? {
+    match mutation.change.as_ref().ok_or_else(|| invalid("change", "it is required"))? {
         Change::CreateVip(request) => create_vip(request.vip.as_ref(), table),
         Change::UpdateVip(request) => update_vip(request, table),
         Change::DeleteVip(request) => delete_vip(request),
@@ -295,6 +325,7 @@ pub(super) fn mutation(mutation: &v1::Mutation, table: &Table) -> Result<Mutatio
         Change::CreateSegment(request) => create_segment(request.segment.as_ref()),
         Change::UpdateSegment(request) => update_segment(request),
         Change::DeleteSegment(request) => delete_segment(request),
+        Change::UpdateSettings(change) => Ok(Mutation::PatchSettings(settings::patch(Some(change))?)),
     }
 }
 
@@ -361,6 +392,7 @@ pub(super) fn service(service: &Service) -> v1::Service {
     }
 }
 
+/// As it stands in the table, whoever looks and whenever.
 pub(super) fn backend(backend: &Backend, table: &Table) -> v1::Backend {
     let settings = &backend.settings;
     let verdict = table.verdict(backend);
@@ -393,8 +425,13 @@ pub(super) fn backend(backend: &Backend, table: &Table) -> v1::Backend {
         drained: backend.is_drained,
         share_eighths: backend.share(),
         flows: None,
-        drain_ends_s: drain_ends_ms(backend, table).map(|ends_ms| ends_ms.saturating_sub(clock::unix_ms()) / 1000),
+        drain_ends_s: None,
     }
+}
+
+/// In so many seconds a backend that is drained loses its flows.
+pub(super) fn drain_ends_s(backend: &Backend, table: &Table) -> Option<u64> {
+    drain_ends_ms(backend, table).map(|ends_ms| ends_ms.saturating_sub(clock::unix_ms()) / 1000)
 }
 
 /// When a backend that is drained loses its flows.

@@ -6,11 +6,14 @@ mod checks;
 mod cluster;
 mod context;
 mod convert;
+mod guard;
 mod listen;
 mod node;
+mod page;
 mod settings;
 mod status;
 mod table;
+mod watch;
 
 pub(crate) use context::Context;
 pub(crate) use listen::{Listeners, bind_cluster, bind_tcp};

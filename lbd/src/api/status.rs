@@ -1,7 +1,7 @@
 //! The one place where errors become gRPC status codes. Details are a `google.rpc.ErrorInfo` whose
 //! reason is the code's name and whose metadata names the field or the rule.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use lb_proto::{ERROR_DOMAIN, REQUEST_ID_METADATA};
 use lb_raft_store::{
@@ -20,7 +20,35 @@ pub(super) fn rejected(rejection: &Rejection) -> Status {
         RejectionKind::FailedPrecondition => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
         RejectionKind::ResourceExhausted => (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
     };
-    with_info(code, reason, &rejection.message, &[("subject", &rejection.subject)])
+    with_info(code, reason, &rejection.message, &rejection.subject)
+}
+
+/// It is one of several mutations that is wrong: the field is named as one of its.
+pub(super) fn of_mutation(at: usize, error: Status) -> Status {
+    let details = error.get_error_details();
+    let subject = details.error_info().and_then(|info| info.metadata.get("subject")).cloned().unwrap_or_default();
+    let reason = details.error_info().map_or_else(|| "INVALID_ARGUMENT".to_owned(), |info| info.reason.clone());
+    let field = format!("mutations[{at}].{subject}");
+    let message = format!("mutations[{at}]: {}", error.message());
+    with_info(error.code(), &reason, &message, &field)
+}
+
+/// A bound is reached.
+pub(super) fn exhausted(what: &str, message: impl std::fmt::Display) -> Status {
+    rejected(&Rejection::exhausted(what, message.to_string()))
+}
+
+/// The node ends: another one goes on.
+pub(super) fn stopping() -> Status {
+    with_info(Code::Unavailable, "STOPPING", "this node stops: go on by another one", "")
+}
+
+/// A caller of a stream reads too slowly: from where it can go on.
+pub(super) fn too_slow(resume_from: u64) -> Status {
+    let message = format!("what changes is read too slowly: watch again from revision {resume_from}");
+    let metadata = HashMap::from([("resume_from".to_owned(), resume_from.to_string())]);
+    let details = ErrorDetails::with_error_info("TOO_SLOW", ERROR_DOMAIN, metadata);
+    Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 /// A field's value can never be right.
@@ -30,7 +58,7 @@ pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
 
 /// It may come in a later version.
 pub(super) fn not_built(what: &str) -> Status {
-    with_info(Code::Unimplemented, "UNIMPLEMENTED", &format!("{what} is not built yet"), &[])
+    with_info(Code::Unimplemented, "UNIMPLEMENTED", &format!("{what} is not built yet"), "")
 }
 
 /// No majority agreed.
@@ -44,7 +72,7 @@ pub(super) fn not_proposed(error: &ProposeError, request: Option<&RequestId>) ->
         ProposeError::NoSpace { .. } => (Code::ResourceExhausted, "NO_SPACE"),
         ProposeError::Broken(_) => (Code::Unavailable, "STORE_BROKEN"),
     };
-    let mut status = with_info(code, reason, &error.to_string(), &[]);
+    let mut status = with_info(code, reason, &error.to_string(), "");
     if let Some(value) = request.and_then(|request| request.as_str().parse().ok()) {
         status.metadata_mut().insert(REQUEST_ID_METADATA, value);
     }
@@ -59,7 +87,7 @@ pub(super) fn membership(error: &MembershipError) -> Status {
         MembershipError::Refused(_) => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
         MembershipError::TimedOut(_) => (Code::DeadlineExceeded, "TIMED_OUT"),
     };
-    with_info(code, reason, &error.to_string(), &[])
+    with_info(code, reason, &error.to_string(), "")
 }
 
 /// It cannot be done as things are.
@@ -69,23 +97,34 @@ pub(super) fn precondition(subject: &str, message: &str) -> Status {
 
 /// What was asked for did not come about in time.
 pub(super) fn timed_out(message: &str) -> Status {
-    with_info(Code::DeadlineExceeded, "TIMED_OUT", message, &[])
+    with_info(Code::DeadlineExceeded, "TIMED_OUT", message, "")
 }
 
 /// What is named is not there.
 pub(super) fn not_found(message: &str) -> Status {
-    with_info(Code::NotFound, "NOT_FOUND", message, &[])
+    with_info(Code::NotFound, "NOT_FOUND", message, "")
 }
 
 /// A status goes into headers, which have little room: a message that quotes all of a long text would not arrive at all.
-const LONGEST_MESSAGE: usize = 1500;
-const LONGEST_DETAIL: usize = 200;
+const LONGEST_MESSAGE: usize = 1200;
+const LONGEST_DETAIL: usize = 150;
+/// Whoever could not be served may ask again then.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-fn with_info(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
-    let metadata: HashMap<String, String> =
-        metadata.iter().map(|(key, value)| ((*key).to_owned(), cut(value, LONGEST_DETAIL))).collect();
+/// `subject`: the field or the rule, if there is one.
+fn with_info(code: Code, reason: &str, message: &str, subject: &str) -> Status {
+    let subject = cut(subject, LONGEST_DETAIL);
+    let metadata = HashMap::from([("subject".to_owned(), subject.clone())]);
     let message = cut(message, LONGEST_MESSAGE);
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata))
+    let metadata = if subject.is_empty() { HashMap::new() } else { metadata };
+    let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
+    if code == Code::InvalidArgument {
+        details.add_bad_request_violation(subject, cut(&message, LONGEST_DETAIL));
+    }
+    if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
+        details.set_retry_info(Some(RETRY_AFTER));
+    }
+    Status::with_error_details(code, message, details)
 }
 
 fn cut(text: &str, longest: usize) -> String {
@@ -103,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_error_has_its_code_and_its_reason() {
-        let of = |kind| rejected(&Rejection { kind, subject: "weight".into(), message: "why".into() });
+        let of = |kind| rejected(&Rejection { kind, subject: "weight".into(), message: "why".into(), mutation: 0 });
         for (kind, code, word) in [
             (RejectionKind::InvalidArgument, Code::InvalidArgument, "INVALID_ARGUMENT"),
             (RejectionKind::NotFound, Code::NotFound, "NOT_FOUND"),
@@ -138,8 +177,12 @@ mod tests {
     fn what_quotes_a_long_text_still_fits_into_headers() {
         for len in [1, 1500, 1501, 8000, 100_000] {
             let text = "ü".repeat(len);
-            let status =
-                rejected(&Rejection { kind: RejectionKind::InvalidArgument, subject: text.clone(), message: text });
+            let status = rejected(&Rejection {
+                kind: RejectionKind::InvalidArgument,
+                subject: text.clone(),
+                message: text,
+                mutation: 0,
+            });
             assert!(status.message().len() < 1600 && status.details().len() < 2000, "{len}");
         }
     }

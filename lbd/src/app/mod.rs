@@ -95,6 +95,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         in_force: in_force.clone(),
         alarms: alarms.clone(),
         peers,
+        stopping: stopping.clone(),
     };
     api_listeners.serve(&context, &stopping, &mut servers).map_err(serving)?;
 

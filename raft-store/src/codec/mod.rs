@@ -16,7 +16,7 @@ pub(crate) mod record {
 }
 
 /// The highest feature level that this build knows. No command above the table's level is proposed.
-pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-feature-level") { 11 } else { 10 };
+pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-feature-level") { 12 } else { 11 };
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,10 +1,12 @@
 //! The table's way out: whoever watches sees every state that was applied last, never one half-made.
 
 mod fingerprints;
+mod history;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 pub(crate) use fingerprints::Fingerprints;
+pub use history::{Change, History};
 
 use tokio::sync::watch;
 
@@ -21,6 +23,8 @@ pub struct View {
     pub forwarding: u64,
     /// The voters of the present configuration.
     pub voters: BTreeSet<NodeId>,
+    /// What the last entries have changed.
+    pub history: History,
 }
 
 /// Where the state machine puts each new table.

@@ -11,7 +11,7 @@ use openraft::{
 
 use super::{StoreError, snapshots::Snapshots, trees::Trees, writer::Writer};
 use crate::{
-    feed::{Fingerprints, Publisher, View},
+    feed::{Fingerprints, History, Publisher, View},
     raft::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
     table::{Applied, Reply, Table, decode_table, encode_table},
 };
@@ -25,6 +25,7 @@ pub(crate) struct StateMachine {
     publisher: Publisher,
     table: Table,
     fingerprints: Fingerprints,
+    history: History,
     /// The last entry that changed how frames are forwarded.
     forwarding: u64,
     applied: Option<LogId>,
@@ -48,6 +49,7 @@ impl StateMachine {
             publisher,
             table: Table::default(),
             fingerprints: Fingerprints::default(),
+            history: History::default(),
             forwarding: 0,
             applied: None,
             membership: StoredMembership::default(),
@@ -63,6 +65,7 @@ impl StateMachine {
         let unreadable = |error| StoreError::unreadable(self.trees.path(), "the snapshot", error);
         self.table = decode_table(data).map_err(unreadable)?;
         self.applied = meta.last_log_id;
+        self.history = History::beginning_after(meta.last_log_id.map_or(0, |id| id.index()));
         self.forwarding = meta.last_log_id.map_or(0, |id| id.index());
         self.membership = meta.last_membership.clone();
         self.publish();
@@ -75,10 +78,12 @@ impl StateMachine {
         let reply = match &entry.payload {
             EntryPayload::Blank => Reply::default(),
             EntryPayload::Normal(command) => {
+                let before = self.table.clone();
                 let Applied { reply, touched } = self.table.apply(entry.log_id.index(), command);
                 if touched.changes_forwarding() {
                     self.forwarding = entry.log_id.index();
                 }
+                self.history.note(entry.log_id.index(), touched, &before, &self.table);
                 reply
             }
             EntryPayload::Membership(membership) => {
@@ -117,6 +122,7 @@ impl StateMachine {
             applied: self.applied.map_or(0, |id| id.index()),
             forwarding: self.forwarding,
             voters: self.membership.voter_ids().collect(),
+            history: self.history.clone(),
         });
     }
 

@@ -98,6 +98,11 @@ pub struct Share {
 }
 
 impl Backend {
+    /// Its service and its address.
+    pub fn key(&self) -> super::BackendKey {
+        (self.settings.service.clone(), self.settings.address)
+    }
+
     /// One of which nothing is known yet.
     pub(super) fn new(settings: BackendSettings, id: u64, revision: Revision) -> Self {
         Self { settings, id, revision, draining_since_ms: 0, is_drained: false, eighths: 0 }

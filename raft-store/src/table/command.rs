@@ -30,12 +30,44 @@ pub struct Command {
     pub request: Option<RequestId>,
     /// The revision that the caller has seen; 0 for any.
     pub expected_revision: Revision,
+    /// Of what.
+    pub expected_of: Expected,
+    /// Of what the caller has sent, before names were resolved: another request under the same id differs in it. 0 where the
+    /// command itself counts. Feature level 11.
+    pub asked: u64,
     /// The proposer's clock, in milliseconds since 1970; 0 where it said none.
     pub stamp_ms: u64,
     /// On whose behalf.
     pub principal: Option<Principal>,
     /// What it does.
     pub body: Body,
+}
+
+/// Of what a caller has seen a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Expected {
+    /// The whole table, which must be at that revision.
+    #[default]
+    Table,
+    /// What the command changes, which must not have changed since. Feature level 11.
+    Object,
+    /// All that operators say, which must not have changed since. Feature level 11.
+    Configuration,
+}
+
+impl Field<u32> for Expected {
+    fn put(&self) -> u32 {
+        *self as u32
+    }
+
+    fn read(number: u32) -> Result<Self, DecodeError> {
+        match number {
+            0 => Ok(Self::Table),
+            1 => Ok(Self::Object),
+            2 => Ok(Self::Configuration),
+            _ => Err(DecodeError::too_new(0)),
+        }
+    }
 }
 
 /// Who asked for a command.
@@ -50,7 +82,15 @@ pub struct Principal {
 impl From<Body> for Command {
     /// What a node needs itself.
     fn from(body: Body) -> Self {
-        Self { request: None, expected_revision: 0, stamp_ms: 0, principal: None, body }
+        Self {
+            request: None,
+            expected_revision: 0,
+            expected_of: Expected::Table,
+            asked: 0,
+            stamp_ms: 0,
+            principal: None,
+            body,
+        }
     }
 }
 
@@ -203,6 +243,7 @@ impl Command {
     /// nothing. A function of the whole content.
     pub fn needs_level(&self) -> u32 {
         let of_envelope = match &self.body {
+            _ if self.asked != 0 || self.expected_of != Expected::Table => 11,
             _ if self.request.is_none() && self.expected_revision == 0 => 1,
             Body::Mutate(_)
             | Body::SetDraining { .. }
@@ -252,6 +293,11 @@ impl Command {
 }
 
 impl Body {
+    /// Whether it is about what operators say of VIPs, services, backends, segments and settings.
+    pub(super) fn is_configuration(&self) -> bool {
+        matches!(self, Self::Mutate(_) | Self::UpdateSettings(_) | Self::PatchSettings(_))
+    }
+
     /// Whether it is about what the cluster shall do, and not about what was found out.
     pub(super) fn moves_revision(&self) -> bool {
         !matches!(self, Self::Report { .. } | Self::Progress { .. })
@@ -344,6 +390,8 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         needs_level: command.needs_level(),
         stamp_ms: command.stamp_ms,
         principal: command.principal.put(),
+        expected_of: command.expected_of.put(),
+        asked: command.asked,
         body: Some(command.body.put()),
         ..record::Command::default()
     };
@@ -369,6 +417,8 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command, DecodeError> {
     let command = Command {
         request: Field::read(request)?,
         expected_revision,
+        expected_of: Field::read(record.expected_of)?,
+        asked: record.asked,
         stamp_ms: record.stamp_ms,
         principal: Field::read(record.principal)?,
         body: Field::read(record.body.ok_or(DecodeError::too_new(record.needs_level))?)?,

@@ -5,7 +5,7 @@ use prost::Message as _;
 use super::{
     Table,
     lease::{Configuration, Lease, LeaseOf},
-    requests::{Answered, RequestId},
+    requests::{Answered, Kept, RequestId},
     types::Name,
 };
 use crate::codec::{self, DecodeError, FEATURE_LEVEL, Field, record};
@@ -19,6 +19,8 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
         fingerprint: answered.fingerprint,
         effect: answered.effect.put(),
         revision: answered.revision,
+        clock_ms: answered.clock_ms,
+        kept: answered.kept.put(),
     };
     let retraction = |((node, supporter), index): (&(u64, u64), &u64)| record::Retraction {
         node: *node,
@@ -44,6 +46,9 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
         retractions: table.retractions.iter().map(retraction).collect(),
         settings: table.settings.put(),
         longest_withdraw_ms: table.longest_withdraw_ms,
+        config_revision: table.config_revision,
+        clock_ms: table.clock_ms,
+        horizon_ms: table.horizon_ms,
         heartbeat_keys: table
             .heartbeat_keys()
             .map(|(index, key)| record::HeartbeatKey { index, key: key.put() })
@@ -72,6 +77,9 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
         next_backend_id: record.next_backend_id,
         settings: Field::read(record.settings).map_err(named("settings"))?,
         longest_withdraw_ms: record.longest_withdraw_ms,
+        config_revision: record.config_revision,
+        clock_ms: record.clock_ms,
+        horizon_ms: record.horizon_ms,
         ..Table::default()
     };
     let nodes: Vec<super::Node> = Field::read(record.nodes)?;
@@ -103,11 +111,19 @@ pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
     table.verdicts = verdicts.into_iter().map(|verdict| (verdict.backend, verdict)).collect();
     table.backends = backends.into_iter().map(|backend| (key(&backend), backend)).collect();
     for request in record.requests {
-        let id = <Option<RequestId> as Field<String>>::read(request.id)?.ok_or(DecodeError::Field("request.id"))?;
+        let id = RequestId::read(request.id).map_err(named("request.id"))?;
         let effect = Field::read(request.effect).map_err(named("request.effect"))?;
-        let answered =
-            Answered { index: request.index, fingerprint: request.fingerprint, effect, revision: request.revision };
-        table.request_order.insert_mut(answered.index, id.clone());
+        let kept: Kept = Field::read(request.kept)?;
+        let answered = Answered {
+            index: request.index,
+            fingerprint: request.fingerprint,
+            effect,
+            revision: request.revision,
+            clock_ms: request.clock_ms,
+            kept,
+        };
+        table.request_order.insert_mut((kept, answered.index), id.clone());
+        table.request_counts[kept as usize] += 1;
         table.requests.insert_mut(id, answered);
     }
     Ok(table)

@@ -305,6 +305,16 @@ fn commands() -> Vec<(&'static str, Command)> {
             ])
             .into(),
         ),
+        // Feature level 11.
+        (
+            "of_object",
+            Command {
+                expected_of: Expected::Object,
+                asked: 0x0123_4567_89ab_cdef,
+                ..guarded(Body::RemoveNode { node: 4, heartbeat_key: 12 })
+            },
+        ),
+        ("of_configuration", Command { expected_of: Expected::Configuration, ..guarded(Body::Mutate(vec![])) }),
         (
             "reset",
             Body::Mutate(vec![

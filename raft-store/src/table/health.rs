@@ -111,8 +111,7 @@ impl Table {
 
     /// What a backend takes. `takers`: of its service.
     pub fn takes(&self, backend: &Backend, takers: &Takers) -> Takes {
-        let health = self.verdict(backend).map_or(Health::Unchecked, |verdict| verdict.health);
-        match (backend.settings.state, health) {
+        match (backend.settings.state, self.health(backend)) {
             (AdminState::Down, _) => Takes::Nothing,
             (AdminState::Active, _) if takers.backends.contains(&backend.id) => Takes::All,
             (AdminState::Drain, _) if backend.is_drained => Takes::Nothing,

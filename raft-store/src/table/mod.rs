@@ -30,7 +30,10 @@ mod settings;
 mod types;
 mod vip;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::Bound,
+};
 
 use rpds::RedBlackTreeMapSync as Map;
 use uuid::Uuid;
@@ -38,7 +41,7 @@ use uuid::Uuid;
 pub use apply::{Applied, Sign, Touched};
 pub use backend::{AdminState, Backend, BackendPatch, BackendSettings, Share, Tier};
 pub use check::{Check, DnsProbe, DnsRecord, GrpcProbe, HttpProbe, Probe, Rhythm, TlsProbe, UdpProbe};
-pub use command::{Body, Command, Evidence, Mutation, Principal, Withdrawal, decode_command, encode_command};
+pub use command::{Body, Command, Evidence, Expected, Mutation, Principal, Withdrawal, decode_command, encode_command};
 pub(crate) use encoding::{decode_table, encode_table};
 pub use health::{Health, Takers, Takes, Verdict};
 pub use lease::{Configuration, Lease};
@@ -60,7 +63,7 @@ pub use types::{
 pub use vip::{Owner, Unmatched, Vip, VipPatch, VipSettings};
 
 pub use crate::codec::{DecodeError, FEATURE_LEVEL};
-use requests::Answered;
+use requests::{Answered, Kept};
 use rows::Rows;
 
 /// The level of every table before it is raised, whichever build reads it: equal on all nodes.
@@ -102,8 +105,16 @@ pub struct Table {
     /// Which backend has an id.
     backends_by_id: Map<u64, BackendKey>,
     requests: Map<RequestId, Answered>,
-    /// The index of the entry that brought each remembered request, so that the oldest is found.
-    request_order: Map<u64, RequestId>,
+    /// The index of the entry that brought each remembered request, so that the oldest of its kind is found.
+    request_order: Map<(Kept, u64), RequestId>,
+    /// How many are remembered of each kind.
+    request_counts: [usize; 3],
+    /// The latest stamp of a command.
+    clock_ms: u64,
+    /// Requests whose ids carry a time up to this one may have been forgotten.
+    horizon_ms: u64,
+    /// The entry that changed the configuration last; 0 below feature level 11.
+    config_revision: Revision,
 }
 
 impl Default for Table {
@@ -132,6 +143,10 @@ impl Default for Table {
             backends_by_id: Map::new_sync(),
             requests: Map::new_sync(),
             request_order: Map::new_sync(),
+            request_counts: [0; 3],
+            clock_ms: 0,
+            horizon_ms: 0,
+            config_revision: 0,
         }
     }
 }
@@ -160,6 +175,28 @@ impl Table {
     /// The log index of the last change.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// The entry that changed the configuration last: VIPs, services, backends, segments or settings, and not who owns or
+    /// hears what.
+    pub fn config_revision(&self) -> Revision {
+        if self.config_revision == 0 { self.revision } else { self.config_revision }
+    }
+
+    /// The latest stamp of a command, in milliseconds since 1970.
+    pub fn clock_ms(&self) -> u64 {
+        self.clock_ms
+    }
+
+    /// The same without the requests that are remembered.
+    pub(crate) fn without_requests(&self) -> Self {
+        let fresh = Self::default();
+        Self {
+            requests: fresh.requests,
+            request_order: fresh.request_order,
+            request_counts: fresh.request_counts,
+            ..self.clone()
+        }
     }
 
     /// All nodes by id.
@@ -227,6 +264,12 @@ impl Table {
         self.vips.values()
     }
 
+    /// The VIPs after one of them, or all.
+    pub fn vips_after(&self, after: Option<IpAddr>) -> impl Iterator<Item = &Vip> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.vips.range((from, Bound::Unbounded)).map(|(_, vip)| vip)
+    }
+
     /// One VIP.
     pub fn vip(&self, address: IpAddr) -> Option<&Vip> {
         self.vips.get(&address)
@@ -247,6 +290,12 @@ impl Table {
         self.services.values()
     }
 
+    /// The services after one of them, or all.
+    pub fn services_after(&self, after: Option<Name>) -> impl Iterator<Item = &Service> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.services.range((from, Bound::Unbounded)).map(|(_, service)| service)
+    }
+
     /// One service.
     pub fn service(&self, name: &Name) -> Option<&Service> {
         self.services.get(name)
@@ -261,6 +310,12 @@ impl Table {
     /// All backends by service and address.
     pub fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.backends.values()
+    }
+
+    /// The backends after one of them, or all.
+    pub fn backends_after(&self, after: Option<&BackendKey>) -> impl Iterator<Item = &Backend> {
+        let from = after.cloned().map_or(Bound::Unbounded, Bound::Excluded);
+        self.backends.range((from, Bound::Unbounded)).map(|(_, backend)| backend)
     }
 
     /// One backend.
@@ -281,6 +336,11 @@ impl Table {
     /// What was found of a backend.
     pub fn verdict(&self, backend: &Backend) -> Option<&Verdict> {
         self.verdicts.get(&backend.id)
+    }
+
+    /// What was found of a backend, in a word.
+    pub fn health(&self, backend: &Backend) -> Health {
+        self.verdict(backend).map_or(Health::Unchecked, |verdict| verdict.health)
     }
 
     /// The backends with an address, of all services.

@@ -27,11 +27,13 @@ pub struct Rejection {
     pub subject: String,
     /// For people: what is wrong and what to try.
     pub message: String,
+    /// Which of a command's mutations is refused, from 0; of other commands 0.
+    pub mutation: u32,
 }
 
 impl Rejection {
     fn new(kind: RejectionKind, subject: &str, message: String) -> Self {
-        Self { kind, subject: subject.to_owned(), message }
+        Self { kind, subject: subject.to_owned(), message, mutation: 0 }
     }
 
     /// A field's value can never be right.
@@ -61,7 +63,7 @@ impl Rejection {
 }
 
 numbered!(RejectionKind: InvalidArgument, NotFound, AlreadyExists, FailedPrecondition, ResourceExhausted);
-recorded!(Rejection => Rejection { kind, subject, message });
+recorded!(Rejection => Rejection { kind, subject, message, mutation });
 
 /// It cannot go while others hang on it.
 pub(super) fn has_dependants(whole: &str, part: &str, parts: &[impl ToString]) -> Rejection {

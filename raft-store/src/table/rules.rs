@@ -22,6 +22,10 @@ pub struct Rules {
     pub leaving_vip_may_be_backend: bool,
     /// What no host of a segment may have is no VIP and no backend, and a node's cluster address no VIP.
     pub reserved_addresses_are_refused: bool,
+    /// Remembered request ids that nodes made; the oldest is forgotten first.
+    pub own_requests: usize,
+    /// Request ids are forgotten by time where they carry it, and revisions are those of objects and of the configuration.
+    pub requests_have_time: bool,
     /// Drained backends lose their flows after a time, and shares rise by and by.
     pub backends_take_time: bool,
 }
@@ -35,6 +39,8 @@ pub(super) const FIRST: Rules = Rules {
     ports_per_service: 64,
     nodes: 9,
     requests: 16_384,
+    own_requests: 0,
+    requests_have_time: false,
     leaving_vip_may_be_backend: false,
     reserved_addresses_are_refused: false,
     backends_take_time: false,
@@ -48,3 +54,6 @@ pub(super) const FIFTH: Rules = Rules { reserved_addresses_are_refused: true, ..
 
 /// Of feature level 9.
 pub(super) const NINTH: Rules = Rules { backends_take_time: true, ..FIFTH };
+
+/// Of feature level 11.
+pub(super) const ELEVENTH: Rules = Rules { requests: 200_000, own_requests: 16_384, requests_have_time: true, ..NINTH };

@@ -50,6 +50,9 @@ pub fn encode_saved(table: &Table) -> Vec<u8> {
         heartbeat_keys: fresh.heartbeat_keys,
         requests: fresh.requests,
         request_order: fresh.request_order,
+        request_counts: fresh.request_counts,
+        clock_ms: fresh.clock_ms,
+        horizon_ms: fresh.horizon_ms,
         ..table.clone()
     };
     encode_table(&stripped)

@@ -87,13 +87,16 @@ fn print(report: &Report) {
     let longest = report.settled.iter().max().copied().unwrap_or_default();
     println!(
         "\n{} rounds; 0 VIPs with two owners; {} acknowledged writes, 0 lost; {} linearizable reads; {} requests on a \
-         TCP connection that broke {} times; {} storms of verdicts, the tables alike after each; {} answers in hand after SIGCONT; all well again after {} ms at the latest",
+         TCP connection that broke {} times; {} storms of verdicts, the tables alike after each; \
+         the table followed without a gap over {} connections, {} times from the beginning; {} answers in hand after SIGCONT; all well again after {} ms at the latest",
         report.rounds,
         report.writes,
         report.reads,
         report.requests,
         report.broken,
         report.storms,
+        report.followed.0,
+        report.followed.1,
         report.in_hand,
         longest.as_millis()
     );

@@ -1,6 +1,6 @@
-//! A fault campaign: a real cluster under traffic and writes, random troubles one after the other, and four
+//! A fault campaign: a real cluster under traffic and writes, random troubles one after the other, and five
 //! judges. [`claims`] looks for two owners of a VIP, [`register`] for a lost or reordered write, [`fickle`] for verdicts
-//! about backends that differ or are wrong, and each round ends only when every node and every VIP is back. [`trouble`] says
+//! about backends that differ or are wrong, a [`Follower`] for a change that `Watch` leaves out, and each round ends only when every node and every VIP is back. [`trouble`] says
 //! what can happen.
 
 pub mod claims;
@@ -28,10 +28,12 @@ use trouble::Trouble;
 
 use crate::{
     cluster::insist,
+    follower::Follower,
     observe::UdpStream,
     site::{ECHO, HTTP_ADDRESS, PATIENCE, Plan, Site, VIP, VIP_TEXT},
     topology::Host,
     traffic::HttpClient,
+    wait,
 };
 
 /// VIPs without services: their owners differ from the first one's, and one of them comes and goes.
@@ -85,6 +87,8 @@ pub struct Report {
     pub broken: u64,
     /// Times that all backends of a service went down or came back at once.
     pub storms: u64,
+    /// How often whoever follows the table went on by another connection, and how often it had to begin anew.
+    pub followed: (u64, u64),
 }
 
 fn pick<T: Copy>(random: &mut Rng, of: &[T]) -> T {
@@ -160,6 +164,7 @@ struct Campaign {
     tcp: Connection,
     load: register::Load,
     fickle: Fickle,
+    follower: Follower,
     /// Which MAC address's process went on after SIGSTOP, and when.
     resumed: Vec<(Mac, Instant)>,
     /// What happened in this round.
@@ -182,6 +187,7 @@ impl Campaign {
             tcp: Connection::start(&site.client)?,
             load: register::Load::start(site.nodes.iter().map(crate::cluster::LbNode::socket).collect(), options.seed)?,
             fickle: Fickle::start(site)?,
+            follower: Follower::start(site.nodes.iter().map(crate::cluster::LbNode::socket).collect())?,
             resumed: Vec::new(),
             history: Vec::new(),
         })
@@ -213,6 +219,11 @@ impl Campaign {
         let full = [Some(first), second].into_iter().flatten().find(|of| of.0 == Trouble::FullDisk).map(|of| of.1);
         let settled = self.settle(site, full, mended)?;
         self.fickle.judge(site)?;
+        wait::until_ok(BOUND, || {
+            ensure!(self.follower.wrong().is_none(), "{}", self.follower.wrong().unwrap_or_default());
+            self.follower.is_up_to_date(0)
+        })
+        .context("what is told of the table does not fit")?;
         let gap = self.udp.longest_gap_since(struck);
         report.settled.push(settled);
         report.troubles.entry(first.0.name()).or_default().push(gap);
@@ -328,6 +339,7 @@ impl Campaign {
         (report.writes, report.reads) = (load.writes, load.reads);
         (report.requests, report.broken) = self.tcp.finish();
         report.storms = self.fickle.storms;
+        report.followed = self.follower.interruptions();
         let _ = self.udp.finish();
         if let Some(wrong) = wrong {
             bail!("a write was lost or a read was stale: {wrong}");

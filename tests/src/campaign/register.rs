@@ -199,7 +199,11 @@ impl Client {
         while self.goes_on() {
             let node = self.any_node();
             let known = self.register().known.load(Ordering::SeqCst);
-            let request = v1::GetBackendRequest { service: SERVICE.into(), address: address(self.register) };
+            let request = v1::GetBackendRequest {
+                service: SERVICE.into(),
+                address: address(self.register),
+                ..Default::default()
+            };
             let call = async { Ok::<_, anyhow::Error>(self.client(node).await?.get_backend(request).await?) };
             match timeout(CALL, call).await {
                 Ok(Ok(answer)) => {

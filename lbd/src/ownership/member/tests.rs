@@ -31,7 +31,7 @@ fn view() -> Arc<View> {
     for (index, command) in (1..).zip(&commands) {
         table.apply(index, &command.clone().into()).reply.result.unwrap();
     }
-    Arc::new(View { table, applied: 6, forwarding: 6, voters: BTreeSet::from([1, 2, 3]) })
+    Arc::new(View { table, applied: 6, forwarding: 6, voters: BTreeSet::from([1, 2, 3]), ..View::default() })
 }
 
 /// The lease of a node in that table.

@@ -234,7 +234,7 @@ impl World {
         // Index 0 stands for the log's first entry, as in openraft.
         let mut table = Table::default();
         table.configure(0, vec![voters]);
-        let view = View { voters: (1..=count).collect(), table, applied: 0, forwarding: 0 };
+        let view = View { voters: (1..=count).collect(), table, ..View::default() };
         self.views = vec![Arc::new(view)];
         let node = |id: u64, role| NewNode {
             name: format!("lb{id}").parse().expect("a name"),
@@ -328,7 +328,7 @@ impl World {
             }
         }
         self.log.push(entry);
-        self.views.push(Arc::new(View { table, applied: index, forwarding: index, voters }));
+        self.views.push(Arc::new(View { table, applied: index, forwarding: index, voters, ..View::default() }));
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for id in ids {
             self.schedule_apply(id);

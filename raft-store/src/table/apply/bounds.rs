@@ -3,7 +3,7 @@
 use super::super::{
     Table,
     rejection::Rejection,
-    rules::{FIFTH, FIRST, NINTH, Rules, THIRD},
+    rules::{ELEVENTH, FIFTH, FIRST, NINTH, Rules, THIRD},
 };
 
 impl Table {
@@ -14,7 +14,8 @@ impl Table {
             ..3 => &FIRST,
             3..5 => &THIRD,
             5..=8 => &FIFTH,
-            9.. => &NINTH,
+            9..=10 => &NINTH,
+            11.. => &ELEVENTH,
         }
     }
 

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 
 use super::{
     Table,
-    command::{Body, Command, Mutation},
+    command::{Body, Command, Expected, Mutation},
     rejection::Rejection,
     reply::{Effect, Reply},
     types::{BOOTSTRAP_NODE, Cidr, Name, NodeId, Revision},
@@ -28,6 +28,9 @@ use super::{
 pub use placement::Sign;
 
 type Outcome = Result<Effect, Rejection>;
+
+/// How many VIPs, services, backends and segments an entry has touched so far.
+type Marks = [usize; 4];
 
 /// What an entry did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,6 +65,14 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        let Self { vips, owners, services, backends, verdicts, segments, nodes, leases, cluster } = self;
+        let rows = [vips.len(), owners.len(), services.len(), backends.len(), verdicts.len()];
+        let others = [segments.len(), nodes.len(), leases.len(), usize::from(*cluster)];
+        rows.iter().chain(&others).sum()
+    }
+
     /// Whether it changes how frames are forwarded: more than who owns what.
     pub fn changes_forwarding(&self) -> bool {
         let Self { vips, owners: _, services, backends, verdicts, segments, nodes, leases: _, cluster } = self;
@@ -84,6 +95,9 @@ impl Table {
             if effect != Effect::Unchanged && command.body.moves_revision() {
                 next.revision = index;
             }
+            if effect != Effect::Unchanged && command.body.is_configuration() && self.rules().requests_have_time {
+                next.config_revision = index;
+            }
             next.remember(index, command, effect);
             touched = next.take_touched(self);
             *self = next;
@@ -103,14 +117,15 @@ impl Table {
                 ),
             ));
         }
-        self.check_revision(command.expected_revision)?;
-        let effect = self.dispatch(index, command)?;
+        self.check_expected(command)?;
+        let mut marks = Vec::new();
+        let effect = self.dispatch(index, command, &mut marks)?;
         if effect == Effect::Unchanged {
             return Ok(effect);
         }
         match command.body {
             Body::Mutate(_) => {
-                self.check_touched()?;
+                self.check_touched(&marks)?;
                 // Where nothing about VIPs changed, nothing is placed anew.
                 if !self.vips.touched().is_empty() {
                     self.place_all(index);
@@ -122,7 +137,7 @@ impl Table {
         Ok(effect)
     }
 
-    fn dispatch(&mut self, index: u64, command: &Command) -> Outcome {
+    fn dispatch(&mut self, index: u64, command: &Command, marks: &mut Vec<Marks>) -> Outcome {
         match &command.body {
             Body::CreateCluster { cluster, cluster_name, hash_seed, heartbeat_key, node } => {
                 if !self.cluster.is_nil() {
@@ -134,7 +149,7 @@ impl Table {
                 self.heartbeat_keys.insert_mut(index, *heartbeat_key);
                 self.insert_node(BOOTSTRAP_NODE, node)
             }
-            Body::Mutate(mutations) => self.mutate(index, command.stamp_ms, mutations),
+            Body::Mutate(mutations) => self.mutate(index, command.stamp_ms, mutations, marks),
             Body::AddNode(node) => self.add_node(index, node),
             Body::RemoveNode { node, heartbeat_key } => self.remove_node(index, *node, *heartbeat_key),
             Body::PublishNode { node, attachments, heartbeat, feature_level, unfit, starts } => {
@@ -160,12 +175,14 @@ impl Table {
         }
     }
 
-    fn mutate(&mut self, index: u64, stamp_ms: u64, mutations: &[Mutation]) -> Outcome {
+    fn mutate(&mut self, index: u64, stamp_ms: u64, mutations: &[Mutation], marks: &mut Vec<Marks>) -> Outcome {
         let mut effect = Effect::Unchanged;
-        for mutation in mutations {
-            if self.mutate_one(index, stamp_ms, mutation)? {
+        for (at, mutation) in mutations.iter().enumerate() {
+            let changed = self.mutate_one(index, stamp_ms, mutation).map_err(|error| self.blame(at, error))?;
+            if changed {
                 effect = Effect::Changed;
             }
+            marks.push(self.marks());
         }
         Ok(effect)
     }
@@ -189,31 +206,94 @@ impl Table {
         }
     }
 
-    fn check_revision(&self, expected: Revision) -> Result<(), Rejection> {
-        if expected == 0 || expected == self.revision {
+    /// Whether what the caller has seen is so still.
+    pub fn check_expected(&self, command: &Command) -> Result<(), Rejection> {
+        let expected = command.expected_revision;
+        if expected == 0 {
+            return Ok(());
+        }
+        let (what, at) = match (command.expected_of, &command.body) {
+            (Expected::Table, _) => ("the table".to_owned(), self.revision),
+            (Expected::Object, Body::Mutate(mutations)) if mutations.len() == 1 => self.revision_of(&mutations[0]),
+            (Expected::Object, Body::MoveIntent { vip, .. }) => {
+                (format!("VIP {vip}"), self.vip(*vip).map_or(0, |vip| vip.revision))
+            }
+            (Expected::Object | Expected::Configuration, _) => ("the configuration".to_owned(), self.config_revision()),
+        };
+        let is_as_seen = match command.expected_of {
+            Expected::Table => at == expected,
+            // Nobody has seen what has not been.
+            Expected::Object | Expected::Configuration => at <= expected && expected <= self.revision,
+        };
+        if is_as_seen {
             return Ok(());
         }
         Err(Rejection::precondition(
             "expected_revision",
-            format!("the table is at revision {}, not {expected}: read it again and decide anew", self.revision),
+            format!("{what} is at revision {at}, not {expected}: read it again and decide anew"),
         ))
     }
 
-    /// What must hold of the rows that the entry has touched.
-    fn check_touched(&self) -> Result<(), Rejection> {
-        for vip in self.vips.touched() {
-            self.check_vip(*vip)?;
+    /// What a mutation is about, and the revision of its last change; 0 if it is not there.
+    fn revision_of(&self, mutation: &Mutation) -> (String, Revision) {
+        let vip = |address: IpAddr| (format!("VIP {address}"), self.vip(address).map_or(0, |vip| vip.revision));
+        let service = |name: &Name| (format!("service {name}"), self.service(name).map_or(0, |of| of.revision));
+        let backend = |service: &Name, address: IpAddr| {
+            let revision = self.backend(service, address).map_or(0, |backend| backend.revision);
+            (format!("backend {address} of {service}"), revision)
+        };
+        let segment =
+            |network: Cidr| (format!("segment {network}"), self.segment(&network).map_or(0, |of| of.revision));
+        match mutation {
+            Mutation::CreateVip(settings) => vip(settings.address),
+            Mutation::UpdateVip(patch) => vip(patch.address),
+            Mutation::DeleteVip { address, .. } => vip(*address),
+            Mutation::CreateService(settings) => service(&settings.name),
+            Mutation::UpdateService(patch) => service(&patch.name),
+            Mutation::DeleteService { name, .. } => service(name),
+            Mutation::CreateBackend(settings) => backend(&settings.service, settings.address),
+            Mutation::UpdateBackend(patch) => backend(&patch.service, patch.address),
+            Mutation::DeleteBackend { service, address } => backend(service, *address),
+            Mutation::CreateSegment(settings) => segment(settings.network),
+            Mutation::UpdateSegment(patch) => segment(patch.network),
+            Mutation::DeleteSegment { network } => segment(*network),
+            Mutation::PatchSettings(_) => ("the configuration".to_owned(), self.config_revision()),
         }
-        for service in self.services.touched() {
-            self.check_service(service)?;
-        }
-        for (service, address) in self.backends.touched() {
-            self.check_backend(service, *address)?;
-        }
-        for network in self.segments.touched() {
-            self.check_segment(network)?;
+    }
+
+    /// What must hold of the rows that the entry has touched. `marks`: how many were touched after each mutation.
+    fn check_touched(&self, marks: &[Marks]) -> Result<(), Rejection> {
+        let blame = |kind: usize, at: usize| {
+            move |rejection| self.blame(marks.partition_point(|mark| mark[kind] <= at), rejection)
+        };
+        let vips = self.vips.touched().iter().enumerate().map(|(at, vip)| self.check_vip(*vip).map_err(blame(0, at)));
+        let services = self.services.touched().iter().enumerate();
+        let services = services.map(|(at, service)| self.check_service(service).map_err(blame(1, at)));
+        let backends = self.backends.touched().iter().enumerate();
+        let backends = backends.map(|(at, (of, address))| self.check_backend(of, *address).map_err(blame(2, at)));
+        let segments = self.segments.touched().iter().enumerate();
+        let segments = segments.map(|(at, network)| self.check_segment(network).map_err(blame(3, at)));
+        // Of two mutations that do not go together the later one is named.
+        let wrong = vips.chain(services).chain(backends).chain(segments).filter_map(Result::err);
+        if let Some(rejection) = wrong.max_by_key(|rejection| rejection.mutation) {
+            return Err(rejection);
         }
         self.check_bounds()
+    }
+
+    /// It is this mutation that is refused; nodes below feature level 11 could not read that.
+    fn blame(&self, mutation: usize, rejection: Rejection) -> Rejection {
+        let mutation = u32::try_from(mutation).ok().filter(|_| self.rules().requests_have_time).unwrap_or_default();
+        Rejection { mutation, ..rejection }
+    }
+
+    fn marks(&self) -> Marks {
+        [
+            self.vips.touched().len(),
+            self.services.touched().len(),
+            self.backends.touched().len(),
+            self.segments.touched().len(),
+        ]
     }
 
     /// What an entry has touched, each row once.

@@ -59,7 +59,8 @@ impl Table {
         let invalid = |problem: String| Err(Rejection::invalid("gateway", problem));
         // IPv6 routers may be known by their link-local addresses alone (RFC 4861 6.1.2).
         let is_link_local = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if !network.contains(gateway) && !(is_link_local && network.is_ipv6()) {
+        let is_there = network.contains(gateway) || (is_link_local && network.is_ipv6());
+        if !is_there {
             return invalid(format!("{gateway} is not in {network}: a gateway is asked by ARP or neighbour discovery"));
         }
         if !is_host_address(gateway) && !is_link_local {

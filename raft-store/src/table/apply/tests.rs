@@ -834,4 +834,5 @@ fn a_snapshot_is_restored_by_one_entry_whatever_has_changed_places() {
     assert_eq!(restore(&log.table, &saved), None, "what is restored needs nothing more");
 }
 mod health;
+mod requests;
 mod rules;
