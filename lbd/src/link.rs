@@ -77,6 +77,24 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    /// One that is well, for tests.
+    #[cfg(test)]
+    pub(crate) fn sample(name: &str, addresses: &[&str]) -> Self {
+        let address = |text: &&str| {
+            let (address, len) = text.split_once('/').expect("an address with its prefix's length");
+            (address.parse().expect("an address"), len.parse().expect("a length"))
+        };
+        Self {
+            name: name.into(),
+            ifindex: 2,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            carrier: true,
+            segments: true,
+            addresses: addresses.iter().map(address).collect(),
+        }
+    }
+
     pub(crate) fn port_config(&self) -> PortConfig {
         PortConfig { name: self.name.clone(), ifindex: self.ifindex, mtu: self.mtu }
     }

@@ -190,16 +190,7 @@ mod tests {
     }
 
     fn links() -> Vec<Link> {
-        let link = |name: &str, address: &str, last| Link {
-            name: name.into(),
-            ifindex: 2,
-            mac: Mac([2, 0, 0, 0, 0, last]),
-            mtu: 1500,
-            carrier: true,
-            segments: true,
-            addresses: vec![(ip(address), 24)],
-        };
-        vec![link("eth0", "192.168.2.2", 1), link("eth1", "192.168.3.2", 2)]
+        vec![Link::sample("eth0", &["192.168.2.2/24"]), Link::sample("eth1", &["192.168.3.2/24"])]
     }
 
     #[test]

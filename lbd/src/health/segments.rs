@@ -130,21 +130,10 @@ pub(super) fn segment_of(links: &[Link], port: usize, address: IpAddr) -> Option
 
 #[cfg(test)]
 mod tests {
-    use lb_dataplane::packet::Mac;
-
     use super::*;
 
     fn links() -> Vec<Link> {
-        let link = |name: &str, addresses: &[(&str, u8)]| Link {
-            name: name.into(),
-            ifindex: 2,
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            mtu: 1500,
-            carrier: true,
-            segments: true,
-            addresses: addresses.iter().map(|(address, len)| (address.parse().unwrap(), *len)).collect(),
-        };
-        vec![link("eth0", &[("192.0.2.1", 24)]), link("eth1", &[("10.0.0.1", 8), ("10.1.0.1", 16)])]
+        vec![Link::sample("eth0", &["192.0.2.1/24"]), Link::sample("eth1", &["10.0.0.1/8", "10.1.0.1/16"])]
     }
 
     fn seen(port: usize, of: &[(&str, Liveness)]) -> Vec<SeenBackend> {

@@ -138,17 +138,8 @@ mod tests {
     }
 
     fn links() -> Vec<Link> {
-        let link = |name: &str, addresses: &[(&str, u8)]| Link {
-            name: name.into(),
-            ifindex: 2,
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            mtu: 1500,
-            carrier: true,
-            segments: true,
-            addresses: addresses.iter().map(|(address, len)| (ip(address), *len)).collect(),
-        };
-        let eth0 = [("192.168.2.1", 24), ("192.168.2.2", 24), ("fe80::2", 64), ("2001:db8:2::2", 64)];
-        vec![link("eth0", &eth0), link("eth1", &[("192.168.3.2", 24), ("10.0.0.2", 8), ("2001:db8:3::2", 64)])]
+        let eth0 = ["192.168.2.1/24", "192.168.2.2/24", "fe80::2/64", "2001:db8:2::2/64"];
+        vec![Link::sample("eth0", &eth0), Link::sample("eth1", &["192.168.3.2/24", "10.0.0.2/8", "2001:db8:3::2/64"])]
     }
 
     #[test]
