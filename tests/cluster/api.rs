@@ -7,7 +7,7 @@ use lb_proto::v1::{self, change::Row, mutation::Change, table_service_client::Ta
 use lb_tests::{
     cluster::LbNode,
     follower::Follower,
-    grpc,
+    grpc, python,
     site::{PATIENCE, Plan, Site, VIP_TEXT},
     wait,
 };
@@ -301,5 +301,21 @@ pub(crate) fn watched() -> anyhow::Result<()> {
     let (connections, begun_anew) = follower.interruptions();
     ensure!(follower.wrong().is_none() && connections > 0, "{:?}", follower.wrong());
     ensure!(begun_anew == 0, "it had to begin anew");
+    Ok(())
+}
+
+/// The example of a client, with the published packages, over the Unix socket and by TCP of several nodes.
+pub(crate) fn python_client() -> anyhow::Result<()> {
+    let client = python::client()?;
+    let mut site = Site::build(Plan { nodes: 2, servers: 0, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let unix = format!("unix:{}", site.nodes[0].socket().display());
+    for endpoints in [unix, "10.77.1.2:7400 10.77.1.1:7400".to_owned()] {
+        let mut tests = site.node_hosts[1].ns.command(&client.python)?;
+        tests.args(["-m", "unittest", "discover", "-s"]).arg(&client.tests).env("LB_ENDPOINTS", &endpoints);
+        let told = python::run(&mut tests, &format!("the tests by {endpoints}"))?;
+        let figures = told.lines().find(|line| line.contains("1000 backends")).unwrap_or_default();
+        println!("{endpoints}: {figures}");
+    }
     Ok(())
 }

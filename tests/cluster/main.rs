@@ -6,6 +6,7 @@ mod crashes;
 mod faults;
 mod membership;
 mod moves;
+mod overload;
 mod recovery;
 mod segments;
 mod service;
@@ -15,6 +16,7 @@ mod upgrades;
 use lb_tests::runner::Test;
 
 fn main() -> std::process::ExitCode {
+    lb_tests::python::prepare();
     lb_tests::runner::main([
         Test::once("a_killed_owners_vip_is_taken_over", takeover::owner_is_killed),
         Test::once("all_nodes_killed_during_writes_lose_nothing", crashes::all_killed_during_writes),
@@ -60,6 +62,8 @@ fn main() -> std::process::ExitCode {
         Test::once("the_api_serves_health_and_reflection", api::surface),
         Test::once("writes_are_guarded_tried_and_made_once", api::writes),
         Test::once("lists_come_in_pages_and_as_new_as_asked_for", api::reads),
+        Test::once("more_callers_than_can_be_served_disturb_nobody", overload::callers),
+        Test::once("the_python_client_works", api::python_client).needs(lb_tests::python::is_there),
         Test::once("whoever_watches_is_told_each_change_in_order", api::watched),
     ])
 }

@@ -9,6 +9,7 @@ use anyhow::ensure;
 use lb_tests::{
     binaries,
     cluster::{SOON, form_one, wait_for_leader, wait_ready},
+    files::copy,
     site::{HTTP_ADDRESS, PATIENCE, Plan, Site, VIP_TEXT},
     traffic::http_who,
     wait,
@@ -153,20 +154,6 @@ pub(crate) fn an_older_copy() -> anyhow::Result<()> {
     }
     wait_for_leader(&site.nodes[0]);
     is_refused(&mut site)
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to)?;
-        } else {
-            std::fs::copy(entry.path(), to)?;
-        }
-    }
-    Ok(())
 }
 
 /// A table is saved, changed beyond recognition, and restored.

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod crowd;
 pub mod distance;
 pub mod faults;
+pub mod files;
 pub mod flood;
 pub mod follower;
 pub mod frame;
@@ -17,6 +18,7 @@ pub mod grpc;
 pub mod netns;
 pub mod nft;
 pub mod observe;
+pub mod python;
 pub mod runner;
 pub mod site;
 #[allow(unsafe_code, reason = "entering namespaces and packet sockets; each block says why it is sound")]

@@ -30,6 +30,8 @@ use crate::{
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// From this feature level on, revisions are those of objects, and a request is what its caller has sent.
 const GUARDS_LEVEL: u32 = 11;
+/// Nobody waits longer: what takes more has failed.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// The answer must be on its way before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(150);
 
@@ -58,7 +60,7 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new<T>(method: &'static str, request: &Request<T>) -> Self {
         let timeout = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-        let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT).min(LONGEST_TIMEOUT);
         let deadline = Instant::now() + timeout.saturating_sub(MARGIN.min(timeout / 10));
         Self { deadline, caller: caller(request), method }
     }

@@ -8,9 +8,11 @@ use std::{
         net::UnixListener,
     },
     path::Path,
+    sync::Arc,
+    time::Duration,
 };
 
-use futures::TryStreamExt as _;
+use futures::{Stream, TryStreamExt as _};
 use lb_proto::{
     DESCRIPTORS, MAX_MESSAGE_LEN,
     v1::{
@@ -23,14 +25,21 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
+use tonic_health::pb::health_server::{Health, HealthServer};
 
-use super::{Context, authority::ByPath, cluster::Cluster, node::Node, table::Table};
+use super::{
+    Context, admitted::Admitted, authority::ByPath, bounds::Bounds, cluster::Cluster, node::Node, serving, table::Table,
+};
 use crate::{
     config::ApiListener,
     exit::Failure,
@@ -58,37 +67,68 @@ impl Listeners {
         Ok(bound)
     }
 
-    /// Serves the API on all of them until `stop` is true.
+    /// Serves the API on all of them until `stop` is true, by the threads of a runtime of its own: whatever callers do, Raft and
+    /// leases do not wait for it.
     pub(crate) fn serve(
         self,
         context: &Context,
         stop: &watch::Receiver<bool>,
-        tasks: &mut JoinSet<()>,
+        (tasks, runtime): (&mut JoinSet<()>, &Handle),
     ) -> io::Result<()> {
-        let routes = routes(context).map_err(io::Error::other)?;
+        let _entered = runtime.enter();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        tasks.spawn_on(serving::report(reporter, context.consensus.clone(), stop.clone()), runtime);
+        let routes = routes(context, health).map_err(io::Error::other)?;
+        let bounds = Bounds::default();
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let server = || {
+            Server::builder()
+                .http2_keepalive_interval(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(KEEPALIVE))
+                .max_concurrent_streams(Some(STREAMS_OF_A_CONNECTION))
+                .layer(bounds.clone())
+                .add_routes(routes.clone())
+        };
         for listener in self.tcp {
             listener.set_nonblocking(true)?;
             let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-            let serve = Server::builder()
-                .add_routes(routes.clone())
-                .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
-            tasks.spawn(async move { log_end("the API's TCP listener", serve.await) });
+            let incoming = admitted(incoming, room.clone());
+            let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+            tasks.spawn_on(async move { log_end("the API's TCP listener", serve.await) }, runtime);
         }
         for listener in self.unix {
             listener.set_nonblocking(true)?;
             let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
-            let incoming = incoming.map_ok(ByPath::new);
-            let serve = Server::builder()
-                .add_routes(routes.clone())
-                .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
-            tasks.spawn(async move { log_end("the API's Unix socket", serve.await) });
+            let incoming = admitted(incoming.map_ok(ByPath::new), room.clone());
+            let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+            tasks.spawn_on(async move { log_end("the API's Unix socket", serve.await) }, runtime);
         }
         Ok(())
     }
 }
 
-fn routes(context: &Context) -> Result<Routes, tonic_reflection::server::Error> {
-    let (_, health) = tonic_health::server::health_reporter();
+/// Connections of all listeners together.
+const CONNECTIONS: usize = 2000;
+/// Calls of one connection at a time; more of them wait.
+const STREAMS_OF_A_CONNECTION: u32 = 128;
+/// A connection over which nothing is heard is asked whether it is there, and has so long to answer.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Those for which there is room; the others are closed at once.
+fn admitted<IO: Send + 'static>(
+    incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
+    room: Arc<Semaphore>,
+) -> impl Stream<Item = io::Result<Admitted<IO>>> + Send + 'static {
+    incoming.try_filter_map(move |stream| {
+        let permit = room.clone().try_acquire_owned();
+        if permit.is_err() {
+            tracing::debug!("a connection is closed: there are {CONNECTIONS}, as many as are taken");
+        }
+        std::future::ready(Ok(permit.ok().map(|permit| Admitted::new(stream, permit))))
+    })
+}
+
+fn routes<H: Health>(context: &Context, health: HealthServer<H>) -> Result<Routes, tonic_reflection::server::Error> {
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)

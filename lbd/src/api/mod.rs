@@ -1,7 +1,9 @@
 //! A command's way in: [`table`], [`cluster`] and [`node`] are the gRPC services, [`convert`] turns their
 //! messages into the domain's values, [`status`] is the one place where errors become status codes.
 
+mod admitted;
 mod authority;
+mod bounds;
 mod checks;
 mod cluster;
 mod context;
@@ -10,6 +12,7 @@ mod guard;
 mod listen;
 mod node;
 mod page;
+mod serving;
 mod settings;
 mod status;
 mod table;

@@ -38,6 +38,11 @@ pub(super) fn exhausted(what: &str, message: impl std::fmt::Display) -> Status {
     rejected(&Rejection::exhausted(what, message.to_string()))
 }
 
+/// The node has as much to do as it takes.
+pub(super) fn busy(message: &str) -> Status {
+    with_info(Code::ResourceExhausted, "BUSY", message, "")
+}
+
 /// The node ends: another one goes on.
 pub(super) fn stopping() -> Status {
     with_info(Code::Unavailable, "STOPPING", "this node stops: go on by another one", "")

@@ -21,11 +21,11 @@ use super::{convert, settings, status};
 /// Between two messages at most, so that there is a revision to resume from.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
 /// Messages that wait for a caller.
-const WAITING: usize = 16;
+const WAITING: usize = 1;
 /// A caller that has no room for a message for so long has gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of a message, as far as there is more than one row in it.
-const LONGEST: usize = 1 << 20;
+const LONGEST: usize = 64 << 10;
 
 type Told = Result<v1::WatchResponse, Status>;
 
@@ -99,7 +99,7 @@ impl Follower {
 
     async fn tell(&mut self, change: &Change) -> Result<(), Gone> {
         let rows = changes(&change.before, &change.after, &change.touched);
-        self.tell_rows(rows, change.index, false).await
+        self.tell_rows(rows.into_iter(), change.index, false).await
     }
 
     /// The whole table: the caller knows nothing of it, or something that nobody can go on from.
@@ -108,10 +108,19 @@ impl Follower {
     }
 
     /// What has come to be with a revision, in as many messages as it takes.
-    async fn tell_rows(&mut self, mut rows: Vec<v1::Change>, revision: u64, compacted: bool) -> Result<(), Gone> {
-        rows.retain(|change| self.kinds.is_empty() || kind_of(change).is_some_and(|kind| self.kinds.contains(&kind)));
+    /// Rows are made as they are told: a whole table may be large, and its reader slow.
+    async fn tell_rows(
+        &mut self,
+        rows: impl Iterator<Item = v1::Change> + Send,
+        revision: u64,
+        compacted: bool,
+    ) -> Result<(), Gone> {
         let (mut message, mut len) = (v1::WatchResponse { compacted, ..v1::WatchResponse::default() }, 0);
         for row in rows {
+            let is_wanted = kind_of(&row).is_some_and(|kind| self.kinds.contains(&kind));
+            if !is_wanted && !self.kinds.is_empty() {
+                continue;
+            }
             len += row.encoded_len();
             if len > LONGEST && !message.changes.is_empty() {
                 let next = v1::WatchResponse { compacted, ..v1::WatchResponse::default() };
@@ -172,16 +181,16 @@ pub(super) fn changes(before: &Table, after: &Table, touched: &Touched) -> Vec<v
 }
 
 /// A whole table, as what has come to be.
-fn all(table: &Table) -> Vec<v1::Change> {
+fn all(table: &Table) -> impl Iterator<Item = v1::Change> + Send {
     let settings = v1::SettingsChange { before: None, after: Some(settings::shown(&table.settings())) };
-    let segment = |of| Row::Segment(v1::SegmentChange { before: None, after: Some(convert::segment(of, table)) });
-    let vip = |of| Row::Vip(v1::VipChange { before: None, after: Some(convert::vip(of, table)) });
+    let segment = move |of| Row::Segment(v1::SegmentChange { before: None, after: Some(convert::segment(of, table)) });
+    let vip = move |of| Row::Vip(v1::VipChange { before: None, after: Some(convert::vip(of, table)) });
     let service = |of| Row::Service(v1::ServiceChange { before: None, after: Some(convert::service(of)) });
-    let backend = |of| Row::Backend(v1::BackendChange { before: None, after: Some(convert::backend(of, table)) });
+    let backend = move |of| Row::Backend(v1::BackendChange { before: None, after: Some(convert::backend(of, table)) });
     let rows =
         std::iter::once(Row::Settings(settings)).chain(table.segments().map(segment)).chain(table.vips().map(vip));
     let rows = rows.chain(table.services().map(service)).chain(table.backends().map(backend));
-    rows.map(|row| v1::Change { row: Some(row) }).collect()
+    rows.map(|row| v1::Change { row: Some(row) })
 }
 
 fn kind_of(change: &v1::Change) -> Option<v1::Kind> {

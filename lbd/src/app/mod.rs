@@ -12,6 +12,7 @@ use std::{
 
 use lb_raft_store::{Consensus, Settings};
 use tokio::{
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -31,6 +32,9 @@ use crate::{
     supervise::Parent,
 };
 
+/// Where there is too much to do, callers wait for what the node owes to its clients (nice(2); of a thread, in Linux).
+const AFTER_ALL_OTHERS: i32 = 10;
+
 /// Runs until SIGTERM or SIGINT, or until it must not go on.
 pub(crate) fn run(config: Config, file: PathBuf, parent: Parent) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -38,10 +42,23 @@ pub(crate) fn run(config: Config, file: PathBuf, parent: Parent) -> Result<(), F
         .enable_all()
         .build()
         .map_err(|error| Failure::System("starting the runtime", error))?;
-    runtime.block_on(serve(Arc::new(config), file, parent))
+    // Callers have threads of their own.
+    let of_callers = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("api")
+        .on_thread_start(|| {
+            // Refused or not: it goes on.
+            let _ = rustix::process::nice(AFTER_ALL_OTHERS);
+        })
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::System("starting the runtime", error))?;
+    let ended = runtime.block_on(serve(Arc::new(config), file, parent, of_callers.handle()));
+    of_callers.shutdown_background();
+    ended
 }
 
-async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(), Failure> {
+async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &Handle) -> Result<(), Failure> {
     let waiting = |error| Failure::System("waiting for signals", error);
     let mut signals = Signals::new().map_err(waiting)?;
     let hangup = signal(SignalKind::hangup()).map_err(waiting)?;
@@ -97,7 +114,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent) -> Result<(),
         peers,
         stopping: stopping.clone(),
     };
-    api_listeners.serve(&context, &stopping, &mut servers).map_err(serving)?;
+    api_listeners.serve(&context, &stopping, (&mut servers, of_callers)).map_err(serving)?;
 
     let parts = tasks::Parts {
         config: config.clone(),

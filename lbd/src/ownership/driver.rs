@@ -228,6 +228,7 @@ impl Ownership {
             Report::Valid(valid) => self.tell_of_lease(me, valid),
             Report::Heard(heard) => self.tell_of_peers(me, heard),
             Report::RoundTrips(round_trips) => self.tell_of_distance(round_trips),
+            Report::Spent(view) => drop(view),
         }
     }
 

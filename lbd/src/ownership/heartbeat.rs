@@ -76,6 +76,8 @@ pub(super) enum Report {
     Heard(Heard),
     /// How far away they are.
     RoundTrips(RoundTrips),
+    /// Not needed any more. Taking it apart takes time, and locks that others may hold: not on this thread.
+    Spent(Arc<View>),
 }
 
 /// Who answers this node's heartbeats.
@@ -111,9 +113,12 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn put(&mut self, input: Input) {
-        self.waiting.retain(|before| !before.is_replaced_by(&input));
+    /// What it replaces: whoever tells drops it, and not while the thread waits for the lock.
+    #[must_use]
+    fn put(&mut self, input: Input) -> Vec<Input> {
+        let replaced = self.waiting.extract_if(.., |before| before.is_replaced_by(&input)).collect();
         self.waiting.push(input);
+        replaced
     }
 }
 
@@ -158,8 +163,9 @@ impl Heartbeat {
     }
 
     pub(super) fn tell(&self, input: Input) {
-        lock(&self.inbox).put(input);
+        let replaced = lock(&self.inbox).put(input);
         self.wake();
+        drop(replaced);
     }
 
     fn wake(&self) {
@@ -314,9 +320,10 @@ impl Runner {
             match input {
                 Input::View(view) => {
                     self.keys.on_view(&view, now);
-                    self.view = view.clone();
+                    let spent = std::mem::replace(&mut self.view, view.clone());
                     self.member.on_view(view, now);
                     self.write_obituary();
+                    self.report(Report::Spent(spent));
                 }
                 Input::Lead(lead) => self.member.on_lead(lead, now),
                 Input::InForce(lease) => self.member.on_in_force(lease),
@@ -518,12 +525,12 @@ mod tests {
         let mut inputs = Inputs::default();
         let lead = |term| Input::Lead(Lead { leader: Some(1), term });
         for term in 0..1000 {
-            inputs.put(Input::Refused(1));
-            inputs.put(lead(term));
-            inputs.put(Input::InForce(None));
-            inputs.put(Input::Refused(2));
+            drop(inputs.put(Input::Refused(1)));
+            drop(inputs.put(lead(term)));
+            drop(inputs.put(Input::InForce(None)));
+            drop(inputs.put(Input::Refused(2)));
         }
-        inputs.put(lead(1000));
+        drop(inputs.put(lead(1000)));
         let [Input::Refused(1), Input::InForce(None), Input::Refused(2), Input::Lead(last)] = &inputs.waiting[..]
         else {
             panic!("{} wait", inputs.waiting.len());

@@ -1,0 +1,26 @@
+"""Makes the stubs from the .proto files of this repository when the package is built: they cannot be older than it."""
+
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+PROTO = Path(__file__).resolve().parents[3] / "proto"
+FILES = ["settings", "table", "cluster", "node"]
+
+
+class Build(build_py):
+    """Adds the modules lb.v1.*_pb2, with their types."""
+
+    def run(self) -> None:
+        super().run()
+        from grpc_tools import protoc
+
+        out = self.build_lib
+        sources = [f"lb/v1/{name}.proto" for name in FILES]
+        arguments = ["protoc", f"-I{PROTO}", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
+        if protoc.main(arguments + sources) != 0:
+            raise SystemExit(f"the .proto files below {PROTO} cannot be compiled")
+
+
+setup(cmdclass={"build_py": Build})

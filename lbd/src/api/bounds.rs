@@ -1,0 +1,197 @@
+//! How much is done for callers at once: what is beyond is refused at once, with a word about when to ask again, so that those who
+//! are served are served in time, and memory is bounded however slowly answers are read.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::{
+    body::{Bytes, Frame, SizeHint},
+    http::{Request, Response},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Sleep, sleep},
+};
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::status;
+
+/// Changes that wait for a majority.
+const WRITES: usize = 256;
+/// Reads, and their answers of up to 4 MiB.
+const READS: usize = 128;
+/// Streams that stay open.
+const STREAMS: usize = 512;
+/// For a caller to read an answer that is no stream.
+const READ_OUT: Duration = Duration::from_secs(30);
+
+/// The bounds of one node, for all its listeners together.
+#[derive(Clone)]
+pub(super) struct Bounds {
+    writes: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let of = |permits| Arc::new(Semaphore::new(permits));
+        Self { writes: of(WRITES), reads: of(READS), streams: of(STREAMS) }
+    }
+}
+
+/// What kind of work a method is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Read,
+    Write,
+    Stream,
+}
+
+impl Work {
+    /// By the path of the call, such as "/lb.v1.TableService/ListVips".
+    fn of(path: &str) -> Self {
+        let method = path.rsplit('/').next().unwrap_or_default();
+        let reads = ["Get", "List", "Explain", "Diagnose", "Check"];
+        match method {
+            "Watch" | "WatchEvents" | "Capture" | "ServerReflectionInfo" => Self::Stream,
+            "SaveSnapshot" => Self::Read,
+            _ if reads.iter().any(|begins| method.starts_with(begins)) => Self::Read,
+            _ => Self::Write,
+        }
+    }
+}
+
+impl Bounds {
+    fn admit(&self, work: Work) -> Result<OwnedSemaphorePermit, Status> {
+        let (room, most, what) = match work {
+            Work::Write => (&self.writes, WRITES, "changes"),
+            Work::Read => (&self.reads, READS, "reads"),
+            Work::Stream => (&self.streams, STREAMS, "streams"),
+        };
+        let full = |_| {
+            status::busy(&format!(
+                "this node has {most} {what} under way, as many as it takes: ask again, or another node"
+            ))
+        };
+        room.clone().try_acquire_owned().map_err(full)
+    }
+}
+
+impl<S> Layer<S> for Bounds {
+    type Service = Bounded<S>;
+
+    fn layer(&self, inner: S) -> Bounded<S> {
+        Bounded { bounds: self.clone(), inner }
+    }
+}
+
+/// A service behind the bounds.
+#[derive(Clone)]
+pub(super) struct Bounded<S> {
+    bounds: Bounds,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Bounded<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let work = Work::of(request.uri().path());
+        match self.bounds.admit(work) {
+            Ok(permit) => {
+                let answer = self.inner.call(request);
+                Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Held::new(body, permit, work)))) })
+            }
+            Err(refused) => Box::pin(async move { Ok(refused.into_http()) }),
+        }
+    }
+}
+
+/// An answer that takes room until it is read, or given up.
+struct Held {
+    body: Body,
+    /// `None` for a stream, which may stay.
+    until: Option<Pin<Box<Sleep>>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Held {
+    fn new(body: Body, permit: OwnedSemaphorePermit, work: Work) -> Self {
+        let until = (work != Work::Stream).then(|| Box::pin(sleep(READ_OUT)));
+        Self { body, until, _permit: permit }
+    }
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(until) = &mut self.until
+            && until.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(status::timed_out("the answer was read too slowly"))));
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_method_has_its_room() {
+        for (path, work) in [
+            ("/lb.v1.TableService/ListVips", Work::Read),
+            ("/lb.v1.ClusterService/GetStatus", Work::Read),
+            ("/lb.v1.ClusterService/SaveSnapshot", Work::Read),
+            ("/grpc.health.v1.Health/Check", Work::Read),
+            ("/grpc.health.v1.Health/Watch", Work::Stream),
+            ("/lb.v1.TableService/Watch", Work::Stream),
+            ("/lb.v1.TableService/Apply", Work::Write),
+            ("/lb.v1.TableService/UpdateVip", Work::Write),
+            ("/nonsense", Work::Write),
+        ] {
+            assert_eq!(Work::of(path), work, "{path}");
+        }
+    }
+
+    #[test]
+    fn beyond_the_room_is_refused_and_what_ends_makes_room() {
+        let bounds = Bounds::default();
+        let held: Vec<_> = (0..READS).map(|_| bounds.admit(Work::Read).unwrap()).collect();
+        let refused = bounds.admit(Work::Read).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(bounds.admit(Work::Write).is_ok(), "each kind by itself");
+        drop(held);
+        assert!(bounds.admit(Work::Read).is_ok());
+    }
+}
