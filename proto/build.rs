@@ -19,6 +19,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (path, attribute) in enum_fields(&operators) {
         builder = builder.field_attribute(path, attribute);
     }
+    for path in masks(&operators) {
+        // Of requests alone, which nobody prints.
+        builder = builder.field_attribute(path, "#[cfg_attr(feature = \"serde\", serde(skip))]");
+    }
     for path in oneofs(&operators) {
         // Under the name of the oneof stands the field that is set.
         let names = "#[cfg_attr(feature = \"serde\", serde(rename_all = \"snake_case\"))]";
@@ -67,6 +71,19 @@ fn enum_fields(descriptors: &FileDescriptorSet) -> Vec<(String, String)> {
         }
     }
     fields
+}
+
+/// The fields that say which others are meant.
+fn masks(descriptors: &FileDescriptorSet) -> Vec<String> {
+    let mut paths = Vec::new();
+    for file in &descriptors.file {
+        for message in &file.message_type {
+            for field in message.field.iter().filter(|field| field.type_name() == ".google.protobuf.FieldMask") {
+                paths.push(format!(".{}.{}.{}", file.package(), message.name(), field.name()));
+            }
+        }
+    }
+    paths
 }
 
 /// The oneofs that are written as such; an optional field is one, too.

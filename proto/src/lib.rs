@@ -4,6 +4,7 @@
 mod labels;
 
 pub use labels::{Label, label};
+pub use prost_types::FieldMask;
 
 /// Package `lb.v1`. With the feature `serde` its messages can be serialized: fields by their names in the .proto files, enums
 /// by their labels.

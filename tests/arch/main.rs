@@ -1,6 +1,7 @@
 //! Who may know whom: between crates by their manifests, between modules by their imports. A picture of the structure is
 //! only true while a test holds it.
 
+mod contract;
 mod crates;
 mod dependencies;
 mod modules;

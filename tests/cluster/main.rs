@@ -6,12 +6,14 @@ mod crashes;
 mod faults;
 mod membership;
 mod moves;
+mod once;
 mod overload;
 mod recovery;
 mod segments;
 mod service;
 mod takeover;
 mod upgrades;
+mod wrong_input;
 
 use lb_tests::runner::Test;
 
@@ -62,6 +64,8 @@ fn main() -> std::process::ExitCode {
         Test::once("the_api_serves_health_and_reflection", api::surface),
         Test::once("writes_are_guarded_tried_and_made_once", api::writes),
         Test::once("lists_come_in_pages_and_as_new_as_asked_for", api::reads),
+        Test::once("each_write_is_made_once_while_leaders_are_killed", once::each_write),
+        Test::once("wrong_input_in_every_field_is_refused_by_its_name", wrong_input::in_every_field),
         Test::once("more_callers_than_can_be_served_disturb_nobody", overload::callers),
         Test::once("the_python_client_works", api::python_client).needs(lb_tests::python::is_there),
         Test::once("whoever_watches_is_told_each_change_in_order", api::watched),

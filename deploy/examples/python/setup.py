@@ -14,11 +14,15 @@ class Build(build_py):
 
     def run(self) -> None:
         super().run()
+        import grpc_tools
         from grpc_tools import protoc
 
         out = self.build_lib
+        # Where google/protobuf is.
+        well_known = Path(grpc_tools.__file__).parent / "_proto"
         sources = [f"lb/v1/{name}.proto" for name in FILES]
-        arguments = ["protoc", f"-I{PROTO}", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
+        arguments = ["protoc", f"-I{PROTO}", f"-I{well_known}", f"--python_out={out}"]
+        arguments += [f"--pyi_out={out}", f"--grpc_python_out={out}"]
         if protoc.main(arguments + sources) != 0:
             raise SystemExit(f"the .proto files below {PROTO} cannot be compiled")
 

@@ -24,7 +24,7 @@ pub(super) async fn run(session: &Session, command: SegmentCommand) -> Result<()
         SegmentCommand::Set { network, gateway } => {
             let what = format!("segment {network} set");
             let gateway = Some(gateway.to_string());
-            let request = v1::UpdateSegmentRequest { request_id, expected_revision: 0, network, gateway };
+            let request = v1::UpdateSegmentRequest { request_id, network, gateway, ..Default::default() };
             let response =
                 session.write(request, |request| async move { client.update_segment(request).await }).await?;
             session.changed(what, response)

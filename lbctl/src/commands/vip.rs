@@ -33,6 +33,7 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
                 prefer: none_is_empty(prefer),
                 segment: none_is_empty(segment),
                 unmatched: unmatched.map(number),
+                update_mask: None,
             };
             let response = session.write(request, |request| async move { client.update_vip(request).await }).await?;
             session.changed(format!("vip {ip} set"), response)

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, str::FromStr};
 
-use lb_proto::v1;
+use lb_proto::{FieldMask, v1};
 use lb_raft_store::{
     View,
     table::{
@@ -160,11 +160,14 @@ pub(super) fn create_vip(vip: Option<&v1::Vip>, table: &Table) -> Result<Mutatio
 }
 
 pub(super) fn update_vip(request: &v1::UpdateVipRequest, table: &Table) -> Result<Mutation, Status> {
+    let mask = Mask::new(request.update_mask.as_ref(), &["prefer", "segment", "unmatched"])?;
+    let prefer = request.prefer.as_deref().map(|name| node_id("prefer", name, table)).transpose()?;
+    let segment = request.segment.as_deref().map(|text| optional("segment", text)).transpose()?;
     Ok(Mutation::UpdateVip(VipPatch {
         address: address("address", &request.address)?,
-        prefer: request.prefer.as_deref().map(|name| node_id("prefer", name, table)).transpose()?,
-        segment: request.segment.as_deref().map(|text| optional("segment", text)).transpose()?,
-        unmatched: request.unmatched.map(unmatched).transpose()?,
+        prefer: mask.pick("prefer", prefer),
+        segment: mask.pick("segment", segment),
+        unmatched: mask.pick("unmatched", request.unmatched.map(unmatched).transpose()?),
     }))
 }
 
@@ -181,10 +184,14 @@ pub(super) fn create_segment(segment: Option<&v1::Segment>) -> Result<Mutation, 
 }
 
 pub(super) fn update_segment(request: &v1::UpdateSegmentRequest) -> Result<Mutation, Status> {
-    Ok(Mutation::UpdateSegment(SegmentPatch {
-        network: parsed("network", &request.network)?,
-        gateway: request.gateway.as_deref().map(|text| address("gateway", text)).transpose()?,
-    }))
+    let mask = Mask::new(request.update_mask.as_ref(), &["gateway"])?;
+    let gateway = request.gateway.as_deref().map(|text| address("gateway", text)).transpose()?;
+    // There is no default that it could become.
+    if mask.0.is_some_and(|paths| !paths.is_empty()) && gateway.is_none() {
+        return Err(invalid("gateway", "it is required"));
+    }
+    let gateway = if mask.0.is_some_and(<[String]>::is_empty) { None } else { gateway };
+    Ok(Mutation::UpdateSegment(SegmentPatch { network: parsed("network", &request.network)?, gateway }))
 }
 
 pub(super) fn delete_segment(request: &v1::DeleteSegmentRequest) -> Result<Mutation, Status> {
@@ -234,22 +241,62 @@ pub(super) fn create_service(service: Option<&v1::Service>, table: &Table) -> Re
 }
 
 pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutation, Status> {
+    let mask = Mask::new(request.update_mask.as_ref(), &SERVICE_FIELDS)?;
+    let ports = if request.ports.is_empty() { None } else { Some(ports(&request.ports)?) };
     Ok(Mutation::UpdateService(ServicePatch {
         name: parsed("name", &request.name)?,
-        ports: if request.ports.is_empty() { None } else { Some(ports(&request.ports)?) },
-        affinity: request.affinity.map(affinity).transpose()?,
-        min_healthy: request.min_healthy,
-        fails_open: request.on_all_down.map(fails_open).transpose()?,
-        checks: request.checks.as_ref().map(checks::checks).transpose()?,
-        check_interval_ms: request.check_interval_ms,
-        check_timeout_ms: request.check_timeout_ms,
-        check_jitter_percent: request.check_jitter_percent,
-        rise: request.rise,
-        fall: request.fall,
-        drain_timeout_s: request.drain_timeout_s,
-        slow_start_s: request.slow_start_s,
-        resets_flows: request.on_backend_down.map(resets_flows).transpose()?,
+        ports: mask.pick("ports", ports),
+        affinity: mask.pick("affinity", request.affinity.map(affinity).transpose()?),
+        min_healthy: mask.pick("min_healthy", request.min_healthy),
+        fails_open: mask.pick("on_all_down", request.on_all_down.map(fails_open).transpose()?),
+        checks: mask.pick("checks", request.checks.as_ref().map(checks::checks).transpose()?),
+        check_interval_ms: mask.pick("check_interval_ms", request.check_interval_ms),
+        check_timeout_ms: mask.pick("check_timeout_ms", request.check_timeout_ms),
+        check_jitter_percent: mask.pick("check_jitter_percent", request.check_jitter_percent),
+        rise: mask.pick("rise", request.rise),
+        fall: mask.pick("fall", request.fall),
+        drain_timeout_s: mask.pick("drain_timeout_s", request.drain_timeout_s),
+        slow_start_s: mask.pick("slow_start_s", request.slow_start_s),
+        resets_flows: mask.pick("on_backend_down", request.on_backend_down.map(resets_flows).transpose()?),
     }))
+}
+
+/// What can be changed of a service.
+const SERVICE_FIELDS: [&str; 13] = [
+    "ports",
+    "affinity",
+    "min_healthy",
+    "on_all_down",
+    "checks",
+    "check_interval_ms",
+    "check_timeout_ms",
+    "check_jitter_percent",
+    "rise",
+    "fall",
+    "drain_timeout_s",
+    "slow_start_s",
+    "on_backend_down",
+];
+
+/// Which fields a change is about: those of a mask, or where there is none those that are there.
+struct Mask<'a>(Option<&'a [String]>);
+
+impl<'a> Mask<'a> {
+    fn new(mask: Option<&'a FieldMask>, known: &[&str]) -> Result<Self, Status> {
+        let paths = mask.map(|mask| mask.paths.as_slice());
+        match paths.into_iter().flatten().find(|path| !known.contains(&path.as_str())) {
+            Some(path) => Err(invalid("update_mask", format!("{path:?} is none of {}", known.join(", ")))),
+            None => Ok(Self(paths)),
+        }
+    }
+
+    /// What a field becomes; `None` if it stays.
+    fn pick<T: Default>(&self, name: &str, value: Option<T>) -> Option<T> {
+        match self.0 {
+            None => value,
+            Some(paths) => paths.iter().any(|path| path == name).then(|| value.unwrap_or_default()),
+        }
+    }
 }
 
 pub(super) fn delete_service(request: &v1::DeleteServiceRequest) -> Result<Mutation, Status> {
@@ -269,13 +316,15 @@ pub(super) fn create_backend(backend: Option<&v1::Backend>) -> Result<Mutation, 
 }
 
 pub(super) fn update_backend(request: &v1::UpdateBackendRequest) -> Result<Mutation, Status> {
+    let mask = Mask::new(request.update_mask.as_ref(), &["weight", "mac", "state", "tier"])?;
+    let mac = request.mac.as_deref().map(|text| optional("mac", text)).transpose()?;
     Ok(Mutation::UpdateBackend(BackendPatch {
         service: parsed("service", &request.service)?,
         address: address("address", &request.address)?,
-        weight: request.weight.map(weight).transpose()?,
-        mac: request.mac.as_deref().map(|text| optional("mac", text)).transpose()?,
-        state: request.state.map(state).transpose()?,
-        tier: request.tier.map(tier).transpose()?,
+        weight: mask.pick("weight", request.weight.map(weight).transpose()?),
+        mac: mask.pick("mac", mac),
+        state: mask.pick("state", request.state.map(state).transpose()?),
+        tier: mask.pick("tier", request.tier.map(tier).transpose()?),
     }))
 }
 
@@ -505,5 +554,47 @@ mod tests {
         };
         assert_eq!([None, Some(0), Some(1), Some(1000)].map(created), [Ok(1), Ok(0), Ok(1), Ok(1000)]);
         assert_eq!([Some(1001), Some(u32::MAX)].map(created), [Err(tonic::Code::InvalidArgument); 2]);
+    }
+
+    fn mask(paths: &[&str]) -> Option<FieldMask> {
+        Some(FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() })
+    }
+
+    #[test]
+    fn a_mask_says_what_changes_and_what_is_absent_gets_its_default() {
+        let request = v1::UpdateBackendRequest {
+            service: "web".into(),
+            address: "192.0.2.5".into(),
+            weight: Some(7),
+            mac: Some("02:00:00:00:00:05".into()),
+            ..v1::UpdateBackendRequest::default()
+        };
+        let patch = |mask| match update_backend(&v1::UpdateBackendRequest { update_mask: mask, ..request.clone() }) {
+            Ok(Mutation::UpdateBackend(patch)) => (patch.weight.map(Weight::get), patch.mac, patch.state, patch.tier),
+            other => panic!("{other:?}"),
+        };
+        let mac = Some(Some("02:00:00:00:00:05".parse().unwrap()));
+        assert_eq!(patch(None), (Some(7), mac, None, None));
+        assert_eq!(patch(mask(&["weight"])), (Some(7), None, None, None));
+        assert_eq!(patch(mask(&["tier", "state"])), (None, None, Some(AdminState::Active), Some(Tier::First)));
+        assert_eq!(patch(mask(&[])), (None, None, None, None));
+        let absent = v1::UpdateBackendRequest { weight: None, mac: None, ..request.clone() };
+        let of = v1::UpdateBackendRequest { update_mask: mask(&["weight", "mac"]), ..absent };
+        let Ok(Mutation::UpdateBackend(patch)) = update_backend(&of) else { panic!("it is sound") };
+        assert_eq!((patch.weight, patch.mac), (Some(Weight::DEFAULT), Some(None)));
+        let wrong = v1::UpdateBackendRequest { update_mask: mask(&["weigth"]), ..request };
+        let refused = update_backend(&wrong).unwrap_err();
+        assert!(refused.message().contains("update_mask: \"weigth\" is none of weight"), "{refused}");
+    }
+
+    #[test]
+    fn every_setting_of_a_service_can_be_masked() {
+        let request = v1::UpdateServiceRequest { name: "web".into(), ..v1::UpdateServiceRequest::default() };
+        for field in SERVICE_FIELDS {
+            let one = v1::UpdateServiceRequest { update_mask: mask(&[field]), ..request.clone() };
+            let Ok(Mutation::UpdateService(patch)) = update_service(&one) else { panic!("{field}") };
+            let nothing = ServicePatch::of("web".parse().unwrap());
+            assert_ne!(patch, nothing, "{field} is not looked at");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The changes of the last entries, in their order, for those who follow the table. Bounded: what is older is forgotten, and
 //! whoever asks for it is told so. After a start it is filled again from the log behind the snapshot.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use rpds::RedBlackTreeMapSync as Map;
 
@@ -65,7 +65,8 @@ impl History {
 
     /// The changes after an entry, in their order; `None` if some of them are forgotten.
     pub fn after(&self, index: u64) -> Option<impl Iterator<Item = &Arc<Change>>> {
-        (index >= self.forgotten).then(|| self.changes.range(index + 1..).map(|(_, change)| change))
+        (index >= self.forgotten)
+            .then(|| self.changes.range((Bound::Excluded(index), Bound::Unbounded)).map(|(_, change)| change))
     }
 }
 
@@ -91,7 +92,7 @@ mod tests {
         assert_eq!(indexes(&history, 9), None, "before the snapshot");
         assert_eq!(indexes(&history, 10), Some(vec![11, 14]));
         assert_eq!(indexes(&history, 13), Some(vec![14]));
-        assert_eq!(indexes(&history, 99), Some(vec![]));
+        assert_eq!(indexes(&history, u64::MAX), Some(vec![]));
         // One that is too large for all the room is known to be forgotten, too.
         history.note(15, touched(ROOM / ROW_BYTES), &table, &table);
         assert_eq!(indexes(&history, 14), None);

@@ -197,6 +197,12 @@ impl Weight {
     }
 }
 
+impl Default for Weight {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 impl TryFrom<u32> for Weight {
     type Error = ParseError;
 
