@@ -12,15 +12,19 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
+use super::authority::Authority;
+
 /// It was let in.
 pub(super) struct Admitted<IO> {
     stream: IO,
+    /// On a Unix socket, where an authority may be a path.
+    authority: Option<Authority>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl<IO> Admitted<IO> {
-    pub(super) fn new(stream: IO, permit: OwnedSemaphorePermit) -> Self {
-        Self { stream, _permit: permit }
+    pub(super) fn new(stream: IO, authority: Option<Authority>, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream, authority, _permit: permit }
     }
 }
 
@@ -34,7 +38,13 @@ impl<IO: Connected> Connected for Admitted<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Admitted<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        if let (Poll::Ready(Ok(())), Some(authority)) = (&read, &mut this.authority) {
+            authority.pass(&mut buffer.filled_mut()[before..]);
+        }
+        read
     }
 }
 

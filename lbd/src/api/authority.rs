@@ -6,77 +6,6 @@
 //! lengths of fields. The compression's tables stay as they are, because no length changes and only values that are new stand
 //! in the stream.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{UnixStream, unix::UCred},
-};
-use tonic::transport::server::{Connected, UdsConnectInfo};
-
-/// A connection on which an authority may be a path.
-pub(super) struct ByPath {
-    stream: UnixStream,
-    reader: Reader,
-}
-
-impl ByPath {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, reader: Reader::default() }
-    }
-}
-
-impl Connected for ByPath {
-    type ConnectInfo = UdsConnectInfo;
-
-    fn connect_info(&self) -> UdsConnectInfo {
-        let peer_cred: Option<UCred> = self.stream.peer_cred().ok();
-        UdsConnectInfo { peer_addr: None, peer_cred }
-    }
-}
-
-impl AsyncRead for ByPath {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        if matches!(read, Poll::Ready(Ok(()))) {
-            this.reader.pass(&mut buffer.filled_mut()[before..]);
-        }
-        read
-    }
-}
-
-impl AsyncWrite for ByPath {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 /// What every HTTP/2 connection begins with (RFC 9113 3.4).
 const PREFACE_LEN: usize = 24;
 const FRAME_HEADER_LEN: usize = 9;
@@ -87,7 +16,7 @@ const PRIORITY: u8 = 0x20;
 
 /// Where in the stream of bytes the reading stands.
 #[derive(Debug)]
-struct Reader {
+pub(super) struct Authority {
     at: At,
     block: Block,
 }
@@ -105,15 +34,15 @@ enum At {
     Fields(usize, usize),
 }
 
-impl Default for Reader {
+impl Default for Authority {
     fn default() -> Self {
         Self { at: At::Skipping(PREFACE_LEN), block: Block::default() }
     }
 }
 
-impl Reader {
+impl Authority {
     /// Reads on, and replaces what is no authority.
-    fn pass(&mut self, mut bytes: &mut [u8]) {
+    pub(super) fn pass(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() {
             let taken = match &mut self.at {
                 At::Skipping(left) => {
@@ -372,11 +301,11 @@ mod tests {
             out
         };
         for piece in [1, 2, 7, 64, 10_000] {
-            let (mut reader, mut bytes) = (Reader::default(), connection(PATH));
+            let (mut reader, mut bytes) = (Authority::default(), connection(PATH));
             bytes.chunks_mut(piece).for_each(|piece| reader.pass(piece));
             let differs = bytes.iter().zip(&expected(REPLACED)).position(|(one, other)| one != other);
             assert_eq!(differs, None, "in pieces of {piece}");
-            let (mut reader, mut bytes) = (Reader::default(), connection(b"localhost"));
+            let (mut reader, mut bytes) = (Authority::default(), connection(b"localhost"));
             bytes.chunks_mut(piece).for_each(|piece| reader.pass(piece));
             assert!(bytes == expected(b"localhost"));
         }
@@ -388,7 +317,7 @@ mod tests {
         bolero::check!().for_each(|input: &[u8]| {
             for before in [&b""[..], &connection(PATH)] {
                 let whole = [before, input].concat();
-                let (mut reader, mut bytes) = (Reader::default(), whole.clone());
+                let (mut reader, mut bytes) = (Authority::default(), whole.clone());
                 bytes.chunks_mut(11).for_each(|piece| reader.pass(piece));
                 let same = |(old, new): (&u8, &u8)| old == new || (*old, *new) == (b'%', b'-');
                 assert!(whole.iter().zip(&bytes).all(same));

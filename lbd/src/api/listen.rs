@@ -38,7 +38,8 @@ use tonic::{
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::{
-    Context, admitted::Admitted, authority::ByPath, bounds::Bounds, cluster::Cluster, node::Node, serving, table::Table,
+    Context, admitted::Admitted, authority::Authority, bounds::Bounds, cluster::Cluster, node::Node, serving,
+    table::Table,
 };
 use crate::{
     config::ApiListener,
@@ -92,14 +93,14 @@ impl Listeners {
         for listener in self.tcp {
             listener.set_nonblocking(true)?;
             let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-            let incoming = admitted(incoming, room.clone());
+            let incoming = admitted(incoming, None, room.clone());
             let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
             tasks.spawn_on(async move { log_end("the API's TCP listener", serve.await) }, runtime);
         }
         for listener in self.unix {
             listener.set_nonblocking(true)?;
             let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
-            let incoming = admitted(incoming.map_ok(ByPath::new), room.clone());
+            let incoming = admitted(incoming, Some(Authority::default), room.clone());
             let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
             tasks.spawn_on(async move { log_end("the API's Unix socket", serve.await) }, runtime);
         }
@@ -117,6 +118,7 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Those for which there is room; the others are closed at once.
 fn admitted<IO: Send + 'static>(
     incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
+    authority: Option<fn() -> Authority>,
     room: Arc<Semaphore>,
 ) -> impl Stream<Item = io::Result<Admitted<IO>>> + Send + 'static {
     incoming.try_filter_map(move |stream| {
@@ -124,7 +126,7 @@ fn admitted<IO: Send + 'static>(
         if permit.is_err() {
             tracing::debug!("a connection is closed: there are {CONNECTIONS}, as many as are taken");
         }
-        std::future::ready(Ok(permit.ok().map(|permit| Admitted::new(stream, permit))))
+        std::future::ready(Ok(permit.ok().map(|permit| Admitted::new(stream, authority.map(|of| of()), permit))))
     })
 }
 

@@ -20,6 +20,9 @@ use super::{convert, settings, status};
 
 /// Between two messages at most, so that there is a revision to resume from.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
+/// Changes that come at almost the same time are told together: to wake a hundred followers for each costs more than what
+/// they are told.
+const GATHER: Duration = Duration::from_millis(5);
 /// Messages that wait for a caller.
 const WAITING: usize = 1;
 /// A caller that has no room for a message for so long has gone.
@@ -85,12 +88,16 @@ impl Follower {
     /// Until there is something new, or it is time for a sign that there is not.
     async fn wait(&mut self) -> Result<(), Gone> {
         let due = tokio::select! {
-            changed = self.table.changed() => return changed.map_err(|_| Gone),
+            changed = self.table.changed() => changed.map(|()| None).map_err(|_| Gone)?,
             () = self.sender.closed() => return Err(Gone),
             () = tokio::time::sleep(BOOKMARK_EVERY) => {
-                Ok(v1::WatchResponse { revision: self.told, ..v1::WatchResponse::default() })
+                Some(Ok(v1::WatchResponse { revision: self.told, ..v1::WatchResponse::default() }))
             }
-            _ = self.stop.wait_for(|stop| *stop) => Err(status::stopping()),
+            _ = self.stop.wait_for(|stop| *stop) => Some(Err(status::stopping())),
+        };
+        let Some(due) = due else {
+            tokio::time::sleep(GATHER).await;
+            return Ok(());
         };
         let goes_on = due.is_ok();
         self.send(due).await?;

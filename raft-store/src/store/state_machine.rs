@@ -149,7 +149,10 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        let snapshot = Snapshot { meta, snapshot: encode_table(&self.table) };
+        // Of a large table it takes a while, which nothing else of Raft waits for.
+        let table = self.table.clone();
+        let encoded = tokio::task::spawn_blocking(move || encode_table(&table)).await.map_err(io::Error::other)?;
+        let snapshot = Snapshot { meta, snapshot: encoded };
         self.store(snapshot.clone()).await?;
         Ok(snapshot)
     }
