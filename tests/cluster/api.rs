@@ -3,7 +3,10 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use lb_proto::v1::{self, change::Row, mutation::Change, table_service_client::TableServiceClient};
+use lb_proto::v1::{
+    self, change::Row, cluster_service_client::ClusterServiceClient, mutation::Change,
+    table_service_client::TableServiceClient,
+};
 use lb_tests::{
     cluster::LbNode,
     follower::Follower,
@@ -183,7 +186,24 @@ pub(crate) fn writes() -> anyhow::Result<()> {
         };
         let first = table.create_vip(made.clone()).await?.into_inner();
         site.nodes[0].lbctl_ok(&["vip", "set", "192.168.2.77", "--prefer", "none"])?;
-        site.nodes[0].lbctl_ok(&["node", "remove", "lb2", "--force"])?;
+        // What has moved on since is not called back, and settings are not set again.
+        let mut cluster = ClusterServiceClient::new(grpc::connect(site.nodes[0].socket()).await?);
+        let id = || uuid::Uuid::now_v7().to_string();
+        let there =
+            v1::MoveVipRequest { request_id: id(), address: VIP_TEXT.into(), node: "lb1".into(), ..Default::default() };
+        cluster.move_vip(there.clone()).await?;
+        site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, "lb3"])?;
+        cluster.move_vip(there).await?;
+        ensure!(site.nodes[0].owner_of(VIP_TEXT)? == "lb3", "a late repetition has moved it");
+        let settings = Some(v1::ClusterSettings { failback_s: Some(60), ..Default::default() });
+        let set = v1::UpdateSettingsRequest { request_id: id(), settings, ..Default::default() };
+        cluster.update_settings(set.clone()).await?;
+        site.nodes[0].lbctl_ok(&["cluster", "set", "failback=never"])?;
+        ensure!(!cluster.update_settings(set).await?.into_inner().unchanged, "as it was answered");
+        ensure!(site.nodes[0].lbctl_ok(&["cluster", "show"])?.contains("never"));
+        let gone = v1::RemoveNodeRequest { name: "lb2".into(), force: true, request_id: id(), ..Default::default() };
+        cluster.remove_node(gone.clone()).await?;
+        cluster.remove_node(gone).await?;
         let mut other = client(&site.nodes[0]).await?;
         let again = other.create_vip(made).await.context("what it prefers has gone, and it was answered before")?;
         ensure!(again.into_inner().revision == first.revision);
@@ -252,6 +272,51 @@ pub(crate) fn reads() -> anyhow::Result<()> {
         late.set_timeout(Duration::from_millis(300));
         let refused = table.get_vip(late).await.expect_err("that has not come");
         ensure!(refused.code() == Code::DeadlineExceeded, "{refused}");
+        Ok(())
+    })
+}
+
+/// Whoever does not read is told so, and from where to go on; a change that is larger than all the rest is told all the same.
+pub(crate) fn slow_watcher() -> anyhow::Result<()> {
+    const ROWS: u32 = 9000;
+    let mut site = Site::build(Plan { nodes: 1, servers: 0, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    run(async || {
+        let mut table = client(&site.nodes[0]).await?;
+        let messages = |of: &dyn Fn(u32) -> v1::Mutation| {
+            let part =
+                |from: u32| v1::ApplyRequest { mutations: (from..from + 3000).map(of).collect(), ..Default::default() };
+            futures::stream::iter((0..ROWS).step_by(3000).map(part).collect::<Vec<_>>())
+        };
+        table.apply_stream(messages(&|number| create("web", number))).await?;
+        let now = table.list_segments(v1::ListSegmentsRequest::default()).await?.into_inner().revision;
+        let request = v1::WatchRequest { from_revision: now, kinds: Vec::new() };
+        let mut slow = client(&site.nodes[0]).await?.watch(request.clone()).await?.into_inner();
+        // It follows, and then it does not read any more.
+        table.update_backend(weigh("web", 0, 9)).await?;
+        let mut last = slow.message().await?.context("the watch has ended")?.revision;
+        ensure!(last > now, "{last}");
+        let weighed =
+            |weight| move |number| v1::Mutation { change: Some(Change::UpdateBackend(weigh("web", number, weight))) };
+        table.apply_stream(messages(&weighed(2))).await?;
+        let mut prompt = client(&site.nodes[0]).await?.watch(request).await?.into_inner();
+        let mut told = 0;
+        while told < ROWS as usize {
+            told += prompt.message().await?.context("the watch has ended")?.changes.len();
+        }
+        for weight in [3, 4] {
+            table.apply_stream(messages(&weighed(weight))).await?;
+        }
+        let ended = loop {
+            match slow.message().await {
+                Ok(Some(message)) => last = last.max(message.revision),
+                Ok(None) => anyhow::bail!("it has ended without a word"),
+                Err(status) => break status,
+            }
+        };
+        let info = ended.get_details_error_info().context("no details")?;
+        ensure!(ended.code() == Code::ResourceExhausted && info.reason == "TOO_SLOW", "{ended}");
+        ensure!(info.metadata.get("resume_from") == Some(&last.to_string()), "{last}: {info:?}");
         Ok(())
     })
 }

@@ -68,6 +68,7 @@ fn main() -> std::process::ExitCode {
         Test::once("wrong_input_in_every_field_is_refused_by_its_name", wrong_input::in_every_field),
         Test::once("more_callers_than_can_be_served_disturb_nobody", overload::callers),
         Test::once("the_python_client_works", api::python_client).needs(lb_tests::python::is_there),
+        Test::once("who_does_not_read_is_told_from_where_to_go_on", api::slow_watcher),
         Test::once("whoever_watches_is_told_each_change_in_order", api::watched),
     ])
 }

@@ -54,7 +54,9 @@ impl History {
         let change = Change { index, touched, before: before.without_requests(), after: after.without_requests() };
         self.bytes += change.bytes();
         self.changes.insert_mut(index, Arc::new(change));
+        // The newest stays, however large: whoever follows closely is told of it.
         while self.bytes > ROOM
+            && self.changes.size() > 1
             && let Some((oldest, bytes)) = self.changes.first().map(|(index, change)| (*index, change.bytes()))
         {
             self.changes.remove_mut(&oldest);
@@ -93,10 +95,10 @@ mod tests {
         assert_eq!(indexes(&history, 10), Some(vec![11, 14]));
         assert_eq!(indexes(&history, 13), Some(vec![14]));
         assert_eq!(indexes(&history, u64::MAX), Some(vec![]));
-        // One that is too large for all the room is known to be forgotten, too.
+        // One that is too large for all the room takes it alone, until the next one comes.
         history.note(15, touched(ROOM / ROW_BYTES), &table, &table);
-        assert_eq!(indexes(&history, 14), None);
-        assert_eq!(indexes(&history, 15), Some(vec![]));
+        assert_eq!(indexes(&history, 13), None);
+        assert_eq!(indexes(&history, 14), Some(vec![15]));
         for index in 16..100_000 {
             history.note(index, touched(1), &table, &table);
         }

@@ -1,7 +1,8 @@
 //! Registers in the replicated table, written and read by way of all nodes at random: every acknowledged write
 //! is there, and reads are linearizable. A register is the MAC address of a backend that gets no traffic;
 //! its value only grows and has one writer, so a read is right if and only if it lies between what was known
-//! before it began and what had been begun before it ended.
+//! before it began and what had been begun before it ended: that is linearizability where it is known which write a read has seen
+//! (Gibbons and Korach, Testing Shared Memories, SIAM J. Comput. 26(4), 1997).
 
 use std::{
     path::PathBuf,
