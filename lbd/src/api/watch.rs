@@ -22,7 +22,7 @@ use super::{convert, settings, status};
 const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
 /// Changes that come at almost the same time are told together: to wake a hundred followers for each costs more than what
 /// they are told.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(5);
 /// Messages that wait for a caller.
 const WAITING: usize = 1;
 /// A caller that has no room for a message for so long has gone.
