@@ -302,13 +302,14 @@ pub(crate) fn slow_watcher() -> anyhow::Result<()> {
         let mut prompt = client(&site.nodes[0]).await?.watch(request).await?.into_inner();
         let mut told = 0;
         while told < ROWS as usize {
-            told += prompt.message().await?.context("the watch has ended")?.changes.len();
+            let message = tokio::time::timeout(PATIENCE, prompt.message()).await.context("it is told nothing")?;
+            told += message?.context("the watch has ended")?.changes.len();
         }
         for weight in [3, 4] {
             table.apply_stream(messages(&weighed(weight))).await?;
         }
         let ended = loop {
-            match slow.message().await {
+            match tokio::time::timeout(PATIENCE, slow.message()).await.context("it is told nothing")? {
                 Ok(Some(message)) => last = last.max(message.revision),
                 Ok(None) => anyhow::bail!("it has ended without a word"),
                 Err(status) => break status,
