@@ -350,18 +350,19 @@ impl ClusterService for Cluster {
         let request = request.get_ref();
         let vip = convert::address("address", &request.address)?;
         let (guard, view) = (request.guard()?, self.0.read(&call).await?);
-        let (reply, to) = match self.node_or_known(&guard, &view, &request.node)? {
+        let (reply, to, is_repeated) = match self.node_or_known(&guard, &view, &request.node)? {
             Ok(to) => {
                 let what = format!("{vip} moves to {}", request.node);
-                (self.0.change(&call, &guard, Body::MoveIntent { vip, to }, &what).await?, Some(to))
+                (self.0.change(&call, &guard, Body::MoveIntent { vip, to }, &what).await?, Some(to), false)
             }
-            Err(known) => (known, view.table.node_named(&request.node).map(|node| node.id)),
+            Err(known) => (known, view.table.node_named(&request.node).map(|node| node.id), true),
         };
         let owner = |view: &View| view.table.vip(vip).and_then(|vip| vip.owner);
-        // It is there; or it was there, and has moved on.
+        // It is there; or, where that was asked before, it may have moved on since.
         let is_over = |view: &View| {
             let intent = view.table.vip(vip).and_then(|vip| vip.intent);
-            owner(view).map(|owner| owner.node) == to || intent.is_none_or(|intent| Some(intent) != to)
+            (to.is_some() && owner(view).map(|owner| owner.node) == to)
+                || (is_repeated && intent.is_none_or(|intent| Some(intent) != to))
         };
         let mut watcher = self.0.consensus.watch();
         let moved = watcher.wait_for(|view| view.applied >= reply.revision && is_over(view));
