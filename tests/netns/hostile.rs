@@ -242,17 +242,18 @@ pub(crate) fn backends_macs(engine: &'static str) -> anyhow::Result<()> {
     let mut bench = Bench::new(engine)?;
     for family in 0..2 {
         for forger in [STRANGER, GATEWAY, PEER] {
-            let sent = Instant::now();
+            let (sent, refused) = (Instant::now(), bench.dataplane.report().totals.backend_mac_refused);
             bench.send(&claim(forger, family))?;
-            let questions = Duration::from_millis(1000);
-            bench.until(questions, |_, _| None::<()>);
-            let asked = bench.asked.iter().any(|(at, mac)| *at > sent && *mac == BACKEND);
-            ensure!(asked, "{engine}: the backend was not asked");
+            wait::until(&format!("{engine}: {forger} is refused and the backend asked"), PATIENCE, || {
+                bench.until(A_WHILE, |_, _| None::<()>);
+                bench.dataplane.report().totals.backend_mac_refused > refused
+                    && bench.asked.iter().any(|(at, mac)| *at > sent && *mac == BACKEND)
+            });
             ensure!(bench.lands_at(family) == Some(BACKEND), "{engine}: {forger} has got family {family}");
         }
     }
     let report = bench.dataplane.report().totals;
-    ensure!(report.backend_mac_changed == 0 && report.backend_mac_refused >= 6, "{engine}: {report:?}");
+    ensure!(report.backend_mac_changed == 0, "{engine}: {report:?}");
     // One that is announced, and then one that is not.
     for mac in [STRANGER, BACKEND] {
         bench.backend = Some(mac);
