@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _, stream};
 use lb_proto::v1::{self, change::Row};
 use lb_raft_store::{
     Change, View, Watcher,
@@ -11,7 +11,7 @@ use lb_raft_store::{
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -23,14 +23,18 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
 /// Changes that come at almost the same time are told together: to wake a hundred followers for each costs more than what
 /// they are told.
 const GATHER: Duration = Duration::from_millis(5);
-/// Messages that wait for a caller.
+/// While one comes after the other, a follower is woken for them once in so long.
+const PACE: Duration = Duration::from_millis(50);
+/// Batches of messages that wait for a caller.
 const WAITING: usize = 1;
 /// A caller that has no room for a message for so long has gone.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of a message, as far as there is more than one row in it.
+/// Of a message, as far as there is more than one row in it; and of a batch, as far as there is more than one message in it.
 const LONGEST: usize = 64 << 10;
 
 type Told = Result<v1::WatchResponse, Status>;
+/// What goes to the connection at once.
+type Batch = Vec<Told>;
 
 /// Follows the table from a revision on, until the caller goes or `stop` is true.
 pub(super) fn follow(
@@ -44,9 +48,18 @@ pub(super) fn follow(
     };
     let kinds = request.kinds.iter().map(kind).collect::<Result<BTreeSet<_>, _>>()?;
     let (sender, receiver) = mpsc::channel(WAITING);
-    let follower = Follower { table, stop, kinds, told: request.from_revision, sender };
+    let follower = Follower {
+        table,
+        stop,
+        kinds,
+        told: request.from_revision,
+        batch: Batch::new(),
+        batch_len: 0,
+        flushed: Instant::now(),
+        sender,
+    };
     tokio::spawn(async move { drop(follower.run().await) });
-    Ok(ReceiverStream::new(receiver))
+    Ok(ReceiverStream::new(receiver).flat_map(stream::iter))
 }
 
 struct Follower {
@@ -56,7 +69,12 @@ struct Follower {
     kinds: BTreeSet<v1::Kind>,
     /// The revision up to which the caller knows all.
     told: u64,
-    sender: mpsc::Sender<Told>,
+    batch: Batch,
+    /// Its bytes.
+    batch_len: usize,
+    /// When the last one went.
+    flushed: Instant,
+    sender: mpsc::Sender<Batch>,
 }
 
 /// The caller has gone, or the node ends.
@@ -78,9 +96,13 @@ impl Follower {
                 Some(None) => {
                     self.told = self.told.max(view.applied);
                     drop(view);
+                    self.flush().await?;
                     self.wait().await?;
                 }
-                None => return self.send(Err(status::too_slow(self.told))).await,
+                None => {
+                    self.put(Err(status::too_slow(self.told)), 0).await?;
+                    return self.flush().await;
+                }
             }
         }
     }
@@ -96,11 +118,12 @@ impl Follower {
             _ = self.stop.wait_for(|stop| *stop) => Some(Err(status::stopping())),
         };
         let Some(due) = due else {
-            tokio::time::sleep(GATHER).await;
+            sleep_until((Instant::now() + GATHER).max(self.flushed + PACE)).await;
             return Ok(());
         };
         let goes_on = due.is_ok();
-        self.send(due).await?;
+        self.put(due, 0).await?;
+        self.flush().await?;
         if goes_on { Ok(()) } else { Err(Gone) }
     }
 
@@ -131,7 +154,7 @@ impl Follower {
             len += row.encoded_len();
             if len > LONGEST && !message.changes.is_empty() {
                 let next = v1::WatchResponse { compacted, ..v1::WatchResponse::default() };
-                self.send(Ok(std::mem::replace(&mut message, next))).await?;
+                self.put(Ok(std::mem::replace(&mut message, next)), len).await?;
                 len = row.encoded_len();
             }
             message.changes.push(row);
@@ -140,11 +163,22 @@ impl Follower {
         if message.changes.is_empty() && !compacted {
             return Ok(());
         }
-        self.send(Ok(v1::WatchResponse { revision, ..message })).await
+        self.put(Ok(v1::WatchResponse { revision, ..message }), len).await
     }
 
-    async fn send(&self, told: Told) -> Result<(), Gone> {
-        match timeout(PATIENCE, self.sender.send(told)).await {
+    /// Puts a message into the batch, which goes when it is full.
+    async fn put(&mut self, told: Told, len: usize) -> Result<(), Gone> {
+        self.batch.push(told);
+        self.batch_len += len;
+        if self.batch_len < LONGEST { Ok(()) } else { self.flush().await }
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        (self.batch_len, self.flushed) = (0, Instant::now());
+        match timeout(PATIENCE, self.sender.send(std::mem::take(&mut self.batch))).await {
             Ok(Ok(())) => Ok(()),
             _ => Err(Gone),
         }
