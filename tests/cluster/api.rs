@@ -377,12 +377,17 @@ pub(crate) fn watched() -> anyhow::Result<()> {
 /// The example of a client, with the published packages, over the Unix socket and by TCP of several nodes.
 pub(crate) fn python_client() -> anyhow::Result<()> {
     let client = python::client()?;
+    let mut types = std::process::Command::new(&client.python);
+    python::run(types.args(["-m", "mypy"]).current_dir(&client.sources), "mypy")?;
     let mut site = Site::build(Plan { nodes: 2, servers: 0, two_interfaces: false, engine: "ring" })?;
     site.start()?;
     let unix = format!("unix:{}", site.nodes[0].socket().display());
     for endpoints in [unix, "10.77.1.2:7400 10.77.1.1:7400".to_owned()] {
         let mut tests = site.node_hosts[1].ns.command(&client.python)?;
-        tests.args(["-m", "unittest", "discover", "-s"]).arg(&client.tests).env("LB_ENDPOINTS", &endpoints);
+        tests
+            .args(["-m", "unittest", "discover", "-s"])
+            .arg(client.sources.join("tests"))
+            .env("LB_ENDPOINTS", &endpoints);
         let told = python::run(&mut tests, &format!("the tests by {endpoints}"))?;
         let figures = told.lines().find(|line| line.contains("1000 backends")).unwrap_or_default();
         println!("{endpoints}: {figures}");

@@ -23,8 +23,8 @@ static INSTALLED: OnceLock<Result<Client, String>> = OnceLock::new();
 pub struct Client {
     /// The interpreter that has it.
     pub python: PathBuf,
-    /// Its own tests.
-    pub tests: PathBuf,
+    /// Where it comes from, its own tests among it.
+    pub sources: PathBuf,
 }
 
 /// Whether this machine has Python with what installs packages.
@@ -57,7 +57,7 @@ fn install() -> anyhow::Result<Client> {
     }
     let root = binaries::directory()?.join("python-client").join(format!("{:016x}", hasher.finish()));
     let package = root.join("deploy/examples/python");
-    let client = Client { python: root.join("venv/bin/python"), tests: package.join("tests") };
+    let client = Client { python: root.join("venv/bin/python"), sources: package.clone() };
     let done = root.join("installed");
     if done.exists() {
         return Ok(client);
@@ -69,7 +69,10 @@ fn install() -> anyhow::Result<Client> {
     }
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(root.join("venv")), "python3 -m venv")?;
     let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-    run(Command::new(&client.python).args(install).arg(&package), "pip install, which needs PyPI")?;
+    run(
+        Command::new(&client.python).args(install).arg(format!("{}[dev]", package.display())),
+        "pip install, which needs PyPI",
+    )?;
     fs::write(done, "")?;
     Ok(client)
 }

@@ -25,6 +25,9 @@ class Build(build_py):
         arguments += [f"--pyi_out={out}", f"--grpc_python_out={out}"]
         if protoc.main(arguments + sources) != 0:
             raise SystemExit(f"the .proto files below {PROTO} cannot be compiled")
+        # PEP 561: their types are for whoever uses them.
+        for package in ("lb", "lb/v1"):
+            Path(out, package, "py.typed").touch()
 
 
 setup(cmdclass={"build_py": Build})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2
@@ -42,8 +42,9 @@ class Refused(Exception):
         self.reason = ""
         #: The field or the rule, such as "mutations[3].ports".
         self.subject = ""
-        status = rpc_status.from_call(error)
-        for detail in status.details if status is not None else []:
+        status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+        details: Iterable[Any] = status.details if status is not None else ()
+        for detail in details:
             info = error_details_pb2.ErrorInfo()
             if detail.Unpack(info):
                 self.reason, self.subject = info.reason, info.metadata.get("subject", "")
@@ -115,7 +116,7 @@ class Client:
         request = cluster_pb2.GetStatusRequest(brief=True)
         return self._call(lambda c: cluster_pb2_grpc.ClusterServiceStub(c).GetStatus(request, timeout=self._timeout))
 
-    def _pages(self, request, call: Callable[[table_pb2_grpc.TableServiceStub], Callable]) -> Iterator:  # type: ignore[no-untyped-def]
+    def _pages(self, request: Any, call: Callable[[Any], Callable[..., Any]]) -> Iterator[Any]:
         while True:
             page = self._call(lambda c: call(table_pb2_grpc.TableServiceStub(c))(request, timeout=self._timeout))
             yield page
@@ -125,7 +126,8 @@ class Client:
 
     def revision(self) -> int:
         """The table's revision now."""
-        return next(self._pages(table_pb2.ListSegmentsRequest(page_size=1), lambda t: t.ListSegments)).revision
+        page = next(self._pages(table_pb2.ListSegmentsRequest(page_size=1), lambda t: t.ListSegments))
+        return int(page.revision)
 
     def vips(self) -> List[table_pb2.Vip]:
         return [vip for page in self._pages(table_pb2.ListVipsRequest(), lambda t: t.ListVips) for vip in page.vips]
@@ -140,8 +142,8 @@ class Client:
         return [backend for page in pages for backend in page.backends]
 
     @staticmethod
-    def create_backend(service: str, address: str, **settings: object) -> table_pb2.Mutation:
-        backend = table_pb2.Backend(service=service, address=address, **settings)  # type: ignore[arg-type]
+    def create_backend(service: str, address: str, **settings: Any) -> table_pb2.Mutation:
+        backend = table_pb2.Backend(service=service, address=address, **settings)
         return table_pb2.Mutation(create_backend=table_pb2.CreateBackendRequest(backend=backend))
 
     def apply(

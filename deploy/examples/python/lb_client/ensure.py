@@ -17,13 +17,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Type, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from lb.v1 import table_pb2
 from lb_client import Changed, Client, Refused
+
+Row = TypeVar("Row", bound=Message)
 
 #: What the server sets, or what two rows are told apart by.
 _NOT_SETTINGS = {
@@ -47,7 +49,7 @@ class Wanted:
         if unknown:
             raise SystemExit(f"lb-ensure: {', '.join(sorted(unknown))}: only vips, services and backends are known")
 
-        def read(name: str, kind: type) -> list:
+        def read(name: str, kind: Type[Row]) -> List[Row]:
             messages = []
             for at, row in enumerate(rows.get(name, [])):
                 try:
@@ -69,6 +71,20 @@ def _differs(wanted: Message, present: Message) -> bool:
     )
 
 
+def _update(change: Message, wanted: Message) -> None:
+    """Has a request change every setting that is named and that it knows."""
+    known = change.DESCRIPTOR.fields_by_name
+    for field, value in wanted.ListFields():
+        if field.name not in known or field.name in _NOT_SETTINGS[wanted.DESCRIPTOR.name]:
+            continue
+        if isinstance(value, Message):
+            getattr(change, field.name).CopyFrom(value)
+        elif isinstance(value, (str, int, float)):
+            setattr(change, field.name, value)
+        else:
+            getattr(change, field.name).extend(value)
+
+
 def changes(client: Client, wanted: Wanted, prune: bool) -> Tuple[int, List[table_pb2.Mutation]]:
     """What has to change, and the revision that this was found at."""
     # First: what changes while the rest is read has a later one.
@@ -83,38 +99,23 @@ def changes(client: Client, wanted: Wanted, prune: bool) -> Tuple[int, List[tabl
         if present_vip is None:
             found.append(table_pb2.Mutation(create_vip=table_pb2.CreateVipRequest(vip=vip)))
         elif _differs(vip, present_vip):
-            update = table_pb2.UpdateVipRequest(address=vip.address)
-            for name in ("prefer", "segment", "unmatched"):
-                if getattr(vip, name):
-                    setattr(update, name, getattr(vip, name))
-            found.append(table_pb2.Mutation(update_vip=update))
+            found.append(table_pb2.Mutation(update_vip=table_pb2.UpdateVipRequest(address=vip.address)))
+            _update(found[-1].update_vip, vip)
     for service in wanted.services:
-        present = services.pop(service.name, None)
-        if present is None:
+        present_service = services.pop(service.name, None)
+        if present_service is None:
             found.append(table_pb2.Mutation(create_service=table_pb2.CreateServiceRequest(service=service)))
-        elif _differs(service, present):
-            change = table_pb2.UpdateServiceRequest(name=service.name)
-            known = change.DESCRIPTOR.fields_by_name
-            for field, value in service.ListFields():
-                if field.name == "name" or field.name not in known:
-                    continue
-                if field.name == "ports":
-                    change.ports.extend(value)
-                elif field.name == "checks":
-                    change.checks.CopyFrom(value)
-                else:
-                    setattr(change, field.name, value)
-            found.append(table_pb2.Mutation(update_service=change))
+        elif _differs(service, present_service):
+            found.append(table_pb2.Mutation(update_service=table_pb2.UpdateServiceRequest(name=service.name)))
+            _update(found[-1].update_service, service)
     for backend in wanted.backends:
         present_backend = backends.pop((backend.service, backend.address), None)
         if present_backend is None:
             found.append(table_pb2.Mutation(create_backend=table_pb2.CreateBackendRequest(backend=backend)))
         elif _differs(backend, present_backend):
-            update_backend = table_pb2.UpdateBackendRequest(service=backend.service, address=backend.address)
-            for field, value in backend.ListFields():
-                if field.name in ("weight", "mac", "state", "tier"):
-                    setattr(update_backend, field.name, value)
-            found.append(table_pb2.Mutation(update_backend=update_backend))
+            of = table_pb2.UpdateBackendRequest(service=backend.service, address=backend.address)
+            found.append(table_pb2.Mutation(update_backend=of))
+            _update(found[-1].update_backend, backend)
     if prune:
         for service_name, address in backends:
             delete = table_pb2.DeleteBackendRequest(service=service_name, address=address)

@@ -8,6 +8,7 @@ import time
 import unittest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Dict, List
 
 from lb.v1 import table_pb2, table_pb2_grpc
 from lb_client import Changed, Client, Refused, request_id
@@ -15,7 +16,7 @@ from lb_client.ensure import Wanted, ensure, main
 
 ENDPOINTS = os.environ["LB_ENDPOINTS"].split()
 VIP = "192.168.2.1"
-WANTED = {
+WANTED: Dict[str, List[Dict[str, Any]]] = {
     "vips": [{"address": VIP, "unmatched": "UNMATCHED_REJECT"}],
     "services": [
         {"name": "web", "vip": VIP, "ports": [{"protocol": "PROTOCOL_TCP", "first": 80, "last": 80}], "checks": {}}
@@ -24,18 +25,18 @@ WANTED = {
 }
 
 
-def addresses(count):
+def addresses(count: int) -> List[str]:
     first = ipaddress.ip_address("10.1.0.1")
     return [str(first + number) for number in range(count)]
 
 
 class Against(unittest.TestCase):
-    def setUp(self):
+    def setUp(self) -> None:
         self.client = Client(*ENDPOINTS)
         self.addCleanup(self.client.close)
         ensure(self.client, Wanted(json.dumps(WANTED)), prune=True)
 
-    def test_what_is_wanted_is_made_once(self):
+    def test_what_is_wanted_is_made_once(self) -> None:
         self.assertEqual(ensure(self.client, Wanted(json.dumps(WANTED)), prune=True), [])
         more = json.loads(json.dumps(WANTED))
         more["backends"][0]["weight"] = 5
@@ -54,7 +55,7 @@ class Against(unittest.TestCase):
             self.assertEqual(main([*endpoints, "--prune", str(file)]), 0)
         self.assertEqual([backend.weight for backend in self.client.backends()], [3])
 
-    def test_errors_name_what_is_wrong(self):
+    def test_errors_name_what_is_wrong(self) -> None:
         good = self.client.create_backend("web", "192.168.3.7")
         with self.assertRaises(Refused) as caught:
             self.client.apply([good, self.client.create_backend("web", "nowhere")])
@@ -64,7 +65,7 @@ class Against(unittest.TestCase):
         with self.assertRaises(Changed):
             self.client.apply([self.client.create_backend("web", "192.168.3.8")], expected_revision=revision)
 
-    def test_a_request_is_made_once(self):
+    def test_a_request_is_made_once(self) -> None:
         id = request_id()
         mutations = [self.client.create_backend("web", "192.168.3.9")]
         first = self.client.apply(mutations, id=id)
@@ -73,10 +74,11 @@ class Against(unittest.TestCase):
         self.assertEqual(self.client.apply(mutations, id=id), first)
         self.assertEqual(len(self.client.backends()), 1, "it was not made again")
 
-    def test_a_thousand_backends_are_watched_as_they_arrive(self):
-        seen, enough = [], threading.Event()
+    def test_a_thousand_backends_are_watched_as_they_arrive(self) -> None:
+        seen: List[str] = []
+        enough = threading.Event()
 
-        def follow(from_revision):
+        def follow(from_revision: int) -> None:
             with Client(*ENDPOINTS) as other:
                 for message in other.watch(from_revision):
                     # What is found of backends is told, too.
