@@ -7,7 +7,7 @@ use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
     table::{
-        Attachment, Body, Effect, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, Sign, decode_saved,
+        Attachment, Body, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, Sign, decode_saved,
         encode_saved, restore,
     },
 };
@@ -302,9 +302,9 @@ impl ClusterService for Cluster {
         let (guard, view) = (request.guard()?, self.0.read(&call).await?);
         let node = match self.node_or_known(&guard, &view, &request.name)? {
             Ok(node) => node,
-            Err(Changed { revision, effect, .. }) => {
-                let unchanged = effect == Effect::Unchanged;
-                return Ok(Response::new(v1::SetNodeAddressResponse { revision, unchanged }));
+            Err(known) => {
+                let unchanged = known.unchanged();
+                return Ok(Response::new(v1::SetNodeAddressResponse { revision: known.revision, unchanged }));
             }
         };
         self.0.consensus.check_address(node, &address).await.map_err(|error| status::membership(&error))?;
@@ -324,8 +324,9 @@ impl ClusterService for Cluster {
         let (guard, view) = (request.guard()?, self.0.read(&call).await?);
         let node = match self.node_or_known(&guard, &view, name)? {
             Ok(node) => node,
-            Err(Changed { revision, effect, .. }) => {
-                return Ok(Response::new(v1::FenceNodeResponse { revision, unchanged: effect == Effect::Unchanged }));
+            Err(known) => {
+                let unchanged = known.unchanged();
+                return Ok(Response::new(v1::FenceNodeResponse { revision: known.revision, unchanged }));
             }
         };
         let alive = self.0.ownership.heard().peers.get(&node).copied().unwrap_or(false);

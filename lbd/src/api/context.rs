@@ -154,8 +154,7 @@ impl Context {
 
     /// What a request was answered that comes once more.
     pub(super) fn known(&self, guard: &Guard, table: &Table) -> Result<Option<Changed>, Status> {
-        let knows = table.feature_level() >= GUARDS_LEVEL;
-        let answered = knows.then(|| table.answered(&guard.request, guard.asked)).flatten();
+        let answered = has_guards(table).then(|| table.answered(&guard.request, guard.asked)).flatten();
         let Some(Reply { revision, result }) = answered else { return Ok(None) };
         let effect = result.map_err(|rejection| status::rejected(&rejection))?;
         Ok(Some(Changed { revision, effect, request: guard.request.clone() }))
@@ -184,7 +183,7 @@ impl Context {
         let command = self.command(call, guard, body);
         let reply = self.consensus.propose(&command, call.deadline).await;
         let reply = reply.map_err(|error| status::not_proposed(&error, Some(&request)))?;
-        let effect = reply.result.map_err(|rejection| refused(&command.body, guard, &rejection))?;
+        let effect = reply.result.map_err(|rejection| refused(guard, &rejection))?;
         if effect != Effect::Unchanged {
             call.audit(what, reply.revision);
         }
@@ -193,7 +192,7 @@ impl Context {
 
     /// As it goes into the log.
     pub(super) fn command(&self, call: &Call, guard: &Guard, body: Body) -> Command {
-        let knows = self.consensus.view().table.feature_level() >= GUARDS_LEVEL;
+        let knows = has_guards(&self.consensus.view().table);
         Command {
             request: Some(guard.request.clone()),
             expected_revision: guard.expected_revision,
@@ -209,19 +208,18 @@ impl Context {
     }
 }
 
-/// What the table has refused. Of several mutations it is said which one.
-pub(super) fn refused(body: &Body, guard: &Guard, rejection: &Rejection) -> Status {
-    let refused = status::rejected(rejection);
-    let is_one_of_several = matches!(body, Body::Mutate(_)) && guard.expected_of == Expected::Configuration;
-    match is_one_of_several && !ABOUT_ALL.contains(&rejection.subject.as_str()) {
-        true => status::of_mutation(rejection.mutation as usize, refused),
-        false => refused,
-    }
+fn has_guards(table: &Table) -> bool {
+    table.feature_level() >= GUARDS_LEVEL
 }
 
-/// What a refusal may be about that is of no mutation.
-const ABOUT_ALL: [&str; 7] =
-    ["request_id", "expected_revision", "feature_level", "VIPs", "services", "backends", "segments"];
+/// What the table has refused. Of several mutations it is said which one.
+pub(super) fn refused(guard: &Guard, rejection: &Rejection) -> Status {
+    let refused = status::rejected(rejection);
+    match rejection.mutation {
+        Some(at) if guard.expected_of == Expected::Configuration => status::of_mutation(at as usize, refused),
+        _ => refused,
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn every_error_has_its_code_and_its_reason() {
-        let of = |kind| rejected(&Rejection { kind, subject: "weight".into(), message: "why".into(), mutation: 0 });
+        let of = |kind| rejected(&Rejection { kind, subject: "weight".into(), message: "why".into(), mutation: None });
         for (kind, code, word) in [
             (RejectionKind::InvalidArgument, Code::InvalidArgument, "INVALID_ARGUMENT"),
             (RejectionKind::NotFound, Code::NotFound, "NOT_FOUND"),
@@ -186,7 +186,7 @@ mod tests {
                 kind: RejectionKind::InvalidArgument,
                 subject: text.clone(),
                 message: text,
-                mutation: 0,
+                mutation: None,
             });
             assert!(status.message().len() < 1600 && status.details().len() < 2000, "{len}");
         }

@@ -119,7 +119,7 @@ fn shown(backend: &Backend, table: &TableOfAll) -> v1::Backend {
 fn dry_run(table: &TableOfAll, index: u64, command: &Command, guard: &Guard) -> Answer<v1::MutationResponse> {
     let mut after = table.clone();
     let Applied { reply, touched } = after.apply(index, command);
-    let effect = reply.result.map_err(|rejection| refused(&command.body, guard, &rejection))?;
+    let effect = reply.result.map_err(|rejection| refused(guard, &rejection))?;
     let changes = watch::changes(table, &after, &touched);
     if changes.iter().map(prost::Message::encoded_len).sum::<usize>() > LONGEST_DRY_RUN {
         return Err(status::exhausted("mutations", "what would change does not fit into one answer: ask for fewer"));

@@ -27,13 +27,13 @@ pub struct Rejection {
     pub subject: String,
     /// For people: what is wrong and what to try.
     pub message: String,
-    /// Which of a command's mutations is refused, from 0; of other commands 0.
-    pub mutation: u32,
+    /// Which of a command's mutations is refused, from 0; `None` if it is the whole command.
+    pub mutation: Option<u32>,
 }
 
 impl Rejection {
     fn new(kind: RejectionKind, subject: &str, message: String) -> Self {
-        Self { kind, subject: subject.to_owned(), message, mutation: 0 }
+        Self { kind, subject: subject.to_owned(), message, mutation: None }
     }
 
     /// A field's value can never be right.

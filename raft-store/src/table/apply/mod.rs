@@ -283,7 +283,7 @@ impl Table {
 
     /// It is this mutation that is refused; nodes below feature level 11 could not read that.
     fn blame(&self, mutation: usize, rejection: Rejection) -> Rejection {
-        let mutation = u32::try_from(mutation).ok().filter(|_| self.rules().requests_have_time).unwrap_or_default();
+        let mutation = u32::try_from(mutation).ok().filter(|_| self.rules().requests_have_time);
         Rejection { mutation, ..rejection }
     }
 

@@ -149,14 +149,14 @@ fn the_mutation_that_is_wrong_is_named() {
     let of = |log: &mut Log, mutations| log.refused(mutation(mutations)).mutation;
     let good = || vec![vip(VIP), service("a", VIP, &[(80, 80)])];
     let with = |more: Mutation| good().into_iter().chain([more]).collect::<Vec<_>>();
-    assert_eq!(of(&mut log, with(service("b", VIP, &[(80, 80)]))), 2, "the later of two that collide");
-    assert_eq!(of(&mut log, with(backend("nobody", "192.168.2.50"))), 2);
-    assert_eq!(of(&mut log, with(backend("a", VIP))), 2);
+    assert_eq!(of(&mut log, with(service("b", VIP, &[(80, 80)]))), Some(2), "the later of two that collide");
+    assert_eq!(of(&mut log, with(backend("nobody", "192.168.2.50"))), Some(2));
+    assert_eq!(of(&mut log, with(backend("a", VIP))), Some(2));
     let patch = |of: &str| Mutation::UpdateService(ServicePatch { min_healthy: Some(1), ..ServicePatch::of(name(of)) });
-    assert_eq!(of(&mut log, [patch("b")].into_iter().chain(good()).collect()), 0);
+    assert_eq!(of(&mut log, [patch("b")].into_iter().chain(good()).collect()), Some(0));
     log.mutate(good());
     assert_eq!(
         of(&mut log, vec![backend("a", "192.168.2.50"), Mutation::DeleteService { name: name("a"), cascade: false }]),
-        1
+        Some(1)
     );
 }
