@@ -6,11 +6,13 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use lb_proto::tls::{Credentials, Paths};
+use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
@@ -24,7 +26,10 @@ const DEFAULT_GROUP: &str = "lbd";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     Unix(PathBuf),
+    /// `HOST:PORT`
     Http(String),
+    /// The same, by TLS.
+    Https(String),
 }
 
 impl FromStr for Target {
@@ -34,24 +39,22 @@ impl FromStr for Target {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(path.into()));
         }
-        if text.starts_with("https://") {
-            return Err("https is not supported yet: use unix:PATH or http://HOST:PORT".into());
-        }
-        let Some(address) = text.strip_prefix("http://") else {
-            return Err("it is neither unix:PATH nor http://HOST:PORT".to_owned());
+        let (scheme, address) = match text.split_once("://") {
+            Some((scheme @ ("http" | "https"), address)) => (scheme, address.trim_end_matches('/')),
+            _ => return Err("it is neither unix:PATH nor https://HOST:PORT nor http://HOST:PORT".to_owned()),
         };
-        let address = address.trim_end_matches('/');
         if address.parse::<Ipv6Addr>().is_ok() {
             return Err(format!(
-                "it is an IPv6 address without brackets, or without a port: write http://[{address}]:7400"
+                "it is an IPv6 address without brackets, or without a port: write {scheme}://[{address}]:7400"
             ));
         }
         match address.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
-            None => Err(format!("it has no port: write http://{address}:7400")),
+            None => Err(format!("it has no port: write {scheme}://{address}:7400")),
             Some((_, port)) if !matches!(port.parse::<u64>(), Ok(1..=65535)) => {
                 Err("its port is none from 1 to 65535".to_owned())
             }
-            Some(_) => Ok(Self::Http(text.to_owned())),
+            Some(_) if scheme == "https" => Ok(Self::Https(address.to_owned())),
+            Some(_) => Ok(Self::Http(address.to_owned())),
         }
     }
 }
@@ -60,16 +63,41 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Http(url) => f.write_str(url),
+            Self::Http(address) => write!(f, "http://{address}"),
+            Self::Https(address) => write!(f, "https://{address}"),
         }
     }
 }
 
+/// Whom to show oneself as: the files of a certificate, its key and its authority.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown<'a> {
+    pub(crate) cert: Option<&'a Path>,
+    pub(crate) key: Option<&'a Path>,
+    pub(crate) ca: Option<&'a Path>,
+}
+
+impl Shown<'_> {
+    fn credentials(self) -> Result<Credentials, Failure> {
+        let Self { cert: Some(cert), key: Some(key), ca: Some(ca) } = self else {
+            return Err(Failure::Usage(
+                "an https endpoint needs --cert, --key and --ca, or LBCTL_CERT, LBCTL_KEY and LBCTL_CA: 'lbctl pki issue' \
+                 makes the files"
+                    .to_owned(),
+            ));
+        };
+        let paths = Paths { cert: cert.to_owned(), key: key.to_owned(), ca: ca.to_owned(), crl: None };
+        Credentials::load(&paths).map_err(|error| Failure::Usage(error.to_string()))
+    }
+}
+
 /// Tries one after the other.
-pub(crate) async fn connect(targets: &[Target]) -> Result<Channel, Failure> {
+pub(crate) async fn connect(targets: &[Target], shown: Shown<'_>) -> Result<Channel, Failure> {
+    let is_secured = targets.iter().any(|target| matches!(target, Target::Https(_)));
+    let credentials = is_secured.then(|| shown.credentials()).transpose()?.map(Arc::new);
     let mut failures = Vec::new();
     for target in targets {
-        match connect_one(target).await {
+        match connect_one(target, credentials.as_ref()).await {
             Ok(channel) => return Ok(channel),
             Err(reason) => failures.push(format!("{target}: {reason}{}", hint(target, &reason))),
         }
@@ -80,11 +108,26 @@ pub(crate) async fn connect(targets: &[Target]) -> Result<Channel, Failure> {
     )))
 }
 
-async fn connect_one(target: &Target) -> Result<Channel, io::Error> {
+async fn connect_one(target: &Target, credentials: Option<&Arc<Credentials>>) -> Result<Channel, io::Error> {
     let connected = match target {
-        Target::Http(url) => {
-            let endpoint = Endpoint::from_shared(url.clone()).map_err(io::Error::other)?;
-            endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await
+        Target::Http(address) | Target::Https(address) => {
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(io::Error::other)?;
+            let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+            match credentials.filter(|_| matches!(target, Target::Https(_))) {
+                None => endpoint.connect().await,
+                Some(credentials) => {
+                    let (address, credentials) = (address.clone(), credentials.clone());
+                    let connector = service_fn(move |_: Uri| {
+                        let (address, credentials) = (address.clone(), credentials.clone());
+                        async move {
+                            let stream = TcpStream::connect(&address).await?;
+                            stream.set_nodelay(true)?;
+                            Ok::<_, io::Error>(TokioIo::new(credentials.connect(stream).await?))
+                        }
+                    });
+                    endpoint.connect_with_connector(connector).await
+                }
+            }
         }
         Target::Unix(path) => {
             let path = path.clone();
@@ -143,10 +186,12 @@ mod tests {
     fn endpoints_are_read_and_each_mistake_is_named() {
         assert_eq!("unix:/run/a".parse(), Ok(Target::Unix("/run/a".into())));
         for sound in ["http://10.0.0.1:7400", "http://[2001:db8::1]:7400", "http://lb1.example:1/"] {
-            assert_eq!(sound.parse(), Ok(Target::Http(sound.to_owned())));
+            let address = sound["http://".len()..].trim_end_matches('/').to_owned();
+            assert_eq!(sound.parse(), Ok(Target::Http(address.clone())));
+            assert_eq!(sound.replace("http:", "https:").parse(), Ok(Target::Https(address)));
         }
         let problem = |text: &str| text.parse::<Target>().unwrap_err();
-        assert!(problem("10.0.0.1:7400").contains("neither unix:PATH nor http"));
+        assert!(problem("10.0.0.1:7400").contains("neither unix:PATH nor https"));
         assert!(problem("http://10.0.0.1").contains("no port: write http://10.0.0.1:7400"));
         assert!(problem("http://[2001:db8::1]").contains("no port"));
         assert!(problem("http://2001:db8::1").contains("without brackets"));

@@ -1,6 +1,7 @@
 //! `lbctl`: the operator's command line. A pure client of the API; any node takes any command.
 #![forbid(unsafe_code)]
 
+mod authority;
 mod cli;
 mod commands;
 mod connect;

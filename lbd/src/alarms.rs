@@ -36,6 +36,10 @@ pub(crate) enum Alarm {
     FlowTable,
     /// Checks would cost too much, and are made less often.
     Checks,
+    /// New files of the credentials are not taken.
+    Credentials,
+    /// The certificate ends soon, or has.
+    Expiry,
 }
 
 /// All that is wrong now. Clones are handles to the same.

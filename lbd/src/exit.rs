@@ -39,6 +39,8 @@ pub(crate) enum Failure {
     Store(#[from] StoreError),
     #[error(transparent)]
     Link(#[from] crate::link::LinkError),
+    #[error("tls: {0}")]
+    Credentials(#[from] lb_proto::tls::CredentialsError),
     #[error("the dataplane does not start: {0}")]
     Dataplane(#[from] lb_dataplane::StartError),
     #[error("{key}: cannot listen on {address}: {source}{holder}")]
@@ -75,7 +77,7 @@ impl Failure {
             | Self::StoreBroke { .. }
             | Self::Store(_)
             | Self::Recover(_) => Exit::Store,
-            Self::Consensus(StartError::OtherNode { .. }) | Self::Removed(_) => Exit::Config,
+            Self::Consensus(StartError::OtherNode { .. }) | Self::Removed(_) | Self::Credentials(_) => Exit::Config,
             Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Heartbeat { .. } | Self::Socket { .. } => {
                 Exit::Unavailable
             }

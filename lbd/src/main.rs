@@ -12,6 +12,7 @@ mod app;
 mod cli;
 mod clock;
 mod config;
+mod connection;
 mod control;
 mod exit;
 mod health;

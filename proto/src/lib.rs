@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod labels;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use labels::{Label, label};
 pub use prost_types::FieldMask;

@@ -17,8 +17,8 @@ mod store;
 pub mod table;
 
 pub use consensus::{
-    Consensus, Lane, Lead, MembershipError, Nobody, ProposeError, Settings, Space, StartError, Status, Transport,
-    TransportError,
+    Consensus, Lane, Lead, MembershipError, Nobody, ProposeError, Settings, Space, Speaker, StartError, Status,
+    Transport, TransportError,
 };
 pub use feed::{Change, History, View, Watcher};
 pub use recovery::{RecoverError, Recovered, recover};

@@ -146,7 +146,8 @@ fn every_dependency_is_used() {
         let mut all = shipped.clone();
         words_below(folder, &mut all);
         for dependency in list(package, "dependencies") {
-            let name = text(dependency, "name");
+            // As it is called here.
+            let name = dependency["rename"].as_str().unwrap_or_else(|| text(dependency, "name"));
             let words = match dependency["kind"].as_str() {
                 None => &shipped,
                 Some("build") => &build,

@@ -44,6 +44,7 @@ const LBD: &[&str] = &[
     "clock",
     "config",
     "cli",
+    "connection",
     "task",
     "terminal",
     "link",
@@ -61,7 +62,7 @@ const LBD: &[&str] = &[
     "",
 ];
 
-const LBCTL: &[&str] = &["exit", "connect", "cli", "output", "session", "commands", ""];
+const LBCTL: &[&str] = &["exit", "authority", "connect", "cli", "output", "session", "commands", ""];
 
 #[test]
 fn the_dataplanes_modules_know_only_those_below() {

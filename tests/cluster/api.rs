@@ -10,7 +10,9 @@ use lb_proto::v1::{
 use lb_tests::{
     cluster::LbNode,
     follower::Follower,
-    grpc, python,
+    grpc,
+    pki::Pki,
+    python,
     site::{PATIENCE, Plan, Site, VIP_TEXT},
     wait,
 };
@@ -382,8 +384,11 @@ pub(crate) fn python_client() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 2, servers: 0, two_interfaces: false, engine: "ring" })?;
     site.start()?;
     let unix = format!("unix:{}", site.nodes[0].socket().display());
-    for endpoints in [unix, "10.77.1.2:7400 10.77.1.1:7400".to_owned()] {
+    let files = Pki::below(site.root.path())?.issue("operator", "provisioning", &[])?;
+    let files = [files.cert, files.key, files.ca].map(|path| path.display().to_string()).join(" ");
+    for (endpoints, files) in [(unix, ""), ("10.77.1.2:7400 10.77.1.1:7400".to_owned(), &*files)] {
         let mut tests = site.node_hosts[1].ns.command(&client.python)?;
+        tests.env("LB_CREDENTIALS", files);
         tests
             .args(["-m", "unittest", "discover", "-s"])
             .arg(client.sources.join("tests"))

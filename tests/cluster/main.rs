@@ -9,6 +9,7 @@ mod moves;
 mod once;
 mod overload;
 mod recovery;
+mod security;
 mod segments;
 mod service;
 mod takeover;
@@ -56,6 +57,10 @@ fn main() -> std::process::ExitCode {
         Test::once("with_little_space_writes_are_refused_and_leases_go_on", service::little_space),
         Test::once("a_change_that_would_leave_no_majority_is_refused", service::a_majority_stays),
         Test::once("no_message_stops_a_node", service::no_message_stops_a_node),
+        Test::once("each_method_is_for_its_roles_by_every_way", security::each_method),
+        Test::once("strangers_and_impostors_change_nothing", security::strangers),
+        Test::once("certificates_are_replaced_under_load", security::certificates_are_replaced),
+        Test::once("a_revoked_certificate_ends_at_once", security::revocation),
         Test::once("a_node_that_cannot_call_back_is_not_added", service::a_node_that_cannot_call_back),
         Test::once("two_settings_at_once_both_hold", service::two_settings_at_once),
         Test::once("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),

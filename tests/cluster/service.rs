@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,8 +13,9 @@ use lb_proto::v1::{CallRequest, raft_service_client::RaftServiceClient};
 use lb_tests::{
     cluster::{LbNode, SOON, form, wait_for_leader, wait_ready},
     faults::{Fault, Watch, measure, place_owner},
-    nft,
+    grpc, nft,
     observe::ArpObserver,
+    pki::Pki,
     site::{PATIENCE, Plan, Site, VIP, VIP_TEXT},
     topology::{Cut, Lane},
     wait,
@@ -353,10 +355,11 @@ pub(crate) fn no_message_stops_a_node() -> anyhow::Result<()> {
     };
     let messages = [request(&cluster, second, first, 15), request(&[7; 16], second, first, 10)];
     let address = site.nodes[0].address.clone();
+    let second_node = Arc::new(Pki::below(site.root.path())?.issue("node", "lb2", &[])?.load()?);
     site.node_hosts[1].ns.enter(|| -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let mut client = RaftServiceClient::connect(format!("http://{address}")).await?;
+            let mut client = RaftServiceClient::new(grpc::connect_by_tls(address, second_node).await?);
             for message in messages {
                 client.call(CallRequest { message }).await?;
             }

@@ -93,7 +93,7 @@ fn values(field: &FieldDescriptor, depth: usize) -> Vec<Value> {
     }
 }
 
-async fn call(channel: &Channel, method: &MethodDescriptor, message: Vec<u8>) -> Result<(), Status> {
+pub(crate) async fn call(channel: &Channel, method: &MethodDescriptor, message: Vec<u8>) -> Result<(), Status> {
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
     let path = path.parse().map_err(|_| Status::internal("no path"))?;
     let mut client = tonic::client::Grpc::new(channel.clone());

@@ -1,11 +1,12 @@
 //! Each fault at the start has its own message and its exit code.
 
-use std::{fs, process::Output};
+use std::{fs, path::Path, process::Output};
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
     binaries,
-    cluster::LbNode,
+    cluster::{LbNode, with_tls},
+    pki::Pki,
     site::{Plan, Site},
 };
 
@@ -50,12 +51,33 @@ pub(crate) fn startup_faults() -> anyhow::Result<()> {
     expect("a foreign address", &output, 69, &["cluster.listen", "no interface of this machine has that address"])?;
     let output = run(node, &apart.replace("/other\"", "/data\""))?;
     expect("a second lbd on a data_dir", &output, 74, &["locked by another lbd (process"])?;
-    let output = run(node, &apart.replace("insecure = true", ""))?;
-    expect("plain TCP beyond loopback", &output, 65, &["cluster.listen", "without TLS", "api.listen"])?;
+    let output = run(node, &with_tls(&apart, "")?)?;
+    expect("no certificates", &output, 65, &["tls.cert: is required", "lbctl pki", "insecure = true"])?;
+    let pki = Pki::below(site.root.path())?;
+    let [own, other] = [("node", "lb1"), ("node", "lb7")].map(|(role, name)| pki.issue(role, name, &[]));
+    let (own, other, viewer) = (own?, other?, pki.issue("viewer", "eve", &[])?);
+    let shown = |cert: &Path, key: &Path, ca: &Path| {
+        with_tls(&apart, &format!("[tls]\ncert = {cert:?}\nkey = {key:?}\nca = {ca:?}"))
+    };
+    let output = run(node, &shown(&own.cert, &other.key, &own.ca)?)?;
+    expect("a key of another certificate", &output, 65, &["tls: ", "lb7.key", "it is not the key of", "lb1.pem"])?;
+    let output = run(node, &shown(&other.cert, &other.key, &other.ca)?)?;
+    expect(
+        "another node's certificate",
+        &output,
+        65,
+        &["it is for lb://lb/node/lb7, and this node is lb://lb/node/lb1"],
+    )?;
+    let output = run(node, &shown(&viewer.cert, &viewer.key, &viewer.ca)?)?;
+    expect("a viewer's certificate", &output, 65, &["it is for lb://lb/viewer/eve"])?;
+    let output = run(node, &shown(&own.cert, &own.key, &own.key)?)?;
+    expect("a CA that is none", &output, 65, &["lb1.key", "there is no CERTIFICATE in it"])?;
+    let output = run(node, &shown(Path::new("/nowhere.pem"), &own.key, &own.ca)?)?;
+    expect("no certificate", &output, 65, &["/nowhere.pem", "No such file"])?;
 
     node.terminate()?;
     let data = node.data_dir();
-    let output = run(node, &sound.replace("name = \"lb1\"", "name = \"lb9\""))?;
+    let output = run(node, &with_tls(&sound, "[tls]\ninsecure = true")?.replace("name = \"lb1\"", "name = \"lb9\""))?;
     expect("another node's store", &output, 65, &["node.name", "lb9", "lb1"])?;
     // A cut journal, a flipped byte in it, a missing one, a missing witness, a flipped witness.
     let segments =

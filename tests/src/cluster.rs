@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{binaries, netns::Namespace, sys, topology::Host, wait};
+use crate::{binaries, netns::Namespace, pki::Pki, sys, topology::Host, wait};
 
 /// For anything that a healthy cluster does at once.
 pub const SOON: Duration = Duration::from_secs(15);
@@ -72,17 +72,23 @@ impl LbNode {
                 ("lb", format!("[dataplane]\ninterfaces = {names:?}\nengine = {engine:?}\nworkers = {workers}\n"))
             }
         };
+        let pki = Pki::below(root.path())?;
+        let of_node = pki.issue("node", &node.name, &["--san", config.address])?;
         let text = format!(
             "[node]\nname = {:?}\nrole = {role:?}\ndata_dir = {:?}\n\
              [cluster]\nlisten = {:?}\nbootstrap = {}\n\
              [api]\nlisten = [\"unix:{}\", \"{}:7400\"]\n\
-             [tls]\ninsecure = true\n{dataplane}",
+             [tls]\ncert = {:?}\nkey = {:?}\nca = {:?}\ncrl = {:?}\n{dataplane}",
             node.name,
             node.data_dir(),
             node.address,
             config.bootstrap,
             node.socket().display(),
             config.address,
+            of_node.cert,
+            of_node.key,
+            of_node.ca,
+            pki.crl(),
         );
         fs::write(node.config(), text)?;
         Ok(node)
@@ -204,6 +210,11 @@ impl LbNode {
         let text = fs::read_to_string(self.config())?;
         ensure!(text.contains(before), "{before:?} is not in {text}");
         Ok(fs::write(self.config(), text.replace(before, after))?)
+    }
+
+    /// Has it speak plain TCP from the next start on.
+    pub fn without_tls(&self) -> anyhow::Result<()> {
+        Ok(fs::write(self.config(), with_tls(&fs::read_to_string(self.config())?, "[tls]\ninsecure = true")?)?)
     }
 
     /// The process id of the working process.
@@ -354,6 +365,13 @@ pub fn lbctl(socket: &Path, arguments: &[&str]) -> anyhow::Result<Output> {
     let mut command = std::process::Command::new(binaries::directory()?.join("lbctl"));
     command.arg("--endpoint").arg(format!("unix:{}", socket.display())).args(arguments);
     command.output().context("running lbctl")
+}
+
+/// A configuration with another `[tls]`.
+pub fn with_tls(config: &str, tls: &str) -> anyhow::Result<String> {
+    let (before, after) = config.split_once("[tls]").context("a configuration without TLS")?;
+    let dataplane = after.split_once("[dataplane]").map(|(_, dataplane)| format!("[dataplane]{dataplane}"));
+    Ok(format!("{before}{tls}\n{}", dataplane.unwrap_or_default()))
 }
 
 /// Starts the first node, then the others, and has them added.

@@ -18,6 +18,7 @@ pub mod grpc;
 pub mod netns;
 pub mod nft;
 pub mod observe;
+pub mod pki;
 pub mod python;
 pub mod runner;
 pub mod site;

@@ -10,7 +10,9 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 pub(crate) use check::Check;
 pub(crate) use values::{Destination, Endpoint, Port, quoted};
 
-use crate::connect::Target;
+use lb_proto::tls;
+
+use crate::connect::{Shown, Target};
 
 /// Operates a cluster of lbd load balancers.
 ///
@@ -29,7 +31,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// A node's API: unix:PATH or http://HOST:PORT. Repeat it to name several; the first that can be
+    /// A node's API: unix:PATH, https://HOST:PORT, or http://HOST:PORT of a node without TLS. Repeat it to name several; the first that can be
     /// reached is used.
     #[arg(
         long = "endpoint",
@@ -40,6 +42,18 @@ pub(crate) struct Global {
         default_value = "unix:/run/lbd/lbd.sock"
     )]
     pub(crate) endpoints: Vec<Target>,
+
+    /// The certificate to show at https endpoints, in PEM. Its URI says who calls: lb://CLUSTER/ROLE/NAME.
+    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CERT")]
+    pub(crate) cert: Option<PathBuf>,
+
+    /// Its private key.
+    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_KEY")]
+    pub(crate) key: Option<PathBuf>,
+
+    /// The certificate of the cluster's authority.
+    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CA")]
+    pub(crate) ca: Option<PathBuf>,
 
     /// How to print data.
     #[arg(short, long, global = true, value_enum, default_value = "table")]
@@ -53,6 +67,13 @@ pub(crate) struct Global {
     /// given.
     #[arg(long, global = true, value_name = "ID")]
     pub(crate) request_id: Option<String>,
+}
+
+impl Global {
+    /// Whom to show oneself as.
+    pub(crate) fn shown(&self) -> Shown<'_> {
+        Shown { cert: self.cert.as_deref(), key: self.key.as_deref(), ca: self.ca.as_deref() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -104,6 +125,18 @@ pub(crate) enum Command {
     /// Save the VIPs, services, backends and settings in a file, or make the cluster hold what a file says.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Certificates, for a cluster that has no other authority: who may be a node, and who may call what.
+    ///
+    /// Needs no cluster. First 'lbctl pki init', then 'lbctl pki issue node lb1 --san 10.77.1.1 --out DIR' for each node and
+    /// 'lbctl pki issue admin alice' for each person or program.
+    Pki {
+        /// The authority's directory.
+        #[arg(long, env = "LBCTL_PKI", default_value = "/etc/lbd/pki", global = true)]
+        dir: PathBuf,
+        /// What to do.
+        #[command(subcommand)]
+        command: PkiCommand,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -198,6 +231,65 @@ pub(crate) enum SnapshotCommand {
         /// The file, or "-" for standard input.
         file: PathBuf,
     },
+}
+
+/// Where what is issued goes, and for how long it is valid.
+#[derive(Debug, Args)]
+pub(crate) struct PkiTarget {
+    /// How many days it is valid; 365 for nodes, 90 for others, if not given.
+    #[arg(long, value_parser = value_parser!(u32).range(1..=36500))]
+    pub(crate) days: Option<u32>,
+    /// The directory for NAME.pem, NAME.key and ca.pem; made if missing. The working directory if not given.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make the authority: once for a cluster.
+    Init {
+        /// The cluster's name, as in the nodes' cluster.name.
+        #[arg(long, default_value = "lb")]
+        cluster: String,
+        /// How many days it is valid.
+        #[arg(long, default_value = "3650", value_parser = value_parser!(u32).range(1..=36500))]
+        days: u32,
+    },
+    /// Issue a certificate and its key.
+    ///
+    /// For example: lbctl pki issue node lb1 --san 10.77.1.1 --out /root/lb1
+    Issue {
+        /// What its holder may do: node, viewer (reads), operator (changes VIPs, services and backends, drains, moves) or admin.
+        #[arg(value_parser = values::role)]
+        role: tls::Role,
+        /// The node's node.name, or who it is.
+        name: String,
+        /// An address or a DNS name at which clients of other makes reach the node. Repeat it for several.
+        #[arg(long, value_name = "IP|DNS")]
+        san: Vec<String>,
+        #[command(flatten)]
+        target: PkiTarget,
+        /// A certificate request (PKCS #10): its key stays where it was made.
+        #[arg(long, value_name = "FILE")]
+        csr: Option<PathBuf>,
+    },
+    /// Issue a certificate anew, with a new key, beside the old one. A running node takes it up within 5 seconds.
+    Renew {
+        /// The certificate.
+        cert: PathBuf,
+        #[command(flatten)]
+        target: PkiTarget,
+    },
+    /// Revoke certificates, and sign a new list of the revoked ones.
+    Revoke {
+        /// Serial numbers, or names: all of a name's certificates.
+        #[arg(required = true, value_name = "SERIAL|NAME")]
+        what: Vec<String>,
+    },
+    /// What was issued.
+    List,
+    /// Sign the list of revoked certificates anew: it is due every 30 days.
+    Crl,
 }
 
 #[derive(Debug, Subcommand)]

@@ -147,6 +147,11 @@ pub(super) fn seconds_or_none(text: &str) -> Result<u32, String> {
     if humantime::parse_duration(text).is_ok_and(|span| span.is_zero()) { Ok(0) } else { seconds(text) }
 }
 
+/// A certificate's role.
+pub(super) fn role(text: &str) -> Result<lb_proto::tls::Role, String> {
+    text.parse().map_err(|_| "it is none of node, viewer, operator, admin".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@ mod cluster;
 mod drained;
 mod explain;
 mod node;
+mod pki;
 mod segment;
 mod service;
 mod snapshot;
@@ -33,10 +34,11 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             let written = std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir));
             return written.map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())));
         }
+        Command::Pki { dir, command } => return pki::run(cli.global.output, &dir, command),
         _ => {}
     }
     let session = Session {
-        channel: connect(&cli.global.endpoints).await?,
+        channel: connect(&cli.global.endpoints, cli.global.shown()).await?,
         request_id: cli.global.request_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
         global: cli.global,
     };
@@ -52,6 +54,6 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Vip(command) => vip::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
         Command::Backend(command) => backend::run(&session, command).await,
-        Command::Completions { .. } | Command::Man { .. } => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } | Command::Pki { .. } => Ok(()),
     }
 }

@@ -20,7 +20,10 @@ use tokio::{
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::status;
+use super::{
+    methods::{Work, method},
+    status,
+};
 
 /// Changes that wait for a majority.
 const WRITES: usize = 256;
@@ -43,28 +46,6 @@ impl Default for Bounds {
     fn default() -> Self {
         let of = |permits| Arc::new(Semaphore::new(permits));
         Self { writes: of(WRITES), reads: of(READS), streams: of(STREAMS) }
-    }
-}
-
-/// What kind of work a method is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Work {
-    Read,
-    Write,
-    Stream,
-}
-
-impl Work {
-    /// By the path of the call, such as "/lb.v1.TableService/ListVips".
-    fn of(path: &str) -> Self {
-        let method = path.rsplit('/').next().unwrap_or_default();
-        let reads = ["Get", "List", "Explain", "Diagnose", "Check"];
-        match method {
-            "Watch" | "WatchEvents" | "Capture" | "ServerReflectionInfo" => Self::Stream,
-            "SaveSnapshot" => Self::Read,
-            _ if reads.iter().any(|begins| method.starts_with(begins)) => Self::Read,
-            _ => Self::Write,
-        }
     }
 }
 
@@ -114,7 +95,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let work = Work::of(request.uri().path());
+        // What is no method is refused before.
+        let work = method(request.uri().path()).map_or(Work::Write, |method| method.work);
         match self.bounds.admit(work) {
             Ok(permit) => {
                 let answer = self.inner.call(request);
@@ -166,23 +148,6 @@ impl hyper::body::Body for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_method_has_its_room() {
-        for (path, work) in [
-            ("/lb.v1.TableService/ListVips", Work::Read),
-            ("/lb.v1.ClusterService/GetStatus", Work::Read),
-            ("/lb.v1.ClusterService/SaveSnapshot", Work::Read),
-            ("/grpc.health.v1.Health/Check", Work::Read),
-            ("/grpc.health.v1.Health/Watch", Work::Stream),
-            ("/lb.v1.TableService/Watch", Work::Stream),
-            ("/lb.v1.TableService/Apply", Work::Write),
-            ("/lb.v1.TableService/UpdateVip", Work::Write),
-            ("/nonsense", Work::Write),
-        ] {
-            assert_eq!(Work::of(path), work, "{path}");
-        }
-    }
 
     #[test]
     fn beyond_the_room_is_refused_and_what_ends_makes_room() {

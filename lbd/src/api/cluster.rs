@@ -229,7 +229,11 @@ impl ClusterService for Cluster {
         let view = self.0.read(&call).await?;
         let id = Self::node_id(&view, name.as_str())?;
         if !unchanged {
-            call.audit(&format!("added {name} at {} as {role}", request.address), view.table.revision());
+            call.audit(
+                &format!("added {name} at {} as {role}", request.address),
+                view.table.revision(),
+                &guard.request,
+            );
         }
         self.0.note(&call, &guard).await?;
         Ok(Response::new(v1::AddNodeResponse { id, revision: view.table.revision(), unchanged }))
@@ -254,7 +258,7 @@ impl ClusterService for Cluster {
         let removed = self.0.consensus.remove_node(&name, request.force, call.deadline).await;
         removed.map_err(|error| status::membership(&error))?;
         let revision = self.0.consensus.view().table.revision();
-        call.audit(&format!("removed {name} (force={})", request.force), revision);
+        call.audit(&format!("removed {name} (force={})", request.force), revision, &guard.request);
         self.0.note(&call, &guard).await?;
         Ok(Response::new(v1::RemoveNodeResponse { revision, unchanged: false }))
     }

@@ -6,22 +6,20 @@ use std::{
 };
 
 use lb_dataplane::Dataplane;
-use lb_proto::v1;
+use lb_proto::{tls::Role, v1};
 use lb_raft_store::{
     Consensus, View,
     table::{Body, Command, Effect, Expected, Mutation, Owner, Principal, Rejection, Reply, RequestId, Table, Vip},
 };
 use tokio::{sync::watch, time::Instant};
-use tonic::{
-    Request, Status,
-    transport::server::{TcpConnectInfo, UdsConnectInfo},
-};
+use tonic::{Request, Status};
 
-use super::{convert, guard::Guard, status};
+use super::{convert, guard::Guard, roles, status};
 use crate::{
     alarms::{Alarm, Alarms},
     clock,
     config::Config,
+    connection::Peer,
     ownership::Ownership,
     peers::Peers,
 };
@@ -54,6 +52,8 @@ pub(crate) struct Context {
 pub(super) struct Call {
     pub(super) deadline: Instant,
     caller: String,
+    from: String,
+    role: Option<Role>,
     method: &'static str,
 }
 
@@ -62,7 +62,14 @@ impl Call {
         let timeout = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
         let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT).min(LONGEST_TIMEOUT);
         let deadline = Instant::now() + timeout.saturating_sub(MARGIN.min(timeout / 10));
-        Self { deadline, caller: caller(request), method }
+        let peer = request.extensions().get::<Peer>();
+        Self {
+            deadline,
+            caller: peer.map_or_else(|| "unknown".to_owned(), roles::name_of),
+            from: peer.map(ToString::to_string).unwrap_or_default(),
+            role: peer.and_then(|peer| roles::role_of(&peer.who())),
+            method,
+        }
     }
 
     /// Who called.
@@ -70,18 +77,19 @@ impl Call {
         &self.caller
     }
 
-    /// One line for every call that changed something.
-    pub(super) fn audit(&self, what: &str, revision: u64) {
-        tracing::info!(target: "audit", caller = self.caller, method = self.method, revision, "{what}");
+    /// Whether the caller may do what only some of those may who call this method.
+    pub(super) fn needs(&self, role: Role, what: &str) -> Result<(), Status> {
+        match self.role.is_some_and(|own| own >= role) {
+            true => Ok(()),
+            false => Err(status::forbidden(&format!("{what} needs the role {role}: this is {}", self.caller))),
+        }
     }
-}
 
-fn caller<T>(request: &Request<T>) -> String {
-    if let Some(info) = request.extensions().get::<UdsConnectInfo>() {
-        return info.peer_cred.map_or_else(|| "unix".to_owned(), |cred| format!("unix:uid={}", cred.uid()));
+    /// One line for every call that changed something.
+    pub(super) fn audit(&self, what: &str, revision: u64, request: &RequestId) {
+        let (caller, from, request) = (&self.caller, &self.from, request.as_str());
+        tracing::info!(target: "audit", caller, from, method = self.method, revision, request, "{what}");
     }
-    let tcp = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-    tcp.map_or_else(|| "unknown".to_owned(), |address| address.to_string())
 }
 
 /// The gRPC wire form: up to eight digits and a unit.
@@ -185,7 +193,7 @@ impl Context {
         let reply = reply.map_err(|error| status::not_proposed(&error, Some(&request)))?;
         let effect = reply.result.map_err(|rejection| refused(guard, &rejection))?;
         if effect != Effect::Unchanged {
-            call.audit(what, reply.revision);
+            call.audit(what, reply.revision, &request);
         }
         Ok(Changed { revision: reply.revision, effect, request })
     }

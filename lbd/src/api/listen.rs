@@ -8,43 +8,32 @@ use std::{
         net::UnixListener,
     },
     path::Path,
-    sync::Arc,
     time::Duration,
 };
 
-use futures::{Stream, TryStreamExt as _};
 use lb_proto::{
     DESCRIPTORS, MAX_MESSAGE_LEN,
     v1::{
         cluster_service_server::ClusterServiceServer, node_service_server::NodeServiceServer,
-        table_service_server::TableServiceServer,
+        raft_service_server::RaftServiceServer, table_service_server::TableServiceServer,
     },
 };
-use lb_raft_store::Consensus;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, watch},
-    task::JoinSet,
-};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio::{runtime::Handle, sync::watch, task::JoinSet};
+use tonic::{service::Routes, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::{
-    Context, admitted::Admitted, authority::Authority, bounds::Bounds, cluster::Cluster, node::Node, serving,
-    table::Table,
+    Context, bounds::Bounds, cluster::Cluster, methods::unruled, node::Node, roles::Roles, serving, table::Table,
 };
 use crate::{
     config::ApiListener,
+    connection::{Room, Security, incoming, incoming_unix},
     exit::Failure,
-    raft::{Answers, RaftServer},
+    raft::RaftServer,
 };
 
 /// The API's sockets, bound and not served yet.
@@ -73,34 +62,38 @@ impl Listeners {
     pub(crate) fn serve(
         self,
         context: &Context,
+        security: &Security,
         stop: &watch::Receiver<bool>,
         (tasks, runtime): (&mut JoinSet<()>, &Handle),
     ) -> io::Result<()> {
         let _entered = runtime.enter();
         let (reporter, health) = tonic_health::server::health_reporter();
         tasks.spawn_on(serving::report(reporter, context.consensus.clone(), stop.clone()), runtime);
+        let unruled = [DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET].map(unruled).concat();
+        if !unruled.is_empty() {
+            return Err(io::Error::other(format!("nobody has said who may call {}", unruled.join(", "))));
+        }
         let routes = routes(context, health).map_err(io::Error::other)?;
         let bounds = Bounds::default();
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let room = Room::for_connections(CONNECTIONS);
         let server = || {
             Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE))
                 .max_concurrent_streams(Some(STREAMS_OF_A_CONNECTION))
+                .max_frame_size(Some(MAX_FRAME))
+                .http2_max_header_list_size(Some(MAX_HEADERS))
+                .layer(Roles)
                 .layer(bounds.clone())
                 .add_routes(routes.clone())
         };
         for listener in self.tcp {
-            listener.set_nonblocking(true)?;
-            let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-            let incoming = admitted(incoming, None, room.clone());
+            let incoming = incoming(listener, security.clone(), room.clone())?;
             let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
             tasks.spawn_on(async move { log_end("the API's TCP listener", serve.await) }, runtime);
         }
         for listener in self.unix {
-            listener.set_nonblocking(true)?;
-            let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
-            let incoming = admitted(incoming, Some(Authority::default), room.clone());
+            let incoming = incoming_unix(listener, room.clone())?;
             let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
             tasks.spawn_on(async move { log_end("the API's Unix socket", serve.await) }, runtime);
         }
@@ -110,25 +103,16 @@ impl Listeners {
 
 /// Connections of all listeners together.
 const CONNECTIONS: usize = 2000;
+/// Of other nodes, on the cluster's listeners.
+const CONNECTIONS_OF_NODES: usize = 256;
+/// What HTTP/2 has by default (RFC 9113 6.5.2); more would only be memory.
+const MAX_FRAME: u32 = 16 << 10;
+/// Of a call.
+const MAX_HEADERS: u32 = 16 << 10;
 /// Calls of one connection at a time; more of them wait.
 const STREAMS_OF_A_CONNECTION: u32 = 128;
 /// A connection over which nothing is heard is asked whether it is there, and has so long to answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-
-/// Those for which there is room; the others are closed at once.
-fn admitted<IO: Send + 'static>(
-    incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
-    authority: Option<fn() -> Authority>,
-    room: Arc<Semaphore>,
-) -> impl Stream<Item = io::Result<Admitted<IO>>> + Send + 'static {
-    incoming.try_filter_map(move |stream| {
-        let permit = room.clone().try_acquire_owned();
-        if permit.is_err() {
-            tracing::debug!("a connection is closed: there are {CONNECTIONS}, as many as are taken");
-        }
-        std::future::ready(Ok(permit.ok().map(|permit| Admitted::new(stream, authority.map(|of| of()), permit))))
-    })
-}
 
 fn routes<H: Health>(context: &Context, health: HealthServer<H>) -> Result<Routes, tonic_reflection::server::Error> {
     let described = || {
@@ -145,20 +129,22 @@ fn routes<H: Health>(context: &Context, health: HealthServer<H>) -> Result<Route
     Ok(all.add_service(reflection).add_service(reflection_alpha))
 }
 
-/// Serves the other nodes on the cluster's listener.
-pub(crate) fn bind_cluster(
-    listener: TcpListener,
-    consensus: Consensus,
-    answers: Answers,
+/// Serves the other nodes on the cluster's listeners.
+pub(crate) fn serve_nodes(
+    listeners: Vec<TcpListener>,
+    security: &Security,
+    service: &RaftServiceServer<RaftServer>,
     stop: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-    let serve = Server::builder()
-        .add_service(RaftServer::service(consensus, answers))
-        .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
-    tasks.spawn(async move { log_end("the cluster's listener", serve.await) });
+    let room = Room::for_connections(CONNECTIONS_OF_NODES);
+    for listener in listeners {
+        let incoming = incoming(listener, security.clone(), room.clone())?;
+        let serve = Server::builder()
+            .add_service(service.clone())
+            .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+        tasks.spawn(async move { log_end("the cluster's listener", serve.await) });
+    }
     Ok(())
 }
 

@@ -1,8 +1,6 @@
 //! A command's way in: [`table`], [`cluster`] and [`node`] are the gRPC services, [`convert`] turns their
 //! messages into the domain's values, [`status`] is the one place where errors become status codes.
 
-mod admitted;
-mod authority;
 mod bounds;
 mod checks;
 mod cluster;
@@ -10,8 +8,10 @@ mod context;
 mod convert;
 mod guard;
 mod listen;
+mod methods;
 mod node;
 mod page;
+mod roles;
 mod serving;
 mod settings;
 mod status;
@@ -19,4 +19,4 @@ mod table;
 mod watch;
 
 pub(crate) use context::Context;
-pub(crate) use listen::{Listeners, bind_cluster, bind_tcp};
+pub(crate) use listen::{Listeners, bind_tcp, serve_nodes};

@@ -61,6 +61,16 @@ pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
     rejected(&Rejection::invalid(field, problem))
 }
 
+/// The caller is known, and may not do that.
+pub(super) fn forbidden(message: &str) -> Status {
+    with_info(Code::PermissionDenied, "PERMISSION_DENIED", message, "")
+}
+
+/// The caller is nobody.
+pub(super) fn unauthenticated(message: &str) -> Status {
+    with_info(Code::Unauthenticated, "UNAUTHENTICATED", message, "")
+}
+
 /// It may come in a later version.
 pub(super) fn not_built(what: &str) -> Status {
     with_info(Code::Unimplemented, "UNIMPLEMENTED", &format!("{what} is not built yet"), "")

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, net::IpAddr, pin::Pin, time::Duration};
 
 use futures::Stream;
-use lb_proto::v1::{self, ask_request::Question, ask_response::Answer as Told, table_service_server::TableService};
+use lb_proto::{
+    tls::Role,
+    v1::{self, ask_request::Question, ask_response::Answer as Told, table_service_server::TableService},
+};
 use lb_raft_store::table::{
     Applied, Attachment, Backend, Body, Cidr, Command, Effect, Mutation, Name, Table as TableOfAll, Vip,
 };
@@ -69,6 +72,9 @@ impl Table {
             return Ok(answer(&known));
         }
         let mutations = Self::mutations(request, &view.table)?;
+        if let Some(at) = mutations.iter().position(|mutation| matches!(mutation, Mutation::PatchSettings(_))) {
+            call.needs(Role::Admin, &format!("mutations[{at}]: a change of the cluster's settings"))?;
+        }
         if request.dry_run {
             let command = self.0.command(call, &guard, Body::Mutate(mutations));
             return dry_run(&view.table, view.applied + 1, &command, &guard);

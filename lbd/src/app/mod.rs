@@ -21,14 +21,15 @@ use tokio::{
 use self::stop::Signals;
 use crate::{
     alarms::Alarms,
-    api::{Context, Listeners, bind_cluster, bind_tcp},
+    api::{Context, Listeners, bind_tcp, serve_nodes},
     config::Config,
+    connection::Security,
     control::{Leave, Retiring, retire},
     exit::Failure,
     link,
     ownership::{self, Fitness, Ownership},
     peers::Peers,
-    raft::{Channels, TonicTransport},
+    raft::{Channels, RaftServer, TonicTransport},
     supervise::Parent,
 };
 
@@ -62,7 +63,8 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let waiting = |error| Failure::System("waiting for signals", error);
     let mut signals = Signals::new().map_err(waiting)?;
     let hangup = signal(SignalKind::hangup()).map_err(waiting)?;
-    if config.insecure {
+    let security = Security::load(config.tls.paths.as_ref(), &config.cluster.name, &config.name)?;
+    if config.tls.insecure {
         tracing::warn!("tls.insecure = true: whoever reaches the TCP listeners controls this cluster");
     }
     // What can be refused is tried in this order: interfaces, addresses, the store (whose lock keeps a second
@@ -87,13 +89,13 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         log_bytes: Settings::LOG_BYTES,
         bootstrap: config.cluster.bootstrap,
     };
-    let channels = Arc::<Channels>::default();
+    let channels = Arc::new(Channels::new(security.clone()));
     let consensus = Consensus::start(settings, Arc::new(TonicTransport(channels.clone()))).await?;
     let dataplane = start::dataplane(&config, &links, parent.guard())?;
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
     let alarms = Alarms::default();
     let fitness = Fitness::new(dataplane.as_ref().map(|dataplane| dataplane.progress().clone()));
-    let known = (fitness, alarms.clone());
+    let known = (fitness, alarms.clone(), security.clone());
     let ownership = Ownership::new(consensus.clone(), clock, heartbeat_sockets, known, parent);
 
     let in_force = Arc::new(AtomicU64::new(0));
@@ -101,9 +103,8 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let mut servers = JoinSet::new();
     let serving = |error| Failure::System("serving", error);
     let peers = Peers::new(channels, dataplane.clone());
-    for listener in cluster_listeners {
-        bind_cluster(listener, consensus.clone(), peers.answers(), &stopping, &mut servers).map_err(serving)?;
-    }
+    let of_nodes = RaftServer::service(consensus.clone(), peers.answers());
+    serve_nodes(cluster_listeners, &security, &of_nodes, &stopping, &mut servers).map_err(serving)?;
     let context = Context {
         config: config.clone(),
         consensus: consensus.clone(),
@@ -114,7 +115,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         peers,
         stopping: stopping.clone(),
     };
-    api_listeners.serve(&context, &stopping, (&mut servers, of_callers)).map_err(serving)?;
+    api_listeners.serve(&context, &security, &stopping, (&mut servers, of_callers)).map_err(serving)?;
 
     let parts = tasks::Parts {
         config: config.clone(),
@@ -126,6 +127,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         links,
         in_force,
         alarms,
+        security,
     };
     let mut followers =
         tasks::start(parts).map_err(|error| Failure::System("starting the thread for checks", error))?;

@@ -14,6 +14,7 @@ use super::watchdog;
 use crate::{
     alarms::Alarms,
     config::Config,
+    connection::{Security, renew},
     control::{
         Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, raise_feature_level,
         reload, run_leader_tasks,
@@ -36,11 +37,12 @@ pub(super) struct Parts {
     /// The revision by which the dataplane forwards.
     pub(super) in_force: Arc<AtomicU64>,
     pub(super) alarms: Alarms,
+    pub(super) security: Security,
 }
 
 /// Starts them all.
 pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
-    let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force, alarms } = parts;
+    let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force, alarms, security } = parts;
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
     followers.spawn(ownership.clone().release_silent());
@@ -85,13 +87,15 @@ pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
         dataplane: dataplane.clone(),
         links,
         config: config.clone(),
-        alarms,
+        alarms: alarms.clone(),
         conflicts: Conflicts::default(),
     };
     followers.spawn(look_out.run());
     followers.spawn(watchdog::feed(ownership.fitness().clone()));
     followers.spawn(run_leader_tasks(consensus.clone()));
     followers.spawn(raise_feature_level(consensus.clone()));
-    followers.spawn(reload(hangup, file, config.clone(), dataplane.clone()));
+    let (ask_for_credentials, asked) = watch::channel(());
+    followers.spawn(renew(security, asked, alarms));
+    followers.spawn(reload(hangup, file, config.clone(), dataplane.clone(), ask_for_credentials));
     Ok(followers)
 }

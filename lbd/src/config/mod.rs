@@ -19,6 +19,7 @@ pub(crate) use api::ApiListener;
 pub(crate) use cluster::Cluster;
 pub(crate) use dataplane::Dataplane;
 use reader::{Fault, Section};
+pub(crate) use tls::Tls;
 
 /// The default of `--config`.
 pub(crate) const DEFAULT_PATH: &str = "/etc/lbd/lbd.toml";
@@ -31,8 +32,7 @@ pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     pub(crate) cluster: Cluster,
     pub(crate) api: Vec<ApiListener>,
-    /// TCP without TLS, on purpose.
-    pub(crate) insecure: bool,
+    pub(crate) tls: Tls,
     /// Absent on a witness.
     pub(crate) dataplane: Option<Dataplane>,
 }
@@ -95,7 +95,7 @@ impl Config {
             ("cluster.listen", self.cluster.listen != read.cluster.listen),
             ("cluster.advertise", self.cluster.advertise != read.cluster.advertise),
             ("api.listen", self.api != read.api),
-            ("tls.insecure", self.insecure != read.insecure),
+            ("tls", self.tls != read.tls),
             ("dataplane.interfaces", interfaces(self) != interfaces(read)),
             ("dataplane.engine", engine(self) != engine(read)),
             ("dataplane.realtime", realtime(self) != realtime(read)),
@@ -130,21 +130,18 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     let node::Node { name, role, data_dir } = node::read(&mut node);
     let (listen, read_cluster) = cluster::read(&mut cluster);
     let listeners = api::read(&mut api, &listen);
-    let insecure = tls::read(&mut tls);
+    let tls_files = tls::read(&mut tls, &listeners);
     let dataplane_given = root.contains("dataplane");
     let mut dataplane_section = root.section("dataplane");
     let dataplane = dataplane::read(&mut dataplane_section, dataplane_given, role);
     refuse_what_is_not_built(&mut root);
-    if !insecure {
-        tls::check_exposed((&mut cluster, &listen), (&mut api, &listeners));
-    }
     for section in [node, cluster, api, tls, dataplane_section] {
         root.take_faults(section);
     }
     let faults = root.finish();
     match (name, data_dir, read_cluster) {
         (Some(name), Some(data_dir), Some(cluster)) if faults.is_empty() => {
-            Ok(Config { name, role, data_dir, cluster, api: listeners, insecure, dataplane })
+            Ok(Config { name, role, data_dir, cluster, api: listeners, tls: tls_files, dataplane })
         }
         _ => Err(faults),
     }

@@ -1,6 +1,8 @@
 use super::*;
 
 const MINIMAL: &str = r#"
+[tls]
+insecure = true
 [node]
 name = "lb1"
 data_dir = "/var/lib/lbd"
@@ -24,7 +26,7 @@ fn a_minimal_file_has_defaults_for_the_rest() {
     assert_eq!(config.role, Role::Lb);
     assert_eq!(config.cluster.name.as_str(), "lb");
     assert_eq!(config.cluster.advertise, "127.0.0.1:7401");
-    assert!(!config.cluster.bootstrap && !config.insecure);
+    assert!(!config.cluster.bootstrap && config.tls.paths.is_none());
     assert_eq!(config.api, [ApiListener::Unix("/run/lbd/lbd.sock".into())]);
     let dataplane =
         Dataplane { interfaces: vec!["eth0".into()], engine: None, workers: 1, realtime: false, flows: 1 << 21 };
@@ -52,6 +54,8 @@ fn every_fault_is_reported_with_its_key() {
         flows = 100
         [metrics]
         listen = "127.0.0.1:9400"
+        [tls]
+        ca = "relative"
         "#,
     );
     let keys = [
@@ -66,6 +70,9 @@ fn every_fault_is_reported_with_its_key() {
         "dataplane.workers",
         "dataplane.flows",
         "metrics.listen",
+        "tls.cert",
+        "tls.key",
+        "tls.ca",
         "nodes",
     ];
     for key in keys {
@@ -75,30 +82,22 @@ fn every_fault_is_reported_with_its_key() {
 }
 
 #[test]
-fn a_listener_beyond_loopback_needs_tls_or_insecure() {
-    let exposed = MINIMAL.replace("127.0.0.1:7401", "10.77.1.1:7401");
-    assert!(faults(&exposed)[0].starts_with("cluster.listen: 10.77.1.1:7401 listens beyond loopback"));
-    assert!(parsed(&format!("{exposed}\n[tls]\ninsecure = true")).unwrap().insecure);
-    let api = format!("{MINIMAL}\n[api]\nlisten = [\"unix:/run/x.sock\", \"10.77.1.1:7400\"]");
-    assert!(faults(&api)[0].starts_with("api.listen: 10.77.1.1:7400"));
-}
-
-#[test]
-fn every_address_beyond_loopback_is_exposed() {
-    for address in ["10.77.1.1:7401", "0.0.0.0:7401", "[::]:7401", "[2001:db8::1]:7401", "192.168.0.1:7401"] {
-        let cluster = MINIMAL.replace("\"127.0.0.1:7401\"", &format!("{address:?}\nadvertise = \"10.77.1.1:7401\""));
-        let api = format!("{MINIMAL}\n[api]\nlisten = [\"127.0.0.1:7300\", {:?}]", address.replace("7401", "7400"));
-        for (key, text) in [("cluster.listen: ", cluster), ("api.listen: ", api)] {
-            let all = faults(&text);
-            assert!(
-                all.iter().any(|fault| fault.starts_with(key) && fault.contains("without TLS")),
-                "{address}: {all:?}"
-            );
-        }
-    }
-    for address in ["127.0.0.1:7400", "127.9.9.9:7400", "[::1]:7400"] {
-        parsed(&format!("{MINIMAL}\n[api]\nlisten = [{address:?}]")).unwrap();
-    }
+fn tcp_needs_certificates_or_the_word_that_it_does_without() {
+    let with = |tls: &str| MINIMAL.replace("[tls]\ninsecure = true", tls);
+    let all = r#"cert = "/a.pem"
+key = "/a.key"
+ca = "/ca.pem""#;
+    let paths = parsed(&with(&format!("[tls]\n{all}"))).unwrap().tls.paths.unwrap();
+    assert_eq!((paths.cert, paths.key, paths.crl), ("/a.pem".into(), "/a.key".into(), None));
+    let fault = |tls: &str| faults(&with(tls)).join("\n");
+    assert!(fault("").starts_with("tls.cert: is required: the cluster's TCP listener"), "loopback, too: {}", fault(""));
+    assert!(fault("[tls]\ninsecure = false").contains("lbctl pki"));
+    assert!(fault(&format!("[tls]\n{all}\ninsecure = true")).starts_with("tls.insecure: is true, and certificates"));
+    assert!(fault("[tls]\ncert = \"/a.pem\"").contains("tls.key: is required beside the others"));
+    assert!(fault("[tls]\ncrl = \"/crl.pem\"").contains("tls.ca: is required beside the others"));
+    assert!(fault("[tls]\ncert = \"a.pem\"").starts_with("tls.cert: "));
+    let api = format!("{}\n[api]\nlisten = \"127.0.0.1:7400\"", with(""));
+    assert!(faults(&api)[0].contains("the cluster's and the API's TCP listener"));
 }
 
 #[test]
@@ -122,7 +121,7 @@ fn numbers_have_their_ends() {
 
 #[test]
 fn an_unspecified_address_needs_an_advertised_one() {
-    let any = format!("{}\n[tls]\ninsecure = true", MINIMAL.replace("127.0.0.1:7401", "0.0.0.0:7401"));
+    let any = MINIMAL.replace("127.0.0.1:7401", "0.0.0.0:7401");
     assert!(faults(&any)[0].starts_with("cluster.advertise: is required"));
 }
 
@@ -180,18 +179,12 @@ fn an_address_that_others_cannot_dial_is_refused() {
 #[test]
 fn what_is_legal_and_suspicious_is_warned_of() {
     let suspicions = |text: &str| parsed(text).unwrap().suspicions().join("\n");
-    let exposed = format!("{}\n[tls]\ninsecure = true", MINIMAL.replace("127.0.0.1:7401", "10.77.1.1:7401"));
+    let exposed = MINIMAL.replace("127.0.0.1:7401", "10.77.1.1:7401");
     assert_eq!(suspicions(&exposed), "");
     let with = |line: &str| exposed.replace("[dataplane]", &format!("{line}\n[dataplane]"));
     assert!(suspicions(&with("bootstrap = true")).contains("NEW cluster"));
     assert!(suspicions(&with("advertise = \"127.0.0.1:7401\"")).contains("reaches no other machine"));
     assert!(suspicions(&with("advertise = \"10.77.9.9:7401\"")).contains("none of cluster.listen"));
-}
-
-#[test]
-fn what_is_not_built_yet_is_refused_by_name() {
-    let tls = format!("{MINIMAL}\n[tls]\ncert = \"/etc/lbd/lb1.pem\"");
-    assert!(faults(&tls)[0].starts_with("tls.cert: TLS is not supported yet"));
 }
 
 #[test]

@@ -1,35 +1,50 @@
-//! `[tls]`: whether TCP is plain, and what may listen then.
+//! `[tls]`: by which files this node shows who it is, or that TCP is plain.
 
-use std::net::SocketAddr;
+use lb_proto::tls::Paths;
 
-use super::{api::ApiListener, reader::Section};
+use super::{api::ApiListener, node::absolute_path, reader::Section};
 
-/// Whether the listeners may go without TLS.
-pub(super) fn read(tls: &mut Section) -> bool {
-    for key in ["cert", "key", "ca"] {
-        if tls.optional(key, |text| Ok(text.to_owned())).is_some() {
-            tls.fault(
-                key,
-                "TLS is not supported yet: bind to loopback or the Unix socket, or set tls.insecure = true on a trusted \
-                 network",
-            );
-        }
-    }
-    tls.flag("insecure")
+/// How TCP is secured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tls {
+    /// Plain TCP, on purpose.
+    pub(crate) insecure: bool,
+    pub(crate) paths: Option<Paths>,
 }
 
-/// Without TLS nothing listens beyond loopback, unless the operator wants it.
-pub(super) fn check_exposed(cluster: (&mut Section, &[SocketAddr]), api: (&mut Section, &[ApiListener])) {
-    let exposed = |address: &SocketAddr| !address.ip().is_loopback();
-    let hint = "listens beyond loopback without TLS: set tls.insecure = true if the network is trusted";
-    if let Some(address) = cluster.1.iter().find(|address| exposed(address)) {
-        cluster.0.fault("listen", &format!("{address} {hint}"));
+/// `api`: its TCP listeners are as exposed as the cluster's.
+pub(super) fn read(tls: &mut Section, api: &[ApiListener]) -> Tls {
+    let is_any = ["cert", "key", "ca", "crl"].iter().any(|key| tls.contains(key));
+    let mut path = |key| tls.optional(key, absolute_path);
+    let (cert, key, ca, crl) = (path("cert"), path("key"), path("ca"), path("crl"));
+    let insecure = tls.flag("insecure");
+    let given = [("cert", &cert), ("key", &key), ("ca", &ca)];
+    let missing: Vec<&str> = given.iter().filter(|(_, path)| path.is_none()).map(|(key, _)| *key).collect();
+    match (is_any, insecure) {
+        (true, true) => tls.fault("insecure", "is true, and certificates are given: take one of the two out"),
+        (true, false) => {
+            for key in missing {
+                if !tls.has_fault(key) {
+                    tls.fault(key, "is required beside the others: cert, key and ca go together");
+                }
+            }
+        }
+        (false, false) if !tls.has_fault("insecure") => {
+            let api =
+                if api.iter().any(|listener| matches!(listener, ApiListener::Tcp(_))) { " and the API's" } else { "" };
+            tls.fault(
+                "cert",
+                &format!(
+                    "is required: the cluster's{api} TCP listener speaks TLS. Set cert, key and ca ('lbctl pki init' and 'lbctl \
+                     pki issue' make them), or insecure = true on a network that nobody else reaches"
+                ),
+            );
+        }
+        _ => {}
     }
-    let tcp = |listener: &ApiListener| match listener {
-        ApiListener::Tcp(address) if exposed(address) => Some(*address),
+    let paths = match (cert, key, ca) {
+        (Some(cert), Some(key), Some(ca)) => Some(Paths { cert, key, ca, crl }),
         _ => None,
     };
-    if let Some(address) = api.1.iter().find_map(tcp) {
-        api.0.fault("listen", &format!("{address} {hint}"));
-    }
+    Tls { insecure, paths }
 }

@@ -1,9 +1,9 @@
-//! SIGHUP: the configuration is read again, and what can change under a running node does.
+//! SIGHUP: the configuration and the credentials are read again, and what can change under a running node does.
 
 use std::{path::PathBuf, sync::Arc};
 
 use lb_dataplane::{Dataplane, StartError};
-use tokio::signal::unix::Signal;
+use tokio::{signal::unix::Signal, sync::watch};
 
 use crate::config::{self, Config};
 
@@ -13,8 +13,10 @@ pub(crate) async fn reload(
     file: PathBuf,
     started_with: Arc<Config>,
     dataplane: Option<Arc<Dataplane>>,
+    credentials: watch::Sender<()>,
 ) {
     while hangup.recv().await.is_some() {
+        credentials.send_replace(());
         let read = match config::load(&file) {
             Ok(read) => read,
             Err(error) => {

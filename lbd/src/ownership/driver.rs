@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     alarms::{Alarm, Alarms},
+    connection::Security,
     supervise::Parent,
     task::AbortOnDrop,
 };
@@ -63,6 +64,7 @@ struct Inner {
     unfit: watch::Sender<Option<String>>,
     fitness: Fitness,
     alarms: Alarms,
+    security: Security,
     /// When the end of each node's lease was last told of, and how often it has come about since.
     told: Mutex<BTreeMap<NodeId, (Instant, u64)>>,
     nonce: u64,
@@ -75,7 +77,7 @@ impl Ownership {
         consensus: Consensus,
         clock: Arc<LeaseClock>,
         sockets: Vec<UdpSocket>,
-        (fitness, alarms): (Fitness, Alarms),
+        (fitness, alarms, security): (Fitness, Alarms, Security),
         parent: Parent,
     ) -> Self {
         let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
@@ -90,6 +92,7 @@ impl Ownership {
             unfit: watch::Sender::default(),
             fitness,
             alarms,
+            security,
             told: Mutex::default(),
             nonce,
             parent,
@@ -347,7 +350,7 @@ impl Ownership {
             watched.entry(node.id).or_insert_with(|| {
                 let (ownership, id, address) = (self.clone(), node.id, node.address.clone());
                 let gone = move || ownership.tell(Input::Refused(id));
-                let watch = tokio::spawn(watchdog::watch(address, gone));
+                let watch = tokio::spawn(watchdog::watch(self.inner.security.clone(), address, gone));
                 (node.address.clone(), AbortOnDrop(watch.abort_handle()))
             });
         }

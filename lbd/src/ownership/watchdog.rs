@@ -10,6 +10,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::connection::Security;
+
 /// Between two attempts at a node that cannot be reached.
 const AGAIN: Duration = Duration::from_millis(500);
 const CONNECT: Duration = Duration::from_millis(1000);
@@ -18,9 +20,9 @@ const PROBES: u32 = 15;
 const PROBE_EVERY: Duration = Duration::from_millis(1);
 
 /// Calls `gone` whenever the process behind `address` has ended. Runs until it is aborted.
-pub(super) async fn watch(address: String, gone: impl Fn()) {
+pub(super) async fn watch(security: Security, address: String, gone: impl Fn()) {
     loop {
-        if let Ok(Ok(mut stream)) = timeout(CONNECT, TcpStream::connect(&address)).await {
+        if let Ok(Ok(mut stream)) = timeout(CONNECT, security.dial(&address)).await {
             // Nothing that comes is of interest but its end.
             let mut buffer = [0; 512];
             while stream.read(&mut buffer).await.is_ok_and(|len| len > 0) {}

@@ -9,33 +9,46 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
 use lb_proto::v1::{CallRequest, raft_service_client::RaftServiceClient};
 use lb_raft_store::{Lane, Transport, TransportError};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
 
 use super::MAX_MESSAGE_LEN;
+use crate::connection::Security;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection whose peer vanished without a word is given up after this and made anew.
 const KEEPALIVE: Duration = Duration::from_millis(500);
 
 /// The connections. `None` is the lane of what has nothing to do with the log.
-#[derive(Default)]
-pub(crate) struct Channels(Mutex<HashMap<(String, Option<Lane>), Channel>>);
+pub(crate) struct Channels {
+    security: Security,
+    all: Mutex<HashMap<(String, Option<Lane>), Channel>>,
+}
 
 impl Channels {
+    pub(crate) fn new(security: Security) -> Self {
+        Self { security, all: Mutex::default() }
+    }
+
     pub(crate) fn get(&self, address: &str, lane: Option<Lane>) -> Result<Channel, tonic::transport::Error> {
-        let mut channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channels = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(&(address.to_owned(), lane)) {
             return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-            .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let channel = endpoint.connect_lazy();
+        let (security, at) = (self.security.clone(), address.to_owned());
+        let connector = service_fn(move |_: Uri| {
+            let (security, at) = (security.clone(), at.clone());
+            async move { security.dial(&at).await.map(TokioIo::new) }
+        });
+        let channel = endpoint.connect_with_connector_lazy(connector);
         channels.insert((address.to_owned(), lane), channel.clone());
         Ok(channel)
     }

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use crate::{
-    Consensus, Lane, Settings, StoreReport, Transport, TransportError, inspect,
+    Consensus, Lane, Settings, Speaker, StoreReport, Transport, TransportError, inspect,
     raft::Vote,
     store::{
         camera::{Camera, Image, put},
@@ -53,7 +53,9 @@ impl Transport for Rack {
             let gone =
                 |reason: &str| TransportError::Unreachable { address: address.clone(), reason: reason.to_owned() };
             let node = node.ok_or_else(|| gone("it has no power"))?;
-            tokio::time::timeout(timeout, node.serve(&message)).await.map_err(|_| gone("it takes too long"))
+            tokio::time::timeout(timeout, node.serve(&Speaker::Anybody, &message))
+                .await
+                .map_err(|_| gone("it takes too long"))
         })
     }
 }

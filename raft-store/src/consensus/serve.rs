@@ -1,6 +1,6 @@
 //! Answers to the other nodes.
 
-use std::sync::PoisonError;
+use std::{fmt, net::IpAddr, sync::PoisonError};
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use prost::Message as _;
@@ -18,8 +18,26 @@ use crate::{
     codec::{DecodeError, FEATURE_LEVEL, record},
     raft::{Snapshot, TypeConfig, records::required_vote},
     store::identity::Identity,
-    table::{Role, decode_command, encode_reply},
+    table::{Body, Epoch, Role, decode_command, encode_reply},
 };
+
+/// Who has said something, as far as whoever carried it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Speaker {
+    /// Any node: nobody has looked.
+    Anybody,
+    /// The node of that name.
+    Node(String),
+}
+
+impl fmt::Display for Speaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anybody => f.write_str("anybody"),
+            Self::Node(name) => f.write_str(name),
+        }
+    }
+}
 
 /// For a command that a follower forwarded; the follower gives up earlier if its caller does.
 const FORWARDED: Duration = Duration::from_secs(60);
@@ -28,14 +46,58 @@ const CALL_BACK: Duration = Duration::from_secs(1);
 
 impl Consensus {
     /// Answers one message of another node. Bytes in, bytes out: the caller only carries them.
-    pub async fn serve(&self, message: &[u8]) -> Vec<u8> {
+    pub async fn serve(&self, speaker: &Speaker, message: &[u8]) -> Vec<u8> {
         let answer = match PeerRequest::decode(message) {
             Ok(PeerRequest { cluster, from, to, request: Some(request) }) => {
-                self.answer(&cluster, from, to, request).await
+                match self.check_speaker(speaker, from, &request) {
+                    Ok(()) => self.answer(&cluster, from, to, request).await,
+                    Err(problem) => {
+                        tracing::warn!(target: "audit", caller = %speaker, from, "refused: {problem}");
+                        Answer::refused(RefusedKind::NotAddressee, problem)
+                    }
+                }
             }
             _ => Answer::refused(RefusedKind::Internal, "the message cannot be decoded: is the sender newer?"),
         };
         PeerReply { answer: Some(answer) }.encode_to_vec()
+    }
+
+    /// Whether whoever says something is who he says, and may say it.
+    fn check_speaker(&self, speaker: &Speaker, from: u64, request: &Request) -> Result<(), String> {
+        let Speaker::Node(name) = speaker else { return Ok(()) };
+        let view = self.view();
+        let table = &view.table;
+        // Whoever waits to be added knows nobody yet.
+        if self.inner.member.get().is_none() || table.cluster().is_nil() {
+            return Ok(());
+        }
+        // What is asked before one belongs to the cluster says nothing for anybody.
+        if matches!(request, Request::Describe(_) | Request::Standing(_) | Request::Join(_) | Request::Reach(_)) {
+            return Ok(());
+        }
+        match table.node(from) {
+            Some(node) if node.name.as_str() == name => {}
+            Some(node) => return Err(format!("{name} says that it is {}", node.name)),
+            // It may have been added by an entry that has not come here yet.
+            None if from > view.applied && table.node_named(name).is_none() => {}
+            // Removed: it is told so, and believed nothing.
+            None if self.has_removed(from) => {}
+            None => return Err(format!("{name} is not node {from}")),
+        }
+        if let Request::Propose(command) = request
+            && let Ok(command) = decode_command(command)
+        {
+            let is_others = command.body.speaks_for().is_some_and(|of| of != from);
+            let of_others = |(vip, epoch): &(IpAddr, Epoch)| {
+                let owner = table.vip(*vip).and_then(|vip| vip.owner);
+                owner.is_some_and(|owner| owner.epoch == *epoch && owner.node != from)
+            };
+            let releases_others = matches!(&command.body, Body::Released { grants } if grants.iter().any(of_others));
+            if is_others || releases_others {
+                return Err(format!("{name} speaks for another node"));
+            }
+        }
+        Ok(())
     }
 
     async fn answer(&self, cluster: &[u8], from: u64, to: u64, request: Request) -> Answer {
@@ -278,7 +340,7 @@ enum ServeError {
 }
 
 impl ServeError {
-    fn raft(error: impl std::fmt::Display) -> Self {
+    fn raft(error: impl fmt::Display) -> Self {
         Self::Raft(error.to_string())
     }
 }

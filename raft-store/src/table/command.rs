@@ -298,6 +298,20 @@ impl Body {
         matches!(self, Self::Mutate(_) | Self::UpdateSettings(_) | Self::PatchSettings(_))
     }
 
+    /// The node whose own word it is, which no other can give.
+    pub(crate) fn speaks_for(&self) -> Option<NodeId> {
+        match self {
+            Self::PublishNode { node, .. }
+            | Self::OpenLease { node, .. }
+            | Self::Ready { node, .. }
+            | Self::Confirm { node, .. }
+            | Self::Report { node, .. }
+            | Self::Fence { node, evidence: Evidence::OwnRelease, .. }
+            | Self::Retract { supporter: node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+
     /// Whether it is about what the cluster shall do, and not about what was found out.
     pub(super) fn moves_revision(&self) -> bool {
         !matches!(self, Self::Report { .. } | Self::Progress { .. })

@@ -3,7 +3,7 @@
     from lb_client import Client
     from lb.v1 import table_pb2
 
-    with Client("unix:/run/lbd/lbd.sock", "10.77.1.2:7400") as client:
+    with Client("unix:/run/lbd/lbd.sock") as client:
         for backend in client.backends("web"):
             print(backend.address, backend.weight)
         client.apply([client.create_backend("web", "192.168.3.9", weight=2)])
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, TypeVar
 
 import grpc
@@ -24,7 +25,7 @@ from grpc_status import rpc_status
 
 from lb.v1 import cluster_pb2, cluster_pb2_grpc, table_pb2, table_pb2_grpc
 
-__all__ = ["Client", "Refused", "Changed", "request_id"]
+__all__ = ["Client", "credentials", "Refused", "Changed", "request_id"]
 
 Answer = TypeVar("Answer")
 
@@ -65,6 +66,11 @@ def request_id() -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
+def credentials(cert: Path, key: Path, ca: Path) -> grpc.ChannelCredentials:
+    """For endpoints HOST:PORT: whom to show oneself as, from files as "lbctl pki issue" makes them."""
+    return grpc.ssl_channel_credentials(ca.read_bytes(), key.read_bytes(), cert.read_bytes())
+
+
 class Client:
     """Calls one of several nodes, and the next one when it does not answer."""
 
@@ -75,7 +81,7 @@ class Client:
         timeout: float = 10.0,
         patience: float = 30.0,
     ) -> None:
-        """Endpoints: "unix:PATH" or "HOST:PORT". timeout: of one call. patience: of all attempts at it."""
+        """Endpoints: "unix:PATH", or "HOST:PORT" with credentials. timeout: of one call. patience: of all attempts at it."""
         self._timeout, self._patience = timeout, patience
         self._at = 0
 

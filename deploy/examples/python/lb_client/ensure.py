@@ -23,7 +23,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from lb.v1 import table_pb2
-from lb_client import Changed, Client, Refused
+from lb_client import Changed, Client, Refused, credentials
 
 Row = TypeVar("Row", bound=Message)
 
@@ -143,12 +143,18 @@ def ensure(client: Client, wanted: Wanted, *, prune: bool = False, dry_run: bool
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="lb-ensure", description="Makes the table what a file says.")
     parser.add_argument("--endpoint", action="append", help="unix:PATH or HOST:PORT; can be repeated")
+    parser.add_argument("--cert", type=Path, help="for HOST:PORT: the certificate to show")
+    parser.add_argument("--key", type=Path, help="its key")
+    parser.add_argument("--ca", type=Path, help="the certificate of the cluster's authority")
     parser.add_argument("--prune", action="store_true", help="remove what the file does not name")
     parser.add_argument("--dry-run", action="store_true", help="change nothing, and say what would be changed")
     parser.add_argument("file", help='JSON, or "-" for standard input')
     options = parser.parse_args(arguments)
     wanted = Wanted(sys.stdin.read() if options.file == "-" else Path(options.file).read_text())
-    with Client(*(options.endpoint or ())) as client:
+    shown = [path for path in (options.cert, options.key, options.ca) if path is not None]
+    if len(shown) not in (0, 3):
+        parser.error("--cert, --key and --ca go together")
+    with Client(*(options.endpoint or ()), credentials=credentials(*shown) if shown else None) as client:
         try:
             found = ensure(client, wanted, prune=options.prune, dry_run=options.dry_run)
         except Refused as refused:

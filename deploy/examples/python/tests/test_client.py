@@ -11,10 +11,18 @@ from tempfile import TemporaryDirectory
 from typing import Any, Dict, List
 
 from lb.v1 import table_pb2, table_pb2_grpc
-from lb_client import Changed, Client, Refused, request_id
+from lb_client import Changed, Client, Refused, credentials, request_id
 from lb_client.ensure import Wanted, ensure, main
 
 ENDPOINTS = os.environ["LB_ENDPOINTS"].split()
+#: For endpoints HOST:PORT: certificate, key, authority.
+FILES = [Path(path) for path in os.environ.get("LB_CREDENTIALS", "").split()]
+
+
+def connect() -> Client:
+    return Client(*ENDPOINTS, credentials=credentials(*FILES) if FILES else None)
+
+
 VIP = "192.168.2.1"
 WANTED: Dict[str, List[Dict[str, Any]]] = {
     "vips": [{"address": VIP, "unmatched": "UNMATCHED_REJECT"}],
@@ -32,7 +40,7 @@ def addresses(count: int) -> List[str]:
 
 class Against(unittest.TestCase):
     def setUp(self) -> None:
-        self.client = Client(*ENDPOINTS)
+        self.client = connect()
         self.addCleanup(self.client.close)
         ensure(self.client, Wanted(json.dumps(WANTED)), prune=True)
 
@@ -50,6 +58,7 @@ class Against(unittest.TestCase):
             file = Path(directory) / "wanted.json"
             file.write_text(json.dumps(WANTED))
             endpoints = [word for endpoint in ENDPOINTS for word in ("--endpoint", endpoint)]
+            endpoints += [word for option, file_ in zip(("--cert", "--key", "--ca"), FILES) for word in (option, str(file_))]
             self.assertEqual(main([*endpoints, "--prune", "--dry-run", str(file)]), 0)
             self.assertEqual(len(self.client.backends()), 2, "a dry run")
             self.assertEqual(main([*endpoints, "--prune", str(file)]), 0)
@@ -79,7 +88,7 @@ class Against(unittest.TestCase):
         enough = threading.Event()
 
         def follow(from_revision: int) -> None:
-            with Client(*ENDPOINTS) as other:
+            with connect() as other:
                 for message in other.watch(from_revision):
                     # What is found of backends is told, too.
                     come = [change.backend for change in message.changes if not change.backend.HasField("before")]

@@ -1,4 +1,4 @@
-//! A connection that counts against the room for connections as long as it lasts.
+//! A connection that was let in: it counts against the room for connections as long as it lasts.
 
 use std::{
     io,
@@ -8,35 +8,49 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     sync::OwnedSemaphorePermit,
 };
+use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::authority::Authority;
+use super::{authority::Authority, peer::Peer};
+
+/// Bytes in both directions.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+pub(super) type Tls = TlsStream<TcpStream>;
 
 /// It was let in.
-pub(super) struct Admitted<IO> {
-    stream: IO,
+pub(crate) struct Admitted {
+    stream: Box<dyn Stream>,
+    peer: Peer,
     /// On a Unix socket, where an authority may be a path.
     authority: Option<Authority>,
-    _permit: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
-impl<IO> Admitted<IO> {
-    pub(super) fn new(stream: IO, authority: Option<Authority>, permit: OwnedSemaphorePermit) -> Self {
-        Self { stream, authority, _permit: permit }
+impl Admitted {
+    pub(super) fn new(
+        stream: Box<dyn Stream>,
+        peer: Peer,
+        authority: Option<Authority>,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { stream, peer, authority, _place: place }
     }
 }
 
-impl<IO: Connected> Connected for Admitted<IO> {
-    type ConnectInfo = IO::ConnectInfo;
+impl Connected for Admitted {
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> IO::ConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Admitted<IO> {
+impl AsyncRead for Admitted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
@@ -48,7 +62,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Admitted<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Admitted<IO> {
+impl AsyncWrite for Admitted {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }

@@ -1,0 +1,217 @@
+//! Who is let in. Whoever has not shown who he is yet costs little and has little time; there is so much room, and no address
+//! takes all of it.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, TcpListener},
+    os::unix::net::UnixListener,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::Stream;
+use lb_proto::tls::Certified;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    Security,
+    admitted::Admitted,
+    authority::Authority,
+    peer::{From, Peer, Shown},
+};
+
+/// For a handshake (TLS, in which a certificate is shown).
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes of one address at a time.
+const HANDSHAKES_OF_AN_ADDRESS: usize = 32;
+/// Connections that are let in and not served yet.
+const WAITING: usize = 16;
+/// After the system had no descriptor or no memory for one.
+const AFTER_A_FAULT: Duration = Duration::from_millis(50);
+
+/// The room for connections of listeners together. Clones are of the same.
+#[derive(Clone)]
+pub(crate) struct Room {
+    whole: Arc<Semaphore>,
+    /// Handshakes by address.
+    handshakes: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl Room {
+    pub(crate) fn for_connections(count: usize) -> Self {
+        Self { whole: Arc::new(Semaphore::new(count)), handshakes: Arc::default() }
+    }
+
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        self.whole.clone().try_acquire_owned().ok()
+    }
+
+    fn begin_handshake(&self, address: IpAddr) -> Option<Handshake> {
+        let mut all = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(address).or_default();
+        if *count >= HANDSHAKES_OF_AN_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Handshake { room: self.clone(), address })
+    }
+}
+
+/// One that is under way.
+struct Handshake {
+    room: Room,
+    address: IpAddr,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        let mut all = self.room.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Those who come to a TCP listener and are let in.
+pub(crate) fn incoming(
+    listener: TcpListener,
+    security: Security,
+    room: Room,
+) -> io::Result<impl Stream<Item = io::Result<Admitted>> + Send + 'static> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let (sender, admitted) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        loop {
+            let (stream, address) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection was not accepted");
+                        sleep(AFTER_A_FAULT).await;
+                        continue;
+                    }
+                },
+                () = sender.closed() => return,
+            };
+            let Some(place) = room.take() else {
+                tracing::debug!(from = %address, "a connection is closed: there are as many as are taken");
+                continue;
+            };
+            let _ = stream.set_nodelay(true);
+            let peer = Peer { from: From::Tcp(address), shown: Shown::Nothing };
+            match &security {
+                Security::Plain => {
+                    if sender.send(Ok(Admitted::new(Box::new(stream), peer, None, place))).await.is_err() {
+                        return;
+                    }
+                }
+                Security::Tls(_) => {
+                    let Some(handshake) = room.begin_handshake(address.ip()) else {
+                        tracing::debug!(from = %address, "a connection is closed: its address has as many that have shown no certificate");
+                        continue;
+                    };
+                    let (security, sender) = (security.clone(), sender.clone());
+                    tokio::spawn(async move {
+                        let secured = secure(stream, &peer, security).await;
+                        drop(handshake);
+                        if let Some((stream, shown)) = secured {
+                            let admitted = Admitted::new(stream, Peer { shown, ..peer }, None, place);
+                            drop(sender.send(Ok(admitted)).await);
+                        }
+                    });
+                }
+            }
+        }
+    });
+    Ok(ReceiverStream::new(admitted))
+}
+
+async fn secure(stream: TcpStream, peer: &Peer, security: Security) -> Option<(Box<super::admitted::Tls>, Shown)> {
+    let Security::Tls(tls) = &security else { return None };
+    let config = tls.present.load().server.clone();
+    let shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await;
+    let refused = |reason: &dyn std::fmt::Display| tracing::info!(from = %peer, %reason, "a connection was refused");
+    let stream = match shaken {
+        Ok(Ok(stream)) => stream,
+        // Another node's watch looks whether somebody listens.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return None,
+        Ok(Err(error)) => {
+            refused(&error);
+            return None;
+        }
+        Err(_) => {
+            refused(&"it showed no certificate in time");
+            return None;
+        }
+    };
+    let certified = stream.get_ref().1.peer_certificates().and_then(|shown| Certified::read(shown.first()?).ok());
+    let Some(certified) = certified else {
+        refused(&"its certificate names nobody");
+        return None;
+    };
+    Some((Box::new(stream.into()), Shown::Certificate(Arc::new(certified), security)))
+}
+
+/// Those who come to a Unix socket, which the operating system guards.
+pub(crate) fn incoming_unix(
+    listener: UnixListener,
+    room: Room,
+) -> io::Result<impl Stream<Item = io::Result<Admitted>> + Send + 'static> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let accept = move |listener: tokio::net::UnixListener| {
+        let room = room.clone();
+        async move {
+            loop {
+                let stream: UnixStream = match listener.accept().await {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection was not accepted");
+                        sleep(AFTER_A_FAULT).await;
+                        continue;
+                    }
+                };
+                let Some(place) = room.take() else {
+                    tracing::debug!("a connection is closed: there are as many as are taken");
+                    continue;
+                };
+                let user = stream.peer_cred().ok().map(|of| of.uid());
+                let peer = Peer { from: From::Unix(user), shown: Shown::Nothing };
+                let admitted = Admitted::new(Box::new(stream), peer, Some(Authority::default()), place);
+                return Some((Ok(admitted), listener));
+            }
+        }
+    };
+    Ok(futures::stream::unfold(listener, accept))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_address_takes_all_the_room_for_handshakes() {
+        let room = Room::for_connections(1);
+        let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
+        let mut begun: Vec<Handshake> =
+            (0..HANDSHAKES_OF_AN_ADDRESS).map_while(|_| room.begin_handshake(one)).collect();
+        assert_eq!(begun.len(), HANDSHAKES_OF_AN_ADDRESS);
+        assert!(room.begin_handshake(one).is_none());
+        assert!(room.begin_handshake(other).is_some());
+        begun.pop();
+        assert!(room.begin_handshake(one).is_some());
+        begun.clear();
+        assert!(room.handshakes.lock().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,359 @@
+//! Who may speak, to whom, and what a stranger can do: real certificates of the real `lbctl pki`, and an attacker on the
+//! network between the nodes who has all but the authority's key.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddrV4, TcpStream},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use lb_proto::{
+    tls::Role,
+    v1::{self, CallRequest, cluster_service_client::ClusterServiceClient, raft_service_client::RaftServiceClient},
+};
+use lb_raft_store::table::{Body, Evidence, encode_command};
+use lb_tests::{
+    cluster::{LbNode, SOON},
+    grpc,
+    observe::UdpStream,
+    pki::{Files, Pki},
+    site::{ECHO, Plan, Site, VIP, VIP_TEXT},
+    wait,
+};
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, MethodDescriptor};
+use serde_json::Value;
+use tonic::{Code, Status};
+
+use crate::wrong_input::call;
+
+fn api_of(node: &LbNode) -> String {
+    node.address.replace(":7401", ":7400")
+}
+
+/// Runs something on a machine.
+fn on<T: Send>(site: &Site, host: usize, run: impl AsyncFnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    site.node_hosts[host]
+        .ns
+        .enter(|| tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run()))
+}
+
+/// Who may call a method, as `docs/security.md` says.
+fn documented(method: &MethodDescriptor) -> anyhow::Result<[bool; 4]> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md"))?;
+    let name = format!("`{}/{}`", method.parent_service().full_name(), method.name());
+    let row = text.lines().find(|line| line.contains(&name)).with_context(|| format!("{name} is in no table"))?;
+    let cells: Vec<bool> = row.split('|').skip(2).take(4).map(|cell| cell.trim() == "yes").collect();
+    cells.try_into().map_err(|_| anyhow::anyhow!("{row}"))
+}
+
+/// Every method, with a certificate of every role by TCP, and by the Unix socket.
+pub(crate) fn each_method() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 0, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let pki = Pki::below(site.root.path())?;
+    let (socket, address) = (site.nodes[0].socket(), api_of(&site.nodes[0]));
+    let mut callers = Vec::new();
+    for role in Role::ALL {
+        callers.push((role, Arc::new(pki.issue(role.as_str(), "caller", &[])?.load()?)));
+    }
+    let (mut let_in, mut refused) = (0, 0);
+    on(&site, 0, async || {
+        let pool = DescriptorPool::decode(lb_proto::DESCRIPTORS)?;
+        let unix = grpc::connect(socket).await?;
+        let mut channels = Vec::new();
+        for (role, credentials) in callers {
+            channels.push((role, grpc::connect_by_tls(address.clone(), credentials).await?));
+        }
+        for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+            let name = method.full_name().to_owned();
+            let may = documented(&method)?;
+            for ((role, channel), may) in channels.iter().zip(may) {
+                let answer = tokio::time::timeout(Duration::from_secs(1), call(channel, &method, Vec::new())).await;
+                let code = answer.map(|answer| answer.map_or_else(|status| status.code(), |()| Code::Ok));
+                // A stream that tells nothing yet has let its caller in.
+                ensure!((code == Ok(Code::PermissionDenied)) != may, "{name} as {role}: {code:?}");
+                let_in += usize::from(may);
+                refused += usize::from(!may);
+            }
+            let answer = tokio::time::timeout(Duration::from_secs(1), call(&unix, &method, Vec::new())).await;
+            ensure!(
+                !matches!(&answer, Ok(Err(status)) if status.code() == Code::PermissionDenied),
+                "{name}: {answer:?}"
+            );
+        }
+        // What is for admins is so in a transaction, too.
+        let settings = v1::ClusterSettings { heartbeat_ms: Some(30), ..v1::ClusterSettings::default() };
+        let change = v1::mutation::Change::UpdateSettings(settings);
+        let request = v1::ApplyRequest { mutations: vec![v1::Mutation { change: Some(change) }], ..Default::default() };
+        let (_, operator) = channels.iter().find(|(role, _)| *role == Role::Operator).context("an operator")?;
+        let mut client = v1::table_service_client::TableServiceClient::new(operator.clone());
+        let status = client.apply(request).await.err().context("an operator has changed a setting")?;
+        ensure!(status.code() == Code::PermissionDenied && status.message().contains("mutations[0]"), "{status:?}");
+        Ok(())
+    })?;
+    let log = site.nodes[0].log();
+    for words in ["needs the role admin", "lb://lb/viewer/caller", "from=10.77.1.1:", "method=\"AddNode\""] {
+        ensure!(log.contains(words), "{words:?} is not in the log:\n{log}");
+    }
+    println!("{let_in} calls let in, {refused} refused");
+    Ok(())
+}
+
+/// What a table says that no attack may have changed.
+fn told(node: &LbNode) -> anyhow::Result<(Value, Value, Value)> {
+    let status = node.lbctl_json(&["status"])?;
+    let services = node.lbctl_json(&["service", "list"])?;
+    Ok((status["vip_owners"].clone(), status["nodes"].as_array().map(Vec::len).into(), services))
+}
+
+/// A message of one node to another, with a command for the leader.
+#[derive(prost::Message)]
+struct PeerRequest {
+    #[prost(bytes, tag = "1")]
+    cluster: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    from: u64,
+    #[prost(uint64, tag = "3")]
+    to: u64,
+    #[prost(bytes, tag = "9")]
+    propose: Vec<u8>,
+}
+
+#[derive(prost::Message)]
+struct PeerReply {
+    #[prost(message, tag = "10")]
+    refused: Option<Refused>,
+}
+
+#[derive(prost::Message)]
+struct Refused {
+    #[prost(int32, tag = "1")]
+    kind: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+}
+
+/// Somebody on the network between the nodes, with certificates of his own, one of a viewer, one that has expired, those of
+/// nodes that are none, and at last one of a node. Traffic flows meanwhile.
+pub(crate) fn strangers() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    site.configure()?;
+    let pki = Pki::below(site.root.path())?;
+    let elsewhere = site.root.path().join("elsewhere");
+    fs::create_dir_all(&elsewhere)?;
+    let foreign = Pki::below(&elsewhere)?.issue("node", "lb2", &[])?;
+    let of_other_cluster = {
+        let root = site.root.path().join("other");
+        fs::create_dir_all(&root)?;
+        let other = Pki::of_cluster(&root, "other")?;
+        other.issue("node", "lb2", &[])?
+    };
+    let (viewer, nobody) = (pki.issue("viewer", "eve", &[])?, pki.issue("node", "lb9", &[])?);
+    let second = pki.issue_into("node", "lb2", &site.root.path().join("stolen"))?;
+    let before = told(&site.nodes[0])?;
+    let stream = UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), Duration::from_millis(5))?;
+
+    let (peers, api) = (site.nodes[0].address.clone(), api_of(&site.nodes[0]));
+    // In clear.
+    for address in [&peers, &api] {
+        let answer = site.node_hosts[1].ns.enter(|| -> anyhow::Result<Vec<u8>> {
+            let mut plain = TcpStream::connect(address)?;
+            plain.set_read_timeout(Some(SOON))?;
+            plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
+            let mut answer = Vec::new();
+            drop(plain.read_to_end(&mut answer));
+            Ok(answer)
+        })?;
+        // A TLS alert (RFC 8446 6), and no settings of HTTP/2.
+        ensure!(answer.first().is_none_or(|first| *first == 0x15), "{address} answers in clear: {answer:02x?}");
+    }
+    // With certificates that the authority has not signed, or for another cluster: the handshake does not succeed.
+    let expired = pki.expired("node", "lb2", &site.root.path().join("expired"))?;
+    for (what, files) in
+        [("another authority", &foreign), ("another cluster", &of_other_cluster), ("a time that is over", &expired)]
+    {
+        for address in [&peers, &api] {
+            let answer = on(&site, 1, async || {
+                let channel = grpc::connect_trusting(address.clone(), files.load_trusting_all()?).await?;
+                let mut client = ClusterServiceClient::new(channel);
+                Ok(client.get_status(v1::GetStatusRequest::default()).await?)
+            });
+            ensure!(answer.is_err(), "{what} was let in at {address}: {answer:?}");
+        }
+    }
+    // The same way with a good one: it was the certificate that was refused.
+    on(&site, 1, async || {
+        let channel = grpc::connect_trusting(api.clone(), viewer.load_trusting_all()?).await?;
+        Ok(ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest::default()).await?)
+    })?;
+    // As somebody who is no node of this cluster; and as a node that speaks for another one.
+    let status = site.nodes[0].lbctl_json(&["status"])?;
+    let id = |name: &str| {
+        let nodes = status["nodes"].as_array().into_iter().flatten();
+        nodes.filter(|row| row["name"] == name).find_map(|row| row["id"].as_u64()).context("an id")
+    };
+    let cluster = status["cluster_id"].as_str().unwrap_or_default().replace('-', "");
+    let cluster: Vec<u8> =
+        (0..16).map(|at| u8::from_str_radix(&cluster[2 * at..2 * at + 2], 16)).collect::<Result<_, _>>()?;
+    let (first_id, second_id, third_id) = (id("lb1")?, id("lb2")?, id("lb3")?);
+    let fence = |node: u64| {
+        let body = Body::Fence {
+            node,
+            lease: lb_raft_store::table::LeaseId(1),
+            evidence: Evidence::OwnRelease,
+            heard: Vec::new(),
+        };
+        encode_command(&body.into())
+    };
+    let says = |from: u64, propose: Vec<u8>| {
+        PeerRequest { cluster: cluster.clone(), from, to: first_id, propose }.encode_to_vec()
+    };
+    let ask = |files: &Files, message: Vec<u8>| -> anyhow::Result<Result<String, Status>> {
+        let credentials = Arc::new(files.load()?);
+        on(&site, 1, async || {
+            let mut client = RaftServiceClient::new(grpc::connect_by_tls(peers.clone(), credentials).await?);
+            let answer = client.call(CallRequest { message }).await;
+            Ok(answer.map(|answer| {
+                let reply = PeerReply::decode(&*answer.into_inner().message).unwrap_or_default();
+                reply.refused.map_or_else(|| "not refused".to_owned(), |refused| refused.message)
+            }))
+        })
+    };
+    let refused = ask(&viewer, says(second_id, fence(third_id)))?;
+    ensure!(refused.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied), "{refused:?}");
+    for (files, message, why) in [
+        (&nobody, says(second_id, fence(second_id)), "lb9 says that it is lb2"),
+        (&nobody, says(9999, fence(second_id)), "lb9 is not node 9999"),
+        (&second, says(third_id, fence(third_id)), "lb2 says that it is lb3"),
+        (&second, says(second_id, fence(third_id)), "lb2 speaks for another node"),
+    ] {
+        match ask(files, message)? {
+            // Of one that may yet have been added by an entry that has not come.
+            Ok(message) if why.contains("9999") => ensure!(message != "not refused", "{why}"),
+            Ok(message) => ensure!(message.contains(why), "{message:?} instead of {why:?}"),
+            Err(status) => anyhow::bail!("{why}: {status:?}"),
+        }
+    }
+    // Half-open handshakes, more than an address may have, and each of them as slow as can be.
+    let held = site.node_hosts[1].ns.enter(|| -> anyhow::Result<Vec<TcpStream>> {
+        let mut held = Vec::new();
+        for number in 0..2000 {
+            let mut slow = TcpStream::connect(if number % 2 == 0 { &peers } else { &api })?;
+            // It may have been closed already.
+            drop(slow.write_all(&[0x16]));
+            held.push(slow);
+        }
+        Ok(held)
+    })?;
+    site.nodes[0].lbctl_ok(&["vip", "list"])?;
+    let good = pki.issue("admin", "alice", &[])?;
+    let mut arguments = good.arguments()?.to_vec();
+    let url = format!("https://{api}");
+    arguments.extend(["--endpoint", &url, "vip", "list"]);
+    let listed =
+        site.node_hosts[2].ns.command(lb_tests::binaries::directory()?.join("lbctl"))?.args(&arguments).output()?;
+    ensure!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    drop(held);
+
+    let report = stream.finish();
+    ensure!(report.lost == 0, "{report:?}");
+    ensure!(told(&site.nodes[0])? == before, "{:?}", told(&site.nodes[0])?);
+    let log = site.nodes[0].log();
+    for words in
+        ["a connection was refused", "lb2 speaks for another node", "only nodes speak here", "lb://lb/viewer/eve"]
+    {
+        ensure!(log.contains(words), "{words:?} is not in the log");
+    }
+    println!("strangers: {report:?}");
+    Ok(())
+}
+
+/// All nodes' certificates are renewed under load, once by files that do not fit.
+pub(crate) fn certificates_are_replaced() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    site.configure()?;
+    let pki = Pki::below(site.root.path())?;
+    let before = told(&site.nodes[0])?;
+    let stream = UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), Duration::from_millis(5))?;
+    for (at, node) in site.nodes.iter().enumerate() {
+        let [cert, key] = ["pem", "key"]
+            .map(|extension| site.root.path().join(format!("issued/node-{0}/{0}.{extension}", node.name)));
+        // A key of another certificate: told, and the pair before stays.
+        let (sound, other) = (fs::read(&key)?, pki.issue_into("node", "x", &site.root.path().join("x"))?);
+        fs::write(&key, fs::read(&other.key)?)?;
+        node.signal(rustix::process::Signal::HUP)?;
+        let complaint = "it is not the key of";
+        wait::until("the pair that does not fit is told of", SOON, || {
+            node.lbctl_json(&["status"]).is_ok_and(|status| status["warnings"].to_string().contains(complaint))
+        });
+        fs::write(&key, sound)?;
+        pki.run(&["renew", cert.to_str().context("a path")?])?;
+        node.signal(rustix::process::Signal::HUP)?;
+        wait::until("the new certificate is taken up", SOON, || node.log().contains("the credentials were replaced"));
+        wait::until("the complaint ends", SOON, || {
+            node.lbctl_json(&["status"]).is_ok_and(|status| !status["warnings"].to_string().contains(complaint))
+        });
+        let address = format!("192.168.2.{}", 60 + at);
+        node.lbctl_ok(&["vip", "add", &address])?;
+        node.lbctl_ok(&["vip", "remove", &address])?;
+    }
+    // New connections are made by the new ones: a restarted node finds its way.
+    site.nodes[2].kill()?;
+    site.nodes[2].start()?;
+    lb_tests::cluster::wait_ready(&site.nodes[0], 3);
+    let report = stream.finish();
+    let owner = before.0[0]["owner"].as_str().unwrap_or_default().to_owned();
+    ensure!(owner == "lb3" || report.lost == 0, "{report:?}");
+    println!("replaced: {report:?}");
+    Ok(())
+}
+
+/// A caller whose certificate is revoked is nobody, on connections that he has, too; a node that was removed is none.
+pub(crate) fn revocation() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 0, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let pki = Pki::below(site.root.path())?;
+    let files = pki.issue("admin", "mallory", &[])?;
+    let credentials = Arc::new(files.load()?);
+    let (address, node) = (api_of(&site.nodes[0]), &site.nodes[0]);
+    on(&site, 0, async || {
+        let mut client = ClusterServiceClient::new(grpc::connect_by_tls(address.clone(), credentials.clone()).await?);
+        client.get_status(v1::GetStatusRequest::default()).await?;
+        pki.run(&["revoke", "mallory"])?;
+        node.signal(rustix::process::Signal::HUP)?;
+        wait::until("the list is taken up", SOON, || node.log().contains("the credentials were replaced"));
+        let status = client.get_status(v1::GetStatusRequest::default()).await.err().context("he is let in")?;
+        ensure!(status.code() == Code::Unauthenticated && status.message().contains("revoked"), "{status:?}");
+        let again = grpc::connect_by_tls(address, credentials).await;
+        let again = match again {
+            Ok(channel) => ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest::default()).await.is_ok(),
+            Err(_) => false,
+        };
+        ensure!(!again, "a new connection is made with it");
+        Ok(())
+    })?;
+    // By TCP, lbctl says what it needs and what is wrong.
+    let url = format!("https://{}", api_of(node));
+    let lbctl = |arguments: &[&str]| -> anyhow::Result<(Option<i32>, String)> {
+        let mut command = site.node_hosts[0].ns.command(lb_tests::binaries::directory()?.join("lbctl"))?;
+        let output = command.args(["--endpoint", &url]).args(arguments).output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    let (code, told) = lbctl(&["status"])?;
+    ensure!(code == Some(2) && told.contains("--cert, --key and --ca"), "{code:?}: {told}");
+    let good = pki.issue("viewer", "bob", &[])?;
+    let shown = good.arguments()?;
+    ensure!(lbctl(&[&shown[..], &["vip", "list"]].concat())?.0 == Some(0));
+    let (code, told) = lbctl(&[&shown[..], &["vip", "add", VIP_TEXT]].concat())?;
+    ensure!(code == Some(1) && told.contains("needs the role operator"), "{code:?}: {told}");
+    let (code, told) = lbctl(&[&files.arguments()?[..], &["vip", "list"]].concat())?;
+    ensure!(code != Some(0), "{told}");
+    Ok(())
+}
