@@ -22,7 +22,11 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
-use tokio::{runtime::Handle, sync::watch, task::JoinSet};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tonic::{service::Routes, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
@@ -31,7 +35,7 @@ use super::{
 };
 use crate::{
     config::ApiListener,
-    connection::{Room, Security, incoming, incoming_unix},
+    connection::{Room, Security, Watched, incoming, incoming_unix},
     exit::Failure,
     raft::RaftServer,
 };
@@ -88,7 +92,7 @@ impl Listeners {
                 .add_routes(routes.clone())
         };
         for listener in self.tcp {
-            let incoming = incoming(listener, security.clone(), room.clone())?;
+            let incoming = incoming(listener, security.clone(), room.clone(), None)?;
             let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
             tasks.spawn_on(async move { log_end("the API's TCP listener", serve.await) }, runtime);
         }
@@ -133,13 +137,14 @@ fn routes<H: Health>(context: &Context, health: HealthServer<H>) -> Result<Route
 pub(crate) fn serve_nodes(
     listeners: Vec<TcpListener>,
     security: &Security,
+    watches: &mpsc::UnboundedSender<Watched>,
     service: &RaftServiceServer<RaftServer>,
     stop: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> io::Result<()> {
     let room = Room::for_connections(CONNECTIONS_OF_NODES);
     for listener in listeners {
-        let incoming = incoming(listener, security.clone(), room.clone())?;
+        let incoming = incoming(listener, security.clone(), room.clone(), Some(watches.clone()))?;
         let serve = Server::builder()
             .add_service(service.clone())
             .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));

@@ -14,7 +14,7 @@ use lb_raft_store::{Consensus, Settings};
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 
@@ -104,7 +104,8 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let serving = |error| Failure::System("serving", error);
     let peers = Peers::new(channels, dataplane.clone());
     let of_nodes = RaftServer::service(consensus.clone(), peers.answers());
-    serve_nodes(cluster_listeners, &security, &of_nodes, &stopping, &mut servers).map_err(serving)?;
+    let (watches, watched) = mpsc::unbounded_channel();
+    serve_nodes(cluster_listeners, &security, &watches, &of_nodes, &stopping, &mut servers).map_err(serving)?;
     let context = Context {
         config: config.clone(),
         consensus: consensus.clone(),
@@ -128,6 +129,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         in_force,
         alarms,
         security,
+        watched,
     };
     let mut followers =
         tasks::start(parts).map_err(|error| Failure::System("starting the thread for checks", error))?;

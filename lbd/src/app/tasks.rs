@@ -8,13 +8,17 @@ use std::{
 
 use lb_dataplane::Dataplane;
 use lb_raft_store::Consensus;
-use tokio::{signal::unix::Signal, sync::watch, task::JoinSet};
+use tokio::{
+    signal::unix::Signal,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 use super::watchdog;
 use crate::{
     alarms::Alarms,
     config::Config,
-    connection::{Security, renew},
+    connection::{Security, Watched, renew},
     control::{
         Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, raise_feature_level,
         reload, run_leader_tasks,
@@ -38,14 +42,18 @@ pub(super) struct Parts {
     pub(super) in_force: Arc<AtomicU64>,
     pub(super) alarms: Alarms,
     pub(super) security: Security,
+    /// The nodes that watch this process.
+    pub(super) watched: mpsc::UnboundedReceiver<Watched>,
 }
 
 /// Starts them all.
 pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
-    let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force, alarms, security } = parts;
+    let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force, alarms, security, watched } =
+        parts;
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
     followers.spawn(ownership.clone().release_silent());
+    followers.spawn(ownership.clone().be_watched(watched));
     let (links_as_they_are, links) = watch::channel(links);
     followers.spawn(link::follow(links_as_they_are));
     let publish_grants = PublishGrants {

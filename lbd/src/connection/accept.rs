@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::Stream;
-use lb_proto::tls::Certified;
+use lb_proto::tls::{Certified, WATCHDOG};
 use tokio::{
     net::{TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -21,10 +21,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    Security,
-    admitted::Admitted,
+    admitted::{Admitted, Tls},
     authority::Authority,
     peer::{From, Peer, Shown},
+    secret::{Secret, secret},
+    security::Security,
 };
 
 /// For a handshake (TLS, in which a certificate is shown).
@@ -82,11 +83,21 @@ impl Drop for Handshake {
     }
 }
 
-/// Those who come to a TCP listener and are let in.
+/// A node that watches whether this process lives, for as long as its connection lasts.
+pub(crate) struct Watched {
+    /// The node's name.
+    pub(crate) by: String,
+    pub(crate) secret: Secret,
+    pub(crate) stream: Box<Tls>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Those who come to a TCP listener and are let in. `watches`: where those go who watch; `None` where nobody may.
 pub(crate) fn incoming(
     listener: TcpListener,
     security: Security,
     room: Room,
+    watches: Option<mpsc::UnboundedSender<Watched>>,
 ) -> io::Result<impl Stream<Item = io::Result<Admitted>> + Send + 'static> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -121,13 +132,18 @@ pub(crate) fn incoming(
                         tracing::debug!(from = %address, "a connection is closed: its address has as many that have shown no certificate");
                         continue;
                     };
-                    let (security, sender) = (security.clone(), sender.clone());
+                    let (security, sender, watches) = (security.clone(), sender.clone(), watches.clone());
                     tokio::spawn(async move {
                         let secured = secure(stream, &peer, security).await;
                         drop(handshake);
-                        if let Some((stream, shown)) = secured {
-                            let admitted = Admitted::new(stream, Peer { shown, ..peer }, None, place);
-                            drop(sender.send(Ok(admitted)).await);
+                        let Some((stream, shown)) = secured else { return };
+                        let peer = Peer { shown, ..peer };
+                        if stream.get_ref().1.alpn_protocol() != Some(WATCHDOG) {
+                            drop(sender.send(Ok(Admitted::new(stream, peer, None, place))).await);
+                        } else if let (Some(watches), Ok(Some(by)), Ok(secret)) =
+                            (watches, peer.node(), secret(&stream))
+                        {
+                            drop(watches.send(Watched { by, secret, stream, _place: place }));
                         }
                     });
                 }
@@ -137,7 +153,7 @@ pub(crate) fn incoming(
     Ok(ReceiverStream::new(admitted))
 }
 
-async fn secure(stream: TcpStream, peer: &Peer, security: Security) -> Option<(Box<super::admitted::Tls>, Shown)> {
+async fn secure(stream: TcpStream, peer: &Peer, security: Security) -> Option<(Box<Tls>, Shown)> {
     let Security::Tls(tls) = &security else { return None };
     let config = tls.present.load().server.clone();
     let shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await;

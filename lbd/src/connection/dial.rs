@@ -2,15 +2,26 @@
 
 use std::io;
 
+use lb_proto::tls::{Certified, Role};
 use tokio::net::TcpStream;
 
-use super::{Security, admitted::Stream};
+use super::{
+    admitted::{Stream, Tls},
+    secret::{Secret, secret},
+    security::Security,
+};
+
+/// A connection by which a node's process is watched.
+pub(crate) struct Watch {
+    pub(crate) stream: Box<dyn Stream>,
+    /// What only the two ends know; nothing on a plain connection.
+    pub(crate) secret: Option<Secret>,
+}
 
 impl Security {
     /// Connects to a node. Whoever answers shows that the cluster's authority knows it as one.
     pub(crate) async fn dial(&self, address: &str) -> io::Result<Box<dyn Stream>> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        let stream = tcp(address).await?;
         match self {
             Self::Plain => Ok(Box::new(stream)),
             Self::Tls(tls) => {
@@ -19,4 +30,32 @@ impl Security {
             }
         }
     }
+
+    /// Connects to the node of that name, to watch it.
+    pub(crate) async fn watch(&self, address: &str, name: &str) -> io::Result<Watch> {
+        let stream = tcp(address).await?;
+        let tls = match self {
+            Self::Plain => return Ok(Watch { stream: Box::new(stream), secret: None }),
+            Self::Tls(tls) => tls.present.load_full(),
+        };
+        let stream: Tls = tls.watch(stream).await?.into();
+        let shown = stream.get_ref().1.peer_certificates().and_then(|shown| shown.first());
+        let identity = shown.and_then(|shown| Certified::read(shown).ok()).map(|certified| certified.identity);
+        match identity {
+            Some(identity) if (identity.role, &*identity.name) == (Role::Node, name) => {
+                let secret = secret(&stream)?;
+                Ok(Watch { stream: Box::new(stream), secret: Some(secret) })
+            }
+            identity => {
+                let found = identity.map_or_else(|| "nobody".to_owned(), |identity| identity.to_string());
+                Err(io::Error::other(format!("{found} answers at {address}, and not {name}")))
+            }
+        }
+    }
+}
+
+async fn tcp(address: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use lb_proto::tls::{Certified, Identity, Role};
 
-use super::Security;
+use super::security::Security;
 
 /// The other end, as it showed itself when the connection began.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Security, load};
+use super::security::Security;
 use crate::alarms::{Alarm, Alarms};
 
 /// The files are looked at so often.
@@ -32,7 +32,7 @@ pub(crate) async fn renew(security: Security, mut asked: watch::Receiver<()>, al
         let replaced = match Sources::read(&tls.paths) {
             Ok(sources) if read.as_ref() == Some(&sources) => None,
             Ok(sources) => {
-                let loaded = load(&tls.paths, &tls.wanted, &sources);
+                let loaded = tls.load(&sources);
                 read = Some(sources);
                 Some(loaded)
             }

@@ -25,11 +25,12 @@ use super::{
     grants::{Grants, Plan},
     heartbeat::{Heard, Heartbeat, Input, Report, Start},
     member::Member,
-    watchdog,
+    pairs::SharedPairs,
+    watchdog::{self, Target},
 };
 use crate::{
     alarms::{Alarm, Alarms},
-    connection::Security,
+    connection::{Security, Watched},
     supervise::Parent,
     task::AbortOnDrop,
 };
@@ -65,6 +66,8 @@ struct Inner {
     fitness: Fitness,
     alarms: Alarms,
     security: Security,
+    /// What this node shares with each other one, where connections are not plain.
+    pairs: SharedPairs,
     /// When the end of each node's lease was last told of, and how often it has come about since.
     told: Mutex<BTreeMap<NodeId, (Instant, u64)>>,
     nonce: u64,
@@ -93,6 +96,7 @@ impl Ownership {
             fitness,
             alarms,
             security,
+            pairs: SharedPairs::default(),
             told: Mutex::default(),
             nonce,
             parent,
@@ -159,7 +163,8 @@ impl Ownership {
         let (reports, mut inbox) = mpsc::unbounded_channel();
         let sockets = std::mem::take(&mut *self.inner.sockets.lock().unwrap_or_else(PoisonError::into_inner));
         let (clock, fitness) = (self.inner.clock.clone(), self.inner.fitness.clone());
-        let start = Start { me, cluster, nonce: self.inner.nonce, sockets, clock, fitness, reports };
+        let pairs = (!self.inner.security.is_plain()).then(|| self.inner.pairs.clone());
+        let start = Start { me, cluster, nonce: self.inner.nonce, sockets, clock, fitness, pairs, reports };
         match Heartbeat::start(start) {
             Ok(heartbeat) => drop(self.inner.heartbeat.set(heartbeat)),
             Err(error) => return tracing::error!(%error, "the heartbeat does not start"),
@@ -167,8 +172,10 @@ impl Ownership {
         let mut table = consensus.watch();
         let mut lead = consensus.lead();
         lead.mark_changed();
-        let mut watched: BTreeMap<NodeId, (String, AbortOnDrop)> = BTreeMap::new();
-        self.tell(Input::View(consensus.view()));
+        let mut watched: BTreeMap<NodeId, (Target, AbortOnDrop)> = BTreeMap::new();
+        let view = consensus.view();
+        self.watch_processes(me, &view, &mut watched);
+        self.tell(Input::View(view));
         let mut show = tokio::time::interval(SHOW_EVERY);
         loop {
             tokio::select! {
@@ -344,16 +351,33 @@ impl Ownership {
     }
 
     /// Keeps a watch over each other node's process.
-    fn watch_processes(&self, me: NodeId, view: &View, watched: &mut BTreeMap<NodeId, (String, AbortOnDrop)>) {
-        watched.retain(|id, (address, _)| view.table.node(*id).is_some_and(|node| node.address == *address));
+    fn watch_processes(&self, me: NodeId, view: &View, watched: &mut BTreeMap<NodeId, (Target, AbortOnDrop)>) {
+        let target = |node: &Node| Target { name: node.name.to_string(), address: node.address.clone() };
+        let before = watched.len();
+        watched.retain(|id, (of, _)| view.table.node(*id).is_some_and(|node| target(node) == *of));
+        if watched.len() < before {
+            self.inner.pairs.update(|pairs| pairs.retain(|id| view.table.node(id).is_some()));
+        }
         for node in view.table.nodes().filter(|node| node.id != me) {
             watched.entry(node.id).or_insert_with(|| {
-                let (ownership, id, address) = (self.clone(), node.id, node.address.clone());
+                let (ownership, id, pairs) = (self.clone(), node.id, self.inner.pairs.clone());
                 let gone = move || ownership.tell(Input::Refused(id));
-                let watch = tokio::spawn(watchdog::watch(self.inner.security.clone(), address, gone));
-                (node.address.clone(), AbortOnDrop(watch.abort_handle()))
+                let share = move |key| pairs.update(|pairs| pairs.add(id, key, true));
+                let watch = tokio::spawn(watchdog::watch(self.inner.security.clone(), target(node), gone, share));
+                (target(node), AbortOnDrop(watch.abort_handle()))
             });
         }
+    }
+
+    /// Lets the other nodes watch this process. Runs until it is aborted.
+    pub(crate) async fn be_watched(self, watches: mpsc::UnboundedReceiver<Watched>) {
+        let share = move |name: &str, key, is_shared| {
+            let view = self.inner.consensus.view();
+            let Some(node) = view.table.node_named(name).map(|node| node.id) else { return false };
+            self.inner.pairs.update(|pairs| pairs.add(node, key, is_shared));
+            true
+        };
+        watchdog::be_watched(watches, share).await;
     }
 
     /// Gives up the grants that have fallen silent, again and again until the table has changed.

@@ -30,6 +30,7 @@ use super::{
     fitness::{Fitness, Part, Unfit},
     member::{Member, Output},
     message::{Envelope, Message},
+    pairs::{Pairs, SharedPairs},
 };
 
 /// Longer than any datagram of a cluster of nine.
@@ -143,6 +144,8 @@ pub(super) struct Start {
     pub(super) sockets: Vec<UdpSocket>,
     pub(super) clock: Arc<LeaseClock>,
     pub(super) fitness: Fitness,
+    /// By which datagrams are signed; `None` is for the table's keys.
+    pub(super) pairs: Option<SharedPairs>,
     pub(super) reports: reports::UnboundedSender<Report>,
 }
 
@@ -220,7 +223,7 @@ struct Runner {
     /// When the round trips were last told.
     measured_ns: u64,
     obituary: Vec<(SocketAddr, Vec<u8>)>,
-    /// The index of the key that signed it.
+    /// The version of the keys that signed it.
     obituary_key: u64,
 }
 
@@ -229,7 +232,7 @@ type Path = (usize, SocketAddr);
 
 impl Runner {
     fn new(start: Start, inbox: Inbox, wake: OwnedFd) -> Self {
-        let Start { me, cluster, nonce, sockets, clock, fitness, reports } = start;
+        let Start { me, cluster, nonce, sockets, clock, fitness, pairs, reports } = start;
         Self {
             me,
             cluster,
@@ -242,7 +245,7 @@ impl Runner {
             wake,
             reports,
             view: Arc::default(),
-            keys: Keys::default(),
+            keys: pairs.map_or_else(|| Keys::OfTable(TableKeys::default()), Keys::OfPairs),
             holds: None,
             unfit: None,
             looked_ns: boottime_ns(),
@@ -270,7 +273,7 @@ impl Runner {
             self.member.on_time(now);
             self.settle(None);
             self.tell_changes(boottime_ns());
-            if self.keys.signing(now).0 != self.obituary_key {
+            if self.keys.version(now) != self.obituary_key {
                 self.write_obituary();
             }
         }
@@ -290,7 +293,7 @@ impl Runner {
 
     fn receive(&mut self) {
         let mut buffer = [0; MAX_DATAGRAM];
-        let keys = self.keys.accepted(boottime_ns());
+        let accepted = self.keys.accepted(boottime_ns());
         for socket in 0..self.sockets.len() {
             for _ in 0..MAX_BATCH {
                 // Would block, or an ICMP error for something sent before: neither says anything of a peer.
@@ -299,7 +302,7 @@ impl Runner {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                     Err(_) => break,
                 };
-                let Some(envelope) = Envelope::open(&buffer[..len], &keys) else { continue };
+                let Some(envelope) = accepted.open(&buffer[..len]) else { continue };
                 if !envelope.is_for(self.cluster, self.me) {
                     continue;
                 }
@@ -352,8 +355,9 @@ impl Runner {
                 Output::Send(to, message) => match came_from {
                     // An acknowledgement takes the way back.
                     Some((from, path)) if from == to && matches!(message, Message::Ack(_)) => {
-                        let datagram = self.seal(to, message);
-                        self.send(path, &datagram);
+                        if let Some(datagram) = self.seal(to, message) {
+                            self.send(path, &datagram);
+                        }
                     }
                     _ => self.send_everywhere(to, message),
                 },
@@ -412,13 +416,14 @@ impl Runner {
         drop(self.reports.send(report));
     }
 
-    fn seal(&self, to: NodeId, message: Message) -> Vec<u8> {
-        let (index, key) = self.keys.signing(boottime_ns());
-        Envelope { cluster: self.cluster, from: self.me, to, message }.seal(index, key)
+    /// Signed for a node; `None` as long as there is no key for it.
+    fn seal(&self, to: NodeId, message: Message) -> Option<Vec<u8>> {
+        let envelope = Envelope { cluster: self.cluster, from: self.me, to, message };
+        self.keys.seal(&envelope, boottime_ns())
     }
 
     fn send_everywhere(&self, to: NodeId, message: Message) {
-        let datagram = self.seal(to, message);
+        let Some(datagram) = self.seal(to, message) else { return };
         for path in self.paths(to) {
             self.send(path, &datagram);
         }
@@ -447,16 +452,14 @@ impl Runner {
 
     /// Prepares what the parent process sends when this one is dead.
     fn write_obituary(&mut self) {
-        if self.keys.is_empty() {
-            return;
-        }
-        self.obituary_key = self.keys.signing(boottime_ns()).0;
+        self.obituary_key = self.keys.version(boottime_ns());
         let others = self.view.table.nodes().filter(|node| node.id != self.me);
         let obituary: Vec<(SocketAddr, Vec<u8>)> = others
-            .flat_map(|node| {
-                let datagram = self.seal(node.id, Message::Obituary { nonce: self.nonce });
-                node.heartbeat.iter().map(move |address| (*address, datagram.clone()))
+            .filter_map(|node| {
+                let datagram = self.seal(node.id, Message::Obituary { nonce: self.nonce })?;
+                Some(node.heartbeat.iter().map(move |address| (*address, datagram.clone())))
             })
+            .flatten()
             .collect();
         if obituary != self.obituary {
             self.obituary = obituary.clone();
@@ -465,15 +468,69 @@ impl Runner {
     }
 }
 
-/// The keys of the signatures, and when each was first seen.
+/// By what datagrams are signed.
+enum Keys {
+    /// By keys that stand in the table, where the connections between the nodes are plain.
+    OfTable(TableKeys),
+    /// By keys of two nodes each.
+    OfPairs(SharedPairs),
+}
+
+/// What is taken, for a batch of datagrams.
+enum Accepted {
+    OfTable(Vec<(u64, u128)>),
+    OfPairs(Arc<Pairs>),
+}
+
+impl Accepted {
+    fn open(&self, datagram: &[u8]) -> Option<Envelope> {
+        match self {
+            Self::OfTable(keys) => Envelope::open(datagram, keys),
+            Self::OfPairs(pairs) => Envelope::open_of_pair(datagram, pairs),
+        }
+    }
+}
+
+impl Keys {
+    fn on_view(&mut self, view: &View, now_ns: u64) {
+        match self {
+            Self::OfTable(keys) => keys.on_view(view, now_ns),
+            Self::OfPairs(_) => {}
+        }
+    }
+
+    fn accepted(&self, now_ns: u64) -> Accepted {
+        match self {
+            Self::OfTable(keys) => Accepted::OfTable(keys.accepted(now_ns)),
+            Self::OfPairs(pairs) => Accepted::OfPairs(pairs.load()),
+        }
+    }
+
+    fn seal(&self, envelope: &Envelope, now_ns: u64) -> Option<Vec<u8>> {
+        match self {
+            Self::OfTable(keys) => keys.signing(now_ns).map(|(index, key)| envelope.seal(index, key)),
+            Self::OfPairs(pairs) => pairs.load().signing(envelope.to).map(|key| envelope.seal_for_pair(key)),
+        }
+    }
+
+    /// Another one whenever something is signed by another key.
+    fn version(&self, now_ns: u64) -> u64 {
+        match self {
+            Self::OfTable(keys) => keys.signing(now_ns).map_or(0, |(index, _)| index),
+            Self::OfPairs(pairs) => pairs.load().version(),
+        }
+    }
+}
+
+/// The keys of the table, and when each was first seen.
 #[derive(Default)]
-struct Keys {
+struct TableKeys {
     /// By their indices in the log; the last one is the present one.
     keys: Vec<(u64, u128)>,
     replaced_ns: u64,
 }
 
-impl Keys {
+impl TableKeys {
     fn on_view(&mut self, view: &View, now_ns: u64) {
         let keys: Vec<(u64, u128)> = view.table.heartbeat_keys().collect();
         if self.keys != keys {
@@ -483,20 +540,16 @@ impl Keys {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
     fn accepted(&self, now_ns: u64) -> Vec<(u64, u128)> {
         let all = now_ns < self.replaced_ns + OLD_KEY_ACCEPTED_NS;
         let first = if all { 0 } else { self.keys.len().saturating_sub(1) };
         self.keys[first..].to_vec()
     }
 
-    fn signing(&self, now_ns: u64) -> (u64, u128) {
+    fn signing(&self, now_ns: u64) -> Option<(u64, u128)> {
         let newest = self.keys.len().saturating_sub(1);
         let old = now_ns < self.replaced_ns + OLD_KEY_USED_NS;
-        self.keys.get(if old { newest.saturating_sub(1) } else { newest }).copied().unwrap_or((0, 0))
+        self.keys.get(if old { newest.saturating_sub(1) } else { newest }).copied()
     }
 }
 

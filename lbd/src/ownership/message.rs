@@ -7,6 +7,8 @@ use prost::{Message as _, Oneof};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use uuid::Uuid;
 
+use super::pairs::{PairKey, Pairs};
+
 /// A node speaks of itself to one other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ping {
@@ -86,6 +88,17 @@ impl Envelope {
     /// The datagram, signed by SipHash-2-4-128 (Aumasson, Bernstein 2012: a keyed pseudo-random function
     /// for short messages).
     pub(super) fn seal(&self, key_index: u64, key: u128) -> Vec<u8> {
+        signed(key, self.encoded(key_index))
+    }
+
+    /// Likewise, by a key of the two nodes alone, whose number comes first.
+    pub(super) fn seal_for_pair(&self, by: PairKey) -> Vec<u8> {
+        let mut datagram = by.id.to_be_bytes().to_vec();
+        datagram.extend(self.encoded(0));
+        signed(by.key, datagram)
+    }
+
+    fn encoded(&self, key_index: u64) -> Vec<u8> {
         let body = match &self.message {
             Message::Ping(ping) => Body::Ping(ping.into()),
             Message::Ack(ack) => Body::Ack(ack.into()),
@@ -98,10 +111,7 @@ impl Envelope {
             to: self.to,
             body: Some(body),
         };
-        let mut datagram = record.encode_to_vec();
-        let tag = tag(key, &datagram);
-        datagram.extend_from_slice(&tag);
-        datagram
+        record.encode_to_vec()
     }
 
     /// Whether it is for a node of a cluster: keys may be the same where a machine's image was copied.
@@ -112,11 +122,23 @@ impl Envelope {
     /// Reads a datagram whose signature is right under one of the keys.
     pub(super) fn open(datagram: &[u8], keys: &[(u64, u128)]) -> Option<Self> {
         let (signed, signature) = datagram.split_at_checked(datagram.len().checked_sub(TAG_LEN)?)?;
-        // All bytes are compared, however many differ; and nothing is decoded before.
-        let is_signed =
-            |(_, key): &&(u64, u128)| tag(*key, signed).iter().zip(signature).fold(0, |all, (a, b)| all | (a ^ b)) == 0;
-        let (key_index, _) = keys.iter().find(is_signed)?;
+        // Nothing is decoded before.
+        let (key_index, _) = keys.iter().find(|(_, key)| is_signed(*key, signed, signature))?;
         let record = DatagramRecord::decode(signed).ok().filter(|record| record.key_index == *key_index)?;
+        Self::read(record)
+    }
+
+    /// Reads a datagram that is signed by a key of this node and the one that sends it. One that names no such key costs
+    /// next to nothing.
+    pub(super) fn open_of_pair(datagram: &[u8], pairs: &Pairs) -> Option<Self> {
+        let (signed, signature) = datagram.split_at_checked(datagram.len().checked_sub(TAG_LEN)?)?;
+        let (id, record) = signed.split_first_chunk()?;
+        let (peer, by) = pairs.by_id(u64::from_be_bytes(*id))?;
+        let record = is_signed(by.key, signed, signature).then(|| DatagramRecord::decode(record).ok()).flatten()?;
+        (record.from == peer).then(|| Self::read(record)).flatten()
+    }
+
+    fn read(record: DatagramRecord) -> Option<Self> {
         let message = match record.body? {
             Body::Ping(ping) => Message::Ping(ping.into()),
             Body::Ack(ack) => Message::Ack(ack.try_into().ok()?),
@@ -124,6 +146,17 @@ impl Envelope {
         };
         Some(Self { cluster: Uuid::from_slice(&record.cluster).ok()?, from: record.from, to: record.to, message })
     }
+}
+
+fn signed(key: u128, mut datagram: Vec<u8>) -> Vec<u8> {
+    let tag = tag(key, &datagram);
+    datagram.extend_from_slice(&tag);
+    datagram
+}
+
+/// All bytes are compared, however many differ.
+fn is_signed(key: u128, bytes: &[u8], signature: &[u8]) -> bool {
+    tag(key, bytes).iter().zip(signature).fold(0, |all, (a, b)| all | (a ^ b)) == 0
 }
 
 fn tag(key: u128, bytes: &[u8]) -> [u8; TAG_LEN] {
@@ -313,6 +346,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pair_has_sealed_is_taken_from_the_one_that_shares_the_key_alone() {
+        let by = PairKey { id: 3, key: 33 };
+        let (mut pairs, mut of_another) = (Pairs::default(), Pairs::default());
+        pairs.add(1, by, true);
+        of_another.add(3, by, true);
+        for envelope in envelopes() {
+            let datagram = envelope.seal_for_pair(by);
+            assert_eq!(Envelope::open_of_pair(&datagram, &pairs), Some(envelope.clone()));
+            assert_eq!(Envelope::open_of_pair(&datagram, &of_another), None, "it says that it is somebody else");
+            assert_eq!(Envelope::open_of_pair(&datagram, &Pairs::default()), None, "an unknown key");
+            assert_eq!(Envelope::open_of_pair(&envelope.seal(0, 33), &pairs), None, "without the key's number");
+            for bit in 0..datagram.len() * 8 {
+                let mut flipped = datagram.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(Envelope::open_of_pair(&flipped, &pairs), None, "bit {bit}");
+            }
+            for len in 0..datagram.len() {
+                assert_eq!(Envelope::open_of_pair(&datagram[..len], &pairs), None);
+            }
+        }
+    }
+
+    #[test]
     fn a_datagram_is_for_one_node_of_one_cluster() {
         for envelope in envelopes() {
             assert!(envelope.is_for(Uuid::from_u128(5), 2));
@@ -335,8 +391,11 @@ mod tests {
                 datagram
             })
             .collect();
+        let mut pairs = Pairs::default();
+        pairs.add(1, PairKey { id: 0, key: 33 }, true);
         bolero::check!().for_each(|input: &[u8]| {
             assert_eq!(Envelope::open(input, &keys), None, "it was not signed");
+            assert_eq!(Envelope::open_of_pair(&[&[0; 8], input].concat(), &pairs), None, "it was not signed");
             let Some((which, changes)) = input.split_first() else { return };
             let mut body = sound[usize::from(*which) % sound.len()].clone();
             for change in changes.chunks_exact(2) {

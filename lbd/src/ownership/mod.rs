@@ -21,6 +21,7 @@ mod heartbeat;
 mod lease;
 mod member;
 mod message;
+mod pairs;
 mod support;
 mod takeover;
 mod timing;

@@ -31,6 +31,11 @@ use super::{
     verify::{Authority, Clients, Nodes},
 };
 
+/// By which name (ALPN, RFC 7301) HTTP/2 goes.
+const HTTP2: &[u8] = b"h2";
+/// And that by which one node watches whether the process of another one lives.
+pub const WATCHDOG: &[u8] = b"lbd-watchdog/1";
+
 /// Where the parts are, in PEM (RFC 7468).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -102,7 +107,9 @@ pub struct Credentials {
     /// For those who connect.
     pub server: Arc<ServerConfig>,
     /// For connecting to nodes.
-    pub client: Arc<ClientConfig>,
+    client: Arc<ClientConfig>,
+    /// The same, for [`WATCHDOG`].
+    watchdog: Arc<ClientConfig>,
     revoked: Arc<Authority>,
 }
 
@@ -163,7 +170,10 @@ impl Credentials {
             checked.map_err(|error| wrong(&paths.cert, &not_taken(&error, paths)))?;
         }
         let configs = configs(&provider, &authority, chain, key).map_err(|error| wrong(&paths.cert, &error))?;
-        Ok(Self { own, server: configs.0, client: configs.1, revoked: authority })
+        let (server, client) = configs;
+        let mut watchdog = (*client).clone();
+        watchdog.alpn_protocols = vec![WATCHDOG.to_vec()];
+        Ok(Self { own, server, client, watchdog: watchdog.into(), revoked: authority })
     }
 
     /// Whom it speaks for.
@@ -176,11 +186,14 @@ impl Credentials {
         self.own.not_after
     }
 
-    /// Speaks TLS to a node over a connection, as whoever holds these.
+    /// Speaks HTTP/2 in TLS to a node over a connection, as whoever holds these.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        // What a node is called proves nothing; only IP addresses go without being told in clear.
-        let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
-        TlsConnector::from(self.client.clone()).connect(name, stream).await
+        connect(self.client.clone(), stream).await
+    }
+
+    /// Speaks [`WATCHDOG`] in TLS to a node over a connection.
+    pub async fn watch(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        connect(self.watchdog.clone(), stream).await
     }
 
     /// Whether a certificate of the authority was revoked; of one that was shown before, too.
@@ -188,6 +201,12 @@ impl Credentials {
         let number = trimmed(serial);
         self.revoked.revoked.iter().any(|list| list.find_serial(&number).is_ok_and(|found| found.is_some()))
     }
+}
+
+async fn connect(config: Arc<ClientConfig>, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    // What a node is called proves nothing; only IP addresses go without being told in clear.
+    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
+    TlsConnector::from(config).connect(name, stream).await
 }
 
 /// Why its own authority does not take a certificate.
@@ -213,12 +232,11 @@ fn configs(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>), Error> {
-    let http2 = || vec![b"h2".to_vec()];
     let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(Clients(authority.clone())))
         .with_single_cert(chain.clone(), key.clone_key())?;
-    server.alpn_protocols = http2();
+    server.alpn_protocols = vec![HTTP2.to_vec(), WATCHDOG.to_vec()];
     // Whoever comes back shows his certificate again: it may have been revoked since.
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
@@ -227,7 +245,7 @@ fn configs(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Nodes(authority.clone())))
         .with_client_auth_cert(chain, key)?;
-    client.alpn_protocols = http2();
+    client.alpn_protocols = vec![HTTP2.to_vec()];
     client.resumption = Resumption::disabled();
     Ok((Arc::new(server), Arc::new(client)))
 }

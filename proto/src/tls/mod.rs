@@ -5,5 +5,5 @@ mod credentials;
 mod identity;
 mod verify;
 
-pub use credentials::{Credentials, CredentialsError, Paths, Sources};
+pub use credentials::{Credentials, CredentialsError, Paths, Sources, WATCHDOG};
 pub use identity::{Certified, Identity, IdentityError, Role};

@@ -1,0 +1,66 @@
+//! By which credentials this node speaks TCP, or that it does without.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use lb_proto::tls::{Credentials, CredentialsError, Identity, Paths, Role, Sources};
+use lb_raft_store::table::Name;
+
+/// How this node's TCP connections are secured. Clones are handles to the same.
+#[derive(Clone)]
+pub(crate) enum Security {
+    /// Not at all.
+    Plain,
+    /// By credentials, which may be replaced.
+    Tls(Arc<Tls>),
+}
+
+/// Credentials as files hold them.
+pub(crate) struct Tls {
+    pub(super) paths: Paths,
+    /// `lb://CLUSTER/node/NAME`: what the certificate must say.
+    wanted: Identity,
+    pub(super) present: ArcSwap<Credentials>,
+}
+
+impl Security {
+    /// Reads the credentials of a node; `None` is for a node without.
+    pub(crate) fn load(paths: Option<&Paths>, cluster: &Name, name: &Name) -> Result<Self, CredentialsError> {
+        let Some(paths) = paths else { return Ok(Self::Plain) };
+        let wanted = Identity::new(cluster.as_str(), Role::Node, name.as_str());
+        let wanted = wanted.map_err(|error| wrong(paths, &error))?;
+        let credentials = load(paths, &wanted, &Sources::read(paths)?)?;
+        Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, present: ArcSwap::from_pointee(credentials) })))
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain)
+    }
+
+    /// Whether a certificate that was shown has been revoked since.
+    pub(super) fn is_revoked(&self, serial: &[u8]) -> bool {
+        match self {
+            Self::Plain => false,
+            Self::Tls(tls) => tls.present.load().is_revoked(serial),
+        }
+    }
+}
+
+impl Tls {
+    /// Whether what was read makes credentials of this node.
+    pub(super) fn load(&self, sources: &Sources) -> Result<Credentials, CredentialsError> {
+        load(&self.paths, &self.wanted, sources)
+    }
+}
+
+fn load(paths: &Paths, wanted: &Identity, sources: &Sources) -> Result<Credentials, CredentialsError> {
+    let credentials = Credentials::of(sources, paths)?;
+    match credentials.identity() {
+        identity if identity == wanted => Ok(credentials),
+        identity => Err(wrong(paths, &format!("it is for {identity}, and this node is {wanted}"))),
+    }
+}
+
+fn wrong(paths: &Paths, problem: &dyn ToString) -> CredentialsError {
+    CredentialsError::Wrong { path: paths.cert.clone(), problem: problem.to_string() }
+}
