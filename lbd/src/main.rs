@@ -46,6 +46,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
         }
     };
+    // What it writes is for its own user; what others shall reach is opened by name.
+    let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let config = match config::load(&cli.config) {
         Ok(config) => config,
         Err(error) => {
@@ -72,7 +74,12 @@ fn main() -> ExitCode {
             Exit::Software.into()
         });
     };
+    // No program that it might ever start gets more than it has; its parent, which starts it, may have its capabilities by file.
+    let confined = rustix::thread::set_no_new_privs(true);
     telemetry::start(cli.log_format);
+    if let Err(error) = confined {
+        tracing::warn!(%error, "no_new_privs is not set");
+    }
     let Some(parent) = Parent::of_child(parent) else {
         tracing::error!("the process that started this one is gone");
         return Exit::Software.into();

@@ -60,6 +60,7 @@ fn main() -> std::process::ExitCode {
         Test::once("each_method_is_for_its_roles_by_every_way", security::each_method),
         Test::once("strangers_and_impostors_change_nothing", security::strangers),
         Test::once("certificates_are_replaced_under_load", security::certificates_are_replaced),
+        Test::once("a_node_leaves_nothing_open", security::least_privilege),
         Test::once("a_revoked_certificate_ends_at_once", security::revocation),
         Test::once("a_node_that_cannot_call_back_is_not_added", service::a_node_that_cannot_call_back),
         Test::once("two_settings_at_once_both_hold", service::two_settings_at_once),

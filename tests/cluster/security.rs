@@ -4,10 +4,11 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpStream},
+    net::{SocketAddrV4, TcpStream, UdpSocket},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
@@ -109,6 +110,46 @@ fn told(node: &LbNode) -> anyhow::Result<(Value, Value, Value)> {
     let status = node.lbctl_json(&["status"])?;
     let services = node.lbctl_json(&["service", "list"])?;
     Ok((status["vip_owners"].clone(), status["nodes"].as_array().map(Vec::len).into(), services))
+}
+
+/// Of unsigned datagrams.
+const FLOOD: Duration = Duration::from_secs(1);
+
+/// What the thread of the heartbeats has used of a processor.
+fn heartbeat_time(node: &LbNode) -> anyhow::Result<Duration> {
+    let worker = node.worker().context("the daemon does not run")?;
+    for thread in fs::read_dir(format!("/proc/{worker}/task"))? {
+        let thread = thread?.path();
+        if fs::read_to_string(thread.join("comm"))?.trim() == "heartbeat" {
+            let schedstat = fs::read_to_string(thread.join("schedstat"))?;
+            let spent = schedstat.split(' ').next().and_then(|spent| spent.parse().ok());
+            return Ok(Duration::from_nanos(spent.context("schedstat")?));
+        }
+    }
+    anyhow::bail!("there is no thread of the heartbeats")
+}
+
+/// What a running node can do, and what others can read of it.
+pub(crate) fn least_privilege() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 0, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let node = &site.nodes[0];
+    let status = fs::read_to_string(format!("/proc/{}/status", node.worker().context("the daemon does not run")?))?;
+    ensure!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let mode = |path: &Path| -> anyhow::Result<u32> { Ok(fs::metadata(path)?.permissions().mode() & 0o777) };
+    ensure!(mode(&node.socket())? == 0o660 && mode(&node.data_dir())? == 0o700);
+    let mut folders = vec![node.data_dir()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let of_others = mode(&path)? & 0o077;
+            ensure!(of_others == 0, "{} is open to others", path.display());
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A message of one node to another, with a command for the leader.
@@ -260,11 +301,26 @@ pub(crate) fn strangers() -> anyhow::Result<()> {
         site.node_hosts[2].ns.command(lb_tests::binaries::directory()?.join("lbctl"))?.args(&arguments).output()?;
     ensure!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     drop(held);
+    // A flood of datagrams at the heartbeats' port, of which none is signed.
+    let before_flood = heartbeat_time(&site.nodes[0])?;
+    let sent = site.node_hosts[1].ns.enter(|| -> anyhow::Result<u32> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(&peers)?;
+        let (begun, mut sent) = (Instant::now(), 0);
+        while begun.elapsed() < FLOOD {
+            sent += u32::from(socket.send(&[0x5a; 120]).is_ok());
+        }
+        Ok(sent)
+    })?;
+    let used = heartbeat_time(&site.nodes[0])? - before_flood;
+    let share = 100.0 * used.as_secs_f64() / FLOOD.as_secs_f64();
+    println!("{sent} bad datagrams in {FLOOD:?}: the heartbeat's thread took {share:.1} % of a core");
 
     let report = stream.finish();
     ensure!(report.lost == 0, "{report:?}");
     ensure!(told(&site.nodes[0])? == before, "{:?}", told(&site.nodes[0])?);
     let log = site.nodes[0].log();
+    ensure!(!log.contains("this node's lease has run out"), "{log}");
     for words in
         ["a connection was refused", "lb2 speaks for another node", "only nodes speak here", "lb://lb/viewer/eve"]
     {

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _},
+        fs::{FileTypeExt as _, PermissionsExt as _, chown},
         net::UnixListener,
     },
     path::Path,
@@ -178,8 +178,9 @@ pub(crate) fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<TcpList
 
 /// The directory is made if missing; a socket that nobody serves any more is replaced.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent() {
+    if let Some(dir) = path.parent().filter(|dir| !dir.is_dir()) {
         fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
     }
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
@@ -192,8 +193,19 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
+    if let Some(group) = group_of_callers() {
+        // Whoever may not give it away leaves it with its own group.
+        let _ = chown(path, None, Some(group));
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     Ok(listener)
+}
+
+/// The group `lbd`, if there is one: its members may call.
+fn group_of_callers() -> Option<u32> {
+    let groups = fs::read_to_string("/etc/group").ok()?;
+    // name:password:number:members (group(5))
+    groups.lines().find_map(|line| line.strip_prefix("lbd:")?.split(':').nth(1)?.parse().ok())
 }
 
 /// Whether somebody serves a socket; without waiting for one that has stopped, whose queue is full.

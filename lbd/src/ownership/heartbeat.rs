@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use super::{
     distance::RoundTrips,
+    filter,
     fitness::{Fitness, Part, Unfit},
     member::{Member, Output},
     message::{Envelope, Message},
@@ -274,6 +275,7 @@ impl Runner {
             self.settle(None);
             self.tell_changes(boottime_ns());
             if self.keys.version(now) != self.obituary_key {
+                self.keys.admit(&self.sockets);
                 self.write_obituary();
             }
         }
@@ -510,6 +512,18 @@ impl Keys {
         match self {
             Self::OfTable(keys) => keys.signing(now_ns).map(|(index, key)| envelope.seal(index, key)),
             Self::OfPairs(pairs) => pairs.load().signing(envelope.to).map(|key| envelope.seal_for_pair(key)),
+        }
+    }
+
+    /// Has the kernel drop what is signed by no known key.
+    fn admit(&self, sockets: &[UdpSocket]) {
+        let Self::OfPairs(pairs) = self else { return };
+        let pairs = pairs.load();
+        for socket in sockets {
+            // Without it nothing is wrong: what comes is looked at here.
+            if let Err(error) = filter::admit_only(socket, pairs.ids()) {
+                tracing::debug!(%error, "the heartbeat's socket has no filter");
+            }
         }
     }
 

@@ -15,6 +15,7 @@
 mod backoff;
 mod distance;
 mod driver;
+mod filter;
 mod fitness;
 mod grants;
 mod heartbeat;

@@ -64,6 +64,11 @@ impl Pairs {
         self.of.iter().find_map(of_peer)
     }
 
+    /// By the numbers that datagrams begin with which are to be looked at.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
+        self.of.values().flatten().map(|(key, _)| key.id)
+    }
+
     pub(super) fn version(&self) -> u64 {
         self.version
     }
