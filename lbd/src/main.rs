@@ -19,6 +19,7 @@ mod health;
 mod link;
 mod ownership;
 mod peers;
+mod privilege;
 mod raft;
 mod recover;
 mod store;
@@ -74,11 +75,10 @@ fn main() -> ExitCode {
             Exit::Software.into()
         });
     };
-    // No program that it might ever start gets more than it has; its parent, which starts it, may have its capabilities by file.
-    let confined = rustix::thread::set_no_new_privs(true);
+    let confined = privilege::keep_what_is_used();
     telemetry::start(cli.log_format);
     if let Err(error) = confined {
-        tracing::warn!(%error, "no_new_privs is not set");
+        tracing::warn!(%error, "this process may do more than it needs");
     }
     let Some(parent) = Parent::of_child(parent) else {
         tracing::error!("the process that started this one is gone");

@@ -34,7 +34,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::terminal;
+use crate::{privilege, terminal};
 
 /// How often an obituary is sent, and with which pause: a datagram may be lost.
 const TIMES: u32 = 3;
@@ -77,6 +77,9 @@ async fn supervise() -> io::Result<ExitCode> {
         .arg(format!("{CHILD_ARGUMENT}={}", std::process::id()))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()?;
+    if let Err(error) = privilege::keep_nothing() {
+        terminal::complain(&format!("lbd: the parent process may do more than it needs: {error}"));
+    }
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     let mut buffer = vec![0; MAX_MESSAGE];
     let mut obituary = Obituary::default();

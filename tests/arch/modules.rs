@@ -48,6 +48,7 @@ const LBD: &[&str] = &[
     "task",
     "terminal",
     "link",
+    "privilege",
     "supervise",
     "ownership",
     "raft",

@@ -136,6 +136,16 @@ pub(crate) fn least_privilege() -> anyhow::Result<()> {
     let node = &site.nodes[0];
     let status = fs::read_to_string(format!("/proc/{}/status", node.worker().context("the daemon does not run")?))?;
     ensure!(status.contains("NoNewPrivs:\t1"), "{status}");
+    // CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK and CAP_SYS_NICE (capabilities(7)).
+    let used = 1 << 12 | 1 << 13 | 1 << 14 | 1 << 23;
+    let of_parent = fs::read_to_string(format!("/proc/{}/status", node.parent().context("it does not run")?))?;
+    for (status, allowed) in [(&status, used), (&of_parent, 0)] {
+        for set in ["CapEff:", "CapPrm:", "CapInh:"] {
+            let line = status.lines().find_map(|line| line.strip_prefix(set)).context("a set of capabilities")?;
+            let has = u64::from_str_radix(line.trim(), 16)?;
+            ensure!(has & !allowed == 0, "{set} {has:x}");
+        }
+    }
     let mode = |path: &Path| -> anyhow::Result<u32> { Ok(fs::metadata(path)?.permissions().mode() & 0o777) };
     ensure!(mode(&node.socket())? == 0o660 && mode(&node.data_dir())? == 0o700);
     let mut folders = vec![node.data_dir()];

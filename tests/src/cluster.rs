@@ -217,6 +217,11 @@ impl LbNode {
         Ok(fs::write(self.config(), with_tls(&fs::read_to_string(self.config())?, "[tls]\ninsecure = true")?)?)
     }
 
+    /// The process id of its parent.
+    pub fn parent(&self) -> Option<u32> {
+        Some(self.child.as_ref()?.id())
+    }
+
     /// The process id of the working process.
     pub fn worker(&self) -> Option<u32> {
         let parent = self.child.as_ref()?.id();

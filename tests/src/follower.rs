@@ -103,10 +103,18 @@ impl Model {
         let services: BTreeMap<String, Service> = services.into_iter().map(|of| (of.name.clone(), of)).collect();
         ensure!(services == self.services, "services are {services:#?}, and known are {:#?}", self.services);
         let request = lb_proto::v1::ListBackendsRequest::default();
-        let backends = client.list_backends(request).await?.into_inner().backends;
+        let listed = client.list_backends(request).await?.into_inner();
+        let (revision, backends) = (listed.revision, listed.backends);
         let backends = backends.into_iter().map(|backend| Backend { drain_ends_s: None, ..backend });
         let backends: BTreeMap<_, _> = backends.map(|of| ((of.service.clone(), of.address.clone()), of)).collect();
-        let other = backends.iter().find(|(key, backend)| self.backends.get(*key) != Some(backend));
+        // What was changed after what is known, or after the list was made, says nothing: others write meanwhile.
+        let is_of_now = |backend: &Backend, known: Option<&Backend>| {
+            backend.revision > self.revision || known.is_some_and(|known| known.revision > revision)
+        };
+        let other = backends.iter().find(|(key, backend)| {
+            let known = self.backends.get(*key);
+            known != Some(backend) && !is_of_now(backend, known)
+        });
         let known = other.map(|(key, _)| self.backends.get(key));
         ensure!(other.is_none(), "a backend is {other:#?}, and known is {known:#?}");
         ensure!(backends.len() == self.backends.len(), "{} backends, {} known", backends.len(), self.backends.len());

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _, chown},
+        fs::{FileTypeExt as _, PermissionsExt as _},
         net::UnixListener,
     },
     path::Path,
@@ -193,19 +193,8 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    if let Some(group) = group_of_callers() {
-        // Whoever may not give it away leaves it with its own group.
-        let _ = chown(path, None, Some(group));
-    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     Ok(listener)
-}
-
-/// The group `lbd`, if there is one: its members may call.
-fn group_of_callers() -> Option<u32> {
-    let groups = fs::read_to_string("/etc/group").ok()?;
-    // name:password:number:members (group(5))
-    groups.lines().find_map(|line| line.strip_prefix("lbd:")?.split(':').nth(1)?.parse().ok())
 }
 
 /// Whether somebody serves a socket; without waiting for one that has stopped, whose queue is full.
