@@ -362,7 +362,11 @@ impl Ownership {
             watched.entry(node.id).or_insert_with(|| {
                 let (ownership, id, pairs) = (self.clone(), node.id, self.inner.pairs.clone());
                 let gone = move || ownership.tell(Input::Refused(id));
-                let share = move |key| pairs.update(|pairs| pairs.add(id, key, true));
+                let told = self.clone();
+                let share = move |key| {
+                    pairs.update(|pairs| pairs.add(id, key, true));
+                    told.tell(Input::Keys);
+                };
                 let watch = tokio::spawn(watchdog::watch(self.inner.security.clone(), target(node), gone, share));
                 (target(node), AbortOnDrop(watch.abort_handle()))
             });
@@ -375,6 +379,7 @@ impl Ownership {
             let view = self.inner.consensus.view();
             let Some(node) = view.table.node_named(name).map(|node| node.id) else { return false };
             self.inner.pairs.update(|pairs| pairs.add(node, key, is_shared));
+            self.tell(Input::Keys);
             true
         };
         watchdog::be_watched(watches, share).await;

@@ -57,6 +57,8 @@ pub(super) enum Input {
     InForce(Option<LeaseId>),
     /// The process behind that node's listener is gone.
     Refused(NodeId),
+    /// There is another key: what is signed by it shall be let in before it is signed by.
+    Keys,
     /// Let go of the lease, and say which it was.
     Stop(oneshot::Sender<Option<LeaseId>>),
 }
@@ -99,6 +101,7 @@ impl Input {
                 true
             }
             (Self::Refused(node), Self::Refused(other)) => node == other,
+            (Self::Keys, Self::Keys) => true,
             _ => false,
         }
     }
@@ -225,7 +228,9 @@ struct Runner {
     measured_ns: u64,
     obituary: Vec<(SocketAddr, Vec<u8>)>,
     /// The version of the keys that signed it.
-    obituary_key: u64,
+    obituary_keys: u64,
+    /// The version of the keys that the sockets let in.
+    admitted_keys: u64,
 }
 
 /// A datagram's way back.
@@ -255,7 +260,8 @@ impl Runner {
             heard: Heard::default(),
             measured_ns: 0,
             obituary: Vec::new(),
-            obituary_key: 0,
+            obituary_keys: 0,
+            admitted_keys: 0,
         }
     }
 
@@ -274,8 +280,12 @@ impl Runner {
             self.member.on_time(now);
             self.settle(None);
             self.tell_changes(boottime_ns());
-            if self.keys.version(now) != self.obituary_key {
+            let keys = self.keys.version(now);
+            if keys != self.admitted_keys {
                 self.keys.admit(&self.sockets);
+                self.admitted_keys = keys;
+            }
+            if keys != self.obituary_keys {
                 self.write_obituary();
             }
         }
@@ -333,6 +343,8 @@ impl Runner {
                 Input::Lead(lead) => self.member.on_lead(lead, now),
                 Input::InForce(lease) => self.member.on_in_force(lease),
                 Input::Refused(node) => self.member.on_refused(node, now),
+                // All is looked at after this.
+                Input::Keys => {}
                 Input::Stop(done) => {
                     let lease = self.member.stop();
                     self.clock.revoke();
@@ -454,7 +466,7 @@ impl Runner {
 
     /// Prepares what the parent process sends when this one is dead.
     fn write_obituary(&mut self) {
-        self.obituary_key = self.keys.version(boottime_ns());
+        self.obituary_keys = self.keys.version(boottime_ns());
         let others = self.view.table.nodes().filter(|node| node.id != self.me);
         let obituary: Vec<(SocketAddr, Vec<u8>)> = others
             .filter_map(|node| {
