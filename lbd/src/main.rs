@@ -17,6 +17,7 @@ mod control;
 mod exit;
 mod health;
 mod link;
+mod metrics;
 mod ownership;
 mod peers;
 mod privilege;

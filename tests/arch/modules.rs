@@ -56,6 +56,7 @@ const LBD: &[&str] = &[
     "exit",
     "health",
     "control",
+    "metrics",
     "api",
     "store",
     "recover",

@@ -5,6 +5,7 @@ mod campaign;
 mod crashes;
 mod faults;
 mod membership;
+mod metrics;
 mod moves;
 mod once;
 mod overload;
@@ -60,6 +61,7 @@ fn main() -> std::process::ExitCode {
         Test::once("each_method_is_for_its_roles_by_every_way", security::each_method),
         Test::once("strangers_and_impostors_change_nothing", security::strangers),
         Test::once("certificates_are_replaced_under_load", security::certificates_are_replaced),
+        Test::once("metrics_are_read_as_scrapers_do", metrics::are_read),
         Test::once("a_node_leaves_nothing_open", security::least_privilege),
         Test::once("a_revoked_certificate_ends_at_once", security::revocation),
         Test::once("a_node_that_cannot_call_back_is_not_added", service::a_node_that_cannot_call_back),

@@ -27,6 +27,7 @@ use crate::{
     control::{Leave, Retiring, retire},
     exit::Failure,
     link,
+    metrics::{self, Collect},
     ownership::{self, Fitness, Ownership},
     peers::Peers,
     raft::{Channels, RaftServer, TonicTransport},
@@ -80,6 +81,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let heartbeat_sockets =
         ownership::bind(&config.cluster.listen).map_err(|(address, source)| Failure::Heartbeat { address, source })?;
     let api_listeners = Listeners::bind(&config.api)?;
+    let metrics_listener = config.metrics.map(|address| bind_tcp("metrics.listen", address)).transpose()?;
     let settings = Settings {
         cluster_name: config.cluster.name.clone(),
         name: config.name.clone(),
@@ -116,6 +118,19 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         peers,
         stopping: stopping.clone(),
     };
+    if let (Some(listener), Some(address)) = (metrics_listener, config.metrics) {
+        let collect = Collect {
+            consensus: consensus.clone(),
+            ownership: ownership.clone(),
+            dataplane: dataplane.clone(),
+            in_force: in_force.clone(),
+            alarms: alarms.clone(),
+            security: security.clone(),
+        };
+        // On loopback a scraper of this machine reads it as it is; elsewhere it shows a certificate.
+        let secured = if address.ip().is_loopback() { Security::Plain } else { security.clone() };
+        metrics::serve(listener, secured, collect, stopping.clone(), (&mut servers, of_callers)).map_err(serving)?;
+    }
     api_listeners.serve(&context, &security, &stopping, (&mut servers, of_callers)).map_err(serving)?;
 
     let parts = tasks::Parts {

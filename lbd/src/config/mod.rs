@@ -3,6 +3,7 @@
 mod api;
 mod cluster;
 mod dataplane;
+mod metrics;
 mod node;
 mod reader;
 mod tls;
@@ -33,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) cluster: Cluster,
     pub(crate) api: Vec<ApiListener>,
     pub(crate) tls: Tls,
+    /// Where the metrics are read, if anywhere.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Absent on a witness.
     pub(crate) dataplane: Option<Dataplane>,
 }
@@ -96,6 +99,7 @@ impl Config {
             ("cluster.advertise", self.cluster.advertise != read.cluster.advertise),
             ("api.listen", self.api != read.api),
             ("tls", self.tls != read.tls),
+            ("metrics.listen", self.metrics != read.metrics),
             ("dataplane.interfaces", interfaces(self) != interfaces(read)),
             ("dataplane.engine", engine(self) != engine(read)),
             ("dataplane.realtime", realtime(self) != realtime(read)),
@@ -134,14 +138,22 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     let dataplane_given = root.contains("dataplane");
     let mut dataplane_section = root.section("dataplane");
     let dataplane = dataplane::read(&mut dataplane_section, dataplane_given, role);
+    let metrics_given = root.contains("metrics");
+    let mut metrics_section = root.section("metrics");
+    let tcp = listeners.iter().filter_map(|listener| match listener {
+        ApiListener::Tcp(address) => Some(*address),
+        ApiListener::Unix(_) => None,
+    });
+    let taken: Vec<SocketAddr> = listen.iter().copied().chain(tcp).collect();
+    let metrics = metrics::read(&mut metrics_section, metrics_given, &taken);
     refuse_what_is_not_built(&mut root);
-    for section in [node, cluster, api, tls, dataplane_section] {
+    for section in [node, cluster, api, tls, dataplane_section, metrics_section] {
         root.take_faults(section);
     }
     let faults = root.finish();
     match (name, data_dir, read_cluster) {
         (Some(name), Some(data_dir), Some(cluster)) if faults.is_empty() => {
-            Ok(Config { name, role, data_dir, cluster, api: listeners, tls: tls_files, dataplane })
+            Ok(Config { name, role, data_dir, cluster, api: listeners, tls: tls_files, metrics, dataplane })
         }
         _ => Err(faults),
     }
@@ -153,15 +165,6 @@ fn refuse_what_is_not_built(root: &mut Section) {
         health.fault("allow_exec", "health checks are not supported yet");
     }
     root.take_faults(health);
-    if root.contains("metrics") {
-        let mut metrics = root.section("metrics");
-        let _ = metrics.optional("listen", |text| Ok(text.to_owned()));
-        metrics.fault(
-            "listen",
-            "metrics are not supported yet: leave [metrics] out ('lbctl status' and the API's GetStats have the counters)",
-        );
-        root.take_faults(metrics);
-    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn every_fault_is_reported_with_its_key() {
         workers = 0
         flows = 100
         [metrics]
-        listen = "127.0.0.1:9400"
+        listen = "everywhere"
         [tls]
         ca = "relative"
         "#,
@@ -98,6 +98,17 @@ ca = "/ca.pem""#;
     assert!(fault("[tls]\ncert = \"a.pem\"").starts_with("tls.cert: "));
     let api = format!("{}\n[api]\nlisten = \"127.0.0.1:7400\"", with(""));
     assert!(faults(&api)[0].contains("the cluster's and the API's TCP listener"));
+}
+
+#[test]
+fn metrics_are_read_where_it_is_said() {
+    let with = |section: &str| format!("{MINIMAL}\n{section}");
+    assert_eq!(parsed(MINIMAL).unwrap().metrics, None);
+    let listen = parsed(&with("[metrics]\nlisten = \"127.0.0.1:9400\"")).unwrap().metrics;
+    assert_eq!(listen, "127.0.0.1:9400".parse().ok());
+    assert!(faults(&with("[metrics]"))[0].starts_with("metrics.listen: is required"));
+    let taken = faults(&with("[metrics]\nlisten = \"127.0.0.1:7401\""));
+    assert!(taken[0].contains("is listened to already"), "{taken:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! By which credentials this node speaks TCP, or that it does without.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
 use lb_proto::tls::{Credentials, CredentialsError, Identity, Paths, Role, Sources};
@@ -31,6 +31,14 @@ impl Security {
         let wanted = wanted.map_err(|error| wrong(paths, &error))?;
         let credentials = load(paths, &wanted, &Sources::read(paths)?)?;
         Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, present: ArcSwap::from_pointee(credentials) })))
+    }
+
+    /// When the certificate ends, if there is one.
+    pub(crate) fn not_after(&self) -> Option<SystemTime> {
+        match self {
+            Self::Plain => None,
+            Self::Tls(tls) => Some(tls.present.load().not_after()),
+        }
     }
 
     pub(crate) fn is_plain(&self) -> bool {

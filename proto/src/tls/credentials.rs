@@ -236,7 +236,8 @@ fn configs(
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(Clients(authority.clone())))
         .with_single_cert(chain.clone(), key.clone_key())?;
-    server.alpn_protocols = vec![HTTP2.to_vec(), WATCHDOG.to_vec()];
+    // HTTP/1.1 is for metrics alone; gRPC does not speak it.
+    server.alpn_protocols = [HTTP2, b"http/1.1", WATCHDOG].map(<[u8]>::to_vec).into();
     // Whoever comes back shows his certificate again: it may have been revoked since.
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;

@@ -1,0 +1,8 @@
+//! What monitoring asks: the counters in OpenMetrics' text (`/metrics`), whether the process lives (`/healthz`), and whether it can
+//! own VIPs (`/readyz`).
+
+mod collect;
+mod serve;
+
+pub(crate) use collect::Collect;
+pub(crate) use serve::serve;

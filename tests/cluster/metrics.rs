@@ -1,0 +1,130 @@
+//! What monitoring reads: as a scraper does, and compared with what `lbctl` says.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use anyhow::{Context as _, ensure};
+use lb_tests::{
+    cluster::SOON,
+    pki::{Files, Pki},
+    site::{Plan, Site, VIP_TEXT},
+    wait,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const LOOPBACK: &str = "127.0.0.1:9400";
+
+fn request(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: lbd\r\nConnection: close\r\n\r\n")
+}
+
+/// The status and the body of an answer.
+fn split(answer: &str) -> anyhow::Result<(u16, String)> {
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, body.to_owned()))
+}
+
+fn get(site: &Site, node: usize, path: &str) -> anyhow::Result<(u16, String)> {
+    site.node_hosts[node].ns.enter(|| {
+        let mut stream = TcpStream::connect(LOOPBACK)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(request(path).as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        split(&answer)
+    })
+}
+
+/// Each series and its value; what does not fit the text's form is an error (OpenMetrics, "ABNF").
+fn series(text: &str) -> anyhow::Result<BTreeMap<String, f64>> {
+    let (mut all, mut described) = (BTreeMap::new(), Vec::new());
+    ensure!(text.ends_with("# EOF\n"), "it does not end with EOF");
+    for line in text.lines() {
+        if let Some(words) = line.strip_prefix("# ") {
+            let mut words = words.split(' ');
+            if words.next() == Some("TYPE") {
+                let name = words.next().context("a type of nothing")?.to_owned();
+                ensure!(!described.contains(&name), "{name} is described twice");
+                described.push(name);
+            }
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').with_context(|| line.to_owned())?;
+        let base = name.split('{').next().unwrap_or_default();
+        let is_described = described.iter().any(|of| base == of || base.strip_suffix("_total") == Some(of));
+        ensure!(is_described, "{base} has no type");
+        ensure!(all.insert(name.to_owned(), value.parse()?).is_none(), "{name} stands there twice");
+    }
+    Ok(all)
+}
+
+/// With TLS, as the holder of a certificate.
+fn get_by_tls(site: &Site, address: &str, files: &Files) -> anyhow::Result<(u16, String)> {
+    let mut config = (*files.load_trusting_all()?).clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let address: std::net::SocketAddr = address.parse()?;
+    site.node_hosts[0].ns.enter(|| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await?;
+            let mut stream = connector.connect(address.ip().into(), stream).await?;
+            stream.write_all(request("/metrics").as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            split(&answer)
+        })
+    })
+}
+
+/// What is read is what was sent, and what `lbctl` says.
+pub(crate) fn are_read() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 2, two_interfaces: false, engine: "ring" })?;
+    let beyond = format!("{}:9400", site.nodes[0].address.trim_end_matches(":7401"));
+    for (at, node) in site.nodes.iter().enumerate() {
+        let listen = format!("[metrics]\nlisten = \"{}\"\n[dataplane]", [LOOPBACK, LOOPBACK][at]);
+        node.reconfigure("[dataplane]", &listen)?;
+    }
+    site.nodes[0].start()?;
+    site.nodes[1].start()?;
+    let (status, reason) = get(&site, 1, "/readyz")?;
+    ensure!(status == 503 && reason.contains("waits to be added"), "{status}: {reason}");
+    ensure!(get(&site, 1, "/healthz")?.0 == 200 && get(&site, 1, "/nothing")?.0 == 404);
+    lb_tests::cluster::wait_for_leader(&site.nodes[0]);
+    let second = site.nodes[1].address.clone();
+    site.nodes[0].lbctl_ok(&["node", "add", "lb2", &second])?;
+    lb_tests::cluster::wait_ready(&site.nodes[0], 2);
+    site.configure()?;
+    site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, "lb1"])?;
+    wait::until("it is ready", SOON, || get(&site, 1, "/readyz").is_ok_and(|(status, _)| status == 200));
+
+    let stats = site.nodes[0].stats()?;
+    let (status, text) = get(&site, 0, "/metrics")?;
+    ensure!(status == 200, "{text}");
+    let all = series(&text)?;
+    let of = |name: &str| all.get(name).copied().with_context(|| format!("{name} is not among {:?}", all.keys()));
+    let received = stats["received"].as_f64().context("received")?;
+    ensure!(of("lbd_received_total")? >= received, "{} and {received}", of("lbd_received_total")?);
+    ensure!(of(&format!("lbd_vip_owner{{vip=\"{VIP_TEXT}\",node=\"lb1\"}}"))? == 1.0);
+    ensure!(of("lbd_ready")? == 1.0 && of("lbd_raft_has_leader")? == 1.0);
+    ensure!(of("lbd_node_heard{node=\"lb2\"}")? == 1.0);
+    let address = site.servers[0].address;
+    ensure!(of(&format!("lbd_backend_weight{{service=\"web\",backend=\"{address}\"}}"))? == 1.0);
+    ensure!(of("lbd_certificate_expiry_timestamp_seconds")? > 1.7e9);
+
+    // Beyond loopback by TLS, for those who may read.
+    let text = fs::read_to_string(site.nodes[0].config())?;
+    fs::write(site.nodes[0].config(), text.replace(LOOPBACK, &beyond))?;
+    site.nodes[0].terminate()?;
+    site.nodes[0].start()?;
+    let pki = Pki::below(site.root.path())?;
+    let (viewer, node) = (pki.issue("viewer", "prometheus", &[])?, pki.issue("node", "lb7", &[])?);
+    let (status, text) = get_by_tls(&site, &beyond, &viewer)?;
+    ensure!(status == 200 && text.contains("lbd_build_info"), "{status}: {text}");
+    ensure!(get_by_tls(&site, &beyond, &node)?.0 == 403);
+    Ok(())
+}
