@@ -46,7 +46,7 @@ impl Peers {
             let answer = if Some(node.id) == me {
                 (self.own)(*question).await.ok_or_else(|| "its dataplane does not answer".to_owned())
             } else {
-                self.ask_one(&node.address, *question).await
+                self.ask_one(&node.address, node.name.as_str(), *question).await
             };
             answer.map_err(|reason| format!("{}: {reason}", node.name))
         });
@@ -60,8 +60,8 @@ impl Peers {
         Heard { answers, silent }
     }
 
-    async fn ask_one(&self, address: &str, question: Question) -> Result<Answer, String> {
-        let channel = self.channels.get(address, None).map_err(|error| error.to_string())?;
+    async fn ask_one(&self, address: &str, name: &str, question: Question) -> Result<Answer, String> {
+        let channel = self.channels.get(address, Some(name), None).map_err(|error| error.to_string())?;
         let request = AskRequest { question: Some(question) };
         let answer = timeout(PATIENCE, RaftServiceClient::new(channel).ask(request)).await;
         let answer = answer.map_err(|_| format!("no answer within {} ms", PATIENCE.as_millis()))?;

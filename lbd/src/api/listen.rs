@@ -79,7 +79,7 @@ impl Listeners {
         }
         let routes = routes(context, health).map_err(io::Error::other)?;
         let bounds = Bounds::default();
-        let room = Room::for_connections(CONNECTIONS);
+        let (room, local) = (Room::for_connections(CONNECTIONS), Room::for_connections(CONNECTIONS));
         let server = || {
             Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE))
@@ -97,7 +97,8 @@ impl Listeners {
             tasks.spawn_on(async move { log_end("the API's TCP listener", serve.await) }, runtime);
         }
         for listener in self.unix {
-            let incoming = incoming_unix(listener, room.clone())?;
+            // Whoever fills the network's room does not lock the operators of this machine out.
+            let incoming = incoming_unix(listener, local.clone())?;
             let serve = server().serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
             tasks.spawn_on(async move { log_end("the API's Unix socket", serve.await) }, runtime);
         }
@@ -105,10 +106,12 @@ impl Listeners {
     }
 }
 
-/// Connections of all listeners together.
+/// Connections by TCP, and as many by Unix sockets.
 const CONNECTIONS: usize = 2000;
 /// Of other nodes, on the cluster's listeners.
 const CONNECTIONS_OF_NODES: usize = 256;
+/// Calls of another node at a time: it forwards its callers' writes.
+const STREAMS_OF_A_NODE: u32 = 1024;
 /// What HTTP/2 has by default (RFC 9113 6.5.2); more would only be memory.
 const MAX_FRAME: u32 = 16 << 10;
 /// Of a call.
@@ -146,6 +149,9 @@ pub(crate) fn serve_nodes(
     for listener in listeners {
         let incoming = incoming(listener, security.clone(), room.clone(), Some(watches.clone()))?;
         let serve = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .max_concurrent_streams(Some(STREAMS_OF_A_NODE))
             .add_service(service.clone())
             .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
         tasks.spawn(async move { log_end("the cluster's listener", serve.await) });

@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{
     admitted::{Admitted, Tls},
     authority::Authority,
+    keepalive::keep_alive,
     peer::{From, Peer, Shown},
     secret::{Secret, secret},
     security::Security,
@@ -30,8 +31,10 @@ use super::{
 
 /// For a handshake (TLS, in which a certificate is shown).
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes of one address at a time.
-const HANDSHAKES_OF_AN_ADDRESS: usize = 32;
+/// Handshakes at a time.
+const HANDSHAKES: usize = 1024;
+/// Of one network.
+const HANDSHAKES_OF_A_NETWORK: usize = 32;
 /// Connections that are let in and not served yet.
 const WAITING: usize = 16;
 /// After the system had no descriptor or no memory for one.
@@ -41,13 +44,16 @@ const AFTER_A_FAULT: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub(crate) struct Room {
     whole: Arc<Semaphore>,
-    /// Handshakes by address.
+    /// Of those who have not shown who they are: they take no place from others.
+    unknown: Arc<Semaphore>,
+    /// Handshakes by network.
     handshakes: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
 impl Room {
     pub(crate) fn for_connections(count: usize) -> Self {
-        Self { whole: Arc::new(Semaphore::new(count)), handshakes: Arc::default() }
+        let unknown = Arc::new(Semaphore::new(HANDSHAKES));
+        Self { whole: Arc::new(Semaphore::new(count)), unknown, handshakes: Arc::default() }
     }
 
     fn take(&self) -> Option<OwnedSemaphorePermit> {
@@ -55,29 +61,39 @@ impl Room {
     }
 
     fn begin_handshake(&self, address: IpAddr) -> Option<Handshake> {
+        let (network, place) = (network_of(address), self.unknown.clone().try_acquire_owned().ok()?);
         let mut all = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(address).or_default();
-        if *count >= HANDSHAKES_OF_AN_ADDRESS {
+        let count = all.entry(network).or_default();
+        if *count >= HANDSHAKES_OF_A_NETWORK {
             return None;
         }
         *count += 1;
-        Some(Handshake { room: self.clone(), address })
+        Some(Handshake { room: self.clone(), network, _place: place })
     }
 }
 
 /// One that is under way.
 struct Handshake {
     room: Room,
-    address: IpAddr,
+    network: IpAddr,
+    _place: OwnedSemaphorePermit,
+}
+
+/// One host has all addresses of its IPv6 network.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+        address => address,
+    }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
         let mut all = self.room.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.address) {
+        if let Some(count) = all.get_mut(&self.network) {
             *count -= 1;
             if *count == 0 {
-                all.remove(&self.address);
+                all.remove(&self.network);
             }
         }
     }
@@ -115,14 +131,15 @@ pub(crate) fn incoming(
                 },
                 () = sender.closed() => return,
             };
-            let Some(place) = room.take() else {
-                tracing::debug!(from = %address, "a connection is closed: there are as many as are taken");
-                continue;
-            };
             let _ = stream.set_nodelay(true);
+            keep_alive(&stream);
             let peer = Peer { from: From::Tcp(address), shown: Shown::Nothing };
             match &security {
                 Security::Plain => {
+                    let Some(place) = room.take() else {
+                        tracing::debug!(from = %address, "a connection is closed: there are as many as are taken");
+                        continue;
+                    };
                     if sender.send(Ok(Admitted::new(Box::new(stream), peer, None, place))).await.is_err() {
                         return;
                     }
@@ -133,11 +150,22 @@ pub(crate) fn incoming(
                         continue;
                     };
                     let (security, sender, watches) = (security.clone(), sender.clone(), watches.clone());
+                    let room = room.clone();
                     tokio::spawn(async move {
                         let secured = secure(stream, &peer, security).await;
                         drop(handshake);
                         let Some((stream, shown)) = secured else { return };
                         let peer = Peer { shown, ..peer };
+                        if watches.is_some()
+                            && let Err(who) = peer.node()
+                        {
+                            tracing::warn!(target: "audit", caller = %who, from = %peer, "refused: only nodes speak here");
+                            return;
+                        }
+                        let Some(place) = room.take() else {
+                            tracing::debug!(from = %peer, "a connection is closed: there are as many as are taken");
+                            return;
+                        };
                         if stream.get_ref().1.alpn_protocol() != Some(WATCHDOG) {
                             drop(sender.send(Ok(Admitted::new(stream, peer, None, place))).await);
                         } else if let (Some(watches), Ok(Some(by)), Ok(secret)) =
@@ -220,9 +248,8 @@ mod tests {
     fn no_address_takes_all_the_room_for_handshakes() {
         let room = Room::for_connections(1);
         let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
-        let mut begun: Vec<Handshake> =
-            (0..HANDSHAKES_OF_AN_ADDRESS).map_while(|_| room.begin_handshake(one)).collect();
-        assert_eq!(begun.len(), HANDSHAKES_OF_AN_ADDRESS);
+        let mut begun: Vec<Handshake> = (0..HANDSHAKES_OF_A_NETWORK).map_while(|_| room.begin_handshake(one)).collect();
+        assert_eq!(begun.len(), HANDSHAKES_OF_A_NETWORK);
         assert!(room.begin_handshake(one).is_none());
         assert!(room.begin_handshake(other).is_some());
         begun.pop();

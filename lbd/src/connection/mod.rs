@@ -5,6 +5,7 @@ mod accept;
 mod admitted;
 mod authority;
 mod dial;
+mod keepalive;
 mod peer;
 mod renew;
 mod secret;

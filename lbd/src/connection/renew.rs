@@ -20,7 +20,7 @@ const WARN_AT_DAYS: [u64; 3] = [30, 7, 1];
 /// Reads the files again when they have changed, or when it is asked for. Runs until it is aborted.
 pub(crate) async fn renew(security: Security, mut asked: watch::Receiver<()>, alarms: Alarms) {
     let Security::Tls(tls) = security else { return std::future::pending().await };
-    let mut read = Sources::read(&tls.paths).ok();
+    let mut taken = tls.first.clone();
     let mut warned = None;
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -30,16 +30,13 @@ pub(crate) async fn renew(security: Security, mut asked: watch::Receiver<()>, al
             changed = asked.changed() => if changed.is_err() { return std::future::pending().await },
         }
         let replaced = match Sources::read(&tls.paths) {
-            Ok(sources) if read.as_ref() == Some(&sources) => None,
-            Ok(sources) => {
-                let loaded = tls.load(&sources);
-                read = Some(sources);
-                Some(loaded)
-            }
+            Ok(sources) if taken == sources => None,
+            // What is not taken is tried again: it may become valid.
+            Ok(sources) => Some(tls.load(&sources).inspect(|_| taken = sources.clone())),
             Err(error) => Some(Err(error)),
         };
         match replaced {
-            None => {}
+            None => alarms.set(Alarm::Credentials, None),
             Some(Ok(credentials)) => {
                 let serial = hex(&credentials.own.serial);
                 tracing::info!(serial, "the credentials were replaced: new connections are made by them");

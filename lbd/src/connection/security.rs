@@ -20,6 +20,8 @@ pub(crate) struct Tls {
     pub(super) paths: Paths,
     /// `lb://CLUSTER/node/NAME`: what the certificate must say.
     wanted: Identity,
+    /// What it was started with.
+    pub(super) first: Sources,
     pub(super) present: ArcSwap<Credentials>,
 }
 
@@ -29,8 +31,9 @@ impl Security {
         let Some(paths) = paths else { return Ok(Self::Plain) };
         let wanted = Identity::new(cluster.as_str(), Role::Node, name.as_str());
         let wanted = wanted.map_err(|error| wrong(paths, &error))?;
-        let credentials = load(paths, &wanted, &Sources::read(paths)?)?;
-        Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, present: ArcSwap::from_pointee(credentials) })))
+        let first = Sources::read(paths)?;
+        let present = ArcSwap::from_pointee(load(paths, &wanted, &first)?);
+        Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, first, present })))
     }
 
     /// When the certificate ends, if there is one.

@@ -352,7 +352,7 @@ impl Ownership {
 
     /// Keeps a watch over each other node's process.
     fn watch_processes(&self, me: NodeId, view: &View, watched: &mut BTreeMap<NodeId, (Target, AbortOnDrop)>) {
-        let target = |node: &Node| Target { name: node.name.to_string(), address: node.address.clone() };
+        let target = |node: &Node| Target { by: me, name: node.name.to_string(), address: node.address.clone() };
         let before = watched.len();
         watched.retain(|id, (of, _)| view.table.node(*id).is_some_and(|node| target(node) == *of));
         if watched.len() < before {
@@ -375,10 +375,11 @@ impl Ownership {
 
     /// Lets the other nodes watch this process. Runs until it is aborted.
     pub(crate) async fn be_watched(self, watches: mpsc::UnboundedReceiver<Watched>) {
-        let share = move |name: &str, key, is_shared| {
+        let share = move |name: &str, key, says: Option<NodeId>| {
             let view = self.inner.consensus.view();
-            let Some(node) = view.table.node_named(name).map(|node| node.id) else { return false };
-            self.inner.pairs.update(|pairs| pairs.add(node, key, is_shared));
+            let node = view.table.node_named(name).map(|node| node.id);
+            let Some(node) = node.filter(|node| says.is_none_or(|says| says == *node)) else { return false };
+            self.inner.pairs.update(|pairs| pairs.add(node, key, says.is_some()));
             self.tell(Input::Keys);
             true
         };

@@ -42,7 +42,9 @@ impl Pairs {
         keys.retain(|(known, _)| *known != key);
         keys.push((key, is_shared));
         if keys.len() > KEPT {
-            keys.remove(0);
+            // What was not shared for want of an answer goes first.
+            let earlier = &keys[..KEPT];
+            keys.remove(earlier.iter().position(|(_, is_shared)| !is_shared).unwrap_or(0));
         }
         self.version += 1;
     }
@@ -115,6 +117,10 @@ mod tests {
             pairs.add(2, key(id), true);
         }
         assert_eq!((pairs.by_id(4), pairs.by_id(5)), (None, Some((2, key(5)))), "the oldest go");
+        for id in 20..30 {
+            pairs.add(2, key(id), false);
+        }
+        assert_eq!(pairs.signing(2), Some(key(8)), "keys that nobody else has do not take its place");
         pairs.retain(|node| node != 2);
         assert_eq!((pairs.signing(2), pairs.by_id(8)), (None, None));
     }

@@ -4,6 +4,7 @@
 
 use std::{io, time::Duration};
 
+use lb_raft_store::table::NodeId;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -22,12 +23,14 @@ const PROBES: u32 = 15;
 const PROBE_EVERY: Duration = Duration::from_millis(1);
 /// A key is used no longer: then the connection is made anew.
 const KEY_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// What both ends say when they have the key.
+/// What the end that is watched says when it has the key; the other one answers with its id.
 const HAVE_KEY: u8 = 1;
 
 /// Whom to watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
+    /// Who watches it.
+    pub(super) by: NodeId,
     pub(super) name: String,
     pub(super) address: String,
 }
@@ -57,7 +60,7 @@ async fn connect(security: &Security, target: &Target, share: &impl Fn(PairKey))
         // The other end has it first, so that it understands what this one signs.
         watch.stream.read_u8().await?;
         share(secret.into());
-        watch.stream.write_u8(HAVE_KEY).await?;
+        watch.stream.write_u64(target.by).await?;
         watch.stream.flush().await?;
     }
     Ok(watch.stream)
@@ -79,26 +82,26 @@ async fn is_refused(address: &str) -> bool {
     false
 }
 
-/// Lets other nodes watch this process. `share`: has a key of the node of that name, of which the other end is known to have
-/// it or not; false if there is no such node. Runs until it is aborted.
+/// Lets other nodes watch this process. `share`: has a key of the node of that name, and of that id when it has answered that it has
+/// the key, too; false if there is no such node: an earlier one of the name may come once more. Runs until it is aborted.
 pub(super) async fn be_watched(
     mut watches: mpsc::UnboundedReceiver<Watched>,
-    share: impl Fn(&str, PairKey, bool) -> bool + Clone + Send + Sync + 'static,
+    share: impl Fn(&str, PairKey, Option<NodeId>) -> bool + Clone + Send + Sync + 'static,
 ) {
     while let Some(mut watched) = watches.recv().await {
         let share = share.clone();
         tokio::spawn(async move {
             let key = PairKey::from(&watched.secret);
             let shaken = timeout(CONNECT, async {
-                if !share(&watched.by, key, false) {
+                if !share(&watched.by, key, None) {
                     return Err(io::Error::other("it is no node of the table"));
                 }
                 watched.stream.write_u8(HAVE_KEY).await?;
                 watched.stream.flush().await?;
-                watched.stream.read_u8().await
+                watched.stream.read_u64().await
             });
             match shaken.await {
-                Ok(Ok(_)) if share(&watched.by, key, true) => until_its_end(&mut watched.stream).await,
+                Ok(Ok(id)) if share(&watched.by, key, Some(id)) => until_its_end(&mut watched.stream).await,
                 Ok(Err(error)) => tracing::debug!(by = watched.by, %error, "this process is not watched"),
                 _ => {}
             }

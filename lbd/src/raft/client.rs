@@ -22,10 +22,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A connection whose peer vanished without a word is given up after this and made anew.
 const KEEPALIVE: Duration = Duration::from_millis(500);
 
-/// The connections. `None` is the lane of what has nothing to do with the log.
+/// Where, whose node it must be, and the lane: `None` is that of what has nothing to do with the log.
+type Key = (String, Option<String>, Option<Lane>);
+
+/// The connections.
 pub(crate) struct Channels {
     security: Security,
-    all: Mutex<HashMap<(String, Option<Lane>), Channel>>,
+    all: Mutex<HashMap<Key, Channel>>,
 }
 
 impl Channels {
@@ -33,9 +36,16 @@ impl Channels {
         Self { security, all: Mutex::default() }
     }
 
-    pub(crate) fn get(&self, address: &str, lane: Option<Lane>) -> Result<Channel, tonic::transport::Error> {
+    /// To a node; to the one of that name, if it is known.
+    pub(crate) fn get(
+        &self,
+        address: &str,
+        name: Option<&str>,
+        lane: Option<Lane>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let key = (address.to_owned(), name.map(ToOwned::to_owned), lane);
         let mut channels = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(&(address.to_owned(), lane)) {
+        if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
@@ -43,13 +53,13 @@ impl Channels {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let (security, at) = (self.security.clone(), address.to_owned());
+        let (security, (at, name, _)) = (self.security.clone(), key.clone());
         let connector = service_fn(move |_: Uri| {
-            let (security, at) = (security.clone(), at.clone());
-            async move { security.dial(&at).await.map(TokioIo::new) }
+            let (security, at, name) = (security.clone(), at.clone(), name.clone());
+            async move { security.dial(&at, name.as_deref()).await.map(TokioIo::new) }
         });
         let channel = endpoint.connect_with_connector_lazy(connector);
-        channels.insert((address.to_owned(), lane), channel.clone());
+        channels.insert(key, channel.clone());
         Ok(channel)
     }
 }
@@ -60,11 +70,12 @@ impl Transport for TonicTransport {
     fn call(
         &self,
         address: &str,
+        name: Option<&str>,
         lane: Lane,
         message: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
-        let channel = self.0.get(address, Some(lane)).map_err(|error| unreachable(address, error));
+        let channel = self.0.get(address, name, Some(lane)).map_err(|error| unreachable(address, error));
         let address = address.to_owned();
         Box::pin(async move {
             let mut client = RaftServiceClient::new(channel?)

@@ -198,8 +198,12 @@ impl Credentials {
 
     /// Whether a certificate of the authority was revoked; of one that was shown before, too.
     pub fn is_revoked(&self, serial: &[u8]) -> bool {
+        // A number whose first bit is set stands in a list with a zero before it (X.690 8.3).
         let number = trimmed(serial);
-        self.revoked.revoked.iter().any(|list| list.find_serial(&number).is_ok_and(|found| found.is_some()))
+        let written = [&[0], &number[..]].concat();
+        let is_in =
+            |list: &CertRevocationList<'_>, number: &[u8]| list.find_serial(number).is_ok_and(|of| of.is_some());
+        self.revoked.revoked.iter().any(|list| is_in(list, &number) || is_in(list, &written))
     }
 }
 

@@ -57,10 +57,11 @@ pub enum Lane {
 
 /// Carries a request to a peer and its answer back.
 pub trait Transport: Send + Sync + 'static {
-    /// Delivers `message` to the node at `address`, within `timeout`.
+    /// Delivers `message` to the node at `address`, within `timeout`; to the one of that name, where the wire tells.
     fn call(
         &self,
         address: &str,
+        name: Option<&str>,
         lane: Lane,
         message: Vec<u8>,
         timeout: Duration,
@@ -75,6 +76,7 @@ impl Transport for Nobody {
     fn call(
         &self,
         address: &str,
+        _: Option<&str>,
         _: Lane,
         _: Vec<u8>,
         _: Duration,
@@ -121,7 +123,8 @@ impl Peers {
     ) -> Result<Answer, CallError> {
         let message =
             PeerRequest { cluster: self.cluster.as_bytes().to_vec(), from: self.me, to, request: Some(request) };
-        let reply = self.transport.call(address, lane, message.encode_to_vec(), timeout).await?;
+        let name = self.table.borrow().table.node(to).map(|node| node.name.to_string());
+        let reply = self.transport.call(address, name.as_deref(), lane, message.encode_to_vec(), timeout).await?;
         match PeerReply::decode(&*reply).ok().and_then(|reply| reply.answer) {
             None => Err(CallError::Nonsense),
             Some(Answer::Refused(refused)) => {

@@ -140,6 +140,12 @@ impl Consensus {
         candidacy.next.unwrap_or(now).clamp(now + pace.heartbeat / 10, now + pace.heartbeat)
     }
 
+    /// Whether a leader was heard so lately that nobody else would be elected.
+    pub(super) fn has_heard_leader(&self) -> bool {
+        let (at, is_true) = *self.inner.heard_leader.lock().unwrap_or_else(PoisonError::into_inner);
+        is_true && at.elapsed() < Pace::new(self.view().table.timing()).election
+    }
+
     /// The leader was heard at this moment.
     pub(super) fn hears_leader(&self) {
         *self.inner.heard_leader.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), true);

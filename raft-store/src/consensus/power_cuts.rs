@@ -44,6 +44,7 @@ impl Transport for Rack {
     fn call(
         &self,
         address: &str,
+        _: Option<&str>,
         _: Lane,
         message: Vec<u8>,
         timeout: Duration,

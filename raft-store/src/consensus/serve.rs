@@ -41,6 +41,8 @@ impl fmt::Display for Speaker {
 
 /// For a command that a follower forwarded; the follower gives up earlier if its caller does.
 const FORWARDED: Duration = Duration::from_secs(60);
+/// More than a cluster has.
+const MOST_REACHED: usize = 16;
 /// For a node of a cluster that this one is to join.
 const CALL_BACK: Duration = Duration::from_secs(1);
 
@@ -78,8 +80,12 @@ impl Consensus {
         match table.node(from) {
             Some(node) if node.name.as_str() == name => {}
             Some(node) => return Err(format!("{name} says that it is {}", node.name)),
-            // It may have been added by an entry that has not come here yet.
-            None if from > view.applied && table.node_named(name).is_none() => {}
+            // It may have been added by an entry that has not come here yet: whoever leads then brings it. Ids are indexes of
+            // the log, so that one of that name which is known is an earlier one.
+            None if from > view.applied
+                && table.node_named(name).is_none_or(|known| known.id < from)
+                && brings_the_log(request)
+                && (!self.has_heard_leader() || self.leader().is_some_and(|(leader, _)| leader == from)) => {}
             // Removed: it is told so, and believed nothing.
             None if self.has_removed(from) => {}
             None => return Err(format!("{name} is not node {from}")),
@@ -87,7 +93,8 @@ impl Consensus {
         if let Request::Propose(command) = request
             && let Ok(command) = decode_command(command)
         {
-            let is_others = command.body.speaks_for().is_some_and(|of| of != from);
+            let is_others = command.body.speaks_for().is_some_and(|of| of != from)
+                || command.principal.as_ref().is_some_and(|principal| principal.node != from);
             let of_others = |(vip, epoch): &(IpAddr, Epoch)| {
                 let owner = table.vip(*vip).and_then(|vip| vip.owner);
                 owner.is_some_and(|owner| owner.epoch == *epoch && owner.node != from)
@@ -95,6 +102,9 @@ impl Consensus {
             let releases_others = matches!(&command.body, Body::Released { grants } if grants.iter().any(of_others));
             if is_others || releases_others {
                 return Err(format!("{name} speaks for another node"));
+            }
+            if command.body.is_of_leader() {
+                return Err(format!("{name} sends what only the leader proposes"));
             }
         }
         Ok(())
@@ -232,9 +242,13 @@ impl Consensus {
 
     /// Calls the nodes of a cluster that this one is to join.
     async fn reach(&self, reach: &Reach) -> Answer {
+        if reach.nodes.len() > MOST_REACHED {
+            return Answer::refused(RefusedKind::Internal, format!("a cluster has {MOST_REACHED} nodes at most"));
+        }
         let call = async |node: &Reached| {
             let message = PeerRequest { request: Some(Request::Describe(true)), ..PeerRequest::default() };
-            let called = self.inner.transport.call(&node.address, Lane::Bulk, message.encode_to_vec(), CALL_BACK).await;
+            let called =
+                self.inner.transport.call(&node.address, None, Lane::Bulk, message.encode_to_vec(), CALL_BACK).await;
             let reply = called.map_err(|error| format!("{}: {error}", node.name))?;
             match PeerReply::decode(&*reply).ok().and_then(|reply| reply.answer) {
                 Some(Answer::Description(found)) if found.store == node.store => Ok(()),
@@ -322,6 +336,11 @@ impl Consensus {
         }
         Err(format!("this node belongs to cluster {}, not to {theirs}", identity.cluster))
     }
+}
+
+/// Whether it is how a node hears of entries that it does not have.
+fn brings_the_log(request: &Request) -> bool {
+    matches!(request, Request::Append(_) | Request::Snapshot(_) | Request::Vote(_) | Request::PreVote(_))
 }
 
 fn removed(whom: &str) -> String {

@@ -312,6 +312,17 @@ impl Body {
         }
     }
 
+    /// Whether only the leader finds it out or decides it, for itself.
+    pub(crate) fn is_of_leader(&self) -> bool {
+        matches!(
+            self,
+            Self::CreateCluster { .. }
+                | Self::AddNode(_)
+                | Self::RemoveNode { .. }
+                | Self::Fence { evidence: Evidence::Obituary { .. } | Evidence::Withdrawals(_), .. }
+        )
+    }
+
     /// Whether it is about what the cluster shall do, and not about what was found out.
     pub(super) fn moves_revision(&self) -> bool {
         !matches!(self, Self::Report { .. } | Self::Progress { .. })
