@@ -175,7 +175,7 @@ pub(crate) fn nothing_churns() -> anyhow::Result<()> {
     ensure!(entries <= 40 && lines <= 20, "{entries} entries and {lines} lines in ten seconds");
     let refused = site.nodes[0].lbctl(&["node", "set", "lb3", "--address", "10.77.1.2:7401"])?;
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(refused.status.code() == Some(1) && text.contains("there is lb2 and not lb3"), "{text}");
+    ensure!(refused.status.code() == Some(1) && text.contains("lb2 answers at 10.77.1.2:7401, and not lb3"), "{text}");
     site.nodes[0].lbctl_ok(&["node", "set", "lb3", "--address", &address])?;
     wait_ready(&site.nodes[0], 3);
     // On the node itself its loopback answers; the others do not reach it there.
