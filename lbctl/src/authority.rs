@@ -199,7 +199,7 @@ impl Authority {
     fn note(&mut self, wanted: &Wanted, der: &[u8]) -> Result<(), AuthorityError> {
         let certified = Certified::read(der).map_err(|error| AuthorityError::Refused(error.to_string()))?;
         self.issued.push(Issued {
-            serial: hex(&certified.serial),
+            serial: certified.serial_text(),
             identity: certified.identity.to_string(),
             not_after: shown(certified.not_after),
             names: wanted.names.clone(),
@@ -280,10 +280,6 @@ fn serial() -> SerialNumber {
 
 fn shown(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

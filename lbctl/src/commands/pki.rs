@@ -95,8 +95,7 @@ fn issue(authority: &mut Authority, wanted: &Wanted, target: &PkiTarget) -> Resu
 fn known(authority: &Authority, file: &Path) -> Result<Issued, Failure> {
     let problem = |what: String| Failure::Usage(format!("{}: {what}", file.display()));
     let certified = Certified::read_file(file).map_err(|error| problem(error.to_string()))?;
-    let Certified { serial, identity, .. } = certified;
-    let serial: String = serial.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (serial, identity) = (certified.serial_text(), certified.identity);
     let found = authority.find(&serial).into_iter().next().cloned();
     found.ok_or_else(|| problem(format!("this authority has not issued {identity} with serial number {serial}")))
 }

@@ -20,10 +20,7 @@ use tokio::{
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{
-    methods::{Work, method},
-    status,
-};
+use super::{methods::Work, status};
 
 /// Changes that wait for a majority.
 const WRITES: usize = 256;
@@ -95,8 +92,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // What is no method is refused before.
-        let work = method(request.uri().path()).map_or(Work::Write, |method| method.work);
+        // Said by whoever has let the call through.
+        let work = request.extensions().get().copied().unwrap_or(Work::Write);
         match self.bounds.admit(work) {
             Ok(permit) => {
                 let answer = self.inner.call(request);

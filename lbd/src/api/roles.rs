@@ -77,7 +77,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
         let Some(method) = method(path) else {
             let refused = Status::unimplemented("there is no such method");
@@ -91,6 +91,7 @@ where
             tell_refused(&peer, method, &refused);
             return Box::pin(async move { Ok(refused.into_http()) });
         }
+        request.extensions_mut().insert(method.work);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;

@@ -38,7 +38,7 @@ pub(crate) async fn renew(security: Security, mut asked: watch::Receiver<()>, al
         match replaced {
             None => alarms.set(Alarm::Credentials, None),
             Some(Ok(credentials)) => {
-                let serial = hex(&credentials.own.serial);
+                let serial = credentials.own.serial_text();
                 tracing::info!(serial, "the credentials were replaced: new connections are made by them");
                 tls.present.store(credentials.into());
                 alarms.set(Alarm::Credentials, None);
@@ -78,10 +78,6 @@ fn expiry(not_after: SystemTime, now: SystemTime) -> Option<(u64, String)> {
         days,
         format!("this node's certificate expires in {left}: issue a new one; it is taken up without a restart"),
     ))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -119,6 +119,11 @@ pub struct Certified {
 }
 
 impl Certified {
+    /// The serial number as people write it, in hexadecimal.
+    pub fn serial_text(&self) -> String {
+        self.serial.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Reads the first certificate of a file in PEM.
     pub fn read_file(path: &Path) -> Result<Self, IdentityError> {
         let der = CertificateDer::from_pem_file(path).map_err(|_| IdentityError("there is no CERTIFICATE in it"))?;

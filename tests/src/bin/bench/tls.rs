@@ -1,14 +1,15 @@
 //! What TLS costs: the time of a write and the gap of a takeover, in a cluster with TLS and in one without, by turns.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lb_proto::v1::{self, table_service_client::TableServiceClient};
 use lb_tests::{
     faults::{Fault, measure},
-    grpc, runner,
+    runner,
     site::{Plan, Site},
     topology::Host,
 };
+
+use crate::watchers::median_write;
 
 const WRITES: u32 = 300;
 /// Of each, alternating.
@@ -22,7 +23,7 @@ pub(crate) fn tls() -> anyhow::Result<()> {
     let mut gaps = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
         for (at, (site, neighbor)) in sites.iter_mut().enumerate() {
-            writes[at].push(median_write(site)?);
+            writes[at].push(median_write(site, WRITES)?);
             gaps[at].push(measure(site, neighbor, Fault::BothKilled, false)?.gap);
         }
     }
@@ -45,26 +46,6 @@ fn site(has_tls: bool) -> anyhow::Result<(Site, Host)> {
     site.configure()?;
     let neighbor = site.add_neighbor()?;
     Ok((site, neighbor))
-}
-
-fn median_write(site: &Site) -> anyhow::Result<Duration> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut client = TableServiceClient::new(grpc::connect(site.nodes[0].socket()).await?);
-        let mut times = Vec::new();
-        for number in 0..WRITES {
-            let request = v1::UpdateBackendRequest {
-                service: "web".into(),
-                address: site.servers[0].address.to_string(),
-                weight: Some(1 + number % 2),
-                ..Default::default()
-            };
-            let begun = Instant::now();
-            client.update_backend(request).await?;
-            times.push(begun.elapsed());
-        }
-        Ok(median(times))
-    })
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

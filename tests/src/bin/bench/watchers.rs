@@ -46,7 +46,6 @@ pub(crate) fn watchers() -> anyhow::Result<()> {
 /// The median time of a write, and what the watched node has used.
 fn round(site: &Site, watchers: usize) -> anyhow::Result<(Duration, Duration)> {
     let watched = &site.nodes[2];
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let socket = watched.socket();
     let reader = thread::Builder::new().name("watchers".into()).spawn(move || -> anyhow::Result<()> {
@@ -74,10 +73,20 @@ fn round(site: &Site, watchers: usize) -> anyhow::Result<(Duration, Duration)> {
     })?;
     thread::sleep(Duration::from_millis(500));
     let before = processor_time(watched)?;
-    let mut times = runtime.block_on(async {
+    let median = median_write(site, WRITES)?;
+    let used = processor_time(watched)? - before;
+    stop.send_replace(true);
+    reader.join().map_err(|_| anyhow::anyhow!("the watchers panicked"))??;
+    Ok((median, used))
+}
+
+/// The median time of writes by the first node, one after the other.
+pub(crate) fn median_write(site: &Site, count: u32) -> anyhow::Result<Duration> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
         let mut client = TableServiceClient::new(grpc::connect(site.nodes[0].socket()).await?);
         let mut times = Vec::new();
-        for number in 0..WRITES {
+        for number in 0..count {
             let request = v1::UpdateBackendRequest {
                 service: "web".into(),
                 address: site.servers[0].address.to_string(),
@@ -88,13 +97,9 @@ fn round(site: &Site, watchers: usize) -> anyhow::Result<(Duration, Duration)> {
             client.update_backend(request).await?;
             times.push(begun.elapsed());
         }
-        anyhow::Ok(times)
-    })?;
-    let used = processor_time(watched)? - before;
-    stop.send_replace(true);
-    reader.join().map_err(|_| anyhow::anyhow!("the watchers panicked"))??;
-    times.sort_unstable();
-    Ok((times[times.len() / 2], used))
+        times.sort_unstable();
+        Ok(times[times.len() / 2])
+    })
 }
 
 /// Of all the daemon's threads.
