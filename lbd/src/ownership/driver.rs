@@ -24,7 +24,8 @@ use super::{
     fitness::{Fitness, Part},
     grants::{Grants, Plan},
     heartbeat::{Heard, Heartbeat, Input, Report, Start},
-    member::Member,
+    member::{Answered, Member},
+    message::Verdict,
     pairs::SharedPairs,
     watchdog::{self, Target},
 };
@@ -223,6 +224,7 @@ impl Ownership {
                 tracing::warn!(leader = name, "the leader is gone: this node takes its place");
                 tokio::spawn(async move { consensus.take_lead(from).await });
             }
+            Report::HoldBack(held_back) => consensus.hold_back(held_back),
             Report::Holds(lease) => {
                 tracing::debug!(node = me, ?lease, "the lease has changed");
                 self.update_grants(|grants| grants.hold(lease));
@@ -235,7 +237,7 @@ impl Ownership {
                 self.inner.alarms.set(Alarm::Unfit, reason.as_ref().map(alarm));
                 self.inner.unfit.send_replace(reason);
             }
-            Report::Valid(valid) => self.tell_of_lease(me, valid),
+            Report::Valid(valid, answers) => self.tell_of_lease(me, valid, &answers),
             Report::Heard(heard) => self.tell_of_peers(me, heard),
             Report::RoundTrips(round_trips) => self.tell_of_distance(round_trips),
             Report::Spent(view) => drop(view),
@@ -267,7 +269,7 @@ impl Ownership {
     }
 
     /// The lease is valid, or has run out: at that moment, and not when others can be told of it.
-    fn tell_of_lease(&self, me: NodeId, valid: bool) {
+    fn tell_of_lease(&self, me: NodeId, valid: bool, answers: &[Answered]) {
         if valid {
             tracing::info!("this node's lease is valid");
             return self.inner.alarms.set(Alarm::Lease, None);
@@ -287,11 +289,15 @@ impl Ownership {
             let heard = self.heard();
             let silent = self.silent_nodes(&view, &heard).map(|node| format!("{} ({})", node.name, node.address));
             let silent: Vec<String> = silent.collect();
-            let silent = if silent.is_empty() { "the others in time".to_owned() } else { silent.join(", ") };
+            let because = match silent.is_empty() {
+                true => {
+                    let answers: Vec<String> = answers.iter().map(|answered| shown(answered, &view)).collect();
+                    format!("because the others have not supported it in time ({})", answers.join("; "))
+                }
+                false => format!("because its heartbeats were not answered by {}", silent.join(", ")),
+            };
             let of = if vips.is_empty() { "none".to_owned() } else { vips.join(", ") };
-            let problem = format!(
-                "this node's lease has run out, because its heartbeats were not answered by {silent}: {held} (owned: {of})"
-            );
+            let problem = format!("this node's lease has run out, {because}: {held} (owned: {of})");
             self.inner.alarms.set(Alarm::Lease, Some(problem));
         }
     }
@@ -445,6 +451,18 @@ impl Ownership {
             }
         });
     }
+}
+
+/// What a node answered last, in words.
+fn shown(answered: &Answered, view: &View) -> String {
+    let name = view.table.node(answered.node).map_or_else(|| answered.node.to_string(), |node| node.name.to_string());
+    let said = match answered.verdict {
+        Verdict::Yes { .. } => "supports it",
+        Verdict::Stale => "its answers come back to it late",
+        Verdict::Withdrawn => "has withdrawn its support until it is heard steadily again",
+        Verdict::Unknown => "another lease or an older table than it has itself",
+    };
+    format!("{name}, {} ms ago: {said}", answered.ago_ms)
 }
 
 /// Binds the heartbeat's sockets.

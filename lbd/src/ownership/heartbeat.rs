@@ -29,7 +29,7 @@ use super::{
     distance::RoundTrips,
     filter,
     fitness::{Fitness, Part, Unfit},
-    member::{Member, Output},
+    member::{Answered, Member, Output},
     message::{Envelope, Message},
     pairs::{Pairs, SharedPairs},
 };
@@ -68,14 +68,16 @@ pub(super) enum Report {
     Propose(Body),
     ProposeInTerm(u64, Body),
     Elect(NodeId),
+    /// Whether callers' writes wait: another node must catch up.
+    HoldBack(bool),
     /// The lease that this process holds now.
     Holds(Option<LeaseId>),
     /// What the parent process shall send when this one is dead.
     Obituary(Vec<(SocketAddr, Vec<u8>)>),
     /// Why the node does not do its work, or that it does.
     Unfit(Option<String>),
-    /// The lease has run out, or is valid again.
-    Valid(bool),
+    /// The lease has run out, and what the others answered last; or it is valid again.
+    Valid(bool, Vec<Answered>),
     /// Which nodes answer heartbeats, and whether those are enough.
     Heard(Heard),
     /// How far away they are.
@@ -378,6 +380,7 @@ impl Runner {
                 Output::Propose(command) => self.report(Report::Propose(command)),
                 Output::ProposeInTerm(term, command) => self.report(Report::ProposeInTerm(term, command)),
                 Output::Elect(from) => self.report(Report::Elect(from)),
+                Output::HoldBack(held_back) => self.report(Report::HoldBack(held_back)),
             }
         }
     }
@@ -421,7 +424,8 @@ impl Runner {
         }
         if valid != self.valid {
             self.valid = valid;
-            self.report(Report::Valid(valid));
+            let answers = if valid { Vec::new() } else { self.member.answers(now_ns) };
+            self.report(Report::Valid(valid, answers));
         }
     }
 

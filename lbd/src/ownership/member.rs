@@ -31,6 +31,17 @@ pub(super) enum Output {
     ProposeInTerm(u64, Body),
     /// Take the lead from that node.
     Elect(NodeId),
+    /// Whether callers' writes wait: another node must catch up.
+    HoldBack(bool),
+}
+
+/// An answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answered {
+    /// Whose.
+    pub(super) node: NodeId,
+    pub(super) ago_ms: u64,
+    pub(super) verdict: Verdict,
 }
 
 /// Between two proposals of what has no effect.
@@ -41,11 +52,14 @@ const LONGEST_PAUSE_NS: u64 = 10_000_000_000;
 struct Peer {
     /// Of the last ping that was taken.
     last: Option<(u64, u64)>,
+    /// How far its table was applied then.
+    applied: u64,
     /// The newest acknowledgement from it.
     echo: Option<Echo>,
     repeated_ns: u64,
-    /// When it last answered a ping of this process.
+    /// When it last answered a ping of this process, and what.
     answered_ns: u64,
+    verdict: Option<Verdict>,
     round_trip: RoundTrip,
 }
 
@@ -105,6 +119,8 @@ pub(super) struct Member {
     answered: bool,
     /// The lease that was last asked for has become valid.
     was_valid: bool,
+    /// Callers' writes wait.
+    held_back: bool,
     /// It asks for nothing any more.
     stopped: bool,
     output: Vec<Output>,
@@ -135,6 +151,7 @@ impl Member {
             was_unfit: false,
             answered: false,
             was_valid: false,
+            held_back: false,
             stopped: false,
             output: Vec::new(),
         }
@@ -182,6 +199,15 @@ impl Member {
         let heard =
             |node: &NodeId| self.peers.get(node).is_some_and(|peer| peer.answered_ns + self.timing.silent_ns > now_ns);
         others.map(|node| (node, heard(&node))).collect()
+    }
+
+    /// What each of the others has last answered to a heartbeat, and how long ago.
+    pub(super) fn answers(&self, now_ns: u64) -> Vec<Answered> {
+        let answered = |(node, peer): (&NodeId, &Peer)| {
+            let ago_ms = now_ns.saturating_sub(peer.answered_ns) / 1_000_000;
+            peer.verdict.map(|verdict| Answered { node: *node, ago_ms, verdict })
+        };
+        self.peers.iter().filter_map(answered).collect()
     }
 
     /// The round trips to the nodes that answer.
@@ -296,6 +322,7 @@ impl Member {
             }
             let is_new = peer.last != Some((ping.nonce, ping.seq));
             peer.last = Some((ping.nonce, ping.seq));
+            peer.applied = ping.applied;
             let judge = Judge { timing: &self.timing, nonce: self.nonce, own: self.holder.lease(), now_ns };
             verdict = self.supporter.on_ping(from, ping, &judge);
             if is_new && let Some(lease) = ping.lease {
@@ -317,6 +344,7 @@ impl Member {
             peer.echo = Some(echo);
         }
         peer.answered_ns = now_ns;
+        peer.verdict = Some(ack.verdict);
         if let Some(sent_ns) = self.holder.sent_ns(ack.seq) {
             peer.round_trip.on_answer(now_ns.saturating_sub(sent_ns), now_ns);
         }
@@ -361,6 +389,10 @@ impl Member {
             self.asked.begin_anew();
         }
         self.answered = answered;
+        let too_fast = self.is_too_fast(now_ns);
+        if std::mem::replace(&mut self.held_back, too_fast) != too_fast {
+            self.output.push(Output::HoldBack(too_fast));
+        }
         if self.may_withdraw(now_ns) {
             // Told at once, not with the next heartbeat.
             due |= self.supporter.withdraw(now_ns);
@@ -373,6 +405,17 @@ impl Member {
             self.ask(now_ns);
         }
         self.lead(now_ns);
+    }
+
+    /// Whether the writes that this node takes as the leader are more than another one can follow: its table is so far behind
+    /// that it would soon be supported no more.
+    fn is_too_fast(&self, now_ns: u64) -> bool {
+        let is_heard = |peer: &Peer| peer.answered_ns + self.timing.short_ns() > now_ns;
+        self.lead.leader == Some(self.me)
+            && self
+                .peers
+                .values()
+                .any(|peer| is_heard(peer) && self.supporter.is_falling_behind(peer.applied, &self.timing, now_ns))
     }
 
     /// Whether so many nodes answer its heartbeats that a lease can become valid.

@@ -108,8 +108,17 @@ impl Supporter {
 
     /// Whether a table that is applied so far is older than what this node had a while ago.
     fn is_behind(&self, applied: u64, timing: &Timing, now_ns: u64) -> bool {
-        let a_while_ago = self.applied.iter().take_while(|(at, _)| at + timing.lag_ns <= now_ns).last();
-        a_while_ago.is_some_and(|(_, then)| applied < *then)
+        self.is_older_than(applied, timing.lag_ns, now_ns)
+    }
+
+    /// Whether it will soon be that old. One that is as old already is not helped by waiting for it.
+    pub(super) fn is_falling_behind(&self, applied: u64, timing: &Timing, now_ns: u64) -> bool {
+        self.is_older_than(applied, timing.lag_ns / 4, now_ns) && !self.is_behind(applied, timing, now_ns)
+    }
+
+    fn is_older_than(&self, applied: u64, span_ns: u64, now_ns: u64) -> bool {
+        let later = self.applied.partition_point(|(at, _)| at + span_ns <= now_ns);
+        later.checked_sub(1).and_then(|then| self.applied.get(then)).is_some_and(|(_, then)| applied < *then)
     }
 
     /// Withdraws from whoever's promise has run out. Whether there was anyone.

@@ -12,6 +12,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 
+use super::gate::{Gate, Pass};
 use crate::{
     raft::TypeConfig,
     store::state_machine::StateMachine,
@@ -36,7 +37,7 @@ pub(super) struct InFlight(Arc<Mutex<HashMap<Vec<u8>, Waiting>>>);
 
 impl InFlight {
     /// Has the leader write a command, unless it is doing so already; what becomes of it is seen here.
-    pub(super) fn write(&self, raft: &Raft<TypeConfig, StateMachine>, command: &Command) -> Waiting {
+    pub(super) fn write(&self, raft: &Raft<TypeConfig, StateMachine>, gate: &Gate, command: &Command) -> Waiting {
         let bytes = encode_command(command);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = all.get(&bytes) {
@@ -44,20 +45,31 @@ impl InFlight {
         }
         let (done, waiting) = watch::channel(None);
         all.insert(bytes.clone(), waiting.clone());
-        let (all, raft, command) = (self.clone(), raft.clone(), command.clone());
-        // On a task of its own: a caller that gives up must not cut it short.
+        let (all, raft, gate, command) = (self.clone(), raft.clone(), gate.clone(), command.clone());
+        // On a task of its own: a caller that gives up must not cut it short, once it goes into the log.
         tokio::spawn(async move {
-            let outcome = match raft.client_write(command).await {
-                Ok(response) => Attempt::Done(response.data),
-                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Attempt::NotSent,
-                Err(error) => {
-                    tracing::debug!(%error, "a command was not written");
-                    Attempt::Unknown
-                }
+            let pass = tokio::select! {
+                pass = gate.pass(&command) => Some(pass),
+                () = done.closed() => None,
+            };
+            let outcome = match pass {
+                Some(pass) => write(&raft, command, pass).await,
+                None => Attempt::NotSent,
             };
             all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&bytes);
             done.send_replace(Some(outcome));
         });
         waiting
+    }
+}
+
+async fn write(raft: &Raft<TypeConfig, StateMachine>, command: Command, _pass: Pass) -> Attempt<Reply> {
+    match raft.client_write(command).await {
+        Ok(response) => Attempt::Done(response.data),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Attempt::NotSent,
+        Err(error) => {
+            tracing::debug!(%error, "a command was not written");
+            Attempt::Unknown
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! durable on a majority, `store::state_machine` applies it, [`crate::feed`] shows the new table.
 
 mod compare;
+mod gate;
 mod in_flight;
 mod lead;
 mod membership;

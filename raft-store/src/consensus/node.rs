@@ -16,6 +16,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
+    gate::Gate,
     in_flight::InFlight,
     network::{Peers, Transport},
 };
@@ -98,6 +99,7 @@ pub(super) struct Inner {
     /// See [`Peers::doubts`].
     pub(super) doubts: watch::Sender<u64>,
     pub(super) in_flight: InFlight,
+    pub(super) gate: Gate,
     /// Callers' writes are refused: what is left is for leases and membership.
     pub(super) low_on_space: AtomicBool,
     /// For whom another node took this one last, and when.

@@ -69,7 +69,7 @@ impl Consensus {
         if !command.is_allowed_at(level) {
             return Err(ProposeError::TooNew { needed: command.needs_level(), level });
         }
-        if command.needs_space() && self.is_low_on_space() {
+        if command.can_wait() && self.is_low_on_space() {
             return Err(ProposeError::NoSpace { on: String::new() });
         }
         let bytes = encode_command(command);
@@ -135,7 +135,7 @@ impl Consensus {
 
     /// Writes on this node, if it is the leader.
     pub(super) async fn write_as_leader(&self, member: &Member, command: &Command, until: Instant) -> Attempt<Reply> {
-        let mut waiting = self.inner.in_flight.write(&member.raft, command);
+        let mut waiting = self.inner.in_flight.write(&member.raft, &self.inner.gate, command);
         let written = tokio::time::timeout_at(until, waiting.wait_for(Option::is_some));
         tokio::select! {
             written = written => match written {

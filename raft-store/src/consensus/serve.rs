@@ -183,7 +183,7 @@ impl Consensus {
                     let error = ProposeError::TooNew { needed: command.needs_level(), level };
                     return Ok(Answer::refused(RefusedKind::TooNew, error));
                 }
-                if command.needs_space() && self.is_low_on_space() {
+                if command.can_wait() && self.is_low_on_space() {
                     return Ok(Answer::refused(RefusedKind::NoSpace, format!(" of {}", member.identity.name)));
                 }
                 match self.write_as_leader(member, &command, Instant::now() + FORWARDED).await {

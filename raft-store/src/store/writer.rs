@@ -7,6 +7,7 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
 use openraft::storage::IOFlushed;
@@ -20,6 +21,9 @@ use super::{
     watermark::{Watermark, WatermarkFile},
 };
 use crate::raft::TypeConfig;
+
+/// A sync that takes longer is worth a line for whoever looks for one.
+const SLOW: Duration = Duration::from_millis(100);
 
 enum Completion {
     Raft(IOFlushed<TypeConfig>),
@@ -101,7 +105,12 @@ impl Sink {
                     Job::Retire(covered) => retired = retired.max(Some(covered)),
                 }
             }
+            let begun = Instant::now();
             let result = self.commit(&records);
+            let took = begun.elapsed();
+            if took > SLOW {
+                tracing::debug!(?took, records = records.len(), "the disk was slow");
+            }
             if let Err(error) = &result {
                 self.failure.note(error);
             }

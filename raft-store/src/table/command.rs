@@ -272,9 +272,9 @@ impl Command {
         of_envelope.max(of_body)
     }
 
-    /// Whether it is a caller's write that waits while little space is left. What moves VIPs away from a node, or mends the
-    /// membership, does not: that is how such a node is helped.
-    pub(crate) fn needs_space(&self) -> bool {
+    /// Whether it is a caller's write that waits while nodes are short of space, or of time. What moves VIPs away from a node,
+    /// or mends the membership, does not: that is how such a node is helped.
+    pub(crate) fn can_wait(&self) -> bool {
         let helps = matches!(
             self.body,
             Body::Fence { .. }

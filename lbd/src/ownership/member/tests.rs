@@ -146,3 +146,37 @@ fn a_refused_connection_counts_against_the_present_leader_alone() {
     member.on_refused(2, 1003 * MS);
     assert!(elects(&mut member));
 }
+
+#[test]
+fn a_leader_holds_writes_back_while_a_node_that_is_heard_falls_behind() {
+    let mut member = member();
+    let mut now_ns = 1001 * MS;
+    member.on_lead(Lead { leader: Some(1), term: 4 }, now_ns);
+    let ahead = View { applied: 9, ..View::clone(&view()) };
+    member.on_view(Arc::new(ahead), now_ns);
+    member.take_output();
+    let mut seq = 0;
+    // Each 20 ms node 2 says how far it is.
+    let mut held_back = |until_ms: u64, applied: u64| {
+        let mut said = Vec::new();
+        while now_ns < until_ms * MS {
+            now_ns += 20 * MS;
+            seq += 1;
+            let Message::Ping(ping) = ping(2, seq, None) else { unreachable!() };
+            member.on_message(2, &Message::Ping(Ping { applied, ..ping }), now_ns);
+            let ack = Ack { nonce: 12, of: 11, lease: None, seq, at_ns: now_ns, verdict: Verdict::Unknown };
+            member.on_message(2, &Message::Ack(ack), now_ns);
+            member.on_time(now_ns);
+            let output = member.take_output().into_iter();
+            said.extend(output.filter_map(|output| match output {
+                Output::HoldBack(held_back) => Some((held_back, now_ns / MS)),
+                _ => None,
+            }));
+        }
+        said
+    };
+    assert_eq!(held_back(1100, 6), [], "it may be on its way");
+    assert_eq!(held_back(1300, 6), [(true, 1141)]);
+    assert_eq!(held_back(1400, 9), [(false, 1321)], "it has caught up");
+    assert_eq!(held_back(1600, 8), [(true, 1421), (false, 1501)], "what is too old already is waited for no more");
+}

@@ -442,6 +442,8 @@ impl World {
                 Output::Send(to, message) => self.send(id, to, message),
                 Output::Propose(command) => self.propose(id, command, None),
                 Output::ProposeInTerm(term, command) => self.propose(id, command, Some(term)),
+                // Of how many writes there are it is the consensus that takes care.
+                Output::HoldBack(_) => {}
                 Output::Elect(_) => {
                     let after = self.some_delay() * 2;
                     self.schedule(after, Event::Election { candidate: id, against: believes.term });

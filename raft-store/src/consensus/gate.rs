@@ -1,0 +1,94 @@
+//! Callers' writes on their way into a leader's log: so many at a time, and none for a moment while another node is so far behind
+//! that it is about to lose its lease. Whoever writes faster than the nodes can follow is slowed down to what they can.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
+
+use super::node::Consensus;
+use crate::table::Command;
+
+/// Callers' writes in a leader's log that are not agreed on yet. They share their way to the disk, so more would not be quicker.
+const UNDER_WAY: usize = 256;
+/// A node that has not caught up after so long is helped no more by waiting.
+const HOLD_BACK: Duration = Duration::from_millis(500);
+
+/// Clones are handles to the same.
+#[derive(Clone)]
+pub(super) struct Gate {
+    room: Arc<Semaphore>,
+    held_back: Arc<watch::Sender<bool>>,
+}
+
+/// A command may go into the log; it takes its room until this is dropped.
+pub(super) struct Pass {
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { room: Arc::new(Semaphore::new(UNDER_WAY)), held_back: Arc::default() }
+    }
+}
+
+impl Gate {
+    /// Waits until a command may go into the log.
+    pub(super) async fn pass(&self, command: &Command) -> Pass {
+        if !command.can_wait() {
+            return Pass { _room: None };
+        }
+        // Nobody closes it.
+        let permit = self.room.clone().acquire_owned().await.ok();
+        let mut held_back = self.held_back.subscribe();
+        drop(timeout(HOLD_BACK, held_back.wait_for(|held_back| !held_back)).await);
+        Pass { _room: permit }
+    }
+}
+
+impl Consensus {
+    /// Whether callers' writes wait on this node, where it leads: others must catch up.
+    pub fn hold_back(&self, held_back: bool) {
+        self.inner.gate.held_back.send_replace(held_back);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::table::{Body, RequestId};
+
+    fn of_a_caller() -> Command {
+        Command { request: RequestId::parse("one").unwrap(), ..Body::Mutate(Vec::new()).into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_wait_and_leases_do_not() {
+        let gate = Gate::default();
+        gate.held_back.send_replace(true);
+        let begun = Instant::now();
+        let lease = gate.pass(&Body::Rebalance.into()).await;
+        assert!(lease._room.is_none() && begun.elapsed() == Duration::ZERO);
+        let (waiting, command) = (gate.clone(), of_a_caller());
+        let waiting = tokio::spawn(async move { waiting.pass(&command).await });
+        tokio::time::sleep(HOLD_BACK / 2).await;
+        assert!(!waiting.is_finished());
+        gate.held_back.send_replace(false);
+        drop(waiting.await.unwrap());
+        assert_eq!(begun.elapsed(), HOLD_BACK / 2);
+        gate.held_back.send_replace(true);
+        let mut passed = vec![gate.pass(&of_a_caller()).await];
+        assert_eq!(begun.elapsed(), HOLD_BACK / 2 + HOLD_BACK, "nobody is waited for without end");
+        gate.held_back.send_replace(false);
+        for _ in 1..UNDER_WAY {
+            passed.push(gate.pass(&of_a_caller()).await);
+        }
+        assert!(timeout(HOLD_BACK, gate.pass(&of_a_caller())).await.is_err(), "there is no more room");
+        passed.pop();
+        gate.pass(&of_a_caller()).await;
+    }
+}
