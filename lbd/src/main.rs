@@ -14,6 +14,7 @@ mod clock;
 mod config;
 mod connection;
 mod control;
+mod descriptors;
 mod exit;
 mod health;
 mod link;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         return Exit::Software.into();
     };
     parent.lock_memory();
+    descriptors::raise_limit();
     match app::run(config, cli.config, parent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

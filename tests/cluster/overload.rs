@@ -218,7 +218,7 @@ fn after(status: &tonic::Status, counts: &Counts) -> Duration {
 }
 
 /// The most memory that a node has had.
-fn peak_mib(site: &Site) -> anyhow::Result<u64> {
+pub(crate) fn peak_mib(site: &Site) -> anyhow::Result<u64> {
     let mut most = 0;
     for worker in site.nodes.iter().filter_map(lb_tests::cluster::LbNode::worker) {
         let status = std::fs::read_to_string(format!("/proc/{worker}/status"))?;

@@ -14,7 +14,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use lb_proto::{
     tls::Role,
-    v1::{self, CallRequest, cluster_service_client::ClusterServiceClient, raft_service_client::RaftServiceClient},
+    v1::{
+        self, CallRequest, cluster_service_client::ClusterServiceClient, raft_service_client::RaftServiceClient,
+        table_service_client::TableServiceClient,
+    },
 };
 use lb_raft_store::table::{Body, Command, Evidence, Principal, encode_command};
 use lb_tests::{
@@ -30,7 +33,7 @@ use prost_reflect::{DescriptorPool, MethodDescriptor};
 use serde_json::Value;
 use tonic::{Code, Status};
 
-use crate::wrong_input::call;
+use crate::{overload::peak_mib, wrong_input::call};
 
 fn api_of(node: &LbNode) -> String {
     node.address.replace(":7401", ":7400")
@@ -92,7 +95,7 @@ pub(crate) fn each_method() -> anyhow::Result<()> {
         let change = v1::mutation::Change::UpdateSettings(settings);
         let request = v1::ApplyRequest { mutations: vec![v1::Mutation { change: Some(change) }], ..Default::default() };
         let (_, operator) = channels.iter().find(|(role, _)| *role == Role::Operator).context("an operator")?;
-        let mut client = v1::table_service_client::TableServiceClient::new(operator.clone());
+        let mut client = TableServiceClient::new(operator.clone());
         let status = client.apply(request).await.err().context("an operator has changed a setting")?;
         ensure!(status.code() == Code::PermissionDenied && status.message().contains("mutations[0]"), "{status:?}");
         Ok(())
@@ -112,6 +115,10 @@ fn told(node: &LbNode) -> anyhow::Result<(Value, Value, Value)> {
     Ok((status["vip_owners"].clone(), status["nodes"].as_array().map(Vec::len).into(), services))
 }
 
+/// More than a node has descriptors for by default.
+const HALF_OPEN: u32 = 10_000;
+/// Of those of the API that one caller gets.
+const CONNECTIONS_OF_ONE: u32 = 500;
 /// Of unsigned datagrams.
 const FLOOD: Duration = Duration::from_secs(1);
 
@@ -303,10 +310,11 @@ pub(crate) fn strangers() -> anyhow::Result<()> {
             Err(status) => anyhow::bail!("{why}: {status:?}"),
         }
     }
+    let resident = peak_mib(&site)?;
     // Half-open handshakes, more than an address may have, and each of them as slow as can be.
     let held = site.node_hosts[1].ns.enter(|| -> anyhow::Result<Vec<TcpStream>> {
         let mut held = Vec::new();
-        for number in 0..2000 {
+        for number in 0..HALF_OPEN {
             let mut slow = TcpStream::connect(if number % 2 == 0 { &peers } else { &api })?;
             // It may have been closed already.
             drop(slow.write_all(&[0x16]));
@@ -319,10 +327,31 @@ pub(crate) fn strangers() -> anyhow::Result<()> {
     let mut arguments = good.arguments()?.to_vec();
     let url = format!("https://{api}");
     arguments.extend(["--endpoint", &url, "vip", "list"]);
-    let listed =
-        site.node_hosts[2].ns.command(lb_tests::binaries::directory()?.join("lbctl"))?.args(&arguments).output()?;
+    let mut others = site.node_hosts[2].ns.command(lb_tests::binaries::directory()?.join("lbctl"))?;
+    let listed = others.args(&arguments).output()?;
     ensure!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     drop(held);
+    // More connections than one gets, by somebody whom the authority knows: others come in, and what is too much is closed.
+    let many = on(&site, 1, async || {
+        let credentials = Arc::new(viewer.load()?);
+        let (mut all, mut served) = (Vec::new(), 0);
+        for _ in 0..CONNECTIONS_OF_ONE + 20 {
+            if let Ok(channel) = grpc::connect_by_tls(api.clone(), credentials.clone()).await {
+                let asked =
+                    ClusterServiceClient::new(channel.clone()).get_settings(v1::GetSettingsRequest::default()).await;
+                served += u32::from(asked.is_ok());
+                all.push(channel);
+            }
+        }
+        let listed = others.output()?;
+        ensure!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        Ok(served)
+    })?;
+    // Where few files may be open it is fewer.
+    ensure!((60..=CONNECTIONS_OF_ONE).contains(&many), "{many} connections of one caller are served");
+    let grown = peak_mib(&site)? - resident;
+    ensure!(grown < 128, "{grown} MiB more are resident");
+    println!("{HALF_OPEN} half-open handshakes, {many} connections of one caller: {grown} MiB more");
     // A flood of datagrams at the heartbeats' port, of which none is signed.
     let before_flood = heartbeat_time(&site.nodes[0])?;
     let sent = site.node_hosts[1].ns.enter(|| -> anyhow::Result<u32> {
@@ -402,13 +431,23 @@ pub(crate) fn revocation() -> anyhow::Result<()> {
     let credentials = Arc::new(files.load()?);
     let (address, node) = (api_of(&site.nodes[0]), &site.nodes[0]);
     on(&site, 0, async || {
-        let mut client = ClusterServiceClient::new(grpc::connect_by_tls(address.clone(), credentials.clone()).await?);
+        let channel = grpc::connect_by_tls(address.clone(), credentials.clone()).await?;
+        let mut client = ClusterServiceClient::new(channel.clone());
         client.get_status(v1::GetStatusRequest::default()).await?;
+        let mut followed = TableServiceClient::new(channel).watch(v1::WatchRequest::default()).await?.into_inner();
+        followed.message().await?.context("the table as it is")?;
         pki.run(&["revoke", "mallory"])?;
         node.signal(rustix::process::Signal::HUP)?;
         wait::until("the list is taken up", SOON, || node.log().contains("the credentials were replaced"));
-        let status = client.get_status(v1::GetStatusRequest::default()).await.err().context("he is let in")?;
-        ensure!(status.code() == Code::Unauthenticated && status.message().contains("revoked"), "{status:?}");
+        client.get_status(v1::GetStatusRequest::default()).await.err().context("he is let in")?;
+        // What he follows ends with the connection.
+        let ended = async {
+            while followed.message().await?.is_some() {}
+            anyhow::Ok(())
+        };
+        let ended = tokio::time::timeout(SOON, ended).await.context("he follows the table yet")?;
+        ensure!(ended.is_err(), "it has ended as if all were said");
+        ensure!(node.log().contains("a connection is ended: the certificate was revoked"), "{}", node.log());
         let again = grpc::connect_by_tls(address, credentials).await;
         let again = match again {
             Ok(channel) => ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest::default()).await.is_ok(),

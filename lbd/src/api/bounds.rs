@@ -21,6 +21,7 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{methods::Work, status};
+use crate::connection::{Peer, Share, Shares};
 
 /// Changes that wait for a majority.
 const WRITES: usize = 256;
@@ -34,31 +35,67 @@ const READ_OUT: Duration = Duration::from_secs(30);
 /// The bounds of one node, for all its listeners together.
 #[derive(Clone)]
 pub(super) struct Bounds {
-    writes: Arc<Semaphore>,
-    reads: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    writes: Bound,
+    reads: Bound,
+    streams: Bound,
 }
 
-impl Default for Bounds {
-    fn default() -> Self {
-        let of = |permits| Arc::new(Semaphore::new(permits));
-        Self { writes: of(WRITES), reads: of(READS), streams: of(STREAMS) }
+/// So many of a kind at a time, and half as many of one caller, as far as callers show who they are.
+#[derive(Clone)]
+struct Bound {
+    what: &'static str,
+    most: usize,
+    room: Arc<Semaphore>,
+    shares: Shares<String>,
+}
+
+/// A call has its room, until this is dropped.
+struct Admission {
+    _room: OwnedSemaphorePermit,
+    _share: Option<Share<String>>,
+}
+
+impl Bound {
+    fn of(most: usize, what: &'static str) -> Self {
+        Self { what, most, room: Arc::new(Semaphore::new(most)), shares: Shares::of(most / 2) }
     }
-}
 
-impl Bounds {
-    fn admit(&self, work: Work) -> Result<OwnedSemaphorePermit, Status> {
-        let (room, most, what) = match work {
-            Work::Write => (&self.writes, WRITES, "changes"),
-            Work::Read => (&self.reads, READS, "reads"),
-            Work::Stream => (&self.streams, STREAMS, "streams"),
+    fn admit(&self, holder: Option<String>) -> Result<Admission, Status> {
+        let Self { what, most, .. } = self;
+        let share = match holder {
+            Some(holder) => Some(self.shares.take(holder).ok_or_else(|| {
+                let share = most / 2;
+                status::busy(&format!("{share} {what} of this caller are under way, as many as one gets: ask again"))
+            })?),
+            None => None,
         };
         let full = |_| {
             status::busy(&format!(
                 "this node has {most} {what} under way, as many as it takes: ask again, or another node"
             ))
         };
-        room.clone().try_acquire_owned().map_err(full)
+        Ok(Admission { _room: self.room.clone().try_acquire_owned().map_err(full)?, _share: share })
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            writes: Bound::of(WRITES, "changes"),
+            reads: Bound::of(READS, "reads"),
+            streams: Bound::of(STREAMS, "streams"),
+        }
+    }
+}
+
+impl Bounds {
+    fn admit(&self, work: Work, holder: Option<String>) -> Result<Admission, Status> {
+        let bound = match work {
+            Work::Write => &self.writes,
+            Work::Read => &self.reads,
+            Work::Stream => &self.streams,
+        };
+        bound.admit(holder)
     }
 }
 
@@ -94,10 +131,11 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // Said by whoever has let the call through.
         let work = request.extensions().get().copied().unwrap_or(Work::Write);
-        match self.bounds.admit(work) {
-            Ok(permit) => {
+        let holder = request.extensions().get::<Peer>().and_then(Peer::holder);
+        match self.bounds.admit(work, holder) {
+            Ok(admission) => {
                 let answer = self.inner.call(request);
-                Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Held::new(body, permit, work)))) })
+                Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Held::new(body, admission, work)))) })
             }
             Err(refused) => Box::pin(async move { Ok(refused.into_http()) }),
         }
@@ -109,13 +147,13 @@ struct Held {
     body: Body,
     /// `None` for a stream, which may stay.
     until: Option<Pin<Box<Sleep>>>,
-    _permit: OwnedSemaphorePermit,
+    _admission: Admission,
 }
 
 impl Held {
-    fn new(body: Body, permit: OwnedSemaphorePermit, work: Work) -> Self {
+    fn new(body: Body, admission: Admission, work: Work) -> Self {
         let until = (work != Work::Stream).then(|| Box::pin(sleep(READ_OUT)));
-        Self { body, until, _permit: permit }
+        Self { body, until, _admission: admission }
     }
 }
 
@@ -149,11 +187,15 @@ mod tests {
     #[test]
     fn beyond_the_room_is_refused_and_what_ends_makes_room() {
         let bounds = Bounds::default();
-        let held: Vec<_> = (0..READS).map(|_| bounds.admit(Work::Read).unwrap()).collect();
-        let refused = bounds.admit(Work::Read).unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
-        assert!(bounds.admit(Work::Write).is_ok(), "each kind by itself");
+        let read = |holder: Option<&str>| bounds.admit(Work::Read, holder.map(str::to_owned));
+        let mut held: Vec<_> = (0..READS / 2).map(|_| read(Some("one")).unwrap()).collect();
+        let refused = read(Some("one")).err().unwrap();
+        assert!(refused.code() == tonic::Code::ResourceExhausted && refused.message().contains("of this caller"));
+        held.extend((0..READS / 2).map(|_| read(Some("other")).unwrap()));
+        let refused = read(None).err().unwrap();
+        assert!(refused.code() == tonic::Code::ResourceExhausted && refused.message().contains("this node has"));
+        assert!(bounds.admit(Work::Write, None).is_ok(), "each kind by itself");
         drop(held);
-        assert!(bounds.admit(Work::Read).is_ok());
+        assert!(read(Some("one")).is_ok());
     }
 }

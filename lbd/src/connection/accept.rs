@@ -2,15 +2,14 @@
 //! takes all of it.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, TcpListener},
     os::unix::net::UnixListener,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
-use futures::Stream;
+use futures::{Stream, future::BoxFuture};
 use lb_proto::tls::{Certified, WATCHDOG};
 use tokio::{
     net::{TcpStream, UnixStream},
@@ -26,8 +25,10 @@ use super::{
     keepalive::keep_alive,
     peer::{From, Peer, Shown},
     secret::{Secret, secret},
-    security::Security,
+    security::{End, Security},
+    shares::{Share, Shares},
 };
+use crate::descriptors::at_most_a;
 
 /// For a handshake (TLS, in which a certificate is shown).
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -35,6 +36,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const HANDSHAKES: usize = 1024;
 /// Of one network.
 const HANDSHAKES_OF_A_NETWORK: usize = 32;
+/// Whom a certificate is for has one of so many parts of the room.
+const SHARES: usize = 4;
 /// Connections that are let in and not served yet.
 const WAITING: usize = 16;
 /// After the system had no descriptor or no memory for one.
@@ -44,39 +47,61 @@ const AFTER_A_FAULT: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub(crate) struct Room {
     whole: Arc<Semaphore>,
+    /// By whom a certificate is for.
+    by_holder: Shares<String>,
     /// Of those who have not shown who they are: they take no place from others.
     unknown: Arc<Semaphore>,
-    /// Handshakes by network.
-    handshakes: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    by_network: Shares<IpAddr>,
+}
+
+/// A connection has its place, until this is dropped.
+pub(super) struct Place {
+    _whole: OwnedSemaphorePermit,
+    _share: Option<Share<String>>,
 }
 
 impl Room {
     pub(crate) fn for_connections(count: usize) -> Self {
-        let unknown = Arc::new(Semaphore::new(HANDSHAKES));
-        Self { whole: Arc::new(Semaphore::new(count)), unknown, handshakes: Arc::default() }
+        let room = |count| Arc::new(Semaphore::new(count));
+        let count = at_most_a(8, count);
+        Self {
+            whole: room(count),
+            by_holder: Shares::of(count.div_ceil(SHARES)),
+            unknown: room(at_most_a(16, HANDSHAKES)),
+            by_network: Shares::of(HANDSHAKES_OF_A_NETWORK),
+        }
     }
 
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        self.whole.clone().try_acquire_owned().ok()
+    /// A place for a connection. If there is none for it, that is told, and the connection is to be closed.
+    fn take(&self, peer: &Peer) -> Option<Place> {
+        let share = match peer.holder() {
+            Some(holder) => match self.by_holder.take(holder) {
+                None => {
+                    let caller = peer.who();
+                    tracing::debug!(%caller, from = %peer, "a connection is closed: its holder has as many as one gets");
+                    return None;
+                }
+                share => share,
+            },
+            None => None,
+        };
+        let Ok(whole) = self.whole.clone().try_acquire_owned() else {
+            tracing::debug!(from = %peer, "a connection is closed: there are as many as are taken");
+            return None;
+        };
+        Some(Place { _whole: whole, _share: share })
     }
 
     fn begin_handshake(&self, address: IpAddr) -> Option<Handshake> {
-        let (network, place) = (network_of(address), self.unknown.clone().try_acquire_owned().ok()?);
-        let mut all = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(network).or_default();
-        if *count >= HANDSHAKES_OF_A_NETWORK {
-            return None;
-        }
-        *count += 1;
-        Some(Handshake { room: self.clone(), network, _place: place })
+        let place = self.unknown.clone().try_acquire_owned().ok()?;
+        Some(Handshake { _place: place, _share: self.by_network.take(network_of(address))? })
     }
 }
 
 /// One that is under way.
 struct Handshake {
-    room: Room,
-    network: IpAddr,
     _place: OwnedSemaphorePermit,
+    _share: Share<IpAddr>,
 }
 
 /// One host has all addresses of its IPv6 network.
@@ -87,25 +112,15 @@ fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        let mut all = self.room.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.network);
-            }
-        }
-    }
-}
-
 /// A node that watches whether this process lives, for as long as its connection lasts.
 pub(crate) struct Watched {
     /// The node's name.
     pub(crate) by: String,
     pub(crate) secret: Secret,
     pub(crate) stream: Box<Tls>,
-    _place: OwnedSemaphorePermit,
+    /// When the node's certificate counts no more.
+    pub(crate) ends: BoxFuture<'static, End>,
+    _place: Place,
 }
 
 /// Those who come to a TCP listener and are let in. `watches`: where those go who watch; `None` where nobody may.
@@ -136,10 +151,7 @@ pub(crate) fn incoming(
             let peer = Peer { from: From::Tcp(address), shown: Shown::Nothing };
             match &security {
                 Security::Plain => {
-                    let Some(place) = room.take() else {
-                        tracing::debug!(from = %address, "a connection is closed: there are as many as are taken");
-                        continue;
-                    };
+                    let Some(place) = room.take(&peer) else { continue };
                     if sender.send(Ok(Admitted::new(Box::new(stream), peer, None, place))).await.is_err() {
                         return;
                     }
@@ -162,16 +174,13 @@ pub(crate) fn incoming(
                             tracing::warn!(target: "audit", caller = %who, from = %peer, "refused: only nodes speak here");
                             return;
                         }
-                        let Some(place) = room.take() else {
-                            tracing::debug!(from = %peer, "a connection is closed: there are as many as are taken");
-                            return;
-                        };
+                        let Some(place) = room.take(&peer) else { return };
                         if stream.get_ref().1.alpn_protocol() != Some(WATCHDOG) {
                             drop(sender.send(Ok(Admitted::new(stream, peer, None, place))).await);
                         } else if let (Some(watches), Ok(Some(by)), Ok(secret)) =
                             (watches, peer.node(), secret(&stream))
                         {
-                            drop(watches.send(Watched { by, secret, stream, _place: place }));
+                            drop(watches.send(Watched { by, secret, stream, ends: peer.ends(), _place: place }));
                         }
                     });
                 }
@@ -226,12 +235,9 @@ pub(crate) fn incoming_unix(
                         continue;
                     }
                 };
-                let Some(place) = room.take() else {
-                    tracing::debug!("a connection is closed: there are as many as are taken");
-                    continue;
-                };
                 let user = stream.peer_cred().ok().map(|of| of.uid());
                 let peer = Peer { from: From::Unix(user), shown: Shown::Nothing };
+                let Some(place) = room.take(&peer) else { continue };
                 let admitted = Admitted::new(Box::new(stream), peer, Some(Authority::default()), place);
                 return Some((Ok(admitted), listener));
             }
@@ -247,14 +253,12 @@ mod tests {
     #[test]
     fn no_address_takes_all_the_room_for_handshakes() {
         let room = Room::for_connections(1);
-        let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
-        let mut begun: Vec<Handshake> = (0..HANDSHAKES_OF_A_NETWORK).map_while(|_| room.begin_handshake(one)).collect();
+        let [one, neighbor, other] = ["2001:db8::1", "2001:db8::ffff:2", "192.0.2.1"].map(|text| text.parse().unwrap());
+        let begun: Vec<_> = (0..HANDSHAKES_OF_A_NETWORK).map_while(|_| room.begin_handshake(one)).collect();
         assert_eq!(begun.len(), HANDSHAKES_OF_A_NETWORK);
-        assert!(room.begin_handshake(one).is_none());
+        assert!(room.begin_handshake(neighbor).is_none(), "of the same network");
         assert!(room.begin_handshake(other).is_some());
-        begun.pop();
-        assert!(room.begin_handshake(one).is_some());
-        begun.clear();
-        assert!(room.handshakes.lock().unwrap().is_empty());
+        drop(begun);
+        assert!(room.begin_handshake(neighbor).is_some());
     }
 }

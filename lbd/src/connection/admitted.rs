@@ -6,15 +6,15 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
 };
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::{authority::Authority, peer::Peer};
+use super::{accept::Place, authority::Authority, peer::Peer, security::End};
 
 /// Bytes in both directions.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -28,17 +28,26 @@ pub(crate) struct Admitted {
     peer: Peer,
     /// On a Unix socket, where an authority may be a path.
     authority: Option<Authority>,
-    _place: OwnedSemaphorePermit,
+    /// When whoever has made it counts no more; `None` when that has come.
+    ends: Option<BoxFuture<'static, End>>,
+    _place: Place,
 }
 
 impl Admitted {
-    pub(super) fn new(
-        stream: Box<dyn Stream>,
-        peer: Peer,
-        authority: Option<Authority>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
-        Self { stream, peer, authority, _place: place }
+    pub(super) fn new(stream: Box<dyn Stream>, peer: Peer, authority: Option<Authority>, place: Place) -> Self {
+        let ends = Some(peer.ends());
+        Self { stream, peer, authority, ends, _place: place }
+    }
+
+    /// Whether it goes on. All that is open on it ends with it.
+    fn goes_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if let Some(ends) = &mut self.ends {
+            let Poll::Ready(end) = ends.poll_unpin(cx) else { return Ok(()) };
+            self.ends = None;
+            let caller = self.peer.who();
+            tracing::warn!(target: "audit", %caller, from = %self.peer, "a connection is ended: the certificate {end}");
+        }
+        Err(io::ErrorKind::ConnectionAborted.into())
     }
 }
 
@@ -53,6 +62,7 @@ impl Connected for Admitted {
 impl AsyncRead for Admitted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.goes_on(cx)?;
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
         if let (Poll::Ready(Ok(())), Some(authority)) = (&read, &mut this.authority) {

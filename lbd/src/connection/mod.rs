@@ -10,6 +10,7 @@ mod peer;
 mod renew;
 mod secret;
 mod security;
+mod shares;
 
 pub(crate) use accept::{Room, Watched, incoming, incoming_unix};
 pub(crate) use admitted::Stream;
@@ -17,3 +18,4 @@ pub(crate) use peer::{Peer, Who};
 pub(crate) use renew::renew;
 pub(crate) use secret::Secret;
 pub(crate) use security::Security;
+pub(crate) use shares::{Share, Shares};

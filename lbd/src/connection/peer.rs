@@ -2,9 +2,10 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
+use futures::{FutureExt as _, future::BoxFuture};
 use lb_proto::tls::{Certified, Identity, Role};
 
-use super::security::Security;
+use super::security::{End, Security};
 
 /// The other end, as it showed itself when the connection began.
 #[derive(Clone)]
@@ -50,6 +51,22 @@ impl Peer {
             (Shown::Certificate(certified, _), _) => Who::Certified(certified.identity.clone()),
             (Shown::Nothing, From::Unix(_)) => Who::Local,
             (Shown::Nothing, From::Tcp(_)) => Who::Anybody,
+        }
+    }
+
+    /// Whose share of this node's room it takes; `None` where everybody is the same.
+    pub(crate) fn holder(&self) -> Option<String> {
+        match &self.shown {
+            Shown::Certificate(certified, _) => Some(certified.identity.to_string()),
+            Shown::Nothing => None,
+        }
+    }
+
+    /// Waits until what it has shown counts no more.
+    pub(super) fn ends(&self) -> BoxFuture<'static, End> {
+        match &self.shown {
+            Shown::Certificate(certified, security) => security.clone().end_of(certified.clone()).boxed(),
+            Shown::Nothing => std::future::pending().boxed(),
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) async fn renew(security: Security, mut asked: watch::Receiver<()>, al
             Some(Ok(credentials)) => {
                 let serial = credentials.own.serial_text();
                 tracing::info!(serial, "the credentials were replaced: new connections are made by them");
-                tls.present.store(credentials.into());
+                tls.replace(credentials);
                 alarms.set(Alarm::Credentials, None);
             }
             Some(Err(error)) => alarms.set(

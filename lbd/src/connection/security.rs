@@ -1,10 +1,15 @@
 //! By which credentials this node speaks TCP, or that it does without.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
-use lb_proto::tls::{Credentials, CredentialsError, Identity, Paths, Role, Sources};
+use lb_proto::tls::{Certified, Credentials, CredentialsError, Identity, Paths, Role, Sources};
 use lb_raft_store::table::Name;
+use tokio::{sync::watch, time::timeout};
 
 /// How this node's TCP connections are secured. Clones are handles to the same.
 #[derive(Clone)]
@@ -23,7 +28,12 @@ pub(crate) struct Tls {
     /// What it was started with.
     pub(super) first: Sources,
     pub(super) present: ArcSwap<Credentials>,
+    /// There are others now.
+    replaced: watch::Sender<()>,
 }
+
+/// A certificate is looked at so often, because the clock may be set.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 impl Security {
     /// Reads the credentials of a node; `None` is for a node without.
@@ -33,7 +43,8 @@ impl Security {
         let wanted = wanted.map_err(|error| wrong(paths, &error))?;
         let first = Sources::read(paths)?;
         let present = ArcSwap::from_pointee(load(paths, &wanted, &first)?);
-        Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, first, present })))
+        let replaced = watch::Sender::default();
+        Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, first, present, replaced })))
     }
 
     /// When the certificate ends, if there is one.
@@ -57,7 +68,45 @@ impl Security {
     }
 }
 
+/// Why a certificate that was shown counts no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Revoked,
+    Expired,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Revoked => "was revoked",
+            Self::Expired => "has expired",
+        })
+    }
+}
+
+impl Security {
+    /// Waits until a certificate that was shown counts no more.
+    pub(super) async fn end_of(self, certified: Arc<Certified>) -> End {
+        let Self::Tls(tls) = self else { return std::future::pending().await };
+        let mut replaced = tls.replaced.subscribe();
+        loop {
+            if tls.present.load().is_revoked(&certified.serial) {
+                return End::Revoked;
+            }
+            let Ok(left) = certified.not_after.duration_since(SystemTime::now()) else { return End::Expired };
+            // Whether there are others or it is time: it is looked at again.
+            drop(timeout(left.min(LOOK_EVERY), replaced.changed()).await);
+        }
+    }
+}
+
 impl Tls {
+    /// New connections are made by these; those that are there are looked at.
+    pub(super) fn replace(&self, credentials: Credentials) {
+        self.present.store(credentials.into());
+        self.replaced.send_replace(());
+    }
+
     /// Whether what was read makes credentials of this node.
     pub(super) fn load(&self, sources: &Sources) -> Result<Credentials, CredentialsError> {
         load(&self.paths, &self.wanted, sources)

@@ -101,7 +101,10 @@ pub(super) async fn be_watched(
                 watched.stream.read_u64().await
             });
             match shaken.await {
-                Ok(Ok(id)) if share(&watched.by, key, Some(id)) => until_its_end(&mut watched.stream).await,
+                Ok(Ok(id)) if share(&watched.by, key, Some(id)) => tokio::select! {
+                    () = until_its_end(&mut watched.stream) => {}
+                    end = watched.ends => tracing::warn!(by = watched.by, "a node watches no more: its certificate {end}"),
+                },
                 Ok(Err(error)) => tracing::debug!(by = watched.by, %error, "this process is not watched"),
                 _ => {}
             }
