@@ -472,5 +472,11 @@ pub(crate) fn revocation() -> anyhow::Result<()> {
     ensure!(code == Some(1) && told.contains("needs the role operator"), "{code:?}: {told}");
     let (code, told) = lbctl(&[&files.arguments()?[..], &["vip", "list"]].concat())?;
     ensure!(code != Some(0), "{told}");
+    // Each change stands in the log with what was before.
+    node.lbctl_ok(&["vip", "add", VIP_TEXT])?;
+    node.lbctl_ok(&["vip", "set", VIP_TEXT, "--prefer", "lb1"])?;
+    for words in [format!("vip {VIP_TEXT} added"), format!("vip {VIP_TEXT}: prefer \"\" -> lb1")] {
+        wait::until("the change stands in the log", SOON, || node.log().contains(&words));
+    }
     Ok(())
 }

@@ -14,7 +14,7 @@ use lb_raft_store::{
 use tokio::{sync::watch, time::Instant};
 use tonic::{Request, Status};
 
-use super::{convert, guard::Guard, roles, status};
+use super::{convert, guard::Guard, roles, status, summary, watch::changes};
 use crate::{
     alarms::{Alarm, Alarms},
     clock,
@@ -30,6 +30,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const GUARDS_LEVEL: u32 = 11;
 /// Nobody waits longer: what takes more has failed.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
+/// What changes more than so many objects is not told one by one.
+const TOLD_ROWS: usize = 1000;
 /// The answer must be on its way before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(150);
 
@@ -49,6 +51,7 @@ pub(crate) struct Context {
 }
 
 /// What is known of a call beside its message.
+#[derive(Clone)]
 pub(super) struct Call {
     pub(super) deadline: Instant,
     caller: String,
@@ -170,8 +173,7 @@ impl Context {
 
     /// Makes changes; all or none.
     pub(super) async fn mutate(&self, call: &Call, guard: &Guard, mutations: Vec<Mutation>) -> Result<Changed, Status> {
-        let what = format!("{mutations:?}");
-        self.change(call, guard, Body::Mutate(mutations), &what).await
+        self.change(call, guard, Body::Mutate(mutations), "").await
     }
 
     /// Notes that a request was answered which is no entry of the log by itself.
@@ -193,9 +195,33 @@ impl Context {
         let reply = reply.map_err(|error| status::not_proposed(&error, Some(&request)))?;
         let effect = reply.result.map_err(|rejection| refused(guard, &rejection))?;
         if effect != Effect::Unchanged {
-            call.audit(what, reply.revision, &request);
+            self.audit(call, what, reply.revision, &request);
         }
         Ok(Changed { revision: reply.revision, effect, request })
+    }
+
+    /// Says in the log what a call has changed: `what` it was about, and each object as it was and as it is.
+    fn audit(&self, call: &Call, what: &str, revision: u64, request: &RequestId) {
+        let (call, what, request) = (call.clone(), what.to_owned(), request.clone());
+        let consensus = self.consensus.clone();
+        // The answer does not wait until this node has heard of it, too.
+        tokio::spawn(async move {
+            let view = consensus.applied(revision, Instant::now() + DEFAULT_TIMEOUT).await;
+            let change = view.as_ref().and_then(|view| {
+                let mut later = view.history.after(revision.saturating_sub(1))?;
+                later.next().filter(|change| change.index == revision).cloned()
+            });
+            let rows = match change {
+                Some(change) if change.touched.rows() <= TOLD_ROWS => {
+                    summary::of(&changes(&change.before, &change.after, &change.touched))
+                }
+                Some(change) => format!("{} objects", change.touched.rows()),
+                None => String::new(),
+            };
+            let told: Vec<&str> = [&*what, &*rows].into_iter().filter(|text| !text.is_empty()).collect();
+            let told = if told.is_empty() { "changed".to_owned() } else { told.join(": ") };
+            call.audit(&told, revision, &request);
+        });
     }
 
     /// As it goes into the log.

@@ -15,6 +15,7 @@ mod roles;
 mod serving;
 mod settings;
 mod status;
+mod summary;
 mod table;
 mod watch;
 
