@@ -228,8 +228,13 @@ impl Authority {
         self.write_list()
     }
 
-    /// Signs a new list.
+    /// Signs a new list, and puts it beside the authority.
     pub(crate) fn write_list(&self) -> Result<(), AuthorityError> {
+        write(&self.list_path(), self.list()?.as_bytes(), 0o644)
+    }
+
+    /// Signs a list of what is revoked; in PEM.
+    pub(crate) fn list(&self) -> Result<String, AuthorityError> {
         let revoked = self.issued.iter().filter_map(|issued| {
             let at = humantime::parse_rfc3339(issued.revoked.as_ref()?).ok()?;
             Some(RevokedCertParams {
@@ -248,7 +253,7 @@ impl Authority {
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        write(&self.list_path(), list.signed_by(&self.issuer)?.pem()?.as_bytes(), 0o644)
+        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
     fn save(&self) -> Result<(), AuthorityError> {

@@ -5,6 +5,7 @@ mod authority;
 mod cli;
 mod commands;
 mod connect;
+mod enroll;
 mod exit;
 mod output;
 mod session;

@@ -3,6 +3,7 @@
 mod api;
 mod campaign;
 mod crashes;
+mod enroll;
 mod faults;
 mod membership;
 mod metrics;
@@ -64,6 +65,7 @@ fn main() -> std::process::ExitCode {
         Test::once("metrics_are_read_as_scrapers_do", metrics::are_read),
         Test::once("a_node_leaves_nothing_open", security::least_privilege),
         Test::once("a_revoked_certificate_ends_at_once", security::revocation),
+        Test::once("a_machine_joins_by_a_token_that_works_once", enroll::by_token),
         Test::once("a_node_that_cannot_call_back_is_not_added", service::a_node_that_cannot_call_back),
         Test::once("two_settings_at_once_both_hold", service::two_settings_at_once),
         Test::once("a_vip_that_comes_and_goes_is_answered_each_time", segments::a_vip_comes_and_goes),

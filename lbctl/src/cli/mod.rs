@@ -3,7 +3,11 @@
 mod check;
 mod values;
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 
@@ -215,6 +219,42 @@ pub(crate) enum NodeCommand {
     },
     /// All nodes.
     List,
+    /// Print a token by which a new machine gets its certificate, and wait until it has come for it.
+    ///
+    /// Runs where the authority is ('lbctl pki'); needs no cluster. The token works once, for ten minutes and for that name
+    /// alone. Example: lbctl node token lb4 --listen 10.77.1.9:7402, and on the new machine: lbctl node join TOKEN.
+    Token {
+        /// Its node.name.
+        name: String,
+        /// An address of this machine that the new one reaches.
+        #[arg(long, value_name = "IP:PORT")]
+        listen: SocketAddr,
+        /// What the new machine calls it, HOST:PORT, if that is another one.
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+        /// An address or a DNS name at which clients of other makes reach the node. Repeat it for several.
+        #[arg(long, value_name = "IP|DNS")]
+        san: Vec<String>,
+        /// How many days the certificate is valid.
+        #[arg(long, default_value = "365", value_parser = value_parser!(u32).range(1..=36500))]
+        days: u32,
+        /// For how long the token works, such as 10m.
+        #[arg(long, default_value = "10m", value_parser = humantime::parse_duration, value_name = "DURATION")]
+        valid: Duration,
+        /// The authority's directory.
+        #[arg(long, env = "LBCTL_PKI", default_value = "/etc/lbd/pki")]
+        dir: PathBuf,
+    },
+    /// On a new machine: make a key, and get a certificate for it by a token of 'lbctl node token'.
+    ///
+    /// Prints the section [tls] for lbd.toml. Then start lbd, and add the node: lbctl node add NAME ADDR.
+    Join {
+        /// The token; "-" reads it from standard input, so that it stands in no list of processes.
+        token: String,
+        /// The directory for NAME.pem, NAME.key, ca.pem and crl.pem; made if missing.
+        #[arg(long, value_name = "DIR", default_value = "/etc/lbd")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@ mod backend;
 mod capture;
 mod cluster;
 mod drained;
+mod enroll;
 mod explain;
 mod node;
 mod pki;
@@ -15,8 +16,11 @@ mod vip;
 
 use clap::CommandFactory as _;
 
+use lb_proto::tls::Role;
+
 use crate::{
-    cli::{Cli, Command},
+    authority::Wanted,
+    cli::{Cli, Command, NodeCommand},
     connect::connect,
     exit::Failure,
     output,
@@ -35,6 +39,11 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             return written.map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())));
         }
         Command::Pki { dir, command } => return pki::run(cli.global.output, &dir, command),
+        Command::Node(NodeCommand::Token { name, listen, address, san, days, valid, dir }) => {
+            let wanted = Wanted { role: Role::Node, name, names: san, days };
+            return enroll::token(&dir, &wanted, listen, (address, valid)).await;
+        }
+        Command::Node(NodeCommand::Join { token, out }) => return enroll::join(&token, &out).await,
         _ => {}
     }
     let session = Session {

@@ -67,6 +67,8 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             let fenced = session.write(request, |request| async move { client.fence_node(request).await }).await?;
             change(what, fenced.revision, fenced.unchanged)
         }
+        // They need no cluster, and have been run before one was looked for.
+        NodeCommand::Token { .. } | NodeCommand::Join { .. } => Ok(()),
         NodeCommand::List => {
             let request = v1::GetStatusRequest { brief: true, ..v1::GetStatusRequest::default() };
             let status = session.read(request, |request| async move { client.get_status(request).await }).await?;
