@@ -142,7 +142,8 @@ pub(crate) fn least_privilege() -> anyhow::Result<()> {
     site.start()?;
     let node = &site.nodes[0];
     let status = fs::read_to_string(format!("/proc/{}/status", node.worker().context("the daemon does not run")?))?;
-    ensure!(status.contains("NoNewPrivs:\t1"), "{status}");
+    // Mode 2 is a filter (proc_pid_status(5)).
+    ensure!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
     // CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK and CAP_SYS_NICE (capabilities(7)).
     let used = 1 << 12 | 1 << 13 | 1 << 14 | 1 << 23;
     let of_parent = fs::read_to_string(format!("/proc/{}/status", node.parent().context("it does not run")?))?;
