@@ -9,6 +9,8 @@ use std::{
 
 use lb_raft_store::table::NodeId;
 
+use crate::events::{Events, Kind, News};
+
 /// What can be wrong. Those of the same name come and go together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
@@ -42,24 +44,50 @@ pub(crate) enum Alarm {
     Expiry,
 }
 
+impl Alarm {
+    /// What an event of it is about.
+    fn kind(self) -> Kind {
+        match self {
+            Self::Unfit | Self::SilentPeer(_) | Self::Distance(_) | Self::Address | Self::Identity => Kind::Node,
+            Self::Lease => Kind::Lease,
+            Self::Quorum => Kind::Leader,
+            Self::OwnVip(_) | Self::Contested(_) => Kind::Conflict,
+            Self::Space | Self::FlowTable => Kind::Kernel,
+            Self::Checks => Kind::Health,
+            Self::Credentials | Self::Expiry => Kind::Certificate,
+        }
+    }
+}
+
 /// All that is wrong now. Clones are handles to the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Alarms(Arc<Mutex<BTreeMap<Alarm, String>>>);
+pub(crate) struct Alarms {
+    all: Arc<Mutex<BTreeMap<Alarm, String>>>,
+    events: Events,
+}
 
 impl Alarms {
+    /// None yet; each that comes and goes is an event.
+    pub(crate) fn new(events: Events) -> Self {
+        Self { all: Arc::default(), events }
+    }
+
     /// This is wrong from now on, or nothing of the kind.
     pub(crate) fn set(&self, alarm: Alarm, problem: Option<String>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         match problem {
             Some(problem) => {
                 // What only differs in a number is told once; the number is shown.
                 if all.insert(alarm, problem.clone()).is_none() {
                     tracing::warn!("{problem}");
+                    self.events.note(News::of_node(alarm.kind(), true, problem));
                 }
             }
             None => {
                 if let Some(problem) = all.remove(&alarm) {
-                    tracing::info!("no longer so: {problem}");
+                    let reason = format!("no longer so: {problem}");
+                    tracing::info!("{reason}");
+                    self.events.note(News::of_node(alarm.kind(), false, reason));
                 }
             }
         }
@@ -73,7 +101,7 @@ impl Alarms {
         problems: &BTreeMap<T, String>,
     ) {
         let known: Vec<T> = {
-            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.keys().filter_map(|alarm| all_of(*alarm)).collect()
         };
         for of in known.into_iter().filter(|of| !problems.contains_key(of)) {
@@ -86,12 +114,12 @@ impl Alarms {
 
     /// What is wrong, the worst first.
     pub(crate) fn problems(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// What is wrong of one kind.
     pub(crate) fn of(&self, alarm: Alarm) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&alarm).cloned()
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).get(&alarm).cloned()
     }
 }
 

@@ -15,6 +15,7 @@ mod config;
 mod connection;
 mod control;
 mod descriptors;
+mod events;
 mod exit;
 mod health;
 mod link;

@@ -20,7 +20,7 @@ pub use consensus::{
     Consensus, Lane, Lead, MembershipError, Nobody, ProposeError, Settings, Space, Speaker, StartError, Status,
     Transport, TransportError,
 };
-pub use feed::{Change, History, View, Watcher};
+pub use feed::{Cause, Change, History, View, Watcher};
 pub use recovery::{RecoverError, Recovered, recover};
 pub use store::{
     StoreError,

@@ -93,6 +93,9 @@ fn values(field: &FieldDescriptor, depth: usize) -> Vec<Value> {
     }
 }
 
+/// So long is waited for the first message of a stream.
+const SILENT: Duration = Duration::from_millis(500);
+
 pub(crate) async fn call(channel: &Channel, method: &MethodDescriptor, message: Vec<u8>) -> Result<(), Status> {
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
     let path = path.parse().map_err(|_| Status::internal("no path"))?;
@@ -101,7 +104,8 @@ pub(crate) async fn call(channel: &Channel, method: &MethodDescriptor, message: 
     let mut request = Request::new(futures::stream::iter([message]));
     request.set_timeout(Duration::from_secs(3));
     let mut answers = client.streaming(request, path, Raw).await?.into_inner();
-    answers.message().await.map(drop)
+    // A stream that has begun and says nothing yet was let in.
+    tokio::time::timeout(SILENT, answers.message()).await.map_or(Ok(()), |answer| answer.map(drop))
 }
 
 /// Each of them is one request, in which nothing else is said.

@@ -14,7 +14,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 pub(crate) use check::Check;
 pub(crate) use values::{Destination, Endpoint, Port, quoted};
 
-use lb_proto::tls;
+use lb_proto::{tls, v1};
 
 use crate::connect::{Shown, Target};
 
@@ -126,6 +126,10 @@ pub(crate) enum Command {
         #[arg(long, value_name = "IP")]
         backend: Option<IpAddr>,
     },
+    /// What has happened: owners, leases, leader, nodes, health, changes; with time and reason, as the asked node knows it.
+    ///
+    /// Example: lbctl events --follow --kind vip --kind lease. A line that begins with "!" is something to look after.
+    Events(EventFilter),
     /// Save the VIPs, services, backends and settings in a file, or make the cluster hold what a file says.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -151,6 +155,50 @@ pub(crate) enum Command {
         /// The directory; made if missing.
         dir: PathBuf,
     },
+}
+
+/// Which events.
+#[derive(Debug, Args)]
+pub(crate) struct EventFilter {
+    /// Do not end: print each as it comes.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Begin with the event of this number. Numbers are the asked node's own.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) from: Option<u64>,
+    /// Only events of this kind. Repeat it for several.
+    #[arg(long = "kind", value_name = "KIND", value_enum)]
+    pub(crate) kinds: Vec<EventKind>,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EventKind {
+    Node,
+    Vip,
+    Lease,
+    Leader,
+    Configuration,
+    Health,
+    Conflict,
+    Kernel,
+    Certificate,
+}
+
+impl From<EventKind> for v1::EventKind {
+    fn from(kind: EventKind) -> Self {
+        match kind {
+            EventKind::Node => Self::Node,
+            EventKind::Vip => Self::Vip,
+            EventKind::Lease => Self::Lease,
+            EventKind::Leader => Self::Leader,
+            EventKind::Configuration => Self::Configuration,
+            EventKind::Health => Self::Health,
+            EventKind::Conflict => Self::Conflict,
+            EventKind::Kernel => Self::Kernel,
+            EventKind::Certificate => Self::Certificate,
+        }
+    }
 }
 
 /// A packet, or many.

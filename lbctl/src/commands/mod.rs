@@ -5,6 +5,7 @@ mod capture;
 mod cluster;
 mod drained;
 mod enroll;
+mod events;
 mod explain;
 mod node;
 mod pki;
@@ -56,6 +57,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Stats => status::stats(&session).await,
         Command::Explain(what) => explain::explain(&session, what).await,
         Command::Flows { vip, backend } => explain::flows(&session, vip, backend).await,
+        Command::Events(filter) => events::run(&session, filter).await,
         Command::Node(command) => node::run(&session, command).await,
         Command::Cluster(command) => cluster::run(&session, command).await,
         Command::Snapshot(command) => snapshot::run(&session, command).await,

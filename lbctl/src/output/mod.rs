@@ -53,6 +53,11 @@ pub(crate) fn object(format: Format, value: &impl Serialize) -> Result<(), Failu
     print(&text)
 }
 
+/// Prints an object as JSON, in one line.
+pub(crate) fn line(value: &impl Serialize) -> Result<(), Failure> {
+    print(&(serde_json::to_string(value).map_err(io::Error::other)? + "\n"))
+}
+
 /// What a change came to.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Change {

@@ -20,6 +20,7 @@ use crate::{
     clock,
     config::Config,
     connection::Peer,
+    events::Events,
     ownership::Ownership,
     peers::Peers,
 };
@@ -45,6 +46,7 @@ pub(crate) struct Context {
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
     pub(crate) alarms: Alarms,
+    pub(crate) events: Events,
     pub(crate) peers: Peers,
     /// Becomes true when the node ends.
     pub(crate) stopping: watch::Receiver<bool>,

@@ -6,6 +6,7 @@ mod checks;
 mod cluster;
 mod context;
 mod convert;
+mod events;
 mod guard;
 mod listen;
 mod methods;

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Context, convert, status};
+use super::{Context, convert, events, status};
 use crate::control::claimant;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -126,9 +126,11 @@ impl NodeService for Node {
 
     async fn watch_events(
         &self,
-        _: Request<v1::WatchEventsRequest>,
+        request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        Err(status::not_built("WatchEvents"))
+        let name = self.0.config.name.to_string();
+        let events = events::follow(self.0.events.clone(), self.0.stopping.clone(), name, &request.into_inner())?;
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn diagnose(&self, _: Request<v1::DiagnoseRequest>) -> Answer<v1::DiagnoseResponse> {

@@ -25,6 +25,7 @@ use crate::{
     config::Config,
     connection::Security,
     control::{Leave, Retiring, retire},
+    events::Events,
     exit::Failure,
     link,
     metrics::{self, Collect},
@@ -95,7 +96,8 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let consensus = Consensus::start(settings, Arc::new(TonicTransport(channels.clone()))).await?;
     let dataplane = start::dataplane(&config, &links, parent.guard())?;
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
-    let alarms = Alarms::default();
+    let events = Events::default();
+    let alarms = Alarms::new(events.clone());
     let fitness = Fitness::new(dataplane.as_ref().map(|dataplane| dataplane.progress().clone()));
     let known = (fitness, alarms.clone(), security.clone());
     let ownership = Ownership::new(consensus.clone(), clock, heartbeat_sockets, known, parent);
@@ -115,6 +117,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         dataplane: dataplane.clone(),
         in_force: in_force.clone(),
         alarms: alarms.clone(),
+        events: events.clone(),
         peers,
         stopping: stopping.clone(),
     };
@@ -125,6 +128,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
             dataplane: dataplane.clone(),
             in_force: in_force.clone(),
             alarms: alarms.clone(),
+            events: events.clone(),
             security: security.clone(),
         };
         // On loopback a scraper of this machine reads it as it is; elsewhere it shows a certificate.
@@ -143,6 +147,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         links,
         in_force,
         alarms,
+        events,
         security,
         watched,
     };

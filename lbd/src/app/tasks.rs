@@ -23,6 +23,7 @@ use crate::{
         Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, raise_feature_level,
         reload, run_leader_tasks,
     },
+    events::{self, Events},
     health,
     link::{self, Link},
     ownership::Ownership,
@@ -41,6 +42,7 @@ pub(super) struct Parts {
     /// The revision by which the dataplane forwards.
     pub(super) in_force: Arc<AtomicU64>,
     pub(super) alarms: Alarms,
+    pub(super) events: Events,
     pub(super) security: Security,
     /// The nodes that watch this process.
     pub(super) watched: mpsc::UnboundedReceiver<Watched>,
@@ -48,8 +50,20 @@ pub(super) struct Parts {
 
 /// Starts them all.
 pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
-    let Parts { config, file, hangup, consensus, ownership, dataplane, links, in_force, alarms, security, watched } =
-        parts;
+    let Parts {
+        config,
+        file,
+        hangup,
+        consensus,
+        ownership,
+        dataplane,
+        links,
+        in_force,
+        alarms,
+        events,
+        security,
+        watched,
+    } = parts;
     let mut followers = JoinSet::new();
     followers.spawn(ownership.clone().run());
     followers.spawn(ownership.clone().release_silent());
@@ -100,6 +114,7 @@ pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
     };
     followers.spawn(look_out.run());
     followers.spawn(watchdog::feed(ownership.fitness().clone()));
+    followers.spawn(events::follow(consensus.clone(), events));
     followers.spawn(run_leader_tasks(consensus.clone()));
     followers.spawn(raise_feature_level(consensus.clone()));
     let (ask_for_credentials, asked) = watch::channel(());

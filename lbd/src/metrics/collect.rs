@@ -22,7 +22,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::{alarms::Alarms, connection::Security, ownership::Ownership};
+use crate::{alarms::Alarms, connection::Security, events::Events, ownership::Ownership};
 
 /// Where it is read.
 #[derive(Clone)]
@@ -33,6 +33,7 @@ pub(crate) struct Collect {
     /// The revision by which the dataplane forwards.
     pub(crate) in_force: Arc<AtomicU64>,
     pub(crate) alarms: Alarms,
+    pub(crate) events: Events,
     pub(crate) security: Security,
 }
 
@@ -80,6 +81,13 @@ impl Collect {
         out.gauge("ready", "Whether this node can own VIPs", None, ready)?;
         let problems = self.alarms.problems().len() as f64;
         out.gauge("problems", "What this node complains of, as 'lbctl status' shows it", None, problems)?;
+        let counts = self.events.counts().into_iter().map(|(kind, count)| ([("kind", kind.as_str())], count));
+        out.counters("events", "What has happened, as 'lbctl events' has it", counts)?;
+        if let Some(space) = self.consensus.space() {
+            let (free, total) = (space.free as f64, space.total as f64);
+            out.gauge("data_dir_free", "What is left on the file system of data_dir", Some(&Unit::Bytes), free)?;
+            out.gauge("data_dir_size", "All of that file system", Some(&Unit::Bytes), total)?;
+        }
         let valid = Duration::from_millis(self.ownership.valid_ms()).as_secs_f64();
         out.gauge("lease_valid", "For how long this node may answer for its VIPs yet", Some(&Unit::Seconds), valid)?;
         out.gauge("raft_term", "The term of Raft", None, status.term as f64)?;

@@ -5,7 +5,7 @@ use std::{ops::Bound, sync::Arc};
 
 use rpds::RedBlackTreeMapSync as Map;
 
-use crate::table::{Table, Touched};
+use crate::table::{Body, Command, Evidence, NodeId, Table, Touched};
 
 /// Room for all of it.
 const ROOM: usize = 32 << 20;
@@ -13,11 +13,39 @@ const ROOM: usize = 32 << 20;
 const ENTRY_BYTES: usize = 2 << 10;
 const ROW_BYTES: usize = 4 << 10;
 
+/// What an entry was, as far as it says why something has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// A lease ended.
+    Fence {
+        /// Its holder.
+        node: NodeId,
+        /// Why that was safe.
+        evidence: Evidence,
+    },
+    /// Somebody has called for it: who, as the log has it.
+    Caller(String),
+    /// What nodes do among themselves.
+    Nodes,
+}
+
+impl From<&Command> for Cause {
+    fn from(command: &Command) -> Self {
+        match (&command.body, &command.principal) {
+            (Body::Fence { node, evidence, .. }, _) => Self::Fence { node: *node, evidence: evidence.clone() },
+            (_, Some(principal)) => Self::Caller(principal.name.clone()),
+            _ => Self::Nodes,
+        }
+    }
+}
+
 /// What one entry has changed.
 #[derive(Debug)]
 pub struct Change {
     /// The entry's index.
     pub index: u64,
+    /// What it was.
+    pub cause: Cause,
     /// The rows that it touched.
     pub touched: Touched,
     /// The table before it, without the requests that are remembered.
@@ -47,11 +75,12 @@ impl History {
         Self { forgotten: index, ..Self::default() }
     }
 
-    pub(crate) fn note(&mut self, index: u64, touched: Touched, before: &Table, after: &Table) {
+    pub(crate) fn note(&mut self, (index, cause): (u64, Cause), touched: Touched, before: &Table, after: &Table) {
         if touched.rows() == 0 {
             return;
         }
-        let change = Change { index, touched, before: before.without_requests(), after: after.without_requests() };
+        let change =
+            Change { index, cause, touched, before: before.without_requests(), after: after.without_requests() };
         self.bytes += change.bytes();
         self.changes.insert_mut(index, Arc::new(change));
         // The newest stays, however large: whoever follows closely is told of it.
@@ -89,18 +118,18 @@ mod tests {
         let table = Table::default();
         let mut history = History::beginning_after(10);
         for (index, rows) in [(11, 1), (12, 0), (14, 2)] {
-            history.note(index, touched(rows), &table, &table);
+            history.note((index, Cause::Nodes), touched(rows), &table, &table);
         }
         assert_eq!(indexes(&history, 9), None, "before the snapshot");
         assert_eq!(indexes(&history, 10), Some(vec![11, 14]));
         assert_eq!(indexes(&history, 13), Some(vec![14]));
         assert_eq!(indexes(&history, u64::MAX), Some(vec![]));
         // One that is too large for all the room takes it alone, until the next one comes.
-        history.note(15, touched(ROOM / ROW_BYTES), &table, &table);
+        history.note((15, Cause::Nodes), touched(ROOM / ROW_BYTES), &table, &table);
         assert_eq!(indexes(&history, 13), None);
         assert_eq!(indexes(&history, 14), Some(vec![15]));
         for index in 16..100_000 {
-            history.note(index, touched(1), &table, &table);
+            history.note((index, Cause::Nodes), touched(1), &table, &table);
         }
         let kept = indexes(&history, history.forgotten).unwrap();
         assert_eq!(kept.len(), ROOM / (ENTRY_BYTES + ROW_BYTES));

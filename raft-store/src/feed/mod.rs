@@ -6,7 +6,7 @@ mod history;
 use std::{collections::BTreeSet, sync::Arc};
 
 pub(crate) use fingerprints::Fingerprints;
-pub use history::{Change, History};
+pub use history::{Cause, Change, History};
 
 use tokio::sync::watch;
 

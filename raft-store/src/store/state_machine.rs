@@ -11,7 +11,7 @@ use openraft::{
 
 use super::{StoreError, snapshots::Snapshots, trees::Trees, writer::Writer};
 use crate::{
-    feed::{Fingerprints, History, Publisher, View},
+    feed::{Cause, Fingerprints, History, Publisher, View},
     raft::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
     table::{Applied, Reply, Table, decode_table, encode_table},
 };
@@ -83,7 +83,8 @@ impl StateMachine {
                 if touched.changes_forwarding() {
                     self.forwarding = entry.log_id.index();
                 }
-                self.history.note(entry.log_id.index(), touched, &before, &self.table);
+                let cause = Cause::from(command);
+                self.history.note((entry.log_id.index(), cause), touched, &before, &self.table);
                 reply
             }
             EntryPayload::Membership(membership) => {

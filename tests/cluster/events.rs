@@ -1,0 +1,97 @@
+//! What has happened can be read, with its reason, on every node.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+use lb_tests::{
+    binaries,
+    cluster::{LbNode, SOON},
+    site::{PATIENCE, Plan, Site, VIP_TEXT},
+    wait,
+};
+use serde_json::Value;
+
+fn events(node: &LbNode, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    let told = node.lbctl_json(&[&["events"], arguments].concat())?;
+    Ok(told["events"].as_array().context("a list")?.clone())
+}
+
+fn has(events: &[Value], kind: &str, words: &str) -> bool {
+    events.iter().any(|event| event["kind"] == kind && event["event"].as_str().is_some_and(|text| text.contains(words)))
+}
+
+/// What the cluster has agreed on, which all nodes tell alike.
+fn agreed(events: &[Value]) -> Vec<(u64, String)> {
+    let of_entries = events.iter().filter_map(|event| Some((event["revision"].as_u64()?, event["event"].to_string())));
+    of_entries.filter(|(revision, _)| *revision > 0).collect()
+}
+
+struct Follower(Child);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        drop(self.0.kill().and_then(|()| self.0.wait()));
+    }
+}
+
+pub(crate) fn of_a_takeover() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let owner = site.owner()?;
+    let name = site.nodes[owner].name.clone();
+    let others: Vec<usize> = (0..3).filter(|at| *at != owner).collect();
+    let [one, other] = [&site.nodes[others[0]], &site.nodes[others[1]]];
+    let before = events(&site.nodes[0], &[])?;
+    for (kind, words) in [
+        ("node", "node lb3 was added, at 10.77.1.3:7401"),
+        ("configuration", &*format!("vip {VIP_TEXT} added by unix:uid=")),
+        ("vip", &format!("VIP {VIP_TEXT} is owned by {name}")),
+        ("lease", "lb3 has a lease"),
+    ] {
+        ensure!(has(&before, kind, words), "{kind} {words:?} is not among {before:#?}");
+    }
+    // From here on, as it happens.
+    let last = events(one, &[])?.last().and_then(|event| event["number"].as_u64()).context("an event")?;
+    let from = (last + 1).to_string();
+    let mut command = std::process::Command::new(binaries::directory()?.join("lbctl"));
+    command.arg("--endpoint").arg(format!("unix:{}", one.socket().display()));
+    command.args(["-o", "json", "events", "--follow", "--kind", "vip", "--from", &from]);
+    let mut follower = Follower(command.stdout(Stdio::piped()).spawn()?);
+    let mut lines = BufReader::new(follower.0.stdout.take().context("its output")?).lines();
+    site.nodes[owner].signal(rustix::process::Signal::KILL)?;
+    let line = lines.next().context("it has ended")??;
+    let event: Value = serde_json::from_str(&line)?;
+    let text = event["event"].as_str().unwrap_or_default();
+    let moved = format!("VIP {VIP_TEXT} has moved from {name} to ");
+    let is_why = [": its process is dead", ": it is not heard by "].iter().any(|why| text.contains(why));
+    ensure!(text.starts_with(&moved) && is_why, "{line}");
+    ensure!(event["node"] == *one.name && event["number"].as_u64() > Some(last), "{line}");
+    ensure!(event["objects"][0] == format!("vip {VIP_TEXT}"), "{line}");
+    // A node that is not heard is told of by each that does not hear it.
+    for node in [one, other] {
+        wait::until_ok(PATIENCE, || {
+            let told = events(node, &["--kind", "node"])?;
+            let silent = "no answer to heartbeats (UDP) from";
+            ensure!(has(&told, "node", silent) && told.iter().any(|event| event["warning"] == true), "{told:#?}");
+            Ok(())
+        })?;
+    }
+    let kinds = ["--kind", "vip", "--kind", "lease", "--kind", "configuration"];
+    wait::until_ok(SOON, || {
+        let of_one = agreed(&events(one, &[&["--from", &*from], &kinds[..]].concat())?);
+        let of_other = agreed(&events(other, &kinds)?);
+        let since = of_one.first().context("nothing was agreed on")?.0;
+        let of_other: Vec<_> = of_other.into_iter().filter(|(revision, _)| *revision >= since).collect();
+        ensure!(of_one == of_other, "{of_one:#?}\n{of_other:#?}");
+        Ok(())
+    })?;
+    // The log has them, too.
+    ensure!(one.log().contains(&moved), "{}", one.log());
+    // People read a line each.
+    let told = one.lbctl_ok(&["events", "--kind", "vip"])?;
+    ensure!(told.starts_with("TIME") && told.contains(&moved), "{told}");
+    Ok(())
+}
