@@ -4,6 +4,7 @@ mod api;
 mod campaign;
 mod crashes;
 mod enroll;
+mod events;
 mod faults;
 mod membership;
 mod metrics;
@@ -63,6 +64,7 @@ fn main() -> std::process::ExitCode {
         Test::once("strangers_and_impostors_change_nothing", security::strangers),
         Test::once("certificates_are_replaced_under_load", security::certificates_are_replaced),
         Test::once("metrics_are_read_as_scrapers_do", metrics::are_read),
+        Test::once("alerts_come_when_they_should", metrics::alerts_come).needs(metrics::promtool_is_there),
         Test::once("a_node_leaves_nothing_open", security::least_privilege),
         Test::once("a_revoked_certificate_ends_at_once", security::revocation),
         Test::once("a_machine_joins_by_a_token_that_works_once", enroll::by_token),
@@ -80,5 +82,6 @@ fn main() -> std::process::ExitCode {
         Test::once("the_python_client_works", api::python_client).needs(lb_tests::python::is_there),
         Test::once("who_does_not_read_is_told_from_where_to_go_on", api::slow_watcher),
         Test::once("whoever_watches_is_told_each_change_in_order", api::watched),
+        Test::once("what_has_happened_is_told_with_its_reason", events::of_a_takeover),
     ])
 }

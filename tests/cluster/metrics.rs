@@ -1,10 +1,12 @@
 //! What monitoring reads: as a scraper does, and compared with what `lbctl` says.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
+    process::Command,
 };
 
 use anyhow::{Context as _, ensure};
@@ -115,6 +117,8 @@ pub(crate) fn are_read() -> anyhow::Result<()> {
     let address = site.servers[0].address;
     ensure!(of(&format!("lbd_backend_weight{{service=\"web\",backend=\"{address}\"}}"))? == 1.0);
     ensure!(of("lbd_certificate_expiry_timestamp_seconds")? > 1.7e9);
+    ensure!(of("lbd_events_total{kind=\"vip\"}")? >= 1.0 && of("lbd_data_dir_free_bytes")? > 0.0);
+    alerts_fit(&all)?;
 
     // Beyond loopback by TLS, for those who may read.
     let text = fs::read_to_string(site.nodes[0].config())?;
@@ -126,5 +130,50 @@ pub(crate) fn are_read() -> anyhow::Result<()> {
     let (status, text) = get_by_tls(&site, &beyond, &viewer)?;
     ensure!(status == 200 && text.contains("lbd_build_info"), "{status}: {text}");
     ensure!(get_by_tls(&site, &beyond, &node)?.0 == 403);
+    Ok(())
+}
+
+/// Each name that the alerts use is one that a node has, and each alert's section of the documents is there.
+fn alerts_fit(live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let rules = fs::read_to_string(root.join("deploy/prometheus/lbd.rules.yml"))?;
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let expressions = rules.lines().filter(|line| !line.contains("description:") && !line.contains("https://"));
+    let used: BTreeSet<&str> =
+        expressions.flat_map(|line| line.split(|c| !is_of_name(c))).filter(|word| word.starts_with("lbd_")).collect();
+    ensure!(used.len() > 10, "{used:?}");
+    let names: BTreeSet<&str> = live.keys().filter_map(|series| series.split('{').next()).collect();
+    let absent: Vec<&&str> = used.iter().filter(|name| !names.contains(**name)).collect();
+    ensure!(absent.is_empty(), "no node has {absent:?}");
+    let sections = rules.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: \"https://example.org/lbd/"));
+    for section in sections {
+        let (file, anchor) =
+            section.trim_end_matches('"').split_once('#').unwrap_or((section.trim_end_matches('"'), ""));
+        let text = fs::read_to_string(root.join(file)).with_context(|| file.to_owned())?;
+        let has = |line: &str| {
+            line.trim_start_matches('#').trim().to_lowercase().replace('?', "").replace(' ', "-") == anchor
+        };
+        let is_there = anchor.is_empty() || text.lines().filter(|line| line.starts_with('#')).any(has);
+        ensure!(is_there, "{file} has no section {anchor}");
+    }
+    Ok(())
+}
+
+/// Whether this machine has what tests alerts.
+pub(crate) fn promtool_is_there() -> Result<(), String> {
+    match Command::new("promtool").arg("--version").output() {
+        Ok(output) if output.status.success() => Ok(()),
+        _ => Err("promtool is missing (Debian: apt-get install --no-install-recommends prometheus)".to_owned()),
+    }
+}
+
+/// Each alert comes when it should, as Prometheus itself evaluates it.
+pub(crate) fn alerts_come() -> anyhow::Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus");
+    for arguments in [["check", "rules", "lbd.rules.yml"], ["test", "rules", "lbd.rules.test.yml"]] {
+        let output = Command::new("promtool").args(arguments).current_dir(&dir).output()?;
+        let told = [output.stdout, output.stderr].concat();
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&told));
+    }
     Ok(())
 }
