@@ -142,6 +142,12 @@ impl Authority {
         Ok(Self { dir: dir.to_owned(), cluster: known.cluster, issuer, certificate, issued: known.certificates })
     }
 
+    /// Reads again what others may have written since.
+    pub(crate) fn reopen(&mut self) -> Result<(), AuthorityError> {
+        *self = Self::open(&self.dir)?;
+        Ok(())
+    }
+
     pub(crate) fn certificate(&self) -> &str {
         &self.certificate
     }

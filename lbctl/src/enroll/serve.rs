@@ -7,7 +7,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -26,8 +26,10 @@ use crate::{
     exit::{Failure, complain},
 };
 
-/// Exchanges at a time: whoever says nothing keeps nobody out.
+/// Exchanges at a time: whoever says nothing holds one place for [`EXCHANGE`].
 const AT_A_TIME: usize = 64;
+/// After the system had no descriptor, or there was no place.
+const AFTER_A_FAULT: Duration = Duration::from_millis(20);
 
 /// What became of a token.
 pub(crate) enum Served {
@@ -61,7 +63,10 @@ pub(crate) async fn serve(
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (Ok((stream, from)), Ok(place)) = (accepted, room.clone().try_acquire_owned()) else { continue };
+                let (Ok((stream, from)), Ok(place)) = (accepted, room.clone().try_acquire_owned()) else {
+                    sleep(AFTER_A_FAULT).await;
+                    continue;
+                };
                 let (acceptor, token, asked) = (acceptor.clone(), token.clone(), asked.clone());
                 exchanges.spawn(async move {
                     if let Ok(Ok((stream, request))) = timeout(EXCHANGE, hear(acceptor, stream, from, &token)).await {
@@ -70,7 +75,8 @@ pub(crate) async fn serve(
                     drop(place);
                 });
             }
-            Some((mut stream, from, request)) = asks.recv() => match authority.issue_for(&request, wanted) {
+            // What was issued and revoked meanwhile is read anew.
+            Some((mut stream, from, request)) = asks.recv() => match authority.reopen().and_then(|()| authority.issue_for(&request, wanted)) {
                 Ok(certificate) => {
                     let revoked = authority.list()?;
                     let answer = Answer::Issued { certificate, authority: authority.certificate().to_owned(), revoked };

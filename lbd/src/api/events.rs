@@ -42,9 +42,12 @@ pub(super) fn follow(
     let (sender, receiver) = mpsc::channel::<Told>(WAITING);
     tokio::spawn(async move {
         let mut last = events.watch();
+        // Told with the next one that is told.
+        let mut missed = false;
         loop {
             last.mark_unchanged();
-            let (new, mut missed) = events.after(told);
+            let (new, forgotten) = events.after(told);
+            missed |= forgotten;
             for event in new {
                 told = event.number;
                 let message = shown(&event, &node, missed);

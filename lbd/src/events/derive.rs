@@ -27,7 +27,8 @@ pub(super) fn news(change: &Change) -> Vec<News> {
     all
 }
 
-fn name_of(table: &Table, node: NodeId) -> String {
+/// A node, as people call it.
+pub(super) fn name_of(table: &Table, node: NodeId) -> String {
     table.node(node).map_or_else(|| format!("node {node}"), |node| node.name.to_string())
 }
 

@@ -3,12 +3,12 @@
 use lb_raft_store::Consensus;
 
 use super::{
-    derive,
+    derive::{self, name_of},
     event::{Kind, News},
     ring::Events,
 };
 
-/// From now on: what was before this process is in the logs. Runs until it is aborted.
+/// From what is applied when it begins: a node that catches up tells what it missed as it learns of it. Runs until it is aborted.
 pub(crate) async fn follow(consensus: Consensus, events: Events) {
     let (mut table, mut lead) = (consensus.watch(), consensus.lead());
     let mut told = table.borrow_and_update().applied;
@@ -31,8 +31,8 @@ pub(crate) async fn follow(consensus: Consensus, events: Events) {
         let now = *lead.borrow_and_update();
         if now.leader != leader {
             leader = now.leader;
-            let (is_bad, reason) = match leader.and_then(|leader| view.table.node(leader)) {
-                Some(node) => (false, format!("{} leads (term {})", node.name, now.term)),
+            let (is_bad, reason) = match leader {
+                Some(node) => (false, format!("{} leads (term {})", name_of(&view.table, node), now.term)),
                 None => (true, "nobody leads: no change can be agreed on until a leader is elected".to_owned()),
             };
             events.tell(News { objects: Vec::new(), ..News::of_node(Kind::Leader, is_bad, reason) });

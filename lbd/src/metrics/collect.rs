@@ -13,7 +13,7 @@ use std::{
 use lb_dataplane::{Dataplane, Report};
 use lb_raft_store::{
     Consensus, View,
-    table::{Health, Table},
+    table::{AdminState, Health, Table},
 };
 use prometheus_client::{
     collector::Collector,
@@ -102,8 +102,10 @@ impl Collect {
         )?;
         out.gauge("table_applied", "The index of the last entry that was applied", None, view.applied as f64)?;
         out.gauge("table_revision", "The revision of the table", None, view.table.revision() as f64)?;
-        let in_force = self.in_force.load(Ordering::Relaxed) as f64;
-        out.gauge("table_revision_in_force", "The revision by which the dataplane forwards", None, in_force)?;
+        if self.dataplane.is_some() {
+            let in_force = self.in_force.load(Ordering::Relaxed) as f64;
+            out.gauge("table_revision_in_force", "The revision by which the dataplane forwards", None, in_force)?;
+        }
         let (heard, round_trips) = (self.ownership.heard(), self.ownership.round_trips());
         let name = |id| view.table.node(id).map(|node| node.name.to_string()).unwrap_or_default();
         let heard = heard.peers.iter().map(|(id, heard)| ([("node", name(*id))], f64::from(u8::from(*heard))));
@@ -132,8 +134,16 @@ fn of_table(out: &mut Out<'_>, table: &Table) -> Encoded {
     let labels = |backend: &lb_raft_store::table::Backend| {
         [("service", backend.settings.service.to_string()), ("backend", backend.settings.address.to_string())]
     };
-    let weights = table.backends().map(|of| (labels(of), f64::from(of.settings.weight.get())));
-    out.gauges("backend_weight", "A backend's weight", None, weights)?;
+    let weights = table.backends().map(|of| {
+        let is_active = of.settings.state == AdminState::Active;
+        (labels(of), if is_active { f64::from(of.settings.weight.get()) } else { 0.0 })
+    });
+    out.gauges(
+        "backend_weight",
+        "By which a backend takes new flows; 0 while it is drained or disabled",
+        None,
+        weights,
+    )?;
     let up = table.backends().map(|of| {
         let is_up = !matches!(table.health(of), Health::Unreachable | Health::Unhealthy);
         (labels(of), f64::from(u8::from(is_up)))

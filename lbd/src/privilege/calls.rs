@@ -1,6 +1,6 @@
 //! Which system calls the working process may make from its start on (seccomp(2)): what files, the network, io_uring, threads and
-//! clocks need. It starts no program, looks into no process, mounts nothing, loads nothing into the kernel and enters no
-//! other namespace; whoever has got it to do what he wants cannot do so either. What is not here is answered ENOSYS, as by
+//! clocks need. It starts no program, traces no process, mounts nothing and loads nothing into the kernel; whoever has got it to
+//! do what he wants cannot do so by itself either. What is not here is answered ENOSYS, as by
 //! a kernel that does not have it: libraries then do without.
 
 use std::{collections::BTreeMap, env::consts::ARCH};
@@ -64,9 +64,12 @@ const OLDER: &[i64] = calls!(
     SYS_access SYS_arch_prctl SYS_chmod SYS_chown SYS_creat SYS_dup2 SYS_epoll_create SYS_epoll_wait SYS_eventfd
     SYS_getdents SYS_getpgrp SYS_getrlimit SYS_inotify_init SYS_lchown SYS_link SYS_lstat SYS_mkdir SYS_open
     SYS_pause SYS_pipe SYS_poll SYS_readlink SYS_rename SYS_renameat SYS_rmdir SYS_select SYS_setrlimit SYS_signalfd
-    SYS_stat SYS_symlink SYS_unlink SYS_utime SYS_utimes
+    SYS_stat SYS_symlink SYS_sync_file_range SYS_unlink SYS_utime SYS_utimes
 );
-#[cfg(not(target_arch = "x86_64"))]
+/// renameat(2), by which rename(3) is made there, and sync_file_range(2), which libc does not name (asm-generic/unistd.h).
+#[cfg(target_arch = "aarch64")]
+const OLDER: &[i64] = &[38, 84];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const OLDER: &[i64] = &[];
 
 /// For this thread, and those that it starts from now on.
