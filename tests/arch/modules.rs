@@ -40,10 +40,12 @@ const FORBIDDEN: &[(&str, &str, &[&str])] = &[
 const RAFT_STORE: &[&str] = &["codec", "table", "raft", "feed", "store", "consensus", "recovery", ""];
 
 const LBD: &[&str] = &[
+    "events",
     "alarms",
     "clock",
     "config",
     "cli",
+    "descriptors",
     "connection",
     "task",
     "terminal",
@@ -64,7 +66,7 @@ const LBD: &[&str] = &[
     "",
 ];
 
-const LBCTL: &[&str] = &["exit", "authority", "connect", "cli", "output", "session", "commands", ""];
+const LBCTL: &[&str] = &["exit", "authority", "enroll", "connect", "cli", "output", "session", "commands", ""];
 
 #[test]
 fn the_dataplanes_modules_know_only_those_below() {

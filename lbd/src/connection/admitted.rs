@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::{accept::Place, authority::Authority, peer::Peer, security::End};
+use super::{authority::Authority, peer::Peer, room::Place, security::End};
 
 /// Bytes in both directions.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -8,14 +8,16 @@ mod dial;
 mod keepalive;
 mod peer;
 mod renew;
+mod room;
 mod secret;
 mod security;
 mod shares;
 
-pub(crate) use accept::{Room, Watched, incoming, incoming_unix};
+pub(crate) use accept::{Watched, incoming, incoming_unix};
 pub(crate) use admitted::Stream;
 pub(crate) use peer::{Peer, Who};
 pub(crate) use renew::renew;
+pub(crate) use room::Room;
 pub(crate) use secret::Secret;
 pub(crate) use security::Security;
 pub(crate) use shares::{Share, Shares};

@@ -8,7 +8,6 @@ use tokio::{
     time::timeout,
 };
 
-use super::node::Consensus;
 use crate::table::Command;
 
 /// Callers' writes in a leader's log that are not agreed on yet. They share their way to the disk, so more would not be quicker.
@@ -46,12 +45,10 @@ impl Gate {
         drop(timeout(HOLD_BACK, held_back.wait_for(|held_back| !held_back)).await);
         Pass { _room: permit }
     }
-}
 
-impl Consensus {
-    /// Whether callers' writes wait on this node, where it leads: others must catch up.
-    pub fn hold_back(&self, held_back: bool) {
-        self.inner.gate.held_back.send_replace(held_back);
+    /// Whether commands that can wait do.
+    pub(super) fn hold_back(&self, held_back: bool) {
+        self.held_back.send_replace(held_back);
     }
 }
 
@@ -69,7 +66,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn callers_wait_and_leases_do_not() {
         let gate = Gate::default();
-        gate.held_back.send_replace(true);
+        gate.hold_back(true);
         let begun = Instant::now();
         let lease = gate.pass(&Body::Rebalance.into()).await;
         assert!(lease._room.is_none() && begun.elapsed() == Duration::ZERO);
@@ -77,13 +74,13 @@ mod tests {
         let waiting = tokio::spawn(async move { waiting.pass(&command).await });
         tokio::time::sleep(HOLD_BACK / 2).await;
         assert!(!waiting.is_finished());
-        gate.held_back.send_replace(false);
+        gate.hold_back(false);
         drop(waiting.await.unwrap());
         assert_eq!(begun.elapsed(), HOLD_BACK / 2);
-        gate.held_back.send_replace(true);
+        gate.hold_back(true);
         let mut passed = vec![gate.pass(&of_a_caller()).await];
         assert_eq!(begun.elapsed(), HOLD_BACK / 2 + HOLD_BACK, "nobody is waited for without end");
-        gate.held_back.send_replace(false);
+        gate.hold_back(false);
         for _ in 1..UNDER_WAY {
             passed.push(gate.pass(&of_a_caller()).await);
         }

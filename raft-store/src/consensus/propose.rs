@@ -90,6 +90,11 @@ impl Consensus {
         Err(if attempted { ProposeError::TimedOut } else { ProposeError::NoLeader })
     }
 
+    /// Whether callers' writes wait on this node, where it leads: others must catch up.
+    pub fn hold_back(&self, held_back: bool) {
+        self.inner.gate.hold_back(held_back);
+    }
+
     async fn propose_once(
         &self,
         command: &Command,

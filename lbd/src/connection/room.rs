@@ -1,0 +1,104 @@
+//! The room for connections, and for those who have not shown yet who they are: nobody takes all of it.
+
+use std::{net::IpAddr, sync::Arc};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    peer::Peer,
+    shares::{Share, Shares},
+};
+use crate::descriptors::at_most_a;
+
+/// Handshakes at a time.
+const HANDSHAKES: usize = 1024;
+/// Of one network.
+const HANDSHAKES_OF_A_NETWORK: usize = 32;
+/// Whom a certificate is for has one of so many parts of the room.
+const SHARES: usize = 4;
+
+/// The room for connections of listeners together. Clones are of the same.
+#[derive(Clone)]
+pub(crate) struct Room {
+    whole: Arc<Semaphore>,
+    /// By whom a certificate is for.
+    by_holder: Shares<String>,
+    /// Of those who have not shown who they are: they take no place from others.
+    unknown: Arc<Semaphore>,
+    by_network: Shares<IpAddr>,
+}
+
+/// A connection has its place, until this is dropped.
+pub(super) struct Place {
+    _whole: OwnedSemaphorePermit,
+    _share: Option<Share<String>>,
+}
+
+impl Room {
+    pub(crate) fn for_connections(count: usize) -> Self {
+        let room = |count| Arc::new(Semaphore::new(count));
+        let count = at_most_a(8, count);
+        Self {
+            whole: room(count),
+            by_holder: Shares::of(count.div_ceil(SHARES)),
+            unknown: room(at_most_a(16, HANDSHAKES)),
+            by_network: Shares::of(HANDSHAKES_OF_A_NETWORK),
+        }
+    }
+
+    /// A place for a connection. If there is none for it, that is told, and the connection is to be closed.
+    pub(super) fn take(&self, peer: &Peer) -> Option<Place> {
+        let share = match peer.holder() {
+            Some(holder) => match self.by_holder.take(holder) {
+                None => {
+                    let caller = peer.who();
+                    tracing::debug!(%caller, from = %peer, "a connection is closed: its holder has as many as one gets");
+                    return None;
+                }
+                share => share,
+            },
+            None => None,
+        };
+        let Ok(whole) = self.whole.clone().try_acquire_owned() else {
+            tracing::debug!(from = %peer, "a connection is closed: there are as many as are taken");
+            return None;
+        };
+        Some(Place { _whole: whole, _share: share })
+    }
+
+    pub(super) fn begin_handshake(&self, address: IpAddr) -> Option<Handshake> {
+        let place = self.unknown.clone().try_acquire_owned().ok()?;
+        Some(Handshake { _place: place, _share: self.by_network.take(network_of(address))? })
+    }
+}
+
+/// One that is under way.
+pub(super) struct Handshake {
+    _place: OwnedSemaphorePermit,
+    _share: Share<IpAddr>,
+}
+
+/// One host has all addresses of its IPv6 network.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_address_takes_all_the_room_for_handshakes() {
+        let room = Room::for_connections(1);
+        let [one, neighbor, other] = ["2001:db8::1", "2001:db8::ffff:2", "192.0.2.1"].map(|text| text.parse().unwrap());
+        let begun: Vec<_> = (0..HANDSHAKES_OF_A_NETWORK).map_while(|_| room.begin_handshake(one)).collect();
+        assert_eq!(begun.len(), HANDSHAKES_OF_A_NETWORK);
+        assert!(room.begin_handshake(neighbor).is_none(), "of the same network");
+        assert!(room.begin_handshake(other).is_some());
+        drop(begun);
+        assert!(room.begin_handshake(neighbor).is_some());
+    }
+}
