@@ -290,6 +290,7 @@ impl Ownership {
             let silent = self.silent_nodes(&view, &heard).map(|node| format!("{} ({})", node.name, node.address));
             let silent: Vec<String> = silent.collect();
             let because = match silent.is_empty() {
+                true if answers.is_empty() => "because no other node has answered it yet".to_owned(),
                 true => {
                     let answers: Vec<String> = answers.iter().map(|answered| shown(answered, &view)).collect();
                     format!("because the others have not supported it in time ({})", answers.join("; "))
