@@ -33,6 +33,11 @@ pub(super) fn secret() -> Zeroizing<String> {
     Zeroizing::new(uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string()[..8])
 }
 
+/// HOST:PORT, [IPv6]:PORT.
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -65,7 +70,7 @@ impl FromStr for Token {
         let parts: Vec<&str> = rest.split('/').collect();
         let [address, shown, secret] = parts[..] else { return Err(wrong) };
         let is_hex = |text: &str, len: usize| text.len() == len && text.bytes().all(|b| b.is_ascii_hexdigit());
-        if name.is_empty() || !address.contains(':') || !is_hex(shown, 64) || !is_hex(secret, 40) {
+        if name.is_empty() || !has_port(address) || !is_hex(shown, 64) || !is_hex(secret, 40) {
             return Err(wrong);
         }
         let secret = Zeroizing::new(secret.to_owned());
