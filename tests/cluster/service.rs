@@ -135,7 +135,9 @@ pub(crate) fn a_cut_cable_is_told_at_once() -> anyhow::Result<()> {
     let owner = place_owner(&site, true)?;
     site.net.cut(&site.node_hosts[owner], "mgmt", Cut::Silent)?;
     wait::until("the lapse is in the log", Duration::from_secs(2), || {
-        site.nodes[owner].log().contains("this node's lease has run out, because")
+        site.nodes[owner]
+            .log()
+            .contains("this node's lease has run out, because the others have not supported it in time (lb")
     });
     wait::until("and the lost majority", Duration::from_secs(4), || {
         site.nodes[owner].log().contains("no majority of the voters answers this node")

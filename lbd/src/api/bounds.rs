@@ -4,7 +4,6 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -13,15 +12,12 @@ use hyper::{
     body::{Bytes, Frame, SizeHint},
     http::{Request, Response},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
-};
+use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{methods::Work, status};
-use crate::connection::{Peer, Share, Shares};
+use crate::connection::{NoPlace, Peer, Place, SharedRoom};
 
 /// Changes that wait for a majority.
 const WRITES: usize = 256;
@@ -45,36 +41,26 @@ pub(super) struct Bounds {
 struct Bound {
     what: &'static str,
     most: usize,
-    room: Arc<Semaphore>,
-    shares: Shares<String>,
-}
-
-/// A call has its room, until this is dropped.
-struct Admission {
-    _room: OwnedSemaphorePermit,
-    _share: Option<Share<String>>,
+    room: SharedRoom<String>,
 }
 
 impl Bound {
     fn of(most: usize, what: &'static str) -> Self {
-        Self { what, most, room: Arc::new(Semaphore::new(most)), shares: Shares::of(most / 2) }
+        Self { what, most, room: SharedRoom::of(most, most / 2) }
     }
 
-    fn admit(&self, holder: Option<String>) -> Result<Admission, Status> {
+    fn admit(&self, holder: Option<String>) -> Result<Place<String>, Status> {
         let Self { what, most, .. } = self;
-        let share = match holder {
-            Some(holder) => Some(self.shares.take(holder).ok_or_else(|| {
-                let share = most / 2;
-                status::busy(&format!("{share} {what} of this caller are under way, as many as one gets: ask again"))
-            })?),
-            None => None,
-        };
-        let full = |_| {
-            status::busy(&format!(
-                "this node has {most} {what} under way, as many as it takes: ask again, or another node"
-            ))
-        };
-        Ok(Admission { _room: self.room.clone().try_acquire_owned().map_err(full)?, _share: share })
+        self.room.take(holder).map_err(|why| {
+            status::busy(&match why {
+                NoPlace::Share => {
+                    format!("{} {what} of this caller are under way, as many as one gets: ask again", most / 2)
+                }
+                NoPlace::Whole => {
+                    format!("this node has {most} {what} under way, as many as it takes: ask again, or another node")
+                }
+            })
+        })
     }
 }
 
@@ -89,7 +75,7 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    fn admit(&self, work: Work, holder: Option<String>) -> Result<Admission, Status> {
+    fn admit(&self, work: Work, holder: Option<String>) -> Result<Place<String>, Status> {
         let bound = match work {
             Work::Write => &self.writes,
             Work::Read => &self.reads,
@@ -133,9 +119,9 @@ where
         let work = request.extensions().get().copied().unwrap_or(Work::Write);
         let holder = request.extensions().get::<Peer>().and_then(Peer::holder);
         match self.bounds.admit(work, holder) {
-            Ok(admission) => {
+            Ok(place) => {
                 let answer = self.inner.call(request);
-                Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Held::new(body, admission, work)))) })
+                Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Held::new(body, place, work)))) })
             }
             Err(refused) => Box::pin(async move { Ok(refused.into_http()) }),
         }
@@ -147,13 +133,13 @@ struct Held {
     body: Body,
     /// `None` for a stream, which may stay.
     until: Option<Pin<Box<Sleep>>>,
-    _admission: Admission,
+    _place: Place<String>,
 }
 
 impl Held {
-    fn new(body: Body, admission: Admission, work: Work) -> Self {
+    fn new(body: Body, place: Place<String>, work: Work) -> Self {
         let until = (work != Work::Stream).then(|| Box::pin(sleep(READ_OUT)));
-        Self { body, until, _admission: admission }
+        Self { body, until, _place: place }
     }
 }
 

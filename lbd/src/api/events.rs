@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::status;
-use crate::events::{Event, Events, Kind};
+use crate::events::{Event, Events};
 
 /// Messages that wait for a caller.
 const WAITING: usize = 64;
@@ -77,23 +77,12 @@ pub(super) fn follow(
 }
 
 fn shown(event: &Event, node: &str, missed: bool) -> v1::WatchEventsResponse {
-    let kind = match event.news.kind {
-        Kind::Node => v1::EventKind::Node,
-        Kind::Vip => v1::EventKind::Vip,
-        Kind::Lease => v1::EventKind::Lease,
-        Kind::Leader => v1::EventKind::Leader,
-        Kind::Configuration => v1::EventKind::Configuration,
-        Kind::Health => v1::EventKind::Health,
-        Kind::Conflict => v1::EventKind::Conflict,
-        Kind::Kernel => v1::EventKind::Kernel,
-        Kind::Certificate => v1::EventKind::Certificate,
-    };
     v1::WatchEventsResponse {
         event: event.news.reason.clone(),
         number: event.number,
         time: humantime::format_rfc3339_millis(event.at).to_string(),
         node: node.to_owned(),
-        kind: kind.into(),
+        kind: v1::EventKind::from(event.news.kind).into(),
         objects: event.news.objects.clone(),
         revision: event.news.revision,
         warning: event.news.is_bad,

@@ -18,9 +18,10 @@ use super::{
     authority::Authority,
     keepalive::keep_alive,
     peer::{From, Peer, Shown},
-    room::{Place, Room},
+    room::Room,
     secret::{Secret, secret},
     security::{End, Security},
+    shares::Place,
 };
 
 /// For a handshake (TLS, in which a certificate is shown).
@@ -38,7 +39,7 @@ pub(crate) struct Watched {
     pub(crate) stream: Box<Tls>,
     /// When the node's certificate counts no more.
     pub(crate) ends: BoxFuture<'static, End>,
-    _place: Place,
+    _place: Place<String>,
 }
 
 /// Those who come to a TCP listener and are let in. `watches`: where those go who watch; `None` where nobody may.

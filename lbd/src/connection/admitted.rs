@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::{authority::Authority, peer::Peer, room::Place, security::End};
+use super::{authority::Authority, peer::Peer, security::End, shares::Place};
 
 /// Bytes in both directions.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -30,11 +30,11 @@ pub(crate) struct Admitted {
     authority: Option<Authority>,
     /// When whoever has made it counts no more; `None` when that has come.
     ends: Option<BoxFuture<'static, End>>,
-    _place: Place,
+    _place: Place<String>,
 }
 
 impl Admitted {
-    pub(super) fn new(stream: Box<dyn Stream>, peer: Peer, authority: Option<Authority>, place: Place) -> Self {
+    pub(super) fn new(stream: Box<dyn Stream>, peer: Peer, authority: Option<Authority>, place: Place<String>) -> Self {
         let ends = Some(peer.ends());
         Self { stream, peer, authority, ends, _place: place }
     }

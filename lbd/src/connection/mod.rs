@@ -20,4 +20,4 @@ pub(crate) use renew::renew;
 pub(crate) use room::Room;
 pub(crate) use secret::Secret;
 pub(crate) use security::Security;
-pub(crate) use shares::{Share, Shares};
+pub(crate) use shares::{NoPlace, Place, SharedRoom};

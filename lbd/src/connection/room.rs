@@ -1,12 +1,10 @@
 //! The room for connections, and for those who have not shown yet who they are: nobody takes all of it.
 
-use std::{net::IpAddr, sync::Arc};
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::net::IpAddr;
 
 use super::{
     peer::Peer,
-    shares::{Share, Shares},
+    shares::{NoPlace, Place, SharedRoom},
 };
 use crate::descriptors::at_most_a;
 
@@ -20,62 +18,37 @@ const SHARES: usize = 4;
 /// The room for connections of listeners together. Clones are of the same.
 #[derive(Clone)]
 pub(crate) struct Room {
-    whole: Arc<Semaphore>,
     /// By whom a certificate is for.
-    by_holder: Shares<String>,
-    /// Of those who have not shown who they are: they take no place from others.
-    unknown: Arc<Semaphore>,
-    by_network: Shares<IpAddr>,
-}
-
-/// A connection has its place, until this is dropped.
-pub(super) struct Place {
-    _whole: OwnedSemaphorePermit,
-    _share: Option<Share<String>>,
+    connections: SharedRoom<String>,
+    /// Of those who have not shown who they are, by network: they take no place from others.
+    handshakes: SharedRoom<IpAddr>,
 }
 
 impl Room {
     pub(crate) fn for_connections(count: usize) -> Self {
-        let room = |count| Arc::new(Semaphore::new(count));
         let count = at_most_a(8, count);
         Self {
-            whole: room(count),
-            by_holder: Shares::of(count.div_ceil(SHARES)),
-            unknown: room(at_most_a(16, HANDSHAKES)),
-            by_network: Shares::of(HANDSHAKES_OF_A_NETWORK),
+            connections: SharedRoom::of(count, count.div_ceil(SHARES)),
+            handshakes: SharedRoom::of(at_most_a(16, HANDSHAKES), HANDSHAKES_OF_A_NETWORK),
         }
     }
 
     /// A place for a connection. If there is none for it, that is told, and the connection is to be closed.
-    pub(super) fn take(&self, peer: &Peer) -> Option<Place> {
-        let share = match peer.holder() {
-            Some(holder) => match self.by_holder.take(holder) {
-                None => {
-                    let caller = peer.who();
-                    tracing::debug!(%caller, from = %peer, "a connection is closed: its holder has as many as one gets");
-                    return None;
-                }
-                share => share,
-            },
-            None => None,
+    pub(super) fn take(&self, peer: &Peer) -> Option<Place<String>> {
+        let place = self.connections.take(peer.holder());
+        let told = |why: &NoPlace| match why {
+            NoPlace::Share => {
+                let caller = peer.who();
+                tracing::debug!(%caller, from = %peer, "a connection is closed: its holder has as many as one gets");
+            }
+            NoPlace::Whole => tracing::debug!(from = %peer, "a connection is closed: there are as many as are taken"),
         };
-        let Ok(whole) = self.whole.clone().try_acquire_owned() else {
-            tracing::debug!(from = %peer, "a connection is closed: there are as many as are taken");
-            return None;
-        };
-        Some(Place { _whole: whole, _share: share })
+        place.inspect_err(told).ok()
     }
 
-    pub(super) fn begin_handshake(&self, address: IpAddr) -> Option<Handshake> {
-        let place = self.unknown.clone().try_acquire_owned().ok()?;
-        Some(Handshake { _place: place, _share: self.by_network.take(network_of(address))? })
+    pub(super) fn begin_handshake(&self, address: IpAddr) -> Option<Place<IpAddr>> {
+        self.handshakes.take(Some(network_of(address))).ok()
     }
-}
-
-/// One that is under way.
-pub(super) struct Handshake {
-    _place: OwnedSemaphorePermit,
-    _share: Share<IpAddr>,
 }
 
 /// One host has all addresses of its IPv6 network.

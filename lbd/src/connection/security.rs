@@ -66,6 +66,20 @@ impl Security {
             Self::Tls(tls) => tls.present.load().is_revoked(serial),
         }
     }
+
+    /// Waits until a certificate that was shown counts no more.
+    pub(super) async fn end_of(self, certified: Arc<Certified>) -> End {
+        let Self::Tls(tls) = self else { return std::future::pending().await };
+        let mut replaced = tls.replaced.subscribe();
+        loop {
+            if tls.present.load().is_revoked(&certified.serial) {
+                return End::Revoked;
+            }
+            let Ok(left) = certified.not_after.duration_since(SystemTime::now()) else { return End::Expired };
+            // Whether there are others or it is time: it is looked at again.
+            drop(timeout(left.min(LOOK_EVERY), replaced.changed()).await);
+        }
+    }
 }
 
 /// Why a certificate that was shown counts no more.
@@ -81,22 +95,6 @@ impl fmt::Display for End {
             Self::Revoked => "was revoked",
             Self::Expired => "has expired",
         })
-    }
-}
-
-impl Security {
-    /// Waits until a certificate that was shown counts no more.
-    pub(super) async fn end_of(self, certified: Arc<Certified>) -> End {
-        let Self::Tls(tls) = self else { return std::future::pending().await };
-        let mut replaced = tls.replaced.subscribe();
-        loop {
-            if tls.present.load().is_revoked(&certified.serial) {
-                return End::Revoked;
-            }
-            let Ok(left) = certified.not_after.duration_since(SystemTime::now()) else { return End::Expired };
-            // Whether there are others or it is time: it is looked at again.
-            drop(timeout(left.min(LOOK_EVERY), replaced.changed()).await);
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_raft_store::{
     Cause, Change,
-    table::{Backend, Evidence, Health, NodeId, Table, Vip},
+    table::{Evidence, Health, NodeId, Table, Vip},
 };
 
 use super::event::{Kind, News};
@@ -28,7 +28,7 @@ pub(super) fn news(change: &Change) -> Vec<News> {
 }
 
 /// A node, as people call it.
-pub(super) fn name_of(table: &Table, node: NodeId) -> String {
+pub(crate) fn name_of(table: &Table, node: NodeId) -> String {
     table.node(node).map_or_else(|| format!("node {node}"), |node| node.name.to_string())
 }
 
@@ -67,8 +67,15 @@ fn nodes(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<String>)
 
 /// Why a lease has ended.
 fn because(cause: &Cause, table: &Table) -> Option<String> {
-    let Cause::Fence { evidence, .. } = cause else { return None };
-    Some(match evidence {
+    match cause {
+        Cause::Fence { evidence, .. } => Some(in_words(evidence, table)),
+        _ => None,
+    }
+}
+
+/// What evidence against a lease says of its holder.
+pub(crate) fn in_words(evidence: &Evidence, table: &Table) -> String {
+    match evidence {
         Evidence::OwnRelease => "it has given it back".to_owned(),
         Evidence::Obituary { .. } => "its process is dead".to_owned(),
         Evidence::Operator => "an operator says that it is off".to_owned(),
@@ -76,7 +83,7 @@ fn because(cause: &Cause, table: &Table) -> Option<String> {
             let by: Vec<String> = withdrawals.iter().map(|withdrawal| name_of(table, withdrawal.supporter)).collect();
             format!("it is not heard by {}", by.join(", "))
         }
-    })
+    }
 }
 
 fn leases(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<String>)) {
@@ -134,17 +141,12 @@ fn owners(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<String>
     }
 }
 
-fn health(table: &Table, backend: &Backend) -> (Health, String) {
-    let verdict = table.verdict(backend);
-    verdict.map_or((Health::Unchecked, String::new()), |verdict| (verdict.health, verdict.reason.clone()))
-}
-
 fn backends(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<String>)) {
     let Change { before, after, touched, .. } = change;
     for id in &touched.verdicts {
         let Some(backend) = after.backend_with_id(*id) else { continue };
-        let old = before.backend_with_id(*id).map_or(Health::Unchecked, |backend| health(before, backend).0);
-        let (new, reason) = health(after, backend);
+        let old = before.backend_with_id(*id).map_or(Health::Unchecked, |backend| before.health(backend));
+        let new = after.health(backend);
         if old == new {
             continue;
         }
@@ -155,7 +157,8 @@ fn backends(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<Strin
             Health::Healthy => (false, "is healthy"),
             Health::Unchecked => (false, "is there"),
         };
-        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let reason = after.verdict(backend).map(|verdict| &verdict.reason).filter(|reason| !reason.is_empty());
+        let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
         let object = format!("backend {service} {address}");
         tell(Kind::Health, is_bad, format!("backend {address} of {service} {is}{why}"), vec![object]);
     }
@@ -258,8 +261,8 @@ mod tests {
             let address = IpAddr::from([192, 0, 2, last]);
             Mutation::CreateVip(VipSettings { address, prefer: Some(1), segment: None, unmatched: Unmatched::Drop })
         };
-        let fence = |evidence| Body::Fence { node: 1, lease: LeaseId(3), evidence, heard: vec![2] };
-        let mut commands: Vec<Command> = vec![
+        let evidence = Evidence::Obituary { nonce: 11 };
+        let commands = [
             create.into(),
             by_alice(Body::AddNode(new_node(2))),
             open(1).into(),
@@ -269,8 +272,8 @@ mod tests {
             publish(1).into(),
             publish(2).into(),
             by_alice(Body::Mutate((1..=2).map(vip).collect())),
+            Body::Fence { node: 1, lease: LeaseId(3), evidence, heard: vec![2] }.into(),
         ];
-        commands.push(fence(Evidence::Obituary { nonce: 11 }).into());
         let told = told(&commands);
         let lines = |at: usize| told[at].iter().map(|news| (news.kind, news.reason.as_str())).collect::<Vec<_>>();
         assert_eq!(lines(1), [(Kind::Node, "node lb2 was added, at 10.0.0.2:7401")]);

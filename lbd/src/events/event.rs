@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use lb_proto::v1;
+
 /// What it is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -35,19 +37,20 @@ impl Kind {
         Self::Kernel,
         Self::Certificate,
     ];
+}
 
-    /// In a word.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Node => "node",
-            Self::Vip => "vip",
-            Self::Lease => "lease",
-            Self::Leader => "leader",
-            Self::Configuration => "configuration",
-            Self::Health => "health",
-            Self::Conflict => "conflict",
-            Self::Kernel => "kernel",
-            Self::Certificate => "certificate",
+impl From<Kind> for v1::EventKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Node => Self::Node,
+            Kind::Vip => Self::Vip,
+            Kind::Lease => Self::Lease,
+            Kind::Leader => Self::Leader,
+            Kind::Configuration => Self::Configuration,
+            Kind::Health => Self::Health,
+            Kind::Conflict => Self::Conflict,
+            Kind::Kernel => Self::Kernel,
+            Kind::Certificate => Self::Certificate,
         }
     }
 }

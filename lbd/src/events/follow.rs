@@ -35,7 +35,7 @@ pub(crate) async fn follow(consensus: Consensus, events: Events) {
                 Some(node) => (false, format!("{} leads (term {})", name_of(&view.table, node), now.term)),
                 None => (true, "nobody leads: no change can be agreed on until a leader is elected".to_owned()),
             };
-            events.tell(News { objects: Vec::new(), ..News::of_node(Kind::Leader, is_bad, reason) });
+            events.tell(News::of_node(Kind::Leader, is_bad, reason));
         }
     }
 }

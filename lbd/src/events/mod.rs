@@ -10,6 +10,7 @@ mod event;
 mod follow;
 mod ring;
 
+pub(crate) use derive::{in_words, name_of};
 pub(crate) use event::{Event, Kind, News};
 pub(crate) use follow::follow;
 pub(crate) use ring::Events;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use lb_dataplane::{Dataplane, Report};
+use lb_proto::{Label as _, v1};
 use lb_raft_store::{
     Consensus, View,
     table::{AdminState, Health, Table},
@@ -81,7 +82,11 @@ impl Collect {
         out.gauge("ready", "Whether this node can own VIPs", None, ready)?;
         let problems = self.alarms.problems().len() as f64;
         out.gauge("problems", "What this node complains of, as 'lbctl status' shows it", None, problems)?;
-        let counts = self.events.counts().into_iter().map(|(kind, count)| ([("kind", kind.as_str())], count));
+        let counts = self
+            .events
+            .counts()
+            .into_iter()
+            .map(|(kind, count)| ([("kind", v1::EventKind::from(kind).label())], count));
         out.counters("events", "What has happened, as 'lbctl events' has it", counts)?;
         if let Some(space) = self.consensus.space() {
             let (free, total) = (space.free as f64, space.total as f64);

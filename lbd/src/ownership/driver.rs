@@ -32,6 +32,7 @@ use super::{
 use crate::{
     alarms::{Alarm, Alarms},
     connection::{Security, Watched},
+    events::{in_words, name_of},
     supervise::Parent,
     task::AbortOnDrop,
 };
@@ -255,17 +256,8 @@ impl Ownership {
         }
         let times = std::mem::take(since);
         *at = now;
-        let name = |id: NodeId| view.table.node(id).map_or_else(|| id.to_string(), |node| node.name.to_string());
-        let because = match evidence {
-            Evidence::OwnRelease => "it has given it back".to_owned(),
-            Evidence::Obituary { .. } => "its process is dead".to_owned(),
-            Evidence::Operator => "an operator says that it is off".to_owned(),
-            Evidence::Withdrawals(withdrawals) => {
-                let by: Vec<String> = withdrawals.iter().map(|withdrawal| name(withdrawal.supporter)).collect();
-                format!("it is not heard by {}", by.join(", "))
-            }
-        };
-        tracing::warn!(times, "the lease of {} ends and its VIPs move: {because}", name(node));
+        let (name, because) = (name_of(&view.table, node), in_words(evidence, &view.table));
+        tracing::warn!(times, "the lease of {name} ends and its VIPs move: {because}");
     }
 
     /// The lease is valid, or has run out: at that moment, and not when others can be told of it.
@@ -456,7 +448,7 @@ impl Ownership {
 
 /// What a node answered last, in words.
 fn shown(answered: &Answered, view: &View) -> String {
-    let name = view.table.node(answered.node).map_or_else(|| answered.node.to_string(), |node| node.name.to_string());
+    let name = name_of(&view.table, answered.node);
     let said = match answered.verdict {
         Verdict::Yes { .. } => "supports it",
         Verdict::Stale => "its answers come back to it late",

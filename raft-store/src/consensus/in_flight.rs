@@ -33,14 +33,17 @@ type Waiting = watch::Receiver<Option<Attempt<Reply>>>;
 
 /// By the command's bytes, its request id among them. Clones are handles to the same.
 #[derive(Clone, Default)]
-pub(super) struct InFlight(Arc<Mutex<HashMap<Vec<u8>, Told>>>);
+pub(super) struct InFlight {
+    all: Arc<Mutex<HashMap<Vec<u8>, Told>>>,
+    gate: Gate,
+}
 
 /// What becomes of a command is told by it, to all who wait.
 type Told = Arc<watch::Sender<Option<Attempt<Reply>>>>;
 
 impl InFlight {
     /// Has the leader write a command, unless it is doing so already; what becomes of it is seen here.
-    pub(super) fn write(&self, raft: &Raft<TypeConfig, StateMachine>, gate: &Gate, command: &Command) -> Waiting {
+    pub(super) fn write(&self, raft: &Raft<TypeConfig, StateMachine>, command: &Command) -> Waiting {
         let bytes = encode_command(command);
         let mut all = self.lock();
         if let Some(told) = all.get(&bytes) {
@@ -49,22 +52,27 @@ impl InFlight {
         let (told, waiting) = watch::channel(None);
         let told = Arc::new(told);
         all.insert(bytes.clone(), told.clone());
-        let (all, raft, gate, command) = (self.clone(), raft.clone(), gate.clone(), command.clone());
+        let (in_flight, raft, command) = (self.clone(), raft.clone(), command.clone());
         // On a task of its own: a caller that gives up must not cut it short, once it goes into the log.
         tokio::spawn(async move {
-            let Some(pass) = all.pass(&bytes, &told, &gate, &command).await else { return };
+            let Some(pass) = in_flight.pass(&bytes, &told, &command).await else { return };
             let outcome = write(&raft, command, pass).await;
-            all.lock().remove(&bytes);
+            in_flight.lock().remove(&bytes);
             told.send_replace(Some(outcome));
         });
         waiting
     }
 
+    /// Whether commands that can wait do.
+    pub(super) fn hold_back(&self, held_back: bool) {
+        self.gate.hold_back(held_back);
+    }
+
     /// Waits until a command may go into the log; `None` if nobody waits for it any more: then it is forgotten.
-    async fn pass(&self, bytes: &[u8], told: &Told, gate: &Gate, command: &Command) -> Option<Pass> {
+    async fn pass(&self, bytes: &[u8], told: &Told, command: &Command) -> Option<Pass> {
         loop {
             tokio::select! {
-                pass = gate.pass(command) => return Some(pass),
+                pass = self.gate.pass(command) => return Some(pass),
                 () = told.closed() => {
                     let mut all = self.lock();
                     // Somebody may have joined since.
@@ -78,7 +86,7 @@ impl InFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Told>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,21 +108,23 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_waits_for_is_forgotten_before_it_is_in_the_log() {
-        let (gate, in_flight) = (Gate::default(), InFlight::default());
+        let in_flight = InFlight::default();
         let command = Command { request: RequestId::parse("one").unwrap(), ..Body::Mutate(Vec::new()).into() };
         let mut passed = Vec::new();
-        while let Ok(pass) = tokio::time::timeout(std::time::Duration::from_millis(20), gate.pass(&command)).await {
+        while let Ok(pass) =
+            tokio::time::timeout(std::time::Duration::from_millis(20), in_flight.gate.pass(&command)).await
+        {
             passed.push(pass);
         }
         let (told, waiting) = watch::channel(None);
         let told = Arc::new(told);
         in_flight.lock().insert(b"one".to_vec(), told.clone());
         drop(waiting);
-        assert!(in_flight.pass(b"one", &told, &gate, &command).await.is_none());
+        assert!(in_flight.pass(b"one", &told, &command).await.is_none());
         assert!(in_flight.lock().is_empty());
         // Whoever waits is served when there is room.
         let _waiting = told.subscribe();
         passed.pop();
-        assert!(in_flight.pass(b"one", &told, &gate, &command).await.is_some());
+        assert!(in_flight.pass(b"one", &told, &command).await.is_some());
     }
 }

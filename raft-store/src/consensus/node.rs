@@ -16,7 +16,6 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    gate::Gate,
     in_flight::InFlight,
     network::{Peers, Transport},
 };
@@ -99,7 +98,6 @@ pub(super) struct Inner {
     /// See [`Peers::doubts`].
     pub(super) doubts: watch::Sender<u64>,
     pub(super) in_flight: InFlight,
-    pub(super) gate: Gate,
     /// Callers' writes are refused: what is left is for leases and membership.
     pub(super) low_on_space: AtomicBool,
     /// For whom another node took this one last, and when.

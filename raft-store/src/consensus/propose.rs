@@ -92,7 +92,7 @@ impl Consensus {
 
     /// Whether callers' writes wait on this node, where it leads: others must catch up.
     pub fn hold_back(&self, held_back: bool) {
-        self.inner.gate.hold_back(held_back);
+        self.inner.in_flight.hold_back(held_back);
     }
 
     async fn propose_once(
@@ -140,7 +140,7 @@ impl Consensus {
 
     /// Writes on this node, if it is the leader.
     pub(super) async fn write_as_leader(&self, member: &Member, command: &Command, until: Instant) -> Attempt<Reply> {
-        let mut waiting = self.inner.in_flight.write(&member.raft, &self.inner.gate, command);
+        let mut waiting = self.inner.in_flight.write(&member.raft, command);
         let written = tokio::time::timeout_at(until, waiting.wait_for(Option::is_some));
         tokio::select! {
             written = written => match written {

@@ -15,7 +15,6 @@ use uuid::Uuid;
 
 use super::{
     compare,
-    gate::Gate,
     in_flight::InFlight,
     network::{Peers, Transport},
     node::{Consensus, Inner, Lead, Member, Settings},
@@ -102,7 +101,6 @@ impl Consensus {
                 fatal: watch::Sender::new(None),
                 doubts: watch::Sender::default(),
                 in_flight: InFlight::default(),
-                gate: Gate::default(),
                 low_on_space: AtomicBool::new(false),
                 mistaken: std::sync::Mutex::default(),
                 heard_leader: std::sync::Mutex::new((Instant::now(), false)),
