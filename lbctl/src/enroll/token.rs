@@ -33,7 +33,7 @@ pub(super) fn secret() -> Zeroizing<String> {
     Zeroizing::new(uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string()[..8])
 }
 
-/// HOST:PORT, [IPv6]:PORT.
+/// `HOST:PORT`, `[IPv6]:PORT`.
 fn has_port(address: &str) -> bool {
     address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
