@@ -15,7 +15,7 @@ use openraft::{
 };
 use prost::Message as _;
 
-use super::{StoreError, journal::Record, keys, lock::DirLock, trees::Trees, writer::Writer};
+use super::{StoreError, journal::Record, keys, lock::DirLock, slow::Watched, trees::Trees, writer::Writer};
 use crate::{
     codec::record,
     raft::{self, Entry, LogId, TypeConfig, Vote},
@@ -126,6 +126,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let _watched = Watched::begin("reading entries from sled");
         let mut entries = Vec::new();
         let mut bytes = 0;
         for read in self.trees.entries(start) {
@@ -187,7 +188,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             written.push((id.index(), bytes.clone()));
             records.push(Record::Entry(id, bytes));
         }
+        let watched = Watched::begin("writing entries into sled");
         self.trees.insert_entries(written)?;
+        drop(watched);
         self.writer.complete(records, callback)
     }
 
@@ -202,8 +205,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // Durable first: entries that the journal no longer has are nowhere else.
         self.writer.write(vec![Record::Purged(last)]).await?;
         self.trees.put_log_id(keys::PURGED, Some(last))?;
-        self.trees.remove_entries_before(last.index() + 1)?;
         self.lock_sizes().retain(|index| index > last.index());
+        // Thousands at once take sled up to half a second, in which Raft would append nothing. Nobody reads them any more, and
+        // what a crash leaves of them goes at the next start.
+        let trees = self.trees.clone();
+        drop(tokio::task::spawn_blocking(move || trees.remove_entries_before(last.index() + 1)));
         Ok(())
     }
 }

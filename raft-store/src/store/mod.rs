@@ -23,6 +23,7 @@ pub(crate) mod open;
 #[cfg(test)]
 mod power_cuts;
 mod reconcile;
+mod slow;
 mod snapshots;
 pub(crate) mod state_machine;
 mod trees;

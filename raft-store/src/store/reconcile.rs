@@ -130,6 +130,7 @@ fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Brought, StoreError> {
     // Both are in order.
     let (mut wanted_next, mut missing) = (entries.iter().peekable(), Vec::new());
     let (mut sizes, mut stale) = (Sizes::default(), Vec::new());
+    let mut purged_still_there = Vec::new();
     let mut before = Vec::new();
     for read in trees.entries(0) {
         let (index, bytes) = read?;
@@ -138,7 +139,8 @@ fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Brought, StoreError> {
         }
         let place = wanted_next.next_if(|(wanted, _)| **wanted == index).map(|(_, place)| place);
         if purged.is_some_and(|purged| index <= purged.index()) {
-            stale.push(index);
+            // Purging removes them in the background, which a crash cuts short: nothing is wrong with that.
+            purged_still_there.push(index);
         } else if index < journal_from {
             before.push((index, log_store::decode(trees.path(), index, &bytes)?.log_id, bytes.len()));
         } else if place.is_some_and(|place| place.is(&bytes)) {
@@ -159,7 +161,7 @@ fn bring(trees: &Trees, wanted: &Wanted<'_>) -> Result<Brought, StoreError> {
         purged = purged.max(*floor);
         stale.extend(before.into_iter().map(|(index, ..)| index));
     }
-    trees.remove_entries(&stale).map_err(failed)?;
+    trees.remove_entries(&purged_still_there).and_then(|()| trees.remove_entries(&stale)).map_err(failed)?;
     missing.retain(|(index, _)| purged.is_none_or(|purged| *index > purged.index()));
     let differs = missing.len() + stale.len();
     restore(trees, wanted.journal, &missing, &mut sizes)?;

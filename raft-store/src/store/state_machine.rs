@@ -9,7 +9,7 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine},
 };
 
-use super::{StoreError, snapshots::Snapshots, trees::Trees, writer::Writer};
+use super::{StoreError, slow::Watched, snapshots::Snapshots, trees::Trees, writer::Writer};
 use crate::{
     feed::{Cause, Fingerprints, History, Publisher, View},
     raft::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
@@ -135,6 +135,7 @@ impl StateMachine {
         }
         let (trees, snapshots) = (self.trees.clone(), self.snapshots.clone());
         let written = tokio::task::spawn_blocking(move || {
+            let _watched = Watched::begin("storing a snapshot");
             let covered = snapshots.write(&snapshot)?;
             trees.put_snapshot(&snapshot)?;
             Ok::<_, io::Error>(covered)
@@ -171,6 +172,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
+        let _watched = Watched::begin("applying entries");
         let mut answers = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
             let reply = self.apply_entry(&entry);
@@ -198,6 +200,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let _turn = self.storing.lock().await;
+        let _watched = Watched::begin("reading the snapshot");
         Ok(self.trees.snapshot()?)
     }
 }

@@ -20,15 +20,18 @@ use tempfile::TempDir;
 use super::{
     StoreError,
     disk::{Disk, Files},
+    failure::Failure,
     inspect::inspect,
     journal, keys,
     log_store::LogStore,
     open::Store,
     reconcile,
     state_machine::StateMachine,
+    trees::Trees,
     watermark::{SLOT_DISTANCE, Watermark, WatermarkFile},
 };
 use crate::{
+    codec::record,
     feed,
     raft::{Entry, LogId, SnapshotMeta, TypeConfig, Vote},
     table::{
@@ -726,6 +729,32 @@ fn a_segment_that_was_not_taken_back_leaves_no_hole() {
 }
 
 /// An entry that fills more than a segment.
+#[test]
+fn what_a_crash_leaves_of_a_purge_is_nothing_wrong_and_goes() {
+    let dir = written();
+    TypeConfig::run(async {
+        let mut store = open(dir.path()).unwrap();
+        store.machine.pretend_applied(LogId::new_term_index(1, 30));
+        store.machine.build_snapshot().await.unwrap();
+        store.log.purge(LogId::new_term_index(1, 20)).await.unwrap();
+    });
+    wait_until_closed(dir.path());
+    // As if it had been killed before sled was told.
+    let blank = |index| record::Entry::from(&Entry::new_blank(LogId::new_term_index(1, index))).encode_to_vec();
+    let trees = Trees::open(dir.path().join(keys::SLED_DIR), Failure::default()).unwrap();
+    trees.insert_entries((5..=20).map(|index| (index, blank(index)))).unwrap();
+    trees.flush().unwrap();
+    drop(trees);
+    wait_until_released(dir.path());
+    let report = inspect(dir.path()).unwrap();
+    assert_eq!((report.sled.differs, &report.sled.torn), (0, &None), "{report:?}");
+    TypeConfig::run(async {
+        let mut log = open(dir.path()).unwrap().log;
+        let entries = log.try_get_log_entries(..).await.unwrap();
+        assert!(entries.iter().map(|entry| entry.log_id.index()).eq(21..=40), "{entries:?}");
+    });
+}
+
 async fn append_large(log: &mut LogStore, index: u64) {
     let entry = Entry::new(LogId::new_term_index(1, index), openraft::EntryPayload::Normal(command(700)));
     let (done, wait) = TypeConfig::oneshot();

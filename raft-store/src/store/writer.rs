@@ -7,7 +7,6 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread,
-    time::{Duration, Instant},
 };
 
 use openraft::storage::IOFlushed;
@@ -18,12 +17,10 @@ use super::{
     disk::Disk,
     failure::Failure,
     journal::{Journal, Record},
+    slow::Watched,
     watermark::{Watermark, WatermarkFile},
 };
 use crate::raft::TypeConfig;
-
-/// A sync that takes longer is worth a line for whoever looks for one.
-const SLOW: Duration = Duration::from_millis(100);
 
 enum Completion {
     Raft(IOFlushed<TypeConfig>),
@@ -105,12 +102,9 @@ impl Sink {
                     Job::Retire(covered) => retired = retired.max(Some(covered)),
                 }
             }
-            let begun = Instant::now();
+            let watched = Watched::begin("making records durable");
             let result = self.commit(&records);
-            let took = begun.elapsed();
-            if took > SLOW {
-                tracing::debug!(?took, records = records.len(), "the disk was slow");
-            }
+            drop(watched);
             if let Err(error) = &result {
                 self.failure.note(error);
             }
