@@ -10,10 +10,17 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
-use lb_proto::tls::{Credentials, Paths};
+use lb_proto::{
+    tls::{Credentials, Paths},
+    v1::{self, cluster_service_client::ClusterServiceClient},
+};
 use tokio::net::{TcpStream, UnixStream};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint, Uri},
+};
 use tower::service_fn;
 
 use crate::exit::Failure;
@@ -41,7 +48,13 @@ impl FromStr for Target {
         }
         let (scheme, address) = match text.split_once("://") {
             Some((scheme @ ("http" | "https"), address)) => (scheme, address.trim_end_matches('/')),
-            _ => return Err("it is neither unix:PATH nor https://HOST:PORT nor http://HOST:PORT".to_owned()),
+            // By TLS: nobody speaks in clear without having said so.
+            None if text.contains(':') && !text.contains('/') => ("https", text),
+            _ => {
+                return Err(
+                    "it is neither unix:PATH nor HOST:PORT nor https://HOST:PORT nor http://HOST:PORT".to_owned()
+                );
+            }
         };
         if address.parse::<Ipv6Addr>().is_ok() {
             return Err(format!(
@@ -91,21 +104,56 @@ impl Shown<'_> {
     }
 }
 
-/// Tries one after the other.
+/// The next endpoint is tried, too, when those before have not answered for so long (RFC 8305, section 5).
+const NEXT_AFTER: Duration = Duration::from_millis(200);
+
+/// To the first that answers; the earlier ones have a start.
 pub(crate) async fn connect(targets: &[Target], shown: Shown<'_>) -> Result<Channel, Failure> {
     let is_secured = targets.iter().any(|target| matches!(target, Target::Https(_)));
     let credentials = is_secured.then(|| shown.credentials()).transpose()?.map(Arc::new);
-    let mut failures = Vec::new();
-    for target in targets {
-        match connect_one(target, credentials.as_ref()).await {
-            Ok(channel) => return Ok(channel),
-            Err(reason) => failures.push(format!("{target}: {reason}{}", hint(target, &reason))),
+    let mut failures = vec![String::new(); targets.len()];
+    let mut next = targets.iter().enumerate();
+    let mut trying = FuturesUnordered::new();
+    loop {
+        if let Some((at, target)) = next.next() {
+            let credentials = credentials.as_ref();
+            trying.push(async move {
+                let connected = connect_one(target, credentials).await;
+                match connected {
+                    // Where there is no choice, the call itself shows whether it answers.
+                    Ok(channel) if targets.len() > 1 => (at, answering(channel).await),
+                    other => (at, other),
+                }
+            });
+        }
+        let has_next = next.len() > 0;
+        let tried = tokio::select! {
+            Some(tried) = trying.next() => tried,
+            () = tokio::time::sleep(NEXT_AFTER), if has_next => continue,
+            else => break,
+        };
+        match tried {
+            (_, Ok(channel)) => return Ok(channel),
+            (at, Err(reason)) => failures[at] = format!("{}: {reason}{}", targets[at], hint(&targets[at], &reason)),
         }
     }
     Err(Failure::Unreachable(format!(
         "cannot reach {}. Is lbd running? Name a node with --endpoint or LBCTL_ENDPOINT",
         failures.join("; ")
     )))
+}
+
+/// A connection can be made to whoever says nothing ever after.
+async fn answering(channel: Channel) -> Result<Channel, io::Error> {
+    let request = v1::GetStatusRequest { local: true, brief: true };
+    let mut client = ClusterServiceClient::new(channel.clone());
+    let asked = tokio::time::timeout(CONNECT_TIMEOUT, client.get_status(request));
+    match asked.await {
+        Err(_) => Err(io::Error::other("it does not answer")),
+        // What it refuses it has answered.
+        Ok(Err(status)) if status.code() == Code::Unavailable => Err(io::Error::other(status.message().to_owned())),
+        Ok(_) => Ok(channel),
+    }
 }
 
 async fn connect_one(target: &Target, credentials: Option<&Arc<Credentials>>) -> Result<Channel, io::Error> {
@@ -191,7 +239,10 @@ mod tests {
             assert_eq!(sound.replace("http:", "https:").parse(), Ok(Target::Https(address)));
         }
         let problem = |text: &str| text.parse::<Target>().unwrap_err();
-        assert!(problem("10.0.0.1:7400").contains("neither unix:PATH nor https"));
+        assert_eq!("10.0.0.1:7400".parse(), Ok(Target::Https("10.0.0.1:7400".into())));
+        assert!(problem("10.0.0.1").contains("neither unix:PATH nor HOST:PORT"));
+        assert!(problem("/run/lbd/lbd.sock").contains("neither unix:PATH nor HOST:PORT"));
+        assert!(problem("ftp://10.0.0.1:21").contains("neither unix:PATH nor HOST:PORT"));
         assert!(problem("http://10.0.0.1").contains("no port: write http://10.0.0.1:7400"));
         assert!(problem("http://[2001:db8::1]").contains("no port"));
         assert!(problem("http://2001:db8::1").contains("without brackets"));

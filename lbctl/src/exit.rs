@@ -10,6 +10,8 @@ use tonic::{Code, Status};
 pub(crate) enum Failure {
     /// The server refused it; its message says what to try.
     Refused(String),
+    /// A comparison has found a difference, which is all that is to say.
+    Differs,
     /// Something on the command line is wrong that its parser cannot know.
     Usage(String),
     /// No endpoint can be reached.
@@ -28,20 +30,37 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
+        self.code().into()
+    }
+
+    fn code(&self) -> u8 {
         match self {
-            Self::Refused(_) => ExitCode::from(1),
-            Self::Usage(_) => ExitCode::from(2),
-            Self::Unreachable(_) => ExitCode::from(3),
-            Self::Undecided { .. } => ExitCode::from(4),
-            _ if self.is_silent() => ExitCode::SUCCESS,
-            Self::Output(_) => ExitCode::FAILURE,
-            Self::Unsaid(_) => ExitCode::from(5),
+            Self::Refused(_) | Self::Differs => 1,
+            Self::Usage(_) => 2,
+            Self::Unreachable(_) => 3,
+            Self::Undecided { .. } => 4,
+            Self::Output(_) | Self::Unsaid(_) if self.is_silent() => 0,
+            Self::Output(_) => 1,
+            Self::Unsaid(_) => 5,
         }
     }
 
-    /// Whoever read our output has read enough: that is no failure.
+    /// For programs: one object in a line.
+    pub(crate) fn to_json(&self) -> String {
+        let mut error = serde_json::json!({ "exit_code": self.code(), "message": self.to_string() });
+        if let Self::Undecided { request_id: Some(id), .. } = self {
+            error["request_id"] = id.clone().into();
+        }
+        serde_json::json!({ "error": error }).to_string()
+    }
+
+    /// There is nothing to say of it: whoever read our output has read enough, or has read all.
     pub(crate) fn is_silent(&self) -> bool {
-        matches!(self, Self::Output(error) | Self::Unsaid(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
+        match self {
+            Self::Output(error) | Self::Unsaid(error) => error.kind() == std::io::ErrorKind::BrokenPipe,
+            Self::Differs => true,
+            _ => false,
+        }
     }
 
     /// Of the output of a change that is done.
@@ -70,6 +89,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused(message) | Self::Usage(message) | Self::Unreachable(message) => f.write_str(message),
+            Self::Differs => f.write_str("there are differences"),
             Self::Undecided { message, request_id: None } => f.write_str(message),
             Self::Undecided { message, request_id: Some(id) } => {
                 write!(f, "{message}\nThe change may or may not have happened. To retry safely: --request-id {id}")

@@ -5,6 +5,7 @@ mod authority;
 mod cli;
 mod commands;
 mod connect;
+mod declared;
 mod enroll;
 mod exit;
 mod output;
@@ -34,11 +35,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let is_json = cli.global.output == cli::Format::Json;
     match runtime.block_on(commands::run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.is_silent() {
-                exit::complain(&format!("lbctl: {failure}"));
+                let text = if is_json { failure.to_json() } else { format!("lbctl: {failure}") };
+                exit::complain(&text);
             }
             failure.exit_code()
         }

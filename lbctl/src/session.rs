@@ -73,24 +73,41 @@ impl Session {
     where
         F: Future<Output = Result<Response<T>, tonic::Status>>,
     {
+        self.answer(message, call).await.map_err(|status| Failure::from_status(&status, request_id))
+    }
+
+    /// Makes a call; what the server says, or that it has said nothing in time.
+    pub(crate) async fn answer<M, T, F>(
+        &self,
+        message: M,
+        call: impl FnOnce(Request<M>) -> F,
+    ) -> Result<T, tonic::Status>
+    where
+        F: Future<Output = Result<Response<T>, tonic::Status>>,
+    {
         let timeout = self.global.timeout;
         let mut request = Request::new(message);
         request.set_timeout(timeout);
-        match tokio::time::timeout(timeout + GRACE, call(request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Failure::from_status(&status, request_id)),
-            Err(_) => Err(Failure::Undecided {
-                message: format!("no answer within {}", humantime::format_duration(timeout)),
-                request_id: request_id.map(ToOwned::to_owned),
-            }),
-        }
+        let late = || format!("no answer within {}", humantime::format_duration(timeout));
+        let answer = tokio::time::timeout(timeout + GRACE, call(request)).await;
+        answer.map_err(|_| tonic::Status::deadline_exceeded(late()))?.map(Response::into_inner)
     }
 
     /// Prints what a change of the table came to.
     pub(crate) fn changed(&self, what: String, response: v1::MutationResponse) -> Result<(), Failure> {
-        let v1::MutationResponse { revision, unchanged, request_id, warnings, .. } = response;
-        output::change(self.format(), &Change { what, revision, unchanged, request_id, warnings })
+        output::change(self.format(), &change(what, response))
     }
+
+    /// The same of a removal.
+    pub(crate) fn removed(&self, what: String, response: v1::MutationResponse) -> Result<(), Failure> {
+        output::change(self.format(), &Change { removes: true, ..change(what, response) })
+    }
+}
+
+/// What a change of the table came to.
+pub(crate) fn change(what: String, response: v1::MutationResponse) -> Change {
+    let v1::MutationResponse { revision, unchanged, request_id, warnings, .. } = response;
+    Change { what, revision, unchanged, request_id, warnings, ..Change::default() }
 }
 
 /// A request for a page of a list.

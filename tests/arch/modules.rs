@@ -66,7 +66,8 @@ const LBD: &[&str] = &[
     "",
 ];
 
-const LBCTL: &[&str] = &["exit", "authority", "enroll", "connect", "cli", "output", "session", "commands", ""];
+const LBCTL: &[&str] =
+    &["exit", "declared", "authority", "enroll", "connect", "cli", "output", "session", "commands", ""];
 
 #[test]
 fn the_dataplanes_modules_know_only_those_below() {

@@ -3,9 +3,11 @@
 mod api;
 mod campaign;
 mod crashes;
+mod declared;
 mod enroll;
 mod events;
 mod faults;
+mod looking;
 mod membership;
 mod metrics;
 mod moves;
@@ -76,6 +78,8 @@ fn main() -> std::process::ExitCode {
         Test::once("the_api_serves_health_and_reflection", api::surface),
         Test::once("writes_are_guarded_tried_and_made_once", api::writes),
         Test::once("lists_come_in_pages_and_as_new_as_asked_for", api::reads),
+        Test::once("a_table_is_what_its_file_says", declared::by_a_file),
+        Test::once("single_objects_and_changes_are_looked_at_and_waited_for", looking::at_one_object),
         Test::once("each_write_is_made_once_while_leaders_are_killed", once::each_write),
         Test::once("wrong_input_in_every_field_is_refused_by_its_name", wrong_input::in_every_field),
         Test::once("more_callers_than_can_be_served_disturb_nobody", overload::callers),

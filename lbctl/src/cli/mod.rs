@@ -35,8 +35,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// A node's API: unix:PATH, https://HOST:PORT, or http://HOST:PORT of a node without TLS. Repeat it to name several; the first that can be
-    /// reached is used.
+    /// A node's API: unix:PATH, https://HOST:PORT or HOST:PORT, or http://HOST:PORT of a node without TLS. Repeat it to name
+    /// several; the first that answers is used.
     #[arg(
         long = "endpoint",
         global = true,
@@ -82,9 +82,23 @@ impl Global {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
+    /// For people, in 80 columns.
     Table,
+    /// For people, with all columns.
+    Wide,
+    /// The names alone, one a line.
+    Name,
+    /// For programs; errors, too, on standard error.
     Json,
+    /// The same as YAML.
     Yaml,
+}
+
+impl Format {
+    /// Whether it is for programs: whole objects instead of lines.
+    pub(crate) fn is_data(self) -> bool {
+        matches!(self, Self::Json | Self::Yaml)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -130,6 +144,52 @@ pub(crate) enum Command {
     ///
     /// Example: lbctl events --follow --kind vip --kind lease. A line that begins with "!" is something to look after.
     Events(EventFilter),
+    /// Show one object.
+    ///
+    /// Example: lbctl get backend web 192.0.2.11
+    #[command(subcommand)]
+    Get(Object),
+    /// All about one object: its fields, what belongs to it, and what has happened to it last.
+    ///
+    /// Example: lbctl describe vip 192.0.2.1
+    #[command(subcommand)]
+    Describe(Object),
+    /// Print each change of the table as it happens, until it is interrupted.
+    ///
+    /// Owners and health are among them. With '-o json' each line is a message with its revision, from which --from goes on
+    /// without a gap. Example: lbctl watch --kind vip
+    Watch(WatchFilter),
+    /// Return when something is so: 0, or 4 if it is not within --timeout.
+    ///
+    /// Example: lbctl wait healthy web --timeout 1m
+    #[command(subcommand)]
+    Wait(WaitFor),
+    /// Make the table what a file says, in one change.
+    ///
+    /// The file is YAML or JSON: VIPs, services, backends, segments and settings by the API's field names, as 'lbctl export'
+    /// prints them. What would change is shown first. A row of the file becomes exactly what it says: a field that is left
+    /// out gets its default. Rows that the file does not have stay, unless --prune is given. Example, all of a web server's
+    /// table:
+    ///
+    ///   vips:
+    ///     - address: 192.0.2.1
+    ///   services:
+    ///     - {name: web, vip: 192.0.2.1, ports: [{protocol: tcp, first: 80, last: 80}]}
+    ///   backends:
+    ///     - {service: web, address: 192.0.2.11}
+    ///     - {service: web, address: 192.0.2.12, weight: 2}
+    #[command(verbatim_doc_comment)]
+    Apply(Apply),
+    /// Show what 'lbctl apply' would change; exits with 1 if there is anything.
+    ///
+    /// Example: lbctl diff -f table.yaml && echo "all as it should be"
+    Diff(Declared),
+    /// Print the VIPs, services, backends, segments and settings as a file for 'lbctl apply'.
+    ///
+    /// In YAML, or in JSON with '-o json'. Example: lbctl export > table.yaml
+    Export,
+    /// Print the JSON schema of what 'lbctl apply' reads: for editors and for programs that write such files.
+    Schema,
     /// Save the VIPs, services, backends and settings in a file, or make the cluster hold what a file says.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -155,6 +215,128 @@ pub(crate) enum Command {
         /// The directory; made if missing.
         dir: PathBuf,
     },
+}
+
+/// One object, by its name.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Object {
+    /// A VIP.
+    Vip {
+        /// The address.
+        ip: IpAddr,
+    },
+    /// A service.
+    Service {
+        /// Its name.
+        name: String,
+    },
+    /// A backend.
+    Backend {
+        /// The service.
+        service: String,
+        /// The backend's own address.
+        ip: IpAddr,
+    },
+    /// A segment.
+    Segment {
+        /// The network, such as 192.0.2.0/24.
+        network: String,
+    },
+    /// A node.
+    Node {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Which changes.
+#[derive(Debug, Args)]
+pub(crate) struct WatchFilter {
+    /// Begin with what has changed after this revision; 0 begins with the whole table. Only what comes from now on, if not given.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) from: Option<u64>,
+    /// Only changes of this kind. Repeat it for several.
+    #[arg(long = "kind", value_name = "KIND", value_enum)]
+    pub(crate) kinds: Vec<RowKind>,
+}
+
+/// What a row of the table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RowKind {
+    Vip,
+    Service,
+    Backend,
+    Segment,
+    Settings,
+}
+
+impl From<RowKind> for v1::Kind {
+    fn from(kind: RowKind) -> Self {
+        match kind {
+            RowKind::Vip => Self::Vip,
+            RowKind::Service => Self::Service,
+            RowKind::Backend => Self::Backend,
+            RowKind::Segment => Self::Segment,
+            RowKind::Settings => Self::Settings,
+        }
+    }
+}
+
+/// What is waited for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WaitFor {
+    /// A drained backend has no flows any more.
+    Drained {
+        /// The service.
+        service: String,
+        /// The backend's own address.
+        ip: IpAddr,
+    },
+    /// A VIP has an owner.
+    Owned {
+        /// The address.
+        ip: IpAddr,
+        /// It is this node.
+        #[arg(long, value_name = "NODE")]
+        by: Option<String>,
+    },
+    /// All backends of a service, or one, are found healthy; where nothing is checked, nothing speaks against them.
+    Healthy {
+        /// The service.
+        service: String,
+        /// The backend's own address.
+        ip: Option<IpAddr>,
+    },
+    /// A node is a member of the cluster: it votes, and may own VIPs.
+    Member {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A file that says what a table shall be.
+#[derive(Debug, Args)]
+pub(crate) struct Declared {
+    /// The file; "-" for standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Remove the rows that the file does not have, of the kinds that it lists: without 'backends:' all backends stay, with an
+    /// empty 'backends: []' none does.
+    #[arg(long)]
+    pub(crate) prune: bool,
+}
+
+/// What shall be done with it.
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub(crate) what: Declared,
+    /// Do not ask. Nobody is asked either where the input is no terminal.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Show what would change, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Which events.

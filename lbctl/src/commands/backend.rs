@@ -58,11 +58,17 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
         BackendCommand::Disable(names) => set_state(session, names, State::Down, "disabled").await,
         BackendCommand::Remove(BackendName { service, ip }) => {
             let what = format!("backend {ip} removed from {service}");
+            let mut of_service = client.clone();
+            let get = v1::GetServiceRequest { name: service.clone(), ..v1::GetServiceRequest::default() };
             let request =
                 v1::DeleteBackendRequest { request_id, expected_revision: 0, service, address: ip.to_string() };
             let response =
                 session.write(request, |request| async move { client.delete_backend(request).await }).await?;
-            session.changed(what, response)
+            if response.unchanged {
+                // That there is none is as good as removed, unless its service was misspelt.
+                session.read(get, |request| async move { of_service.get_service(request).await }).await?;
+            }
+            session.removed(what, response)
         }
         BackendCommand::List { service, no_flows } => {
             let request = v1::ListBackendsRequest {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
 use crate::{
-    cli::{ClusterCommand, Format, quoted},
+    cli::{ClusterCommand, quoted},
     exit::Failure,
     output::{self, Change, views},
     session::Session,
@@ -19,11 +19,11 @@ pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()
             let answer = session.read(request, |request| async move { client.get_settings(request).await }).await?;
             let settings: BTreeMap<String, String> = shown(&answer.settings.unwrap_or_default()).into();
             match session.format() {
-                Format::Table => {
+                format if format.is_data() => output::object(format, &BTreeMap::from([("settings", settings)])),
+                format => {
                     let rows: Vec<views::Setting> = settings.into_iter().map(Into::into).collect();
-                    output::list(Format::Table, "settings", &rows)
+                    output::list(format, "settings", &rows)
                 }
-                format => output::object(format, &BTreeMap::from([("settings", settings)])),
             }
         }
         ClusterCommand::Set { settings } => {

@@ -41,7 +41,9 @@ pub(super) async fn run(session: &Session, filter: EventFilter) -> Result<(), Fa
         }
         match (follow, session.format()) {
             (false, _) => all.push(event),
-            (true, Format::Table) => output::print(&format!("{}\n", event.cells().join("  ")))?,
+            (true, Format::Table | Format::Wide | Format::Name) => {
+                output::print(&format!("{}\n", event.cells().join("  ")))?
+            }
             // Each by itself, so that whoever reads them need not wait for the end.
             (true, Format::Json) => output::line(&event)?,
             (true, Format::Yaml) => {

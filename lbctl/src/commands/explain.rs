@@ -31,7 +31,7 @@ pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Fail
         explained.push(answer);
     }
     match (session.format(), explained.as_slice()) {
-        (Format::Table, [one]) if !many => output::print(&one.summary()),
+        (Format::Table | Format::Wide, [one]) if !many => output::print(&one.summary()),
         (format, all) => output::list(format, "explanations", all),
     }
 }

@@ -3,10 +3,12 @@
 mod backend;
 mod capture;
 mod cluster;
+mod declared;
 mod drained;
 mod enroll;
 mod events;
 mod explain;
+mod looking;
 mod node;
 mod pki;
 mod segment;
@@ -14,6 +16,7 @@ mod service;
 mod snapshot;
 mod status;
 mod vip;
+mod wait;
 
 use clap::CommandFactory as _;
 
@@ -39,6 +42,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             let written = std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir));
             return written.map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())));
         }
+        Command::Schema => return declared::schema(),
         Command::Pki { dir, command } => return pki::run(cli.global.output, &dir, command),
         Command::Node(NodeCommand::Token { name, listen, address, san, days, valid, dir }) => {
             let wanted = Wanted { role: Role::Node, name, names: san, days };
@@ -60,11 +64,18 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Events(filter) => events::run(&session, filter).await,
         Command::Node(command) => node::run(&session, command).await,
         Command::Cluster(command) => cluster::run(&session, command).await,
+        Command::Get(object) => looking::get(&session, &object).await,
+        Command::Describe(object) => looking::describe(&session, &object).await,
+        Command::Watch(filter) => looking::watch(&session, filter).await,
+        Command::Wait(what) => wait::run(&session, what).await,
+        Command::Apply(what) => declared::apply(&session, what).await,
+        Command::Diff(what) => declared::diff(&session, what).await,
+        Command::Export => declared::export(&session).await,
         Command::Snapshot(command) => snapshot::run(&session, command).await,
         Command::Segment(command) => segment::run(&session, command).await,
         Command::Vip(command) => vip::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
         Command::Backend(command) => backend::run(&session, command).await,
-        Command::Completions { .. } | Command::Man { .. } | Command::Pki { .. } => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } | Command::Pki { .. } | Command::Schema => Ok(()),
     }
 }

@@ -39,7 +39,8 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             let request =
                 v1::RemoveNodeRequest { name, force, request_id: session.request_id.clone(), expected_revision: 0 };
             let removed = session.write(request, |request| async move { client.remove_node(request).await }).await?;
-            change(what, removed.revision, removed.unchanged)
+            let (revision, unchanged) = (removed.revision, removed.unchanged);
+            output::change(session.format(), &Change { what, revision, unchanged, removes: true, ..Change::default() })
         }
         NodeCommand::Drain { name } => {
             let what = format!("node {name} drained");

@@ -34,7 +34,7 @@ pub(super) async fn run(session: &Session, command: SegmentCommand) -> Result<()
             let request = v1::DeleteSegmentRequest { request_id, expected_revision: 0, network };
             let response =
                 session.write(request, |request| async move { client.delete_segment(request).await }).await?;
-            session.changed(what, response)
+            session.removed(what, response)
         }
         SegmentCommand::List => {
             let list = |request| {

@@ -73,7 +73,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
             let request = v1::DeleteServiceRequest { request_id, expected_revision: 0, name, cascade };
             let response =
                 session.write(request, |request| async move { client.delete_service(request).await }).await?;
-            session.changed(what, response)
+            session.removed(what, response)
         }
         ServiceCommand::List => {
             let list = |request| {

@@ -6,7 +6,6 @@ use lb_proto::v1::{
 };
 
 use crate::{
-    cli::Format,
     exit::Failure,
     output::{self, Summary as _, views},
     session::{MAX_ANSWER_LEN, Session},
@@ -18,17 +17,17 @@ pub(super) async fn status(session: &Session, check: bool) -> Result<(), Failure
     let status =
         session.read(GetStatusRequest::default(), |request| async move { client.get_status(request).await }).await?;
     match session.format() {
-        Format::Table => {
+        format if format.is_data() => output::object(format, &status)?,
+        format => {
             output::print(&status.summary())?;
             if !status.nodes.is_empty() {
-                output::list(Format::Table, "nodes", &status.nodes)?;
+                output::list(format, "nodes", &status.nodes)?;
             }
             if !status.vip_owners.is_empty() {
                 output::print("\n")?;
-                output::list(Format::Table, "vip_owners", &status.vip_owners)?;
+                output::list(format, "vip_owners", &status.vip_owners)?;
             }
         }
-        format => output::object(format, &status)?,
     }
     if !check {
         return Ok(());
@@ -44,7 +43,7 @@ pub(super) async fn stats(session: &Session) -> Result<(), Failure> {
     let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     let stats = session.read(GetStatsRequest {}, |request| async move { client.get_stats(request).await }).await?;
     match session.format() {
-        Format::Table => output::print(&stats.summary()),
-        format => output::object(format, &views::with_counters(&stats)?),
+        format if format.is_data() => output::object(format, &views::with_counters(&stats)?),
+        _ => output::print(&stats.summary()),
     }
 }

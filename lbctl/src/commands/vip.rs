@@ -41,7 +41,7 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
         VipCommand::Remove { ip, cascade } => {
             let request = v1::DeleteVipRequest { request_id, expected_revision: 0, address: ip.to_string(), cascade };
             let response = session.write(request, |request| async move { client.delete_vip(request).await }).await?;
-            session.changed(format!("vip {ip} removed"), response)
+            session.removed(format!("vip {ip} removed"), response)
         }
         VipCommand::Move { ip, node } => {
             let mut client =

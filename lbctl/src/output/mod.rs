@@ -5,6 +5,7 @@ pub(crate) mod views;
 
 use std::io::{self, Write as _};
 
+use anstyle::{AnsiColor, Style};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
@@ -16,7 +17,13 @@ use crate::{
 /// Something with a row in a table.
 pub(crate) trait Row: Serialize {
     const COLUMNS: &'static [&'static str];
+    /// Those that only a wide table has: the others fit into 80 columns.
+    const WIDE: &'static [&'static str] = &[];
     fn cells(&self) -> Vec<String>;
+    /// What names it, as commands take it.
+    fn name(&self) -> String {
+        self.cells().swap_remove(0)
+    }
 }
 
 /// Something that is told in a few lines.
@@ -27,11 +34,15 @@ pub(crate) trait Summary: Serialize {
 /// Prints a list.
 pub(crate) fn list<T: Row>(format: Format, noun: &'static str, rows: &[T]) -> Result<(), Failure> {
     match format {
-        Format::Table => {
+        Format::Name => print(&rows.iter().map(|row| row.name() + "\n").collect::<String>()),
+        Format::Table | Format::Wide => {
+            let is_shown = |column: &str| format == Format::Wide || !T::WIDE.contains(&column);
             let mut table = Table::new();
-            table.load_style(presets::NOTHING).set_header(T::COLUMNS.iter().map(|column| column.to_uppercase()));
+            let columns = T::COLUMNS.iter().filter(|column| is_shown(column));
+            table.load_style(presets::NOTHING).set_header(columns.map(|column| column.to_uppercase()));
             for row in rows {
-                table.add_row(row.cells());
+                let cells = T::COLUMNS.iter().zip(row.cells()).filter(|(column, _)| is_shown(column));
+                table.add_row(cells.map(|(_, cell)| cell));
             }
             print(
                 &table
@@ -48,7 +59,7 @@ pub(crate) fn list<T: Row>(format: Format, noun: &'static str, rows: &[T]) -> Re
 pub(crate) fn object(format: Format, value: &impl Serialize) -> Result<(), Failure> {
     let text = match format {
         Format::Yaml => serde_saphyr::to_string(value).map_err(io::Error::other)?,
-        Format::Json | Format::Table => serde_json::to_string_pretty(value).map_err(io::Error::other)? + "\n",
+        _ => serde_json::to_string_pretty(value).map_err(io::Error::other)? + "\n",
     };
     print(&text)
 }
@@ -63,6 +74,9 @@ pub(crate) fn line(value: &impl Serialize) -> Result<(), Failure> {
 pub(crate) struct Change {
     #[serde(skip)]
     pub(crate) what: String,
+    /// It removes something: unchanged means that there is none.
+    #[serde(skip)]
+    pub(crate) removes: bool,
     pub(crate) revision: u64,
     pub(crate) unchanged: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -76,11 +90,26 @@ pub(crate) struct Change {
 pub(crate) fn change(format: Format, change: &Change) -> Result<(), Failure> {
     change.warnings.iter().for_each(|warning| complain(&format!("lbctl: warning: {warning}")));
     let printed = match format {
-        Format::Table if change.unchanged => print(&format!("{}: unchanged\n", change.what)),
-        Format::Table => print(&format!("{} (revision {})\n", change.what, change.revision)),
-        format => object(format, change),
+        Format::Json | Format::Yaml => object(format, change),
+        _ if change.unchanged && change.removes => print(&format!("{}: unchanged: there is none\n", change.what)),
+        _ if change.unchanged => print(&format!("{}: unchanged\n", change.what)),
+        _ => print(&format!("{} (revision {})\n", change.what, change.revision)),
     };
     printed.map_err(Failure::after_change)
+}
+
+/// Prints a line of what changes behind its sign: what comes (+), what goes (-), what becomes something else (~). In colours where
+/// a person looks at it.
+pub(crate) fn signed(sign: char, line: &str) -> Result<(), Failure> {
+    let style = Style::new().fg_color(Some(match sign {
+        '+' => AnsiColor::Green.into(),
+        '-' => AnsiColor::Red.into(),
+        _ => AnsiColor::Yellow.into(),
+    }));
+    let mut stdout = anstream::AutoStream::auto(io::stdout().lock());
+    writeln!(stdout, "{style}{sign} {line}{style:#}")?;
+    stdout.flush()?;
+    Ok(())
 }
 
 pub(crate) fn print(text: &str) -> Result<(), Failure> {

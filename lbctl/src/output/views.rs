@@ -39,6 +39,7 @@ impl Row for Setting {
 
 impl Row for v1::Vip {
     const COLUMNS: &'static [&'static str] = &["address", "owner", "prefer", "segment", "unmatched", "epoch", "state"];
+    const WIDE: &'static [&'static str] = &["unmatched", "epoch"];
 
     fn cells(&self) -> Vec<String> {
         let state = match self {
@@ -93,6 +94,8 @@ impl Row for v1::Service {
         "drain timeout",
         "slow start",
     ];
+    const WIDE: &'static [&'static str] =
+        &["table size", "every", "min healthy", "on all down", "on backend down", "drain timeout", "slow start"];
 
     fn cells(&self) -> Vec<String> {
         let ports: Vec<String> = self.ports.iter().map(ports).collect();
@@ -123,6 +126,11 @@ fn span(seconds: u32) -> String {
 impl Row for v1::Backend {
     const COLUMNS: &'static [&'static str] =
         &["service", "address", "weight", "mac", "tier", "state", "flows", "health", "since", "reason"];
+    const WIDE: &'static [&'static str] = &["mac", "tier", "since"];
+
+    fn name(&self) -> String {
+        format!("{} {}", self.service, self.address)
+    }
 
     fn cells(&self) -> Vec<String> {
         let mac = if self.mac.is_empty() { "by ARP".to_owned() } else { self.mac.clone() };
@@ -149,6 +157,7 @@ impl Row for v1::Backend {
 impl Row for v1::Node {
     const COLUMNS: &'static [&'static str] =
         &["name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "segments"];
+    const WIDE: &'static [&'static str] = &["id", "draining", "segments"];
 
     fn cells(&self) -> Vec<String> {
         let segment = |a: &v1::Attachment| {

@@ -1,0 +1,106 @@
+//! `lbctl wait`: returns when something is so.
+
+use std::time::Duration;
+
+use lb_proto::{
+    label,
+    v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient},
+};
+use tokio::time::Instant;
+
+use super::drained;
+use crate::{
+    cli::WaitFor,
+    exit::{Failure, complain},
+    session::{MAX_ANSWER_LEN, Session},
+};
+
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+pub(super) async fn run(session: &Session, what: WaitFor) -> Result<(), Failure> {
+    let within = session.global.timeout;
+    let deadline = Instant::now() + within;
+    let late = |why: String| Failure::Undecided {
+        message: format!("not within {}: {why}", humantime::format_duration(within)),
+        request_id: None,
+    };
+    if let WaitFor::Drained { service, ip } = &what {
+        let drained = tokio::time::timeout_at(deadline, drained::wait(session, service, *ip)).await;
+        return drained.unwrap_or_else(|_| Err(late(format!("backend {service} {ip} has flows yet"))));
+    }
+    let mut told = String::new();
+    loop {
+        let Some(missing) = missing(session, &what).await? else { return Ok(()) };
+        if Instant::now() + LOOK_EVERY > deadline {
+            return Err(late(missing));
+        }
+        if missing != told {
+            complain(&format!("{missing}..."));
+            told = missing;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What is not so yet.
+async fn missing(session: &Session, what: &WaitFor) -> Result<Option<String>, Failure> {
+    let mut table = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    match what {
+        WaitFor::Drained { .. } => Ok(None),
+        WaitFor::Owned { ip, by } => {
+            let request = v1::GetVipRequest { address: ip.to_string(), ..v1::GetVipRequest::default() };
+            let vip = session.read(request, |request| async move { table.get_vip(request).await }).await?;
+            let owner = vip.vip.unwrap_or_default().owner;
+            Ok(match by {
+                _ if owner.is_empty() => Some(format!("vip {ip} has no owner")),
+                Some(by) if *by != owner => Some(format!("vip {ip} is owned by {owner}")),
+                _ => None,
+            })
+        }
+        WaitFor::Healthy { service, ip } => {
+            let mut client = table.clone();
+            let request = v1::GetServiceRequest { name: service.clone(), ..v1::GetServiceRequest::default() };
+            let of = session.read(request, |request| async move { client.get_service(request).await }).await?;
+            let checks = of.service.and_then(|service| service.checks).unwrap_or_default().checks;
+            let list = |request| {
+                let mut client = table.clone();
+                async move { client.list_backends(request).await }
+            };
+            let request = v1::ListBackendsRequest {
+                service: service.clone(),
+                address: ip.map(|ip| ip.to_string()).unwrap_or_default(),
+                ..v1::ListBackendsRequest::default()
+            };
+            let backends = session.read_all(request, list).await?.backends;
+            // Where nothing is asked, nothing speaks against it at best.
+            let good = |of: &v1::Backend| {
+                of.health() == v1::Health::Healthy || (checks.is_empty() && of.health() == v1::Health::Unchecked)
+            };
+            Ok(match backends.iter().find(|of| !good(of)) {
+                None if backends.is_empty() => Some(match ip {
+                    Some(ip) => format!("service {service} has no backend {ip}"),
+                    None => format!("service {service} has no backend"),
+                }),
+                None => None,
+                Some(of) => {
+                    let why =
+                        if of.health_reason.is_empty() { String::new() } else { format!(": {}", of.health_reason) };
+                    Some(format!("backend {service} {} is {}{why}", of.address, label::<v1::Health>(of.health)))
+                }
+            })
+        }
+        WaitFor::Member { name } => {
+            let mut client =
+                ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+            let request = v1::GetStatusRequest { brief: true, ..v1::GetStatusRequest::default() };
+            let status = session.read(request, |request| async move { client.get_status(request).await }).await?;
+            Ok(match status.nodes.into_iter().find(|node| node.name == *name) {
+                None => Some(format!("there is no node {name}")),
+                Some(node) if !node.voter => Some(format!("node {name} does not vote yet")),
+                Some(node) if node.role() == v1::Role::Witness || node.ready => None,
+                Some(node) if node.unfit.is_empty() => Some(format!("node {name} has no lease yet")),
+                Some(node) => Some(format!("node {name} can own no VIP: {}", node.unfit)),
+            })
+        }
+    }
+}
