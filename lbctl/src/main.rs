@@ -8,6 +8,7 @@ mod connect;
 mod declared;
 mod enroll;
 mod exit;
+mod import;
 mod output;
 mod session;
 

@@ -67,7 +67,7 @@ const LBD: &[&str] = &[
 ];
 
 const LBCTL: &[&str] =
-    &["exit", "declared", "authority", "enroll", "connect", "cli", "output", "session", "commands", ""];
+    &["exit", "declared", "import", "authority", "enroll", "connect", "cli", "output", "session", "commands", ""];
 
 #[test]
 fn the_dataplanes_modules_know_only_those_below() {

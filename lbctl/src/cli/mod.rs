@@ -188,6 +188,11 @@ pub(crate) enum Command {
     ///
     /// In YAML, or in JSON with '-o json'. Example: lbctl export > table.yaml
     Export,
+    /// Print a table for 'lbctl apply' made of another load balancer's configuration, and list what it cannot carry over.
+    ///
+    /// Needs no cluster. The table goes to standard output, the list to standard error, line by line with the reason.
+    /// Example: lbctl import --keepalived /etc/keepalived/keepalived.conf > table.yaml
+    Import(Import),
     /// Print the JSON schema of what 'lbctl apply' reads: for editors and for programs that write such files.
     Schema,
     /// Save the VIPs, services, backends and settings in a file, or make the cluster hold what a file says.
@@ -324,6 +329,18 @@ pub(crate) struct Declared {
     /// empty 'backends: []' none does.
     #[arg(long)]
     pub(crate) prune: bool,
+}
+
+/// A configuration of something else.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("from").required(true))]
+pub(crate) struct Import {
+    /// A configuration of keepalived (keepalived.conf(5)); "-" for standard input.
+    #[arg(long, value_name = "FILE", group = "from")]
+    pub(crate) keepalived: Option<PathBuf>,
+    /// Rules as 'ipvsadm -Sn' saves them (ipvsadm(8)); "-" for standard input.
+    #[arg(long, value_name = "FILE", group = "from")]
+    pub(crate) ipvsadm: Option<PathBuf>,
 }
 
 /// What shall be done with it.

@@ -8,6 +8,7 @@ mod drained;
 mod enroll;
 mod events;
 mod explain;
+mod import;
 mod looking;
 mod node;
 mod pki;
@@ -42,6 +43,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             let written = std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir));
             return written.map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())));
         }
+        Command::Import(what) => return import::run(cli.global.output, what),
         Command::Schema => return declared::schema(),
         Command::Pki { dir, command } => return pki::run(cli.global.output, &dir, command),
         Command::Node(NodeCommand::Token { name, listen, address, san, days, valid, dir }) => {
@@ -76,6 +78,10 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Vip(command) => vip::run(&session, command).await,
         Command::Service(command) => service::run(&session, command).await,
         Command::Backend(command) => backend::run(&session, command).await,
-        Command::Completions { .. } | Command::Man { .. } | Command::Pki { .. } | Command::Schema => Ok(()),
+        Command::Completions { .. }
+        | Command::Import(_)
+        | Command::Man { .. }
+        | Command::Pki { .. }
+        | Command::Schema => Ok(()),
     }
 }

@@ -398,11 +398,11 @@ fn whatever_sled_lacks_or_has_too_much_is_mended() {
         ("never acknowledged", |log, _| {
             let key = keys::entry(41, 0);
             let entry = Entry::new_blank(LogId::new_term_index(1, 41));
-            let record = crate::codec::record::Entry::from(&entry).encode_to_vec();
+            let record = record::Entry::from(&entry).encode_to_vec();
             log.insert(key, super::envelope::seal(&key, &[&[0, 1], &record[..]].concat())).unwrap();
         }),
         ("committed", |_, meta| {
-            let id = crate::codec::record::LogId::from(LogId::new_term_index(1, 99));
+            let id = record::LogId::from(LogId::new_term_index(1, 99));
             let key = keys::COMMITTED;
             meta.insert(key, super::envelope::seal_message(key.as_bytes(), &id)).unwrap();
         }),
@@ -842,7 +842,7 @@ fn names_on_disk_are_frozen() {
     assert_eq!(keys::parse_entry(&keys::entry(7, 9)), Some((7, 9)));
     assert_eq!(keys::chunk(3, 4), [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4]);
     // An entry as it stood in the first version: term 5, index 7, nothing in it.
-    let record = crate::codec::record::Entry::from(&Entry::new_blank(LogId::new_term_index(5, 7)));
+    let record = record::Entry::from(&Entry::new_blank(LogId::new_term_index(5, 7)));
     assert_eq!(record.encode_to_vec(), [0x0a, 4, 8, 5, 0x10, 7]);
     assert_eq!(super::envelope::seal(b"", &[])[0], 1, "the envelope's version");
 }
