@@ -6,10 +6,12 @@ use std::{
 };
 
 use anyhow::ensure;
+use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 use lb_tests::{
     binaries,
     cluster::{SOON, form_one, wait_for_leader, wait_ready},
     files::copy,
+    grpc,
     site::{HTTP_ADDRESS, PATIENCE, Plan, Site, VIP_TEXT},
     traffic::http_who,
     wait,
@@ -158,6 +160,22 @@ pub(crate) fn an_older_copy() -> anyhow::Result<()> {
     is_refused(&mut site)
 }
 
+/// As earlier versions of `lbctl` saved it: so many bytes that name it, the server's own encoding, and the CRC-32 of both.
+fn binary_snapshot(socket: PathBuf) -> anyhow::Result<Vec<u8>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut bytes = b"lbtable\x01".to_vec();
+    runtime.block_on(async {
+        let mut client = ClusterServiceClient::new(grpc::connect(socket).await?);
+        let mut parts = client.save_snapshot(v1::SaveSnapshotRequest {}).await?.into_inner();
+        while let Some(part) = parts.message().await? {
+            bytes.extend(part.chunk);
+        }
+        anyhow::Ok(())
+    })?;
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    Ok(bytes)
+}
+
 /// A table is saved, changed beyond recognition, and restored.
 pub(crate) fn a_snapshot_is_saved_and_restored() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 3, servers: 2, two_interfaces: false, engine: "ring" })?;
@@ -189,10 +207,22 @@ pub(crate) fn a_snapshot_is_saved_and_restored() -> anyhow::Result<()> {
     lb.lbctl_ok(&["vip", "set", VIP_TEXT, "--prefer", "none"])?;
     lb.lbctl_ok(&["vip", "add", "192.168.2.99"])?;
     lb.lbctl_ok(&["cluster", "set", "failback=never"])?;
-    ensure!(lists()? != before);
-    ensure!(site.nodes[2].lbctl_ok(&["snapshot", "restore", &path])?.contains("table restored"));
+    let otherwise = lists()?;
+    ensure!(otherwise != before);
+    let shown = lb.lbctl_ok(&["snapshot", "restore", "--dry-run", &path])?;
+    ensure!(shown.contains("- vip 192.168.2.99\n") && shown.contains("table_size: 4093 -> 16381"), "{shown}");
+    ensure!(shown.contains("failback_s: 0 -> 600") && shown.contains("change: nothing is done"), "{shown}");
+    ensure!(lists()? == otherwise, "nothing is done");
+    ensure!(site.nodes[2].lbctl_ok(&["snapshot", "restore", &path])?.contains(" restored: "));
     wait::until("the table is as it was", SOON, || lists().is_ok_and(|now| now == before));
     ensure!(http_who(&site.client.ns, HTTP_ADDRESS, PATIENCE).is_ok());
+    // What was saved before snapshots were texts is restored as well.
+    let old = site.root.path().join("old.snapshot");
+    std::fs::write(&old, binary_snapshot(lb.socket())?)?;
+    let old = old.display().to_string();
+    lb.lbctl_ok(&["vip", "add", "192.168.2.99"])?;
+    ensure!(lb.lbctl_ok(&["snapshot", "restore", &old])?.contains(" restored (revision "));
+    wait::until("the table is as it was", SOON, || lists().is_ok_and(|now| now == before));
     // A link is followed, and - is standard output.
     let link = site.root.path().join("link");
     std::os::unix::fs::symlink("/proc/self/fd/1", &link)?;
@@ -209,7 +239,7 @@ pub(crate) fn a_snapshot_is_saved_and_restored() -> anyhow::Result<()> {
     for (service, port) in [("web", "1000/tcp"), ("echo", "80/tcp"), ("web", "7/udp")] {
         lb.lbctl_ok(&["service", "set", service, "--port", port])?;
     }
-    ensure!(lb.lbctl_ok(&["snapshot", "restore", &path])?.contains("table restored"));
+    ensure!(lb.lbctl_ok(&["snapshot", "restore", &path])?.contains(" restored: "));
     wait::until("the table is as it was", SOON, || lists().is_ok_and(|now| now == before));
     let mut bytes = std::fs::read(&file)?;
     let middle = bytes.len() / 2;

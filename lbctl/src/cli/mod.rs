@@ -506,7 +506,9 @@ pub(crate) enum NodeCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Write a snapshot. It holds no keys, no certificates and no ids.
+    /// Write a snapshot: YAML with a checksum. It holds no keys, no certificates and no ids.
+    ///
+    /// Example: lbctl snapshot save /var/backups/lbd-table.yaml
     Save {
         /// The file, or "-" for standard output. A regular file is replaced whole; links are followed; a device or a pipe is
         /// written to.
@@ -515,8 +517,11 @@ pub(crate) enum SnapshotCommand {
     /// Make the VIPs, services, backends and settings those of a snapshot; what it does not hold is removed.
     /// Nodes stay as they are.
     Restore {
-        /// The file, or "-" for standard input.
+        /// The file, or "-" for standard input. Those of versions before this one are read, too.
         file: PathBuf,
+        /// Show what would change, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, IsTerminal as _, Read as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
@@ -13,7 +13,8 @@ use tonic::Code;
 use crate::{
     cli::{Apply, Declared, Format},
     declared::{
-        self, BACKEND, Changed, Document, Fields, Object, Planned, SEGMENT, SERVICE, SETTINGS, VIP, of_message,
+        self, BACKEND, Changed, Document, Fields, Object, Others, Planned, SEGMENT, SERVICE, SETTINGS, Shown, VIP,
+        of_message,
     },
     exit::{Failure, complain},
     output,
@@ -61,9 +62,14 @@ async fn present(session: &Session) -> Result<Present, Failure> {
     Ok(Present { objects, settings, revision })
 }
 
-pub(super) async fn export(session: &Session) -> Result<(), Failure> {
+/// The table, as a file that says it.
+pub(super) async fn document(session: &Session) -> Result<Shown, Failure> {
     let Present { objects, settings, .. } = present(session).await?;
-    let document = declared::document(&objects, Some(&settings));
+    Ok(declared::document(&objects, Some(&settings)))
+}
+
+pub(super) async fn export(session: &Session) -> Result<(), Failure> {
+    let document = document(session).await?;
     // For a file; a table would be none.
     let format = if session.format() == Format::Json { Format::Json } else { Format::Yaml };
     output::object(format, &document)
@@ -74,9 +80,8 @@ pub(super) fn schema() -> Result<(), Failure> {
 }
 
 pub(super) async fn diff(session: &Session, what: Declared) -> Result<(), Failure> {
-    let wanted = read(&what.file)?;
-    let (_, dry) = dry_run(session, &what, &wanted).await?;
-    let Dry { changes, .. } = dry;
+    let wanted = Wanted::of(what)?;
+    let (_, Dry { changes, .. }) = dry_run(session, &wanted).await?;
     match session.format() {
         format if format.is_data() => {
             output::object(format, &std::collections::BTreeMap::from([("changes", &changes)]))?;
@@ -88,34 +93,75 @@ pub(super) async fn diff(session: &Session, what: Declared) -> Result<(), Failur
 }
 
 pub(super) async fn apply(session: &Session, apply: Apply) -> Result<(), Failure> {
-    let Apply { what, yes, dry_run: only_shown } = apply;
-    let wanted = read(&what.file)?;
-    let (planned, dry) = dry_run(session, &what, &wanted).await?;
+    let Apply { what, yes, dry_run } = apply;
+    let how = if dry_run {
+        How::Shown
+    } else if yes {
+        How::Done
+    } else {
+        How::Asked
+    };
+    become_as(session, &Wanted::of(what)?, how).await
+}
+
+/// What the table shall be.
+pub(super) struct Wanted {
+    pub(super) file: PathBuf,
+    pub(super) document: Document,
+    pub(super) others: Others,
+    /// What has happened when it is so, such as "applied".
+    pub(super) done: &'static str,
+}
+
+impl Wanted {
+    fn of(Declared { file, prune }: Declared) -> Result<Self, Failure> {
+        let document = parsed(&file, &read(&file)?)?;
+        Ok(Self { file, document, others: if prune { Others::Go } else { Others::Stay }, done: "applied" })
+    }
+}
+
+/// What is done about the differences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// They are shown alone.
+    Shown,
+    /// A person is asked first, if there is one.
+    Asked,
+    Done,
+}
+
+/// Makes the table what is wanted.
+pub(super) async fn become_as(session: &Session, wanted: &Wanted, how: How) -> Result<(), Failure> {
+    let (planned, dry) = dry_run(session, wanted).await?;
     let is_table = !session.format().is_data();
     if is_table {
         show(&dry.changes)?;
     }
-    let what = what.file.display();
+    let what = format!("{} {}", wanted.file.display(), wanted.done);
     let count = changed(&dry.changes).len();
-    if only_shown || (count == 0 && !dry.is_too_long) {
+    if how == How::Shown || (count == 0 && !dry.is_too_long) {
         return match session.format() {
             format if format.is_data() => output::object(format, &dry.response),
             _ if count > 0 => output::print(&format!("{}: nothing is done\n", told(count))),
-            _ => output::print(&format!("{what}: unchanged\n")),
+            _ => output::print(&format!("{}: unchanged\n", wanted.file.display())),
         };
     }
-    if is_table && !yes && io::stdin().is_terminal() && io::stderr().is_terminal() && !asked(&told(count))? {
+    let is_asked = is_table && how == How::Asked && io::stdin().is_terminal() && io::stderr().is_terminal();
+    if is_asked && !asked(&told(count))? {
         return Err(Failure::Usage("nothing is done".to_owned()));
     }
     // What stays as it is need not go through the log of all nodes.
     let rows: std::collections::BTreeSet<_> =
         changed(&dry.changes).into_iter().map(|change| (change.shape, change.key)).collect();
-    let is_sent = |of: &Planned| dry.is_too_long || rows.contains(&of.row());
-    let planned: Vec<Planned> = planned.into_iter().filter(is_sent).collect();
+    let planned: Vec<Planned> = match (dry.is_too_long, wanted.others) {
+        // Rows that are made anew are no change where they come back as they were.
+        (true, _) | (_, Others::MadeAnew) => planned,
+        (false, _) => planned.into_iter().filter(|of| rows.contains(&of.row())).collect(),
+    };
     let done = send(session, &planned, dry.revision, false)
         .await
         .map_err(|error| Failure::from_status(&of_rows(error, &planned), Some(&session.request_id)))?;
-    let what = if dry.is_too_long { format!("{what} applied") } else { format!("{what} applied: {}", told(count)) };
+    let what = if dry.is_too_long { what } else { format!("{what}: {}", told(count)) };
     session.changed(what, done)
 }
 
@@ -129,9 +175,10 @@ struct Dry {
     is_too_long: bool,
 }
 
-async fn dry_run(session: &Session, what: &Declared, wanted: &Document) -> Result<(Vec<Planned>, Dry), Failure> {
+async fn dry_run(session: &Session, wanted: &Wanted) -> Result<(Vec<Planned>, Dry), Failure> {
     let Present { objects, revision, .. } = present(session).await?;
-    let planned = declared::plan(wanted, &objects, what.prune).map_err(|faults| refused(&what.file, &faults))?;
+    let planned = declared::plan(&wanted.document, &objects, wanted.others);
+    let planned = planned.map_err(|faults| refused(&wanted.file, &faults))?;
     match send(session, &planned, revision, true).await {
         Ok(response) => {
             let changes = response.changes.clone();
@@ -190,15 +237,22 @@ fn of_rows(error: tonic::Status, planned: &[Planned]) -> tonic::Status {
     }
 }
 
-fn read(file: &Path) -> Result<Document, Failure> {
-    let text = if file == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().lock().read_to_string(&mut text).map(|_| text)
+/// All of a file, or of standard input.
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = if file == Path::new("-") {
+        io::stdin().lock().read_to_end(&mut bytes).map(drop)
     } else {
-        fs::read_to_string(file)
+        fs::read(file).map(|all| bytes = all)
     };
-    let text = text.map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
-    declared::read(&text).map_err(|faults| refused(file, &faults))
+    read.map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+    Ok(bytes)
+}
+
+/// What a file says.
+pub(super) fn parsed(file: &Path, bytes: &[u8]) -> Result<Document, Failure> {
+    let text = std::str::from_utf8(bytes).map_err(|error| refused(file, &[format!("it is no text: {error}")]))?;
+    declared::read(text).map_err(|faults| refused(file, &faults))
 }
 
 fn refused(file: &Path, faults: &[String]) -> Failure {

@@ -1,10 +1,6 @@
 //! `lbctl import`: needs no cluster.
 
-use std::{
-    fs,
-    io::{self, Read as _},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use crate::{
     cli::{Format, Import},
@@ -37,14 +33,7 @@ pub(super) fn run(format: Format, of: Import) -> Result<(), Failure> {
     output::object(format, &declared::document(&document.objects, None))
 }
 
-fn read(file: &PathBuf) -> Result<String, Failure> {
-    let mut bytes = Vec::new();
-    let read = if file == Path::new("-") {
-        io::stdin().lock().read_to_end(&mut bytes).map(drop)
-    } else {
-        fs::read(file).map(|all| bytes = all)
-    };
-    read.map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
-    // Comments are in whatever encoding their writer had.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// Comments are in whatever encoding their writer had.
+fn read(file: &Path) -> Result<String, Failure> {
+    Ok(String::from_utf8_lossy(&super::declared::read(file)?).into_owned())
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::Write as _,
     os::{
         fd::AsFd as _,
         unix::fs::{MetadataExt as _, PermissionsExt as _},
@@ -12,37 +12,30 @@ use std::{
 
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
+use super::declared::{self, How, Wanted};
 use crate::{
     cli::SnapshotCommand,
+    declared::Others,
     exit::{Failure, complain},
     output::{self, Change},
     session::Session,
 };
 
 const CHUNK_LEN: usize = 256 << 10;
-/// The first bytes of a file, so that another one is not taken for a snapshot; the last one is the format's version.
+/// The first bytes of a file as versions before this one saved it: so many, then the table as the server encodes it, then a checksum.
 const MAGIC: &[u8; 8] = b"lbtable\x01";
 
 pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(), Failure> {
-    let mut client = ClusterServiceClient::new(session.channel.clone());
     match command {
         SnapshotCommand::Save { file } => {
-            let request = v1::SaveSnapshotRequest {};
-            let mut stream =
-                session.read(request, |request| async move { client.save_snapshot(request).await }).await?;
-            let mut bytes = MAGIC.to_vec();
-            while let Some(part) = stream.message().await.map_err(|status| Failure::from_status(&status, None))? {
-                bytes.extend_from_slice(&part.chunk);
-            }
-            let checksum = crc32fast::hash(&bytes);
-            bytes.extend_from_slice(&checksum.to_le_bytes());
+            let document = declared::document(session).await?;
+            let bytes = written(&serde_saphyr::to_string(&document).map_err(std::io::Error::other)?).into_bytes();
             if file == Path::new("-") {
                 return output::print_bytes(&bytes);
             }
-            let written =
-                write(&file, &bytes).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+            let how = write(&file, &bytes).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
             let told = format!("snapshot saved in {} ({} bytes)\n", file.display(), bytes.len());
-            match written {
+            match how {
                 Written::File => output::print(&told),
                 // It may be this program's own output, in which a further line would be damage.
                 Written::Through => {
@@ -51,20 +44,63 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
                 }
             }
         }
-        SnapshotCommand::Restore { file } => {
-            let bytes = read(&file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
-            let table = check(&bytes).map_err(|problem| Failure::Usage(format!("{}: {problem}", file.display())))?;
-            let request_id = session.request_id.clone();
-            let part =
-                |chunk: &[u8]| v1::RestoreSnapshotRequest { chunk: chunk.to_vec(), request_id: request_id.clone() };
-            let parts: Vec<_> = table.chunks(CHUNK_LEN).map(part).collect();
-            let stream = futures::stream::iter(parts);
-            let done = session.write(stream, |request| async move { client.restore_snapshot(request).await }).await?;
-            let what = format!("table restored from {}", file.display());
-            let change =
-                Change { what, revision: done.revision, unchanged: done.unchanged, request_id, ..Change::default() };
-            output::change(session.format(), &change)
+        SnapshotCommand::Restore { file, dry_run } => {
+            let bytes = declared::read(&file)?;
+            if bytes.starts_with(MAGIC) {
+                return restore_binary(session, &file, &bytes, dry_run).await;
+            }
+            let text = checked(&bytes).map_err(|problem| wrong(&file, problem))?;
+            let document = declared::parsed(&file, text)?;
+            let wanted = Wanted { file, document, others: Others::MadeAnew, done: "restored" };
+            declared::become_as(session, &wanted, if dry_run { How::Shown } else { How::Done }).await
         }
+    }
+}
+
+fn wrong(file: &Path, problem: impl std::fmt::Display) -> Failure {
+    Failure::Usage(format!("{}: {problem}", file.display()))
+}
+
+/// What versions before this one saved, which the server alone can read.
+async fn restore_binary(session: &Session, file: &Path, bytes: &[u8], dry_run: bool) -> Result<(), Failure> {
+    let table = check_binary(bytes).map_err(|problem| wrong(file, problem))?;
+    if dry_run {
+        return Err(wrong(file, "it is of an older version: what it would change is not known before it is restored"));
+    }
+    let mut client = ClusterServiceClient::new(session.channel.clone());
+    let request_id = session.request_id.clone();
+    let part = |chunk: &[u8]| v1::RestoreSnapshotRequest { chunk: chunk.to_vec(), request_id: request_id.clone() };
+    let parts: Vec<_> = table.chunks(CHUNK_LEN).map(part).collect();
+    let stream = futures::stream::iter(parts);
+    let done = session.write(stream, |request| async move { client.restore_snapshot(request).await }).await?;
+    let what = format!("{} restored", file.display());
+    let change = Change { what, revision: done.revision, unchanged: done.unchanged, request_id, ..Change::default() };
+    output::change(session.format(), &change)
+}
+
+/// The lines before a table; the last one has the checksum of all that follows.
+const TITLE: &str =
+    "# A table of lbd, as 'lbctl snapshot restore' puts it back. To change it first, use 'lbctl export'.\n";
+const CHECKSUM: &str = "# crc32 ";
+
+/// A table with its checksum before it.
+fn written(table: &str) -> String {
+    format!("{TITLE}{CHECKSUM}{:08x}\n{table}", crc32fast::hash(table.as_bytes()))
+}
+
+/// The table behind its checksum.
+fn checked(bytes: &[u8]) -> Result<&[u8], &'static str> {
+    let rest = bytes.strip_prefix(TITLE.as_bytes()).and_then(|rest| rest.strip_prefix(CHECKSUM.as_bytes()));
+    let rest = rest.ok_or(
+        "it is no snapshot of a table, or one of a newer lbctl; 'lbctl apply -f' reads tables without a checksum",
+    )?;
+    let (said, table) = rest.split_at_checked(9).ok_or("it is cut short")?;
+    match said == format!("{:08x}\n", crc32fast::hash(table)).as_bytes() {
+        true => Ok(table),
+        false => Err(
+            "it is damaged, or was changed since it was saved: its checksum does not match. If it shall be as it is now: \
+                      lbctl apply --prune -f FILE",
+        ),
     }
 }
 
@@ -124,17 +160,8 @@ fn is_standard_output(found: &fs::Metadata) -> bool {
     output.is_ok_and(|output| (output.dev(), output.ino()) == (found.dev(), found.ino()))
 }
 
-fn read(file: &Path) -> std::io::Result<Vec<u8>> {
-    if file != Path::new("-") {
-        return fs::read(file);
-    }
-    let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// What stands between the magic and the checksum.
-fn check(bytes: &[u8]) -> Result<&[u8], &'static str> {
+fn check_binary(bytes: &[u8]) -> Result<&[u8], &'static str> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it is no snapshot of a table, or one of a newer lbctl")?;
     let (table, checksum) = rest.split_last_chunk::<4>().ok_or("it is cut short")?;
     let sound = crc32fast::hash(&bytes[..bytes.len() - 4]).to_le_bytes() == *checksum;
@@ -176,12 +203,19 @@ mod tests {
     fn a_damaged_cut_or_foreign_file_is_refused() {
         let mut bytes = [&MAGIC[..], b"table"].concat();
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
-        assert_eq!(check(&bytes), Ok(&b"table"[..]));
+        assert_eq!(check_binary(&bytes), Ok(&b"table"[..]));
         for at in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1;
-            assert!(check(&flipped).is_err());
-            assert!(check(&bytes[..at]).is_err());
+            assert!(check_binary(&flipped).is_err());
+            assert!(check_binary(&bytes[..at]).is_err());
+        }
+        let text = written("vips: []\n").into_bytes();
+        assert_eq!(checked(&text), Ok(&b"vips: []\n"[..]));
+        for at in 0..text.len() {
+            let mut flipped = text.clone();
+            flipped[at] ^= 1;
+            assert!(checked(&flipped).is_err() && checked(&text[..at]).is_err(), "{at}");
         }
     }
 }

@@ -16,11 +16,11 @@ mod write;
 
 use prost_reflect::DynamicMessage;
 
-pub(crate) use plan::{Planned, plan};
+pub(crate) use plan::{Others, Planned, plan};
 pub(crate) use read::read;
 pub(crate) use schema::schema;
 pub(crate) use shapes::{BACKEND, SEGMENT, SERVICE, SETTINGS, Shape, VIP, of_message};
-pub(crate) use write::{Changed, Fields, changes, document};
+pub(crate) use write::{Changed, Fields, Shown, changes, document};
 
 /// One row.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use prost_reflect::{DynamicMessage, Value as Field};
 
 use super::{
     Document, Object,
-    shapes::{SHAPES, Shape, canonical, descriptor},
+    shapes::{BACKEND, SERVICE, SHAPES, Shape, canonical, descriptor},
 };
 
 /// One mutation, and the row that it is for.
@@ -26,12 +26,36 @@ impl Planned {
     }
 }
 
+/// What becomes of rows that stand in the way of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Others {
+    /// Those that it does not have stay.
+    Stay,
+    /// They go, of the kinds that it lists.
+    Go,
+    /// So do those of which something is otherwise that never changes: they are made anew, with the flows that they had lost.
+    MadeAnew,
+}
+
 /// The mutations from a table to a file, or what cannot be changed: one line each.
-pub(crate) fn plan(wanted: &Document, table: &[Object], prunes: bool) -> Result<Vec<Planned>, Vec<String>> {
+pub(crate) fn plan(wanted: &Document, table: &[Object], others: Others) -> Result<Vec<Planned>, Vec<String>> {
     let key = |object: &Object| (object.shape.plural, object.key());
     let present: BTreeMap<_, _> = table.iter().map(|object| (key(object), object)).collect();
     let named: BTreeSet<_> = wanted.objects.iter().map(key).collect();
-    let is_pruned = |object: &&Object| prunes && wanted.listed.contains(&object.shape) && !named.contains(&key(object));
+    let differs = |object: &&Object| present.get(&key(object)).is_some_and(|found| !fixed(object, found).is_empty());
+    let anew: BTreeSet<String> = match others {
+        Others::MadeAnew => wanted.objects.iter().filter(differs).map(|object| object.text("name")).collect(),
+        Others::Stay | Others::Go => BTreeSet::new(),
+    };
+    // Services alone have what never changes; their backends go with them.
+    let is_anew = |object: &Object| {
+        (object.shape == &SERVICE && anew.contains(&object.text("name")))
+            || (object.shape == &BACKEND && anew.contains(&object.text("service")))
+    };
+    let is_pruned = |object: &&Object| {
+        is_anew(object)
+            || (others != Others::Stay && wanted.listed.contains(&object.shape) && !named.contains(&key(object)))
+    };
     // Those that need others go before them.
     let rank = |object: &Object| SHAPES.iter().position(|shape| *shape == object.shape);
     let mut gone: Vec<&Object> = table.iter().filter(is_pruned).collect();
@@ -39,7 +63,7 @@ pub(crate) fn plan(wanted: &Document, table: &[Object], prunes: bool) -> Result<
     let mut planned: Vec<Planned> = gone.into_iter().map(|object| planned(object, "delete", delete(object))).collect();
     let mut faults = Vec::new();
     for object in &wanted.objects {
-        match present.get(&key(object)) {
+        match present.get(&key(object)).filter(|found| !is_anew(found)) {
             None => planned.push(self::planned(object, "create", create(object))),
             Some(found) => {
                 faults.extend(fixed(object, found));

@@ -121,8 +121,8 @@ backends:
 ",
     )
     .unwrap();
-    let told = |prunes| -> Vec<String> {
-        let planned = plan(&wanted, &table.objects, prunes).unwrap();
+    let told = |others| -> Vec<String> {
+        let planned = plan(&wanted, &table.objects, others).unwrap();
         let verb = |of: &Planned| match of.mutation.change.as_ref().unwrap() {
             v1::mutation::Change::CreateService(_) | v1::mutation::Change::CreateBackend(_) => "create",
             v1::mutation::Change::UpdateBackend(_) => "update",
@@ -132,11 +132,11 @@ backends:
         planned.iter().map(|of| format!("{} {}", verb(of), of.object.name())).collect()
     };
     let kept = ["create service dns", "create backend dns 192.0.2.12", "update backend web 2001:db8::11"];
-    assert_eq!(told(false), kept);
+    assert_eq!(told(Others::Stay), kept);
     // VIPs are not listed, so none goes; those that need others go first.
     let gone = ["delete backend web 192.0.2.12", "delete service web"];
-    assert_eq!(told(true), [&gone[..], &kept[..]].concat());
-    let update = plan(&wanted, &table.objects, false).unwrap().pop().unwrap().mutation;
+    assert_eq!(told(Others::Go), [&gone[..], &kept[..]].concat());
+    let update = plan(&wanted, &table.objects, Others::Stay).unwrap().pop().unwrap().mutation;
     let Some(v1::mutation::Change::UpdateBackend(update)) = update.change else { panic!() };
     assert_eq!(update.update_mask.unwrap().paths, ["weight", "mac", "state", "tier"]);
     assert_eq!((update.weight, update.mac, update.service.as_str()), (None, None, "web"));
@@ -146,11 +146,16 @@ backends:
 fn what_never_changes_is_refused_before_anything_is_sent() {
     let table = read(TABLE).unwrap();
     let same = read("services: [{name: web, vip: '192.0.2.1', ports: [{protocol: tcp, first: 80}]}]").unwrap();
-    plan(&same, &table.objects, false).unwrap();
+    plan(&same, &table.objects, Others::Stay).unwrap();
     let other = read("services:\n  - {name: web, vip: 192.0.2.9, table_size: 65537}").unwrap();
-    let faults = plan(&other, &table.objects, false).unwrap_err();
+    let faults = plan(&other, &table.objects, Others::Stay).unwrap_err();
     assert!(faults[0].starts_with("line 2: 'vip' of service web is 192.0.2.1 for as long as it exists"), "{faults:?}");
     assert!(faults[1].contains("'table_size'") && faults.len() == 2, "{faults:?}");
+    // A snapshot is restored all the same: the service and its backends go and come.
+    let restored = plan(&other, &table.objects, Others::MadeAnew).unwrap();
+    let rows: Vec<String> = restored.iter().map(|of| of.object.name()).collect();
+    assert_eq!(rows[2..], ["service web", "service web"], "{rows:?}");
+    assert!(rows[..2].iter().all(|row| row.starts_with("backend web ")), "{rows:?}");
 }
 
 #[test]
@@ -306,7 +311,7 @@ proptest! {
     #[test]
     fn a_plan_with_pruning_makes_of_any_table_the_one_that_is_wanted(from in documents(), to in documents()) {
         // Services whose fixed fields differ are another matter.
-        let planned = plan(&to, &from.objects, true);
+        let planned = plan(&to, &from.objects, Others::Go);
         prop_assert_eq!(sorted(&applied(&from, &planned.unwrap())), sorted(&to));
     }
 
