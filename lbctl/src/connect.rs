@@ -27,6 +27,7 @@ use crate::exit::Failure;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Of the packages and the systemd unit.
+pub(crate) const DEFAULT_ENDPOINT: &str = "unix:/run/lbd/lbd.sock";
 const DEFAULT_GROUP: &str = "lbd";
 
 /// Where a node's API is.

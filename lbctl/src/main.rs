@@ -9,13 +9,14 @@ mod declared;
 mod enroll;
 mod exit;
 mod import;
+mod names;
 mod output;
 mod session;
 
 use std::process::ExitCode;
 
 use clap::{
-    Parser as _,
+    CommandFactory as _, Parser as _,
     error::{ContextKind, ContextValue},
 };
 
@@ -25,6 +26,8 @@ use crate::cli::Cli;
 const LONGEST_QUOTE: usize = 200;
 
 fn main() -> ExitCode {
+    // Ends the program where a shell asks what may come next.
+    clap_complete::CompleteEnv::with_factory(Cli::command).var(commands::completions::ASKED_BY).complete();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => shortened(error).exit(),

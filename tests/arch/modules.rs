@@ -66,8 +66,20 @@ const LBD: &[&str] = &[
     "",
 ];
 
-const LBCTL: &[&str] =
-    &["exit", "declared", "import", "authority", "enroll", "connect", "cli", "output", "session", "commands", ""];
+const LBCTL: &[&str] = &[
+    "exit",
+    "declared",
+    "import",
+    "authority",
+    "enroll",
+    "connect",
+    "names",
+    "cli",
+    "output",
+    "session",
+    "commands",
+    "",
+];
 
 #[test]
 fn the_dataplanes_modules_know_only_those_below() {

@@ -2,6 +2,7 @@
 
 mod api;
 mod campaign;
+mod completions;
 mod crashes;
 mod declared;
 mod enroll;
@@ -80,6 +81,7 @@ fn main() -> std::process::ExitCode {
         Test::once("lists_come_in_pages_and_as_new_as_asked_for", api::reads),
         Test::once("a_table_is_what_its_file_says", declared::by_a_file),
         Test::once("single_objects_and_changes_are_looked_at_and_waited_for", looking::at_one_object),
+        Test::once("a_shell_completes_the_names_that_there_are", completions::live_names),
         Test::once("each_write_is_made_once_while_leaders_are_killed", once::each_write),
         Test::once("wrong_input_in_every_field_is_refused_by_its_name", wrong_input::in_every_field),
         Test::once("more_callers_than_can_be_served_disturb_nobody", overload::callers),

@@ -16,7 +16,10 @@ pub(crate) use values::{Destination, Endpoint, Port, quoted};
 
 use lb_proto::{tls, v1};
 
-use crate::connect::{Shown, Target};
+use crate::{
+    connect::{DEFAULT_ENDPOINT, Shown, Target},
+    names,
+};
 
 /// Operates a cluster of lbd load balancers.
 ///
@@ -43,7 +46,7 @@ pub(crate) struct Global {
         value_name = "URL",
         env = "LBCTL_ENDPOINT",
         value_delimiter = ',',
-        default_value = "unix:/run/lbd/lbd.sock"
+        default_value = DEFAULT_ENDPOINT
     )]
     pub(crate) endpoints: Vec<Target>,
 
@@ -210,7 +213,10 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PkiCommand,
     },
-    /// Print a completion script for a shell.
+    /// Print a completion script for a shell. It completes the names of VIPs, services, backends, nodes and settings, too.
+    ///
+    /// Example: source <(lbctl completions bash), or lbctl completions fish > ~/.config/fish/completions/lbctl.fish. Names are
+    /// asked of the endpoint in LBCTL_ENDPOINT.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -228,18 +234,22 @@ pub(crate) enum Object {
     /// A VIP.
     Vip {
         /// The address.
+        #[arg(add = names::vips())]
         ip: IpAddr,
     },
     /// A service.
     Service {
         /// Its name.
+        #[arg(add = names::services())]
         name: String,
     },
     /// A backend.
     Backend {
         /// The service.
+        #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
+        #[arg(add = names::backends())]
         ip: IpAddr,
     },
     /// A segment.
@@ -250,6 +260,7 @@ pub(crate) enum Object {
     /// A node.
     Node {
         /// Its name.
+        #[arg(add = names::nodes())]
         name: String,
     },
 }
@@ -293,28 +304,35 @@ pub(crate) enum WaitFor {
     /// A drained backend has no flows any more.
     Drained {
         /// The service.
+        #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
+        #[arg(add = names::backends())]
         ip: IpAddr,
     },
     /// A VIP has an owner.
     Owned {
         /// The address.
+        #[arg(add = names::vips())]
         ip: IpAddr,
         /// It is this node.
         #[arg(long, value_name = "NODE")]
+        #[arg(add = names::nodes())]
         by: Option<String>,
     },
     /// All backends of a service, or one, are found healthy; where nothing is checked, nothing speaks against them.
     Healthy {
         /// The service.
+        #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
+        #[arg(add = names::backends())]
         ip: Option<IpAddr>,
     },
     /// A node is a member of the cluster: it votes, and may own VIPs.
     Member {
         /// Its name.
+        #[arg(add = names::nodes())]
         name: String,
     },
 }
@@ -429,6 +447,7 @@ pub(crate) enum NodeCommand {
     /// Drain a node, take its vote and forget it.
     Remove {
         /// Its name.
+        #[arg(add = names::nodes())]
         name: String,
         /// It is dead and will not come back: its lease is ended by your word, and it is not waited for. Where it is not
         /// dead, two nodes answer for its VIPs for a moment.
@@ -438,16 +457,19 @@ pub(crate) enum NodeCommand {
     /// Move all VIPs off a node; it keeps voting.
     Drain {
         /// Its name.
+        #[arg(add = names::nodes())]
         name: String,
     },
     /// Let a drained node own VIPs again.
     Undrain {
         /// Its name.
+        #[arg(add = names::nodes())]
         name: String,
     },
     /// Change what is known of a node.
     Set {
         /// Its name.
+        #[arg(add = names::nodes())]
         name: String,
         /// Its cluster address from now on, HOST:PORT; it must run there already.
         #[arg(long)]
@@ -459,6 +481,7 @@ pub(crate) enum NodeCommand {
     /// power first. Refused for a node that answers heartbeats.
     Fence {
         /// Its name.
+        #[arg(add = names::nodes())]
         name: String,
         /// What must be true.
         #[arg(long, required = true)]
@@ -600,7 +623,7 @@ pub(crate) enum ClusterCommand {
     /// goes back to the node that it prefers: never, or after that node has been able for a time such as 10m.
     Set {
         /// KEY=VALUE.
-        #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value, add = names::settings())]
         settings: Vec<(String, String)>,
     },
 }
@@ -634,6 +657,7 @@ pub(crate) enum VipCommand {
         ip: IpAddr,
         /// The node that should own it while it is able to.
         #[arg(long, value_name = "NODE")]
+        #[arg(add = names::nodes())]
         prefer: Option<String>,
         /// The network whose nodes answer for it, where that is not simply the one it is in.
         #[arg(long, value_name = "CIDR")]
@@ -646,9 +670,11 @@ pub(crate) enum VipCommand {
     #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The address.
+        #[arg(add = names::vips())]
         ip: IpAddr,
         /// The node that should own it, or "none".
         #[arg(group = "what", long, value_name = "NODE")]
+        #[arg(add = names::nodes())]
         prefer: Option<String>,
         /// The network whose nodes answer for it, or "none".
         #[arg(group = "what", long, value_name = "CIDR")]
@@ -660,6 +686,7 @@ pub(crate) enum VipCommand {
     /// Remove a VIP.
     Remove {
         /// The address.
+        #[arg(add = names::vips())]
         ip: IpAddr,
         /// With its services and their backends.
         #[arg(long)]
@@ -668,8 +695,10 @@ pub(crate) enum VipCommand {
     /// Move a VIP to a node; returns when it is there.
     Move {
         /// The address.
+        #[arg(add = names::vips())]
         ip: IpAddr,
         /// The node.
+        #[arg(add = names::nodes())]
         node: String,
     },
     /// Spread the VIPs evenly over the nodes that can own them, without a loss; preferred nodes keep theirs.
@@ -727,6 +756,7 @@ pub(crate) enum ServiceCommand {
         name: String,
         /// The VIP it is on.
         #[arg(long, value_name = "IP")]
+        #[arg(add = names::vips())]
         vip: IpAddr,
         /// Its ports: 80/tcp, 5000-5999/udp or any/tcp. Repeat it for several.
         #[arg(long = "port", value_name = "PORT/PROTO", required = true)]
@@ -744,6 +774,7 @@ pub(crate) enum ServiceCommand {
     /// Change a service.
     Set {
         /// Its name.
+        #[arg(add = names::services())]
         name: String,
         /// All its ports from now on.
         #[arg(long = "port", value_name = "PORT/PROTO")]
@@ -757,6 +788,7 @@ pub(crate) enum ServiceCommand {
     /// Remove a service.
     Remove {
         /// Its name.
+        #[arg(add = names::services())]
         name: String,
         /// With its backends.
         #[arg(long)]
@@ -853,6 +885,7 @@ pub(crate) enum BackendCommand {
     /// Add a backend to a service.
     Add {
         /// The service.
+        #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
         ip: IpAddr,
@@ -862,8 +895,10 @@ pub(crate) enum BackendCommand {
     /// Change a backend.
     Set {
         /// The service.
+        #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
+        #[arg(add = names::backends())]
         ip: IpAddr,
         #[command(flatten)]
         options: BackendOptions,
@@ -885,6 +920,7 @@ pub(crate) enum BackendCommand {
     /// The backends of a service, or all.
     List {
         /// The service.
+        #[arg(add = names::services())]
         service: Option<String>,
         /// Do not ask the nodes how many flows each backend has: quicker, also where a node does not answer.
         #[arg(long)]
@@ -897,20 +933,25 @@ pub(crate) enum BackendCommand {
 pub(crate) struct BackendNames {
     /// The service.
     #[arg(required_unless_present = "all_services")]
+    #[arg(add = names::services())]
     pub(crate) service: Option<String>,
     /// The backend's own address.
     #[arg(required_unless_present = "all_services")]
+    #[arg(add = names::backends())]
     pub(crate) ip: Option<IpAddr>,
     /// The machine with this address, in all services that it serves: all of them change at once, or none.
     #[arg(long, value_name = "IP", conflicts_with_all = ["service", "ip"])]
+    #[arg(add = names::backends())]
     pub(crate) all_services: Option<IpAddr>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BackendName {
     /// The service.
+    #[arg(add = names::services())]
     pub(crate) service: String,
     /// The backend's own address.
+    #[arg(add = names::backends())]
     pub(crate) ip: IpAddr,
 }
 

@@ -3,6 +3,7 @@
 mod backend;
 mod capture;
 mod cluster;
+pub(crate) mod completions;
 mod declared;
 mod drained;
 mod enroll;
@@ -28,16 +29,13 @@ use crate::{
     cli::{Cli, Command, NodeCommand},
     connect::connect,
     exit::Failure,
-    output,
     session::Session,
 };
 
 pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "lbctl", &mut script);
-            return output::print(&String::from_utf8_lossy(&script));
+            return completions::print(shell);
         }
         Command::Man { dir } => {
             let written = std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir));
