@@ -31,7 +31,26 @@ struct Present {
     revision: u64,
 }
 
+/// So often it is read anew where it has changed meanwhile.
+const READINGS: usize = 5;
+
+/// All of one revision. Where it never stands still for so long, what is sent is refused; a file can be torn, and says so.
 async fn present(session: &Session) -> Result<Present, Failure> {
+    for _ in 1..READINGS {
+        if let (present, true) = reading(session).await? {
+            return Ok(present);
+        }
+    }
+    let (present, is_whole) = reading(session).await?;
+    if !is_whole {
+        complain("lbctl: warning: the table changes while it is read: its parts may not fit together");
+    }
+    Ok(present)
+}
+
+/// The table, and whether it has stood still meanwhile.
+async fn reading(session: &Session) -> Result<(Present, bool), Failure> {
+    let mut cluster = ClusterServiceClient::new(session.channel.clone());
     let client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
     macro_rules! all {
         ($request:ident, $method:ident) => {{
@@ -42,14 +61,14 @@ async fn present(session: &Session) -> Result<Present, Failure> {
             session.read_all(v1::$request::default(), list).await?
         }};
     }
-    // Whatever changes while the others are read is later than this, and the change is refused then.
+    // Whatever changes while the others are read is later than this, and what is sent is refused then.
     let vips = all!(ListVipsRequest, list_vips);
     let services = all!(ListServicesRequest, list_services);
     let backends = all!(ListBackendsRequest, list_backends);
     let segments = all!(ListSegmentsRequest, list_segments);
-    let mut cluster = ClusterServiceClient::new(session.channel.clone());
     let request = v1::GetSettingsRequest {};
     let settings = session.read(request, |request| async move { cluster.get_settings(request).await }).await?;
+    let last = all!(ListVipsRequest, list_vips).revision;
     let settings = of_message(&SETTINGS, &settings.settings.unwrap_or_default());
     let revision = vips.revision;
     // One that is going is as good as gone.
@@ -59,7 +78,7 @@ async fn present(session: &Session) -> Result<Present, Failure> {
         .chain(backends.backends.iter().map(|row| of_message(&BACKEND, row)))
         .chain(segments.segments.iter().map(|row| of_message(&SEGMENT, row)))
         .collect();
-    Ok(Present { objects, settings, revision })
+    Ok((Present { objects, settings, revision }, last == revision))
 }
 
 /// The table, as a file that says it.
@@ -81,7 +100,7 @@ pub(super) fn schema() -> Result<(), Failure> {
 
 pub(super) async fn diff(session: &Session, what: Declared) -> Result<(), Failure> {
     let wanted = Wanted::of(what)?;
-    let (_, Dry { changes, .. }) = dry_run(session, &wanted).await?;
+    let (_, Dry { changes, is_too_long, .. }) = dry_run(session, &wanted).await?;
     match session.format() {
         format if format.is_data() => {
             output::object(format, &std::collections::BTreeMap::from([("changes", &changes)]))?;
@@ -89,7 +108,7 @@ pub(super) async fn diff(session: &Session, what: Declared) -> Result<(), Failur
         _ => show(&changes)?,
     }
     // As diff(1) does.
-    if changed(&changes).is_empty() { Ok(()) } else { Err(Failure::Differs) }
+    if changed(&changes).is_empty() && !is_too_long { Ok(()) } else { Err(Failure::Differs) }
 }
 
 pub(super) async fn apply(session: &Session, apply: Apply) -> Result<(), Failure> {

@@ -49,8 +49,9 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
             if bytes.starts_with(MAGIC) {
                 return restore_binary(session, &file, &bytes, dry_run).await;
             }
-            let text = checked(&bytes).map_err(|problem| wrong(&file, problem))?;
-            let document = declared::parsed(&file, text)?;
+            checked(&bytes).map_err(|problem| wrong(&file, problem))?;
+            // With its first lines, which are comments: a fault is told with its line in the file.
+            let document = declared::parsed(&file, &bytes)?;
             let wanted = Wanted { file, document, others: Others::MadeAnew, done: "restored" };
             declared::become_as(session, &wanted, if dry_run { How::Shown } else { How::Done }).await
         }
@@ -99,7 +100,7 @@ fn checked(bytes: &[u8]) -> Result<&[u8], &'static str> {
         true => Ok(table),
         false => Err(
             "it is damaged, or was changed since it was saved: its checksum does not match. If it shall be as it is now: \
-                      lbctl apply --prune -f FILE",
+             lbctl apply --prune -f FILE",
         ),
     }
 }
