@@ -350,7 +350,7 @@ pub(crate) fn drained() -> anyhow::Result<()> {
     let node = &site.nodes[0];
     let address = site.servers[0].address.to_string();
     let state = || -> anyhow::Result<String> {
-        let list = node.lbctl_ok(&["backend", "list", "web"])?;
+        let list = node.lbctl_ok(&["-o", "wide", "backend", "list", "web"])?;
         let row = list.lines().find(|line| line.contains(&address)).context("no such backend")?;
         Ok(row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).nth(5).unwrap_or_default().to_owned())
     };

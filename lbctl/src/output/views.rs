@@ -156,17 +156,19 @@ impl Row for v1::Backend {
 
 impl Row for v1::Node {
     const COLUMNS: &'static [&'static str] =
-        &["name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "segments"];
-    const WIDE: &'static [&'static str] = &["id", "draining", "segments"];
+        &["name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "segments", "troubles"];
+    const WIDE: &'static [&'static str] = &["id", "segments"];
 
     fn cells(&self) -> Vec<String> {
-        let segment = |a: &v1::Attachment| {
+        let troubled = |a: &v1::Attachment| {
             let isolated = if a.isolated { " ISOLATED" } else { "" };
             let blind = if a.blind { " HEARS NO BACKENDS" } else { "" };
             let missing = if a.misses_gateway { " HEARS NO GATEWAY" } else { "" };
             format!("{} {}{isolated}{blind}{missing}", a.interface, a.address)
         };
-        let segments: Vec<String> = self.attachments.iter().map(segment).collect();
+        let is_troubled = |a: &&v1::Attachment| a.isolated || a.blind || a.misses_gateway;
+        let segments: Vec<String> = self.attachments.iter().map(|a| format!("{} {}", a.interface, a.address)).collect();
+        let troubles: Vec<String> = self.attachments.iter().filter(is_troubled).map(troubled).collect();
         vec![
             self.name.clone(),
             self.id.to_string(),
@@ -181,6 +183,7 @@ impl Row for v1::Node {
             yes(self.draining),
             self.vips.to_string(),
             or_dash(&segments.join(", ")),
+            or_dash(&troubles.join(", ")),
         ]
     }
 }
