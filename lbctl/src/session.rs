@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use lb_proto::v1;
+use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
 use tonic::{Request, Response, transport::Channel};
 
 use crate::{
@@ -37,14 +37,11 @@ impl Session {
     }
 
     /// Reads a list to its end, page by page.
-    pub(crate) async fn read_all<M, T, F>(&self, mut message: M, call: impl Fn(Request<M>) -> F) -> Result<T, Failure>
-    where
-        M: Clone + PageOf<T>,
-        F: Future<Output = Result<Response<T>, tonic::Status>>,
-    {
-        let mut all: Option<T> = None;
+    pub(crate) async fn read_all<M: PageOf>(&self, mut message: M) -> Result<M::Page, Failure> {
+        let mut all: Option<M::Page> = None;
         loop {
-            let mut page = self.read(message.clone(), &call).await?;
+            let client = self.table();
+            let mut page = self.read(message.clone(), |request| M::list(client, request)).await?;
             let more = message.go_on(&mut page);
             match &mut all {
                 None => all = Some(page),
@@ -54,6 +51,18 @@ impl Session {
                 return Ok(all);
             }
         }
+    }
+
+    /// What the cluster is; `brief`: without its VIPs.
+    pub(crate) async fn status(&self, brief: bool) -> Result<v1::GetStatusResponse, Failure> {
+        let mut client = ClusterServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+        let request = v1::GetStatusRequest { brief, ..v1::GetStatusRequest::default() };
+        self.read(request, |request| async move { client.get_status(request).await }).await
+    }
+
+    /// The calls of the table.
+    pub(crate) fn table(&self) -> TableServiceClient<Channel> {
+        TableServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN)
     }
 
     /// Makes a call that changes something.
@@ -111,16 +120,31 @@ pub(crate) fn change(what: String, response: v1::MutationResponse) -> Change {
 }
 
 /// A request for a page of a list.
-pub(crate) trait PageOf<T> {
+pub(crate) trait PageOf: Clone {
+    type Page;
+    /// Makes the call.
+    fn list(
+        client: TableServiceClient<Channel>,
+        request: Request<Self>,
+    ) -> impl Future<Output = Result<Response<Self::Page>, tonic::Status>>;
     /// Asks for the page after this one, if there is one. Whether there is.
-    fn go_on(&mut self, page: &mut T) -> bool;
+    fn go_on(&mut self, page: &mut Self::Page) -> bool;
     /// Puts the rows of a page behind those before.
-    fn append(all: &mut T, page: T);
+    fn append(all: &mut Self::Page, page: Self::Page);
 }
 
 macro_rules! paged {
-    ($($request:ident => $response:ident of $rows:ident,)+) => {
-        $(impl PageOf<v1::$response> for v1::$request {
+    ($($request:ident => $response:ident of $rows:ident by $list:ident,)+) => {
+        $(impl PageOf for v1::$request {
+            type Page = v1::$response;
+
+            async fn list(
+                mut client: TableServiceClient<Channel>,
+                request: Request<Self>,
+            ) -> Result<Response<v1::$response>, tonic::Status> {
+                client.$list(request).await
+            }
+
             fn go_on(&mut self, page: &mut v1::$response) -> bool {
                 self.page_token = std::mem::take(&mut page.next_page_token);
                 // As new as the page before, whichever node answers.
@@ -136,10 +160,10 @@ macro_rules! paged {
 }
 
 paged! {
-    ListVipsRequest => ListVipsResponse of vips,
-    ListServicesRequest => ListServicesResponse of services,
-    ListBackendsRequest => ListBackendsResponse of backends,
-    ListSegmentsRequest => ListSegmentsResponse of segments,
+    ListVipsRequest => ListVipsResponse of vips by list_vips,
+    ListServicesRequest => ListServicesResponse of services by list_services,
+    ListBackendsRequest => ListBackendsResponse of backends by list_backends,
+    ListSegmentsRequest => ListSegmentsResponse of segments by list_segments,
 }
 
 /// On the command line, "none" takes a value away.

@@ -2,18 +2,18 @@
 
 use std::net::IpAddr;
 
-use lb_proto::v1::{self, table_service_client::TableServiceClient};
+use lb_proto::v1;
 
 use super::drained;
 use crate::{
     cli::{BackendCommand, BackendName, BackendNames, State},
     exit::Failure,
     output,
-    session::{MAX_ANSWER_LEN, Session, none_is_empty},
+    session::{Session, none_is_empty},
 };
 
 pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.table();
     let request_id = session.request_id.clone();
     match command {
         BackendCommand::Add { service, ip, options } => {
@@ -76,11 +76,7 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
                 with_flows: !no_flows,
                 ..v1::ListBackendsRequest::default()
             };
-            let list = |request| {
-                let mut client = client.clone();
-                async move { client.list_backends(request).await }
-            };
-            let response = session.read_all(request, list).await?;
+            let response = session.read_all(request).await?;
             for silent in &response.silent_nodes {
                 eprintln!("the flows of a node are not counted: {silent}");
             }
@@ -103,7 +99,7 @@ async fn set_state(session: &Session, names: BackendNames, state: State, done: &
 
 /// One machine in all its services, in one transaction.
 async fn set_state_of_all(session: &Session, ip: IpAddr, state: Option<i32>, done: &str) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.table();
     let request = v1::ListBackendsRequest { address: ip.to_string(), ..v1::ListBackendsRequest::default() };
     let mut lister = client.clone();
     let of = session.read(request, |request| async move { lister.list_backends(request).await }).await?.backends;
@@ -125,7 +121,7 @@ async fn set_state_of_all(session: &Session, ip: IpAddr, state: Option<i32>, don
 }
 
 async fn set(session: &Session, request: v1::UpdateBackendRequest, done: &str) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.table();
     let what = format!("backend {} of {} {done}", request.address, request.service);
     let response = session.write(request, |request| async move { client.update_backend(request).await }).await?;
     session.changed(what, response)

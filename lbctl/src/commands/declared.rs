@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
+use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 use prost::Message as _;
 use tonic::Code;
 
@@ -18,7 +18,7 @@ use crate::{
     },
     exit::{Failure, complain},
     output,
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 /// Of the mutations in one message: well below what a message may have.
@@ -51,24 +51,14 @@ async fn present(session: &Session) -> Result<Present, Failure> {
 /// The table, and whether it has stood still meanwhile.
 async fn reading(session: &Session) -> Result<(Present, bool), Failure> {
     let mut cluster = ClusterServiceClient::new(session.channel.clone());
-    let client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    macro_rules! all {
-        ($request:ident, $method:ident) => {{
-            let list = |request| {
-                let mut client = client.clone();
-                async move { client.$method(request).await }
-            };
-            session.read_all(v1::$request::default(), list).await?
-        }};
-    }
     // Whatever changes while the others are read is later than this, and what is sent is refused then.
-    let vips = all!(ListVipsRequest, list_vips);
-    let services = all!(ListServicesRequest, list_services);
-    let backends = all!(ListBackendsRequest, list_backends);
-    let segments = all!(ListSegmentsRequest, list_segments);
+    let vips = session.read_all(v1::ListVipsRequest::default()).await?;
+    let services = session.read_all(v1::ListServicesRequest::default()).await?;
+    let backends = session.read_all(v1::ListBackendsRequest::default()).await?;
+    let segments = session.read_all(v1::ListSegmentsRequest::default()).await?;
     let request = v1::GetSettingsRequest {};
     let settings = session.read(request, |request| async move { cluster.get_settings(request).await }).await?;
-    let last = all!(ListVipsRequest, list_vips).revision;
+    let last = session.read_all(v1::ListVipsRequest::default()).await?.revision;
     let settings = of_message(&SETTINGS, &settings.settings.unwrap_or_default());
     let revision = vips.revision;
     // One that is going is as good as gone.
@@ -100,15 +90,15 @@ pub(super) fn schema() -> Result<(), Failure> {
 
 pub(super) async fn diff(session: &Session, what: Declared) -> Result<(), Failure> {
     let wanted = Wanted::of(what)?;
-    let (_, Dry { changes, is_too_long, .. }) = dry_run(session, &wanted).await?;
+    let (_, Dry { response, changed, is_too_long, .. }) = dry_run(session, &wanted).await?;
     match session.format() {
         format if format.is_data() => {
-            output::object(format, &std::collections::BTreeMap::from([("changes", &changes)]))?;
+            output::object(format, &std::collections::BTreeMap::from([("changes", &response.changes)]))?;
         }
-        _ => show(&changes)?,
+        _ => show(&changed)?,
     }
     // As diff(1) does.
-    if changed(&changes).is_empty() && !is_too_long { Ok(()) } else { Err(Failure::Differs) }
+    if changed.is_empty() && !is_too_long { Ok(()) } else { Err(Failure::Differs) }
 }
 
 pub(super) async fn apply(session: &Session, apply: Apply) -> Result<(), Failure> {
@@ -154,10 +144,10 @@ pub(super) async fn become_as(session: &Session, wanted: &Wanted, how: How) -> R
     let (planned, dry) = dry_run(session, wanted).await?;
     let is_table = !session.format().is_data();
     if is_table {
-        show(&dry.changes)?;
+        show(&dry.changed)?;
     }
     let what = format!("{} {}", wanted.file.display(), wanted.done);
-    let count = changed(&dry.changes).len();
+    let count = dry.changed.len();
     if how == How::Shown || (count == 0 && !dry.is_too_long) {
         return match session.format() {
             format if format.is_data() => output::object(format, &dry.response),
@@ -171,7 +161,7 @@ pub(super) async fn become_as(session: &Session, wanted: &Wanted, how: How) -> R
     }
     // What stays as it is need not go through the log of all nodes.
     let rows: std::collections::BTreeSet<_> =
-        changed(&dry.changes).into_iter().map(|change| (change.shape, change.key)).collect();
+        dry.changed.into_iter().map(|change| (change.shape, change.key)).collect();
     let planned: Vec<Planned> = match (dry.is_too_long, wanted.others) {
         // Rows that are made anew are no change where they come back as they were.
         (true, _) | (_, Others::MadeAnew) => planned,
@@ -187,7 +177,8 @@ pub(super) async fn become_as(session: &Session, wanted: &Wanted, how: How) -> R
 /// What a file would change.
 struct Dry {
     response: v1::MutationResponse,
-    changes: Vec<v1::Change>,
+    /// Of what a file can say.
+    changed: Vec<Changed>,
     /// The configuration that it was found against.
     revision: u64,
     /// It is more than an answer holds, and therefore not known.
@@ -200,13 +191,13 @@ async fn dry_run(session: &Session, wanted: &Wanted) -> Result<(Vec<Planned>, Dr
     let planned = planned.map_err(|faults| refused(&wanted.file, &faults))?;
     match send(session, &planned, revision, true).await {
         Ok(response) => {
-            let changes = response.changes.clone();
-            Ok((planned, Dry { response, changes, revision, is_too_long: false }))
+            let changed = declared::changes(&response.changes, Fields::Settable);
+            Ok((planned, Dry { response, changed, revision, is_too_long: false }))
         }
         Err(error) if error.code() == Code::ResourceExhausted && error.message().contains("into one answer") => {
             complain(&format!("lbctl: warning: of these {} rows more change than can be shown at once", planned.len()));
             let response = v1::MutationResponse::default();
-            Ok((planned, Dry { response, changes: Vec::new(), revision, is_too_long: true }))
+            Ok((planned, Dry { response, changed: Vec::new(), revision, is_too_long: true }))
         }
         Err(error) => Err(Failure::from_status(&of_rows(error, &planned), None)),
     }
@@ -237,7 +228,7 @@ async fn send(
             part.mutations.push(mutation.clone());
         }
     }
-    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.table();
     let parts = futures::stream::iter(parts);
     session.answer(parts, |request| async move { client.apply_stream(request).await }).await
 }
@@ -283,14 +274,9 @@ fn told(count: usize) -> String {
     if count == 1 { "1 row changes".to_owned() } else { format!("{count} rows change") }
 }
 
-/// Of what a file can say.
-fn changed(changes: &[v1::Change]) -> Vec<Changed> {
-    declared::changes(changes, Fields::Settable)
-}
-
 /// Prints what changes, in colours where a person looks at it.
-fn show(changes: &[v1::Change]) -> Result<(), Failure> {
-    changed(changes).iter().flat_map(Changed::lines).try_for_each(|(sign, line)| output::signed(sign, &line))
+fn show(changed: &[Changed]) -> Result<(), Failure> {
+    changed.iter().flat_map(Changed::lines).try_for_each(|(sign, line)| output::signed(sign, &line))
 }
 
 /// Whether a person agrees.

@@ -3,12 +3,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lb_proto::v1::{self, table_service_client::TableServiceClient};
+use lb_proto::v1;
 
-use crate::{
-    exit::Failure,
-    session::{MAX_ANSWER_LEN, Session},
-};
+use crate::{exit::Failure, session::Session};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -22,7 +19,7 @@ pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> R
             with_flows: true,
             ..v1::ListBackendsRequest::default()
         };
-        let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+        let mut client = session.table();
         let answer = session.read(request, |request| async move { client.list_backends(request).await }).await?;
         let draining = answer.backends.iter().filter(|backend| backend.drain_ends_s.is_some());
         let left: u64 = draining.clone().filter_map(|backend| backend.flows).sum();

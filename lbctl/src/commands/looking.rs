@@ -2,12 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_proto::v1::{
-    self, cluster_service_client::ClusterServiceClient, node_service_client::NodeServiceClient,
-    table_service_client::TableServiceClient,
-};
+use lb_proto::v1::{self, node_service_client::NodeServiceClient};
 use prost::Message;
-use tonic::transport::Channel;
 
 use crate::{
     cli::{Format, Object, WatchFilter},
@@ -20,21 +16,18 @@ use crate::{
 /// So many of what has happened to an object are shown.
 const LAST_EVENTS: usize = 10;
 
-fn table(session: &Session) -> TableServiceClient<Channel> {
-    TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN)
-}
-
 /// Something that the API has, with what it is called in a file.
 enum Found {
     Vip(v1::Vip),
     Service(v1::Service),
     Backend(v1::Backend),
     Segment(v1::Segment),
-    Node(v1::Node),
+    /// With the VIPs that it owns.
+    Node(v1::Node, Vec<v1::Vip>),
 }
 
 async fn find(session: &Session, object: &Object) -> Result<Found, Failure> {
-    let mut client = table(session);
+    let mut client = session.table();
     let gone = || Failure::Refused("the server has answered with nothing".to_owned());
     Ok(match object.clone() {
         Object::Vip { ip } => {
@@ -61,21 +54,13 @@ async fn find(session: &Session, object: &Object) -> Result<Found, Failure> {
             Found::Segment(answer.segment.ok_or_else(gone)?)
         }
         Object::Node { name } => {
-            let nodes = nodes(session).await?.nodes;
+            let v1::GetStatusResponse { nodes, vip_owners, .. } = session.status(false).await?;
             let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
-            let found = nodes.into_iter().find(|node| node.name == name);
-            Found::Node(
-                found.ok_or_else(|| {
-                    Failure::Refused(format!("there is no node {name}; there are: {}", names.join(", ")))
-                })?,
-            )
+            let missing = || Failure::Refused(format!("there is no node {name}; there are: {}", names.join(", ")));
+            let node = nodes.into_iter().find(|node| node.name == name).ok_or_else(missing)?;
+            Found::Node(node, vip_owners.into_iter().filter(|vip| vip.owner == name).collect())
         }
     })
-}
-
-async fn nodes(session: &Session) -> Result<v1::GetStatusResponse, Failure> {
-    let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    session.read(v1::GetStatusRequest::default(), |request| async move { client.get_status(request).await }).await
 }
 
 async fn backends(session: &Session, service: &str, ip: Option<IpAddr>) -> Result<Vec<v1::Backend>, Failure> {
@@ -85,12 +70,7 @@ async fn backends(session: &Session, service: &str, ip: Option<IpAddr>) -> Resul
         with_flows: true,
         ..v1::ListBackendsRequest::default()
     };
-    let client = table(session);
-    let list = |request| {
-        let mut client = client.clone();
-        async move { client.list_backends(request).await }
-    };
-    Ok(session.read_all(request, list).await?.backends)
+    Ok(session.read_all(request).await?.backends)
 }
 
 pub(super) async fn get(session: &Session, object: &Object) -> Result<(), Failure> {
@@ -100,7 +80,7 @@ pub(super) async fn get(session: &Session, object: &Object) -> Result<(), Failur
         Found::Service(row) => output::list(format, "services", &[row]),
         Found::Backend(row) => output::list(format, "backends", &[row]),
         Found::Segment(row) => output::list(format, "segments", &[row]),
-        Found::Node(row) => output::list(format, "nodes", &[row]),
+        Found::Node(row, _) => output::list(format, "nodes", &[row]),
     }
 }
 
@@ -121,13 +101,8 @@ pub(super) async fn describe(session: &Session, object: &Object) -> Result<(), F
     let mut around = Around::default();
     let name = match &found {
         Found::Vip(vip) => {
-            let client = table(session);
-            let list = |request| {
-                let mut client = client.clone();
-                async move { client.list_services(request).await }
-            };
             let request = v1::ListServicesRequest { vip: vip.address.clone(), ..v1::ListServicesRequest::default() };
-            around.services = session.read_all(request, list).await?.services;
+            around.services = session.read_all(request).await?.services;
             for service in &around.services {
                 around.backends.extend(backends(session, &service.name, None).await?);
             }
@@ -139,8 +114,8 @@ pub(super) async fn describe(session: &Session, object: &Object) -> Result<(), F
         }
         Found::Backend(backend) => name(&BACKEND, backend),
         Found::Segment(segment) => name(&SEGMENT, segment),
-        Found::Node(node) => {
-            around.vips = nodes(session).await?.vip_owners.into_iter().filter(|vip| vip.owner == node.name).collect();
+        Found::Node(node, vips) => {
+            around.vips.clone_from(vips);
             format!("node {}", node.name)
         }
     };
@@ -151,7 +126,7 @@ pub(super) async fn describe(session: &Session, object: &Object) -> Result<(), F
             Found::Service(row) => value("service", row),
             Found::Backend(row) => value("backend", row),
             Found::Segment(row) => value("segment", row),
-            Found::Node(row) => value("node", row),
+            Found::Node(row, _) => value("node", row),
         }?;
         return output::object(session.format(), &Described { what, around });
     }
@@ -160,7 +135,7 @@ pub(super) async fn describe(session: &Session, object: &Object) -> Result<(), F
         Found::Service(row) => fields(&SERVICE, row),
         Found::Backend(row) => fields(&BACKEND, row),
         Found::Segment(row) => fields(&SEGMENT, row),
-        Found::Node(row) => cells(row),
+        Found::Node(row, _) => cells(row),
     };
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let lines = fields.into_iter().map(|(name, value)| format!("{:width$}  {value}\n", name.replace('_', " ")));
@@ -228,11 +203,11 @@ async fn events(session: &Session, object: &str) -> Result<Vec<v1::WatchEventsRe
 pub(super) async fn watch(session: &Session, filter: WatchFilter) -> Result<(), Failure> {
     let mut resume_from = match filter.from {
         Some(revision) => revision,
-        None => nodes(session).await?.revision,
+        None => session.status(true).await?.revision,
     };
     let kinds = filter.kinds.into_iter().map(|kind| v1::Kind::from(kind).into()).collect();
     let request = v1::WatchRequest { from_revision: resume_from, kinds };
-    let mut client = table(session);
+    let mut client = session.table();
     let mut stream = session.read(request, |request| async move { client.watch(request).await }).await?;
     loop {
         let part = match stream.message().await {

@@ -71,8 +71,7 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
         // They need no cluster, and have been run before one was looked for.
         NodeCommand::Token { .. } | NodeCommand::Join { .. } => Ok(()),
         NodeCommand::List => {
-            let request = v1::GetStatusRequest { brief: true, ..v1::GetStatusRequest::default() };
-            let status = session.read(request, |request| async move { client.get_status(request).await }).await?;
+            let status = session.status(true).await?;
             if status.stale {
                 complain(&format!("lbctl: warning: no majority confirmed this; it is what {} knew last", status.node));
             }

@@ -1,16 +1,11 @@
 //! `lbctl segment`.
 
-use lb_proto::v1::{self, table_service_client::TableServiceClient};
+use lb_proto::v1;
 
-use crate::{
-    cli::SegmentCommand,
-    exit::Failure,
-    output,
-    session::{MAX_ANSWER_LEN, Session},
-};
+use crate::{cli::SegmentCommand, exit::Failure, output, session::Session};
 
 pub(super) async fn run(session: &Session, command: SegmentCommand) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.table();
     let request_id = session.request_id.clone();
     match command {
         SegmentCommand::Add { network, gateway } => {
@@ -37,11 +32,7 @@ pub(super) async fn run(session: &Session, command: SegmentCommand) -> Result<()
             session.removed(what, response)
         }
         SegmentCommand::List => {
-            let list = |request| {
-                let mut client = client.clone();
-                async move { client.list_segments(request).await }
-            };
-            let response = session.read_all(v1::ListSegmentsRequest::default(), list).await?;
+            let response = session.read_all(v1::ListSegmentsRequest::default()).await?;
             output::list(session.format(), "segments", &response.segments)
         }
     }

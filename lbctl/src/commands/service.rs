@@ -1,16 +1,16 @@
 //! `lbctl service`.
 
-use lb_proto::v1::{self, table_service_client::TableServiceClient};
+use lb_proto::v1;
 
 use crate::{
     cli::{Affinity, Check, OnAllDown, OnBackendDown, Port, ServiceCommand},
     exit::Failure,
     output,
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.table();
     let request_id = session.request_id.clone();
     match command {
         ServiceCommand::Add { name, vip, ports, affinity, table_size, options } => {
@@ -76,11 +76,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
             session.removed(what, response)
         }
         ServiceCommand::List => {
-            let list = |request| {
-                let mut client = client.clone();
-                async move { client.list_services(request).await }
-            };
-            let response = session.read_all(v1::ListServicesRequest::default(), list).await?;
+            let response = session.read_all(v1::ListServicesRequest::default()).await?;
             output::list(session.format(), "services", &response.services)
         }
     }

@@ -1,9 +1,6 @@
 //! `lbctl status`, `lbctl stats`.
 
-use lb_proto::v1::{
-    self, GetStatsRequest, GetStatusRequest, cluster_service_client::ClusterServiceClient,
-    node_service_client::NodeServiceClient,
-};
+use lb_proto::v1::{self, GetStatsRequest, node_service_client::NodeServiceClient};
 
 use crate::{
     exit::Failure,
@@ -13,9 +10,7 @@ use crate::{
 
 /// `check`: what is wrong is a failure.
 pub(super) async fn status(session: &Session, check: bool) -> Result<(), Failure> {
-    let mut client = ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    let status =
-        session.read(GetStatusRequest::default(), |request| async move { client.get_status(request).await }).await?;
+    let status = session.status(false).await?;
     match session.format() {
         format if format.is_data() => output::object(format, &status)?,
         format => {

@@ -1,6 +1,6 @@
 //! `lbctl vip`.
 
-use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
+use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 
 use crate::{
     cli::{Unmatched, VipCommand},
@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Failure> {
-    let mut client = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.table();
     let request_id = session.request_id.clone();
     match command {
         VipCommand::Add { ip, prefer, segment, unmatched } => {
@@ -62,11 +62,7 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
             output::change(session.format(), &change)
         }
         VipCommand::List => {
-            let list = |request| {
-                let mut client = client.clone();
-                async move { client.list_vips(request).await }
-            };
-            let response = session.read_all(v1::ListVipsRequest::default(), list).await?;
+            let response = session.read_all(v1::ListVipsRequest::default()).await?;
             output::list(session.format(), "vips", &response.vips)
         }
     }

@@ -2,17 +2,14 @@
 
 use std::time::Duration;
 
-use lb_proto::{
-    label,
-    v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient},
-};
+use lb_proto::{label, v1};
 use tokio::time::Instant;
 
 use super::drained;
 use crate::{
     cli::WaitFor,
     exit::{Failure, complain},
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -44,7 +41,7 @@ pub(super) async fn run(session: &Session, what: WaitFor) -> Result<(), Failure>
 
 /// What is not so yet.
 async fn missing(session: &Session, what: &WaitFor) -> Result<Option<String>, Failure> {
-    let mut table = TableServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut table = session.table();
     match what {
         WaitFor::Drained { .. } => Ok(None),
         WaitFor::Owned { ip, by } => {
@@ -62,16 +59,12 @@ async fn missing(session: &Session, what: &WaitFor) -> Result<Option<String>, Fa
             let request = v1::GetServiceRequest { name: service.clone(), ..v1::GetServiceRequest::default() };
             let of = session.read(request, |request| async move { client.get_service(request).await }).await?;
             let checks = of.service.and_then(|service| service.checks).unwrap_or_default().checks;
-            let list = |request| {
-                let mut client = table.clone();
-                async move { client.list_backends(request).await }
-            };
             let request = v1::ListBackendsRequest {
                 service: service.clone(),
                 address: ip.map(|ip| ip.to_string()).unwrap_or_default(),
                 ..v1::ListBackendsRequest::default()
             };
-            let backends = session.read_all(request, list).await?.backends;
+            let backends = session.read_all(request).await?.backends;
             // Where nothing is asked, nothing speaks against it at best.
             let good = |of: &v1::Backend| {
                 of.health() == v1::Health::Healthy || (checks.is_empty() && of.health() == v1::Health::Unchecked)
@@ -90,10 +83,7 @@ async fn missing(session: &Session, what: &WaitFor) -> Result<Option<String>, Fa
             })
         }
         WaitFor::Member { name } => {
-            let mut client =
-                ClusterServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-            let request = v1::GetStatusRequest { brief: true, ..v1::GetStatusRequest::default() };
-            let status = session.read(request, |request| async move { client.get_status(request).await }).await?;
+            let status = session.status(true).await?;
             Ok(match status.nodes.into_iter().find(|node| node.name == *name) {
                 None => Some(format!("there is no node {name}")),
                 Some(node) if !node.voter => Some(format!("node {name} does not vote yet")),

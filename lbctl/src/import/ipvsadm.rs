@@ -109,9 +109,9 @@ fn real_server(
         () => "DR",
     };
     notes.extend(services::method(method).map(|said| (line, said)));
-    for (names, what) in [(&["-x", "--u-threshold"], "connections"), (&["-y", "--l-threshold"], "connections")] {
+    for names in [&["-x", "--u-threshold"], &["-y", "--l-threshold"]] {
         if value(words, names).is_some_and(|limit| limit != "0") {
-            notes.push((line, format!("not carried over: a threshold of {what} ({})", names[1])));
+            notes.push((line, format!("not carried over: a threshold of connections ({})", names[1])));
         }
     }
     Ok((of, protocol, Real { line, address: address(real)?, weight, is_spare: false }))
