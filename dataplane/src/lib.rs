@@ -30,6 +30,6 @@ pub use config::Config;
 pub use error::StartError;
 pub use handle::{Dataplane, SeenBackend};
 pub use pool::Scheduling;
-pub use query::{BackendReport, Explanation, Kind, Outcome, Question, Report, WorkerReport};
+pub use query::{BackendReport, Explanation, Kind, Outcome, Question, Report, VipReport, WorkerReport};
 pub use speaker::permit::{Grant, LeaseClock, boottime_ns};
 pub use worker::shared::Progress;

@@ -70,6 +70,8 @@ pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
     issued: Vec<Issued>,
+    /// Two that write would lose what one of them has issued: held by whoever has it open.
+    _lock: fs::File,
 }
 
 /// Whom a certificate is for, and for how long.
@@ -110,16 +112,16 @@ impl Authority {
         params.serial_number = Some(serial());
         let pem = params.self_signed(&pair)?.pem();
         write(&key, Zeroizing::new(pair.serialize_pem()).as_bytes(), 0o600)?;
+        let lock = lock(&key)?;
         write(&certificate, pem.as_bytes(), 0o644)?;
-        let issuer = Issuer::new(params, pair);
-        let made =
-            Self { dir: dir.to_owned(), cluster: cluster.to_owned(), issuer, certificate: pem, issued: Vec::new() };
+        let (dir, cluster, issuer) = (dir.to_owned(), cluster.to_owned(), Issuer::new(params, pair));
+        let made = Self { dir, cluster, issuer, certificate: pem, issued: Vec::new(), _lock: lock };
         made.save()?;
         made.write_list()?;
         Ok(made)
     }
 
-    /// Opens one.
+    /// Opens one, when nobody else has it open any more.
     pub(crate) fn open(dir: &Path) -> Result<Self, AuthorityError> {
         let read = |name: &str| {
             let path = dir.join(name);
@@ -133,19 +135,15 @@ impl Authority {
         };
         let wrong = |name: &str, problem: String| AuthorityError::Wrong { path: dir.join(name), problem };
         let certificate = read("ca.pem")?;
+        let lock = lock(&dir.join("ca.key"))?;
         let pair = KeyPair::from_pem(&Zeroizing::new(read("ca.key")?))
             .map_err(|error| wrong("ca.key", format!("it is no key: {error}")))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, pair)
             .map_err(|error| wrong("ca.pem", format!("it is no authority's certificate: {error}")))?;
         let known: Known =
             serde_json::from_str(&read("issued.json")?).map_err(|error| wrong("issued.json", error.to_string()))?;
-        Ok(Self { dir: dir.to_owned(), cluster: known.cluster, issuer, certificate, issued: known.certificates })
-    }
-
-    /// Reads again what others may have written since.
-    pub(crate) fn reopen(&mut self) -> Result<(), AuthorityError> {
-        *self = Self::open(&self.dir)?;
-        Ok(())
+        let (dir, cluster, issued) = (dir.to_owned(), known.cluster, known.certificates);
+        Ok(Self { dir, cluster, issuer, certificate, issued, _lock: lock })
     }
 
     pub(crate) fn certificate(&self) -> &str {
@@ -276,6 +274,17 @@ struct Known {
     certificates: Vec<Issued>,
 }
 
+/// The authority's key, which never changes: locked for as long as the file is open (flock(2)).
+fn lock(key: &Path) -> Result<fs::File, AuthorityError> {
+    let locked = fs::File::open(key).and_then(|file| file.lock().map(|()| file));
+    locked.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => {
+            AuthorityError::Refused(format!("{} is missing: it is kept elsewhere?", key.display()))
+        }
+        _ => AuthorityError::File { path: key.to_owned(), source },
+    })
+}
+
 fn validity(days: u32) -> (OffsetDateTime, OffsetDateTime) {
     let now = OffsetDateTime::now_utc();
     (now - BEFORE, now + DAY * days)
@@ -356,6 +365,21 @@ mod tests {
         let loaded = load(dir.path(), &node).unwrap();
         assert!(loaded.is_revoked(&unhex(&serials[0]).unwrap()));
         assert!(!loaded.is_revoked(&loaded.own.serial));
+    }
+
+    #[test]
+    fn those_who_write_at_the_same_time_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Authority::create(dir.path(), "lab", 3650).unwrap());
+        std::thread::scope(|scope| {
+            for name in 0..8 {
+                let dir = dir.path();
+                scope.spawn(move || {
+                    Authority::open(dir).unwrap().issue(&wanted(Role::Viewer, &format!("v{name}"))).unwrap()
+                });
+            }
+        });
+        assert_eq!(Authority::open(dir.path()).unwrap().issued().len(), 8);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) enum Failure {
     Store(#[from] StoreError),
     #[error(transparent)]
     Link(#[from] crate::link::LinkError),
+    #[error(transparent)]
+    FlowKey(#[from] crate::flow_key::FlowKeyError),
     #[error("tls: {0}")]
     Credentials(#[from] lb_proto::tls::CredentialsError),
     #[error("the dataplane does not start: {0}")]
@@ -76,6 +78,7 @@ impl Failure {
             ))
             | Self::StoreBroke { .. }
             | Self::Store(_)
+            | Self::FlowKey(_)
             | Self::Recover(_) => Exit::Store,
             Self::Consensus(StartError::OtherNode { .. }) | Self::Removed(_) | Self::Credentials(_) => Exit::Config,
             Self::Link(_) | Self::Dataplane(_) | Self::Listen { .. } | Self::Heartbeat { .. } | Self::Socket { .. } => {

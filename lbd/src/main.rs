@@ -17,6 +17,7 @@ mod control;
 mod descriptors;
 mod events;
 mod exit;
+mod flow_key;
 mod health;
 mod link;
 mod metrics;
@@ -37,7 +38,9 @@ use clap::Parser as _;
 
 use crate::{
     cli::{Cli, Command},
+    config::ApiListener,
     exit::Exit,
+    privilege::{User, UserError},
     supervise::Parent,
 };
 
@@ -62,7 +65,21 @@ fn main() -> ExitCode {
     if cli.check {
         return check(&cli.config, &config);
     }
+    let user = match user(&config) {
+        Ok(user) => user,
+        Err(error) => {
+            terminal::complain(&format!("lbd: {error}"));
+            return Exit::Config.into();
+        }
+    };
     if let Some(command) = &cli.command {
+        // What they write is the daemon's.
+        if let Some(user) = &user
+            && let Err(error) = privilege::keep_nothing(Some(user))
+        {
+            terminal::complain(&format!("lbd: {error}"));
+            return Exit::Unavailable.into();
+        }
         let done = match command {
             Command::Recover { i_know_the_others_are_gone } => recover::run(&config, *i_know_the_others_are_gone),
             Command::Store(command) => store::run(&config, command),
@@ -73,13 +90,22 @@ fn main() -> ExitCode {
         });
     }
     let Some(parent) = cli.working_child_of else {
-        return supervise::run().unwrap_or_else(|error| {
+        return supervise::run(user.as_ref()).unwrap_or_else(|error| {
             terminal::complain(&format!("lbd: the working process does not start: {error}"));
             Exit::Software.into()
         });
     };
+    let became = user.as_ref().map_or(Ok(()), privilege::become_user_with_what_is_used);
     let confined = privilege::keep_what_is_used();
     telemetry::start(cli.log_format);
+    match (&user, became) {
+        (Some(user), Ok(())) => tracing::info!(%user, "started by root, it goes on as this user"),
+        (_, Ok(())) => {}
+        (_, Err(error)) => {
+            tracing::error!("{error}");
+            return Exit::Unavailable.into();
+        }
+    }
     if let Err(error) = confined {
         tracing::warn!(%error, "this process may do more than it needs");
     }
@@ -96,6 +122,19 @@ fn main() -> ExitCode {
             failure.exit().into()
         }
     }
+}
+
+/// As whom the processes go on when root has started them. What it needs is given to it.
+fn user(config: &config::Config) -> Result<Option<User>, UserError> {
+    let user = User::to_become(config.user.as_deref())?;
+    if let Some(user) = &user {
+        let sockets = config.api.iter().filter_map(|listener| match listener {
+            ApiListener::Unix(path) => Some(path.as_path()),
+            ApiListener::Tcp(_) => None,
+        });
+        user.own(&config.data_dir, &sockets.collect::<Vec<_>>())?;
+    }
+    Ok(user)
 }
 
 /// Says what a start would refuse, and what looks like a mistake.

@@ -5,13 +5,16 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt as _, future::join_all};
 use lb_dataplane::Dataplane;
 use lb_proto::v1::{
-    AskRequest, BackendFlows, FlowCounts, ask_request::Question, ask_response::Answer,
+    AskRequest, BackendFlows, FlowCounts, FlowKeyAnswer, ask_request::Question, ask_response::Answer,
     raft_service_client::RaftServiceClient,
 };
 use lb_raft_store::table::{NodeId, Table};
 use tokio::time::timeout;
 
-use crate::raft::{Answers, Channels};
+use crate::{
+    flow_key::FlowKey,
+    raft::{Answers, Channels},
+};
 
 /// For the others to answer.
 const PATIENCE: Duration = Duration::from_millis(1000);
@@ -31,8 +34,8 @@ pub(crate) struct Heard {
 }
 
 impl Peers {
-    pub(crate) fn new(channels: Arc<Channels>, dataplane: Option<Arc<Dataplane>>) -> Self {
-        Self { channels, own: answers(dataplane) }
+    pub(crate) fn new(channels: Arc<Channels>, dataplane: Option<Arc<Dataplane>>, flow_key: FlowKey) -> Self {
+        Self { channels, own: answers(dataplane, flow_key) }
     }
 
     /// What this node answers.
@@ -70,11 +73,12 @@ impl Peers {
     }
 }
 
-fn answers(dataplane: Option<Arc<Dataplane>>) -> Answers {
+fn answers(dataplane: Option<Arc<Dataplane>>, flow_key: FlowKey) -> Answers {
     Arc::new(move |question| {
-        let dataplane = dataplane.clone();
+        let (dataplane, flow_key) = (dataplane.clone(), flow_key.clone());
         async move {
             match question {
+                Question::FlowKey(_) => Some(Answer::FlowKey(FlowKeyAnswer { key: flow_key.bytes() })),
                 Question::CountFlows(_) => {
                     let Some(dataplane) = dataplane else { return Some(Answer::FlowCounts(FlowCounts::default())) };
                     // The workers are asked piece by piece.

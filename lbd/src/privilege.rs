@@ -1,17 +1,28 @@
-//! What the two processes may do beyond an ordinary user: the working one keeps what it uses, its parent nothing.
+//! What the two processes may do beyond an ordinary user: the working one keeps what it uses, its parent nothing. Started as
+//! root, both become a user of their own.
 
 mod calls;
+mod user;
 
 use rustix::{
     io,
-    thread::{CapabilitySet, capabilities, set_capabilities, set_no_new_privs},
+    thread::{CapabilitySet, capabilities, set_capabilities, set_keep_capabilities, set_no_new_privs},
 };
+
+pub(crate) use user::{User, UserError};
 
 /// Packet sockets; the nftables guard and large buffers; real-time priority; locked memory.
 const USED: CapabilitySet = CapabilitySet::NET_RAW
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::SYS_NICE)
     .union(CapabilitySet::IPC_LOCK);
+
+/// For the working process, before it has more threads than one.
+pub(crate) fn become_user_with_what_is_used(user: &User) -> Result<(), UserError> {
+    set_keep_capabilities(true).map_err(UserError::Refused)?;
+    user.enter()?;
+    keep(USED).map_err(UserError::Refused)
+}
 
 /// For the working process, before it has more threads than one.
 pub(crate) fn keep_what_is_used() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,14 +32,18 @@ pub(crate) fn keep_what_is_used() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// For the parent, when the working process is started: it waits, and sends what it was given.
-pub(crate) fn keep_nothing() -> io::Result<()> {
-    keep(CapabilitySet::empty())
+pub(crate) fn keep_nothing(user: Option<&User>) -> Result<(), UserError> {
+    if let Some(user) = user {
+        user.enter()?;
+    }
+    keep(CapabilitySet::empty()).map_err(UserError::Refused)
 }
 
 fn keep(wanted: CapabilitySet) -> io::Result<()> {
     let mut sets = capabilities(None)?;
-    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
-        *set = set.intersection(wanted);
-    }
+    sets.permitted = sets.permitted.intersection(wanted);
+    sets.inheritable = sets.inheritable.intersection(wanted);
+    // Becoming another user has put them out of effect.
+    sets.effective = sets.permitted;
     set_capabilities(None, sets)
 }

@@ -34,7 +34,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::{privilege, terminal};
+use crate::{
+    privilege::{self, User},
+    terminal,
+};
 
 /// How often an obituary is sent, and with which pause: a datagram may be lost.
 const TIMES: u32 = 3;
@@ -47,13 +50,13 @@ const HAND_OVER: Duration = Duration::from_millis(100);
 const CHILD_ARGUMENT: &str = "--working-child-of";
 
 /// Runs this program again as the working child and waits for its end.
-pub(crate) fn run() -> io::Result<ExitCode> {
+pub(crate) fn run(user: Option<&User>) -> io::Result<ExitCode> {
     // One thread: PR_SET_PDEATHSIG fires when the thread that forked ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise())
+    runtime.block_on(supervise(user))
 }
 
-async fn supervise() -> io::Result<ExitCode> {
+async fn supervise(user: Option<&User>) -> io::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -77,7 +80,7 @@ async fn supervise() -> io::Result<ExitCode> {
         .arg(format!("{CHILD_ARGUMENT}={}", std::process::id()))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()?;
-    if let Err(error) = privilege::keep_nothing() {
+    if let Err(error) = privilege::keep_nothing(user) {
         terminal::complain(&format!("lbd: the parent process may do more than it needs: {error}"));
     }
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));

@@ -11,16 +11,18 @@ mod consensus;
 mod feed;
 #[cfg(test)]
 mod fuzz;
+mod latency;
 mod raft;
 mod recovery;
 mod store;
 pub mod table;
 
 pub use consensus::{
-    Consensus, Lane, Lead, MembershipError, Nobody, ProposeError, Settings, Space, Speaker, StartError, Status,
-    Transport, TransportError,
+    Consensus, Lane, Lead, Measures, MembershipError, Nobody, ProposeError, Served, Settings, Space, Speaker,
+    StartError, Status, Transport, TransportError,
 };
 pub use feed::{Cause, Change, History, View, Watcher};
+pub use latency::latency_histogram;
 pub use recovery::{RecoverError, Recovered, recover};
 pub use store::{
     StoreError,

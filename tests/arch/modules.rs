@@ -37,7 +37,7 @@ const FORBIDDEN: &[(&str, &str, &[&str])] = &[
     ("query", "io", &["io::sys::memory"]),
 ];
 
-const RAFT_STORE: &[&str] = &["codec", "table", "raft", "feed", "store", "consensus", "recovery", ""];
+const RAFT_STORE: &[&str] = &["latency", "codec", "table", "raft", "feed", "store", "consensus", "recovery", ""];
 
 const LBD: &[&str] = &[
     "events",
@@ -54,6 +54,7 @@ const LBD: &[&str] = &[
     "supervise",
     "ownership",
     "raft",
+    "flow_key",
     "peers",
     "exit",
     "health",

@@ -80,12 +80,12 @@ pub(crate) fn by_token() -> anyhow::Result<()> {
     drop(silent);
     let (code, _, told) = join(&token_of_lb2)?;
     ensure!(code == Some(2) && told.contains("is there already"), "{code:?}: {told}");
-    fs::rename(out.join("lb2.pem"), out.join("kept.pem"))?;
-    fs::rename(out.join("lb2.key"), out.join("kept.key"))?;
+    let all =
+        ["lb2.pem", "lb2.key", "ca.pem", "crl.pem"].map(|name| (out.join(name), out.join(format!("kept-{name}"))));
+    all.iter().try_for_each(|(file, kept)| fs::rename(file, kept))?;
     let (code, _, told) = join(&token_of_lb2)?;
     ensure!(code == Some(3) && told.contains("works once"), "a token works twice: {code:?}: {told}");
-    fs::rename(out.join("kept.pem"), out.join("lb2.pem"))?;
-    fs::rename(out.join("kept.key"), out.join("lb2.key"))?;
+    all.iter().try_for_each(|(file, kept)| fs::rename(kept, file))?;
     // What was printed is what the configuration needs.
     let config = site.nodes[1].config();
     fs::write(&config, with_tls(&fs::read_to_string(&config)?, &section)?)?;

@@ -69,6 +69,7 @@ fn main() -> std::process::ExitCode {
         Test::once("metrics_are_read_as_scrapers_do", metrics::are_read),
         Test::once("alerts_come_when_they_should", metrics::alerts_come).needs(metrics::promtool_is_there),
         Test::once("a_node_leaves_nothing_open", security::least_privilege),
+        Test::once("started_by_root_it_becomes_another_user", security::another_user),
         Test::once("a_revoked_certificate_ends_at_once", security::revocation),
         Test::once("a_machine_joins_by_a_token_that_works_once", enroll::by_token),
         Test::once("a_node_that_cannot_call_back_is_not_added", service::a_node_that_cannot_call_back),

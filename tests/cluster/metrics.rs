@@ -6,7 +6,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
@@ -16,12 +16,16 @@ use lb_tests::{
     site::{Plan, Site, VIP_TEXT},
     wait,
 };
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-const LOOPBACK: &str = "127.0.0.1:9400";
+pub(crate) const LOOPBACK: &str = "127.0.0.1:9400";
 
-fn request(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: lbd\r\nConnection: close\r\n\r\n")
+/// What Prometheus asks for.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0";
+
+fn request(path: &str, accept: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: lbd\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
 }
 
 /// The status and the body of an answer.
@@ -31,11 +35,15 @@ fn split(answer: &str) -> anyhow::Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-fn get(site: &Site, node: usize, path: &str) -> anyhow::Result<(u16, String)> {
+pub(crate) fn get(site: &Site, node: usize, path: &str) -> anyhow::Result<(u16, String)> {
+    get_as(site, node, path, OPENMETRICS)
+}
+
+fn get_as(site: &Site, node: usize, path: &str, accept: &str) -> anyhow::Result<(u16, String)> {
     site.node_hosts[node].ns.enter(|| {
         let mut stream = TcpStream::connect(LOOPBACK)?;
         stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(request(path).as_bytes())?;
+        stream.write_all(request(path, accept).as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         split(&answer)
@@ -43,7 +51,7 @@ fn get(site: &Site, node: usize, path: &str) -> anyhow::Result<(u16, String)> {
 }
 
 /// Each series and its value; what does not fit the text's form is an error (OpenMetrics, "ABNF").
-fn series(text: &str) -> anyhow::Result<BTreeMap<String, f64>> {
+pub(crate) fn series(text: &str) -> anyhow::Result<BTreeMap<String, f64>> {
     let (mut all, mut described) = (BTreeMap::new(), Vec::new());
     ensure!(text.ends_with("# EOF\n"), "it does not end with EOF");
     for line in text.lines() {
@@ -58,7 +66,9 @@ fn series(text: &str) -> anyhow::Result<BTreeMap<String, f64>> {
         }
         let (name, value) = line.rsplit_once(' ').with_context(|| line.to_owned())?;
         let base = name.split('{').next().unwrap_or_default();
-        let is_described = described.iter().any(|of| base == of || base.strip_suffix("_total") == Some(of));
+        let suffixes = ["", "_total", "_bucket", "_count", "_sum"];
+        let is_described =
+            described.iter().any(|of| suffixes.iter().any(|suffix| base.strip_suffix(suffix) == Some(of.as_str())));
         ensure!(is_described, "{base} has no type");
         ensure!(all.insert(name.to_owned(), value.parse()?).is_none(), "{name} stands there twice");
     }
@@ -75,7 +85,7 @@ fn get_by_tls(site: &Site, address: &str, files: &Files) -> anyhow::Result<(u16,
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await?;
             let mut stream = connector.connect(address.ip().into(), stream).await?;
-            stream.write_all(request("/metrics").as_bytes()).await?;
+            stream.write_all(request("/metrics", OPENMETRICS).as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
             split(&answer)
@@ -104,6 +114,9 @@ pub(crate) fn are_read() -> anyhow::Result<()> {
     site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, "lb1"])?;
     wait::until("it is ready", SOON, || get(&site, 1, "/readyz").is_ok_and(|(status, _)| status == 200));
 
+    wait::until("the way to the other node is measured", SOON, || {
+        get(&site, 0, "/metrics").is_ok_and(|(_, text)| text.contains("lbd_heartbeat_round_trip_seconds{"))
+    });
     let stats = site.nodes[0].stats()?;
     let (status, text) = get(&site, 0, "/metrics")?;
     ensure!(status == 200, "{text}");
@@ -118,7 +131,11 @@ pub(crate) fn are_read() -> anyhow::Result<()> {
     ensure!(of(&format!("lbd_backend_weight{{service=\"web\",backend=\"{address}\"}}"))? == 1.0);
     ensure!(of("lbd_certificate_expiry_timestamp_seconds")? > 1.7e9);
     ensure!(of("lbd_events_total{kind=\"vip\"}")? >= 1.0 && of("lbd_data_dir_free_bytes")? > 0.0);
+    ensure!(of("lbd_takeovers_total")? <= 1.0 && of("lbd_store_sync_seconds_count")? > 0.0);
+    ensure!(of("lbd_store_size_bytes{part=\"journal\"}")? > 0.0);
+    ensure!(of("lbd_thread_cpu_seconds_total{thread=\"dataplane-0\"}")? >= 0.0);
     alerts_fit(&all)?;
+    dashboard_fits(&all)?;
 
     // Beyond loopback by TLS, for those who may read.
     let text = fs::read_to_string(site.nodes[0].config())?;
@@ -133,18 +150,34 @@ pub(crate) fn are_read() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each name that the alerts use is one that a node has, and each alert's section of the documents is there.
-fn alerts_fit(live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let rules = fs::read_to_string(root.join("deploy/prometheus/lbd.rules.yml"))?;
+/// Each name in expressions of PromQL is one that a node has.
+fn names_fit<'a>(expressions: impl Iterator<Item = &'a str>, live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let expressions = rules.lines().filter(|line| !line.contains("description:") && !line.contains("https://"));
     let used: BTreeSet<&str> =
         expressions.flat_map(|line| line.split(|c| !is_of_name(c))).filter(|word| word.starts_with("lbd_")).collect();
     ensure!(used.len() > 10, "{used:?}");
     let names: BTreeSet<&str> = live.keys().filter_map(|series| series.split('{').next()).collect();
     let absent: Vec<&&str> = used.iter().filter(|name| !names.contains(**name)).collect();
     ensure!(absent.is_empty(), "no node has {absent:?}");
+    Ok(())
+}
+
+/// The dashboard shows what there is.
+fn dashboard_fits(live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/grafana/lbd.json");
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(file)?)?;
+    let panels = dashboard["panels"].as_array().context("panels")?;
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let expressions: Vec<&str> = targets.filter_map(|target| target["expr"].as_str()).collect();
+    names_fit(expressions.into_iter(), live)
+}
+
+/// Each name that the alerts use is one that a node has, and each alert's section of the documents is there.
+fn alerts_fit(live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let rules = fs::read_to_string(root.join("deploy/prometheus/lbd.rules.yml"))?;
+    let expressions = rules.lines().filter(|line| !line.contains("description:") && !line.contains("https://"));
+    names_fit(expressions, live)?;
     let sections = rules.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: \"https://example.org/lbd/"));
     for section in sections {
         let (file, anchor) =
@@ -159,6 +192,24 @@ fn alerts_fit(live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prometheus' own parser reads what a node says, and has nothing against it.
+fn no_lint_is_found() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.nodes[0].reconfigure("[dataplane]", &format!("[metrics]\nlisten = {LOOPBACK:?}\n[dataplane]"))?;
+    site.start()?;
+    site.configure()?;
+    let (_, text) = get_as(&site, 0, "/metrics", "text/plain")?;
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = command.spawn()?;
+    promtool.stdin.take().context("its input")?.write_all(text.as_bytes())?;
+    let output = promtool.wait_with_output()?;
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told);
+    ensure!(output.status.success() && told.is_empty(), "{told}");
+    Ok(())
+}
+
 /// Whether this machine has what tests alerts.
 pub(crate) fn promtool_is_there() -> Result<(), String> {
     match Command::new("promtool").arg("--version").output() {
@@ -169,6 +220,7 @@ pub(crate) fn promtool_is_there() -> Result<(), String> {
 
 /// Each alert comes when it should, as Prometheus itself evaluates it.
 pub(crate) fn alerts_come() -> anyhow::Result<()> {
+    no_lint_is_found()?;
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus");
     for arguments in [["check", "rules", "lbd.rules.yml"], ["test", "rules", "lbd.rules.test.yml"]] {
         let output = Command::new("promtool").args(arguments).current_dir(&dir).output()?;

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddrV4, TcpStream, UdpSocket},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -33,7 +33,11 @@ use prost_reflect::{DescriptorPool, MethodDescriptor};
 use serde_json::Value;
 use tonic::{Code, Status};
 
-use crate::{overload::peak_mib, wrong_input::call};
+use crate::{
+    metrics::{LOOPBACK, get, series},
+    overload::peak_mib,
+    wrong_input::call,
+};
 
 fn api_of(node: &LbNode) -> String {
     node.address.replace(":7401", ":7400")
@@ -170,6 +174,55 @@ pub(crate) fn least_privilege() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Root starts it, and it becomes another user, to whom what it writes belongs; where there is no such user it stays who it is.
+pub(crate) fn another_user() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    // Every machine has that one; a user namespace has it if it was mapped (user_namespaces(7)).
+    const NOBODY: u32 = 65534;
+    let is_there = fs::read_to_string("/proc/self/uid_map")?.split_whitespace().nth(2) != Some("1");
+    let wanted = if is_there { NOBODY } else { 0 };
+    let node = &site.nodes[0];
+    node.reconfigure("user = \"root\"", "user = \"nobody\"")?;
+    if is_there {
+        let dir = node.config().parent().context("a directory")?.to_owned();
+        fs::set_permissions(site.root.path(), fs::Permissions::from_mode(0o711))?;
+        chown(&dir, Some(NOBODY), None)?;
+        for entry in fs::read_dir(site.root.path().join("issued"))? {
+            let issued = entry?.path();
+            for file in fs::read_dir(&issued)? {
+                chown(file?.path(), Some(NOBODY), None)?;
+            }
+            chown(issued, Some(NOBODY), None)?;
+        }
+        for dir in ["issued", "pki"].map(|name| site.root.path().join(name)) {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+        }
+    }
+    site.start()?;
+    site.configure()?;
+    let node = &site.nodes[0];
+    for process in [node.worker(), node.parent()] {
+        let process = process.context("it does not run")?;
+        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+        let user = status.lines().find_map(|line| line.strip_prefix("Uid:")).context("a user")?;
+        ensure!(user.split_whitespace().all(|uid| uid == wanted.to_string()), "{user}");
+    }
+    ensure!(fs::metadata(node.data_dir())?.uid() == wanted);
+    site.wait_resolved();
+    let stream = UdpStream::start(&site.client, SocketAddrV4::new(VIP, ECHO), Duration::from_millis(5))?;
+    wait::until("traffic flows", SOON, || stream.last_answer().is_some());
+    let report = stream.finish();
+    ensure!(report.lost == 0, "{report:?}");
+    let ended = site.nodes[0].terminate()?;
+    ensure!(ended.success(), "{ended}");
+    // Somebody who is not there is told of, with what to do.
+    site.nodes[0].reconfigure("user = \"nobody\"", "user = \"mallory\"")?;
+    site.nodes[0].spawn()?;
+    let ended = site.nodes[0].wait_for_end(SOON)?;
+    ensure!(ended.code() == Some(65) && site.nodes[0].log().contains("useradd --system mallory"), "{ended}");
+    Ok(())
+}
+
 /// A message of one node to another, with a command for the leader.
 #[derive(prost::Message)]
 struct PeerRequest {
@@ -201,6 +254,7 @@ struct Refused {
 /// nodes that are none, and at last one of a node. Traffic flows meanwhile.
 pub(crate) fn strangers() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.nodes[0].reconfigure("[dataplane]", &format!("[metrics]\nlisten = {LOOPBACK:?}\n[dataplane]"))?;
     site.start()?;
     site.configure()?;
     let pki = Pki::below(site.root.path())?;
@@ -297,6 +351,12 @@ pub(crate) fn strangers() -> anyhow::Result<()> {
             }))
         })
     };
+    // More than the role may.
+    let refused = on(&site, 1, async || {
+        let channel = grpc::connect_by_tls(api.clone(), Arc::new(viewer.load()?)).await?;
+        Ok(ClusterServiceClient::new(channel).rebalance(v1::RebalanceRequest::default()).await.err())
+    })?;
+    ensure!(refused.is_some_and(|refused| refused.code() == Code::PermissionDenied));
     let refused = ask(&viewer, says(second_id, fence(third_id)));
     ensure!(!matches!(refused, Ok(Ok(_))), "a viewer speaks as a node: {refused:?}");
     for (files, message, why) in [
@@ -380,6 +440,13 @@ pub(crate) fn strangers() -> anyhow::Result<()> {
     {
         ensure!(log.contains(words), "{words:?} is not in the log");
     }
+    let counted = series(&get(&site, 0, "/metrics")?.1)?;
+    for reason in ["certificate", "no_node", "impostor", "role", "room"] {
+        let name = format!("lbd_refused_total{{reason=\"{reason}\"}}");
+        ensure!(counted.get(&name).is_some_and(|count| *count > 0.0), "{name}: {:?}", counted.get(&name));
+    }
+    let dropped = counted.get("lbd_heartbeat_datagrams_dropped_total").copied().unwrap_or_default();
+    ensure!(dropped > f64::from(sent) / 2.0, "{dropped} of {sent} bad datagrams are counted");
     println!("strangers: {report:?}");
     Ok(())
 }
@@ -422,6 +489,13 @@ pub(crate) fn certificates_are_replaced() -> anyhow::Result<()> {
     let owner = before.0[0]["owner"].as_str().unwrap_or_default().to_owned();
     ensure!(owner == "lb3" || report.lost == 0, "{report:?}");
     println!("replaced: {report:?}");
+    // Whoever is revoked is called no more, by connections that are there, too.
+    pki.run(&["revoke", "lb3"])?;
+    site.nodes[0].signal(rustix::process::Signal::HUP)?;
+    let (log, called) = (|| site.nodes[0].log(), format!("from={}", site.nodes[2].address));
+    wait::until("connections to a revoked node end", SOON, || {
+        log().lines().any(|line| line.contains("is ended: the certificate was revoked") && line.ends_with(&called))
+    });
     Ok(())
 }
 

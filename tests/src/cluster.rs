@@ -75,7 +75,7 @@ impl LbNode {
         let pki = Pki::below(root.path())?;
         let of_node = pki.issue("node", &node.name, &["--san", config.address])?;
         let text = format!(
-            "[node]\nname = {:?}\nrole = {role:?}\ndata_dir = {:?}\n\
+            "[node]\nname = {:?}\nrole = {role:?}\ndata_dir = {:?}\nuser = \"root\"\n\
              [cluster]\nlisten = {:?}\nbootstrap = {}\n\
              [api]\nlisten = [\"unix:{}\", \"{}:7400\"]\n\
              [tls]\ncert = {:?}\nkey = {:?}\nca = {:?}\ncrl = {:?}\n{dataplane}",

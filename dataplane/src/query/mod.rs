@@ -15,7 +15,7 @@ use crate::{
     packet::{Mac, Tuple},
     verdict::DropReason,
 };
-pub use report::{BackendReport, Report, WorkerReport};
+pub use report::{BackendReport, Report, VipReport, WorkerReport};
 
 /// A worker looks at its questions at least this often, and answers at once.
 const ANSWER: Duration = Duration::from_secs(1);

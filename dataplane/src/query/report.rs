@@ -20,8 +20,8 @@ pub struct Report {
     pub workers: Vec<WorkerReport>,
     /// Other stations that claimed a VIP of ours.
     pub conflicts: Vec<Conflict>,
-    /// Per VIP: address, packets, bytes.
-    pub vips: Vec<(IpAddr, u64, u64)>,
+    /// Per VIP.
+    pub vips: Vec<VipReport>,
     /// Per backend.
     pub backends: Vec<BackendReport>,
 }
@@ -33,6 +33,19 @@ pub struct WorkerReport {
     pub received: u64,
     /// Frames handed off to the workers that own their flows.
     pub handed_off: u64,
+}
+
+/// A VIP's counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VipReport {
+    /// The VIP.
+    pub address: IpAddr,
+    /// Frames for it that were sent on.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Flows for which a backend was chosen.
+    pub new_flows: u64,
 }
 
 /// A backend's counters.
@@ -48,19 +61,27 @@ pub struct BackendReport {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Flows for which it was chosen.
+    pub new_flows: u64,
 }
 
 impl Report {
     /// Of the workers at work, and of all that were.
     pub(crate) fn new(at_work: &[&WorkerStats], retired: &WorkerStats, snapshot: &Snapshot) -> Self {
         let all = || at_work.iter().copied().chain([retired]);
-        let vip = |vip: &Vip| (vip.address, vip.traffic.packets(), vip.traffic.bytes());
+        let vip = |Vip { address, traffic, .. }: &Vip| VipReport {
+            address: *address,
+            packets: traffic.packets(),
+            bytes: traffic.bytes(),
+            new_flows: traffic.new_flows(),
+        };
         let backend = |backend: &Backend| BackendReport {
             service: snapshot.services[backend.service as usize].name.clone(),
             address: backend.address,
             mac: backend.mac(),
             packets: backend.runtime.traffic.packets(),
             bytes: backend.runtime.traffic.bytes(),
+            new_flows: backend.runtime.traffic.new_flows(),
         };
         let dropped = |reason| all().map(|stats| stats.dropped(reason).get()).sum();
         let drops = DropReason::ALL.iter().map(|&reason| (reason, dropped(reason)));

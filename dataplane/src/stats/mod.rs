@@ -40,13 +40,15 @@ impl Counter {
     }
 }
 
-/// Packets and bytes of frames, without checksums and vnet headers. A GSO frame counts as one.
+/// Packets and bytes of frames, without checksums and vnet headers, and the flows that they began. A GSO frame counts as one.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// How many frames.
     pub packets: Counter,
     /// Their bytes.
     pub bytes: Counter,
+    /// Flows for which a backend was chosen.
+    pub new_flows: Counter,
 }
 
 impl Traffic {
@@ -85,6 +87,7 @@ impl TrafficByWorker {
         let renewed = Self::new(workers);
         renewed.first.packets.set(self.packets());
         renewed.first.bytes.set(self.bytes());
+        renewed.first.new_flows.set(self.new_flows());
         renewed
     }
 
@@ -109,6 +112,11 @@ impl TrafficByWorker {
     /// Their bytes.
     pub fn bytes(&self) -> u64 {
         self.all().map(|traffic| traffic.bytes.get()).sum()
+    }
+
+    /// The flows that they began.
+    pub fn new_flows(&self) -> u64 {
+        self.all().map(|traffic| traffic.new_flows.get()).sum()
     }
 }
 
@@ -164,6 +172,9 @@ macro_rules! counters {
         }
     };
 }
+
+/// Those of the counters that tell how many there are, and not how many there were.
+pub const LEVELS: &[&str] = &["held"];
 
 counters! {
     /// Frames taken from the rings.

@@ -254,9 +254,11 @@ impl Pipeline {
                 if let (Some(Why::Maglev { .. }), Some(flow)) = (why, &peek.flow) {
                     note_router(&self.snapshot, &self.routers, port, frame, flow, self.now_ns);
                 }
+                self.count_flow(why, vip, backend);
                 dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
             }
-            Intent::Reformed { vip, backend, egress, form, .. } => {
+            Intent::Reformed { vip, backend, why, egress, form } => {
+                self.count_flow(why, vip, backend);
                 let exit = Exit { snapshot: &self.snapshot, worker: self.index, stats: &self.stats };
                 exit.forward_as(frame, &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
             }
@@ -269,6 +271,15 @@ impl Pipeline {
             }
         }
         verdict
+    }
+
+    /// A backend was chosen for a flow.
+    #[inline]
+    fn count_flow(&self, why: Option<Why>, vip: &Vip, backend: &Backend) {
+        if let Some(Why::Maglev { .. }) = why {
+            vip.traffic.of(self.index).new_flows.add(1);
+            backend.runtime.traffic.of(self.index).new_flows.add(1);
+        }
     }
 
     /// Carries out what is not simply forwarded.

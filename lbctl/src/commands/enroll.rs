@@ -10,7 +10,7 @@ use std::{
 use tokio::net::TcpListener;
 
 use crate::{
-    authority::{Authority, Wanted},
+    authority::Wanted,
     enroll::{self, Joined, Served, Token},
     exit::{Failure, complain},
     output,
@@ -22,7 +22,6 @@ pub(super) async fn token(
     listen: SocketAddr,
     (address, valid): (Option<String>, Duration),
 ) -> Result<(), Failure> {
-    let mut authority = Authority::open(dir)?;
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|error| Failure::Usage(format!("--listen {listen}: {error}")))?;
     let bound = listener.local_addr().map_err(|error| Failure::Usage(format!("--listen {listen}: {error}")))?;
@@ -39,7 +38,7 @@ pub(super) async fn token(
         complain(&format!("waiting for it at {listen} for {until}; the token works once"));
         Ok(())
     };
-    match enroll::serve(&mut authority, wanted, listener, (address, valid), tell).await? {
+    match enroll::serve(dir, wanted, listener, (address, valid), tell).await? {
         Served::Issued(from) => {
             let name = &wanted.name;
             complain(&format!("{name} at {from} has its certificate. When lbd runs there: lbctl node add {name} ADDR"));

@@ -34,9 +34,10 @@ pub(crate) struct Joined {
 pub(crate) async fn join(token: &Token, out: &Path) -> Result<Joined, Failure> {
     let file = |name: &str| out.join(name);
     let (cert, key) = (file(&format!("{}.pem", token.name)), file(&format!("{}.key", token.name)));
+    let (ca, crl) = (file("ca.pem"), file("crl.pem"));
     // Before the token is used up.
     fs::create_dir_all(out).map_err(|error| Failure::Usage(format!("{}: {error}", out.display())))?;
-    if let Some(there) = [&cert, &key].into_iter().find(|path| path.exists()) {
+    if let Some(there) = [&cert, &key, &ca, &crl].into_iter().find(|path| path.exists()) {
         return Err(Failure::Usage(format!(
             "{} is there already: move it away, or name another --out",
             there.display()
@@ -59,11 +60,11 @@ pub(crate) async fn join(token: &Token, out: &Path) -> Result<Joined, Failure> {
         Answer::Issued { certificate, authority, revoked } => (certificate, authority, revoked),
         Answer::Refused(reason) => return Err(Failure::Refused(reason)),
     };
-    let paths = Paths { cert, key, ca: file("ca.pem"), crl: Some(file("crl.pem")) };
+    let paths = Paths { cert, key, ca, crl: Some(crl.clone()) };
     write(&paths.key, Zeroizing::new(pair.serialize_pem()).as_bytes(), 0o600)?;
     write(&paths.cert, certificate.as_bytes(), 0o644)?;
     write(&paths.ca, authority.as_bytes(), 0o644)?;
-    write(&file("crl.pem"), revoked.as_bytes(), 0o644)?;
+    write(&crl, revoked.as_bytes(), 0o644)?;
     let credentials = Credentials::load(&paths).map_err(|error| Failure::Refused(error.to_string()))?;
     Ok(Joined { identity: credentials.identity().clone(), paths })
 }

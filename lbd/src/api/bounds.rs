@@ -17,7 +17,7 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{methods::Work, status};
-use crate::connection::{NoPlace, Peer, Place, SharedRoom};
+use crate::connection::{NoPlace, Peer, Place, Refusal, Refusals, SharedRoom};
 
 /// Changes that wait for a majority.
 const WRITES: usize = 256;
@@ -34,6 +34,7 @@ pub(super) struct Bounds {
     writes: Bound,
     reads: Bound,
     streams: Bound,
+    refusals: Refusals,
 }
 
 /// So many of a kind at a time, and half as many of one caller, as far as callers show who they are.
@@ -64,24 +65,23 @@ impl Bound {
     }
 }
 
-impl Default for Bounds {
-    fn default() -> Self {
+impl Bounds {
+    pub(super) fn new(refusals: Refusals) -> Self {
         Self {
             writes: Bound::of(WRITES, "changes"),
             reads: Bound::of(READS, "reads"),
             streams: Bound::of(STREAMS, "streams"),
+            refusals,
         }
     }
-}
 
-impl Bounds {
     fn admit(&self, work: Work, holder: Option<String>) -> Result<Place<String>, Status> {
         let bound = match work {
             Work::Write => &self.writes,
             Work::Read => &self.reads,
             Work::Stream => &self.streams,
         };
-        bound.admit(holder)
+        bound.admit(holder).inspect_err(|_| self.refusals.count(Refusal::Busy))
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn beyond_the_room_is_refused_and_what_ends_makes_room() {
-        let bounds = Bounds::default();
+        let bounds = Bounds::new(Refusals::default());
         let read = |holder: Option<&str>| bounds.admit(Work::Read, holder.map(str::to_owned));
         let mut held: Vec<_> = (0..READS / 2).map(|_| read(Some("one")).unwrap()).collect();
         let refused = read(Some("one")).err().unwrap();

@@ -1,9 +1,6 @@
 //! What every call needs: the node's parts, the deadline, the request's id, the caller's name.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use lb_dataplane::Dataplane;
 use lb_proto::{tls::Role, v1};
@@ -19,7 +16,8 @@ use crate::{
     alarms::{Alarm, Alarms},
     clock,
     config::Config,
-    connection::Peer,
+    connection::{Peer, Refusals},
+    control::InForce,
     events::Events,
     ownership::Ownership,
     peers::Peers,
@@ -44,10 +42,11 @@ pub(crate) struct Context {
     pub(crate) ownership: Ownership,
     pub(crate) dataplane: Option<Arc<Dataplane>>,
     /// The revision by which the dataplane forwards.
-    pub(crate) in_force: Arc<AtomicU64>,
+    pub(crate) in_force: InForce,
     pub(crate) alarms: Alarms,
     pub(crate) events: Events,
     pub(crate) peers: Peers,
+    pub(crate) refusals: Refusals,
     /// Becomes true when the node ends.
     pub(crate) stopping: watch::Receiver<bool>,
 }

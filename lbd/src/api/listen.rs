@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     config::ApiListener,
-    connection::{Room, Security, Watched, incoming, incoming_unix},
+    connection::{Refusals, Room, Security, Watched, incoming, incoming_unix},
     exit::Failure,
     raft::RaftServer,
 };
@@ -78,8 +78,9 @@ impl Listeners {
             return Err(io::Error::other(format!("nobody has said who may call {}", unruled.join(", "))));
         }
         let routes = routes(context, health).map_err(io::Error::other)?;
-        let bounds = Bounds::default();
-        let (room, local) = (Room::for_connections(CONNECTIONS), Room::for_connections(CONNECTIONS));
+        let bounds = Bounds::new(context.refusals.clone());
+        let room_for = |count| Room::for_connections(count, context.refusals.clone());
+        let (room, local) = (room_for(CONNECTIONS), room_for(CONNECTIONS));
         let server = || {
             Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE))
@@ -87,7 +88,7 @@ impl Listeners {
                 .max_concurrent_streams(Some(STREAMS_OF_A_CONNECTION))
                 .max_frame_size(Some(MAX_FRAME))
                 .http2_max_header_list_size(Some(MAX_HEADERS))
-                .layer(Roles)
+                .layer(Roles { refusals: context.refusals.clone() })
                 .layer(bounds.clone())
                 .add_routes(routes.clone())
         };
@@ -141,11 +142,11 @@ pub(crate) fn serve_nodes(
     listeners: Vec<TcpListener>,
     security: &Security,
     watches: &mpsc::UnboundedSender<Watched>,
-    service: &RaftServiceServer<RaftServer>,
+    (service, refusals): (&RaftServiceServer<RaftServer>, &Refusals),
     stop: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> io::Result<()> {
-    let room = Room::for_connections(CONNECTIONS_OF_NODES);
+    let room = Room::for_connections(CONNECTIONS_OF_NODES, refusals.clone());
     for listener in listeners {
         let incoming = incoming(listener, security.clone(), room.clone(), Some(watches.clone()))?;
         let serve = Server::builder()
@@ -232,7 +233,7 @@ fn holder_of(address: SocketAddr) -> String {
 
 fn listening_inode(address: SocketAddr) -> Option<u64> {
     const LISTEN: &str = "0A";
-    let file = if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let file = if address.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
     let port = format!(":{:04X}", address.port());
     fs::read_to_string(file).ok()?.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();

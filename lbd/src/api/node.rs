@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use futures::Stream;
@@ -38,10 +38,11 @@ impl NodeService for Node {
             reason: reason.label().into(),
             packets,
         };
-        let vip = |(address, packets, bytes): (IpAddr, u64, u64)| v1::VipCount {
-            address: address.to_string(),
-            packets,
-            bytes,
+        let vip = |vip: lb_dataplane::VipReport| v1::VipCount {
+            address: vip.address.to_string(),
+            packets: vip.packets,
+            bytes: vip.bytes,
+            new_flows: vip.new_flows,
         };
         let backend = |backend: lb_dataplane::BackendReport| v1::BackendCount {
             service: backend.service,
@@ -49,6 +50,7 @@ impl NodeService for Node {
             mac: backend.mac.map(|mac| mac.to_string()).unwrap_or_default(),
             packets: backend.packets,
             bytes: backend.bytes,
+            new_flows: backend.new_flows,
         };
         let view = self.0.consensus.view();
         let conflict = |conflict: lb_dataplane::stats::Conflict| v1::Conflict {
@@ -84,7 +86,7 @@ impl NodeService for Node {
             vips: report.vips.into_iter().map(vip).collect(),
             backends: report.backends.into_iter().map(backend).collect(),
             conflicts,
-            table_revision: self.0.in_force.load(Ordering::Relaxed),
+            table_revision: self.0.in_force.revision(),
         }))
     }
 

@@ -15,17 +15,19 @@ use super::{
     methods::{Method, Work, method},
     status,
 };
-use crate::connection::{Peer, Who};
+use crate::connection::{Peer, Refusal, Refusals, Who};
 
 /// Lets calls through to those who may make them.
 #[derive(Clone)]
-pub(super) struct Roles;
+pub(super) struct Roles {
+    pub(super) refusals: Refusals,
+}
 
 impl<S> Layer<S> for Roles {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner }
+        Guarded { inner, refusals: self.refusals.clone() }
     }
 }
 
@@ -33,6 +35,7 @@ impl<S> Layer<S> for Roles {
 #[derive(Clone)]
 pub(super) struct Guarded<S> {
     inner: S,
+    refusals: Refusals,
 }
 
 /// What somebody may do; the operating system and the operator have decided that for those who show no certificate.
@@ -88,6 +91,7 @@ where
             return Box::pin(async move { Ok(refused.into_http()) });
         };
         if let Err(refused) = check(&peer.who(), method) {
+            self.refusals.count(Refusal::Role);
             tell_refused(&peer, method, &refused);
             return Box::pin(async move { Ok(refused.into_http()) });
         }

@@ -97,10 +97,12 @@ impl Table {
         let me = self.0.consensus.status().node;
         let heard = self.0.peers.ask(table, me, &Question::CountFlows(v1::CountFlows {})).await;
         let mut flows = HashMap::new();
-        for Told::FlowCounts(counts) in heard.answers {
-            for of in counts.backends {
-                *flows.entry(of.backend).or_default() += of.flows;
-            }
+        let counts = heard.answers.into_iter().filter_map(|answer| match answer {
+            Told::FlowCounts(counts) => Some(counts.backends),
+            Told::FlowKey(_) => None,
+        });
+        for of in counts.flatten() {
+            *flows.entry(of.backend).or_default() += of.flows;
         }
         (flows, heard.silent)
     }

@@ -5,10 +5,7 @@ mod stop;
 mod tasks;
 mod watchdog;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use lb_raft_store::{Consensus, Settings};
 use tokio::{
@@ -22,13 +19,14 @@ use self::stop::Signals;
 use crate::{
     alarms::Alarms,
     api::{Context, Listeners, bind_tcp, serve_nodes},
-    config::Config,
-    connection::Security,
-    control::{Leave, Retiring, retire},
+    config::{Config, Metrics},
+    connection::{Refusals, Security},
+    control::{InForce, Leave, Retiring, Takeovers, retire},
     events::Events,
     exit::Failure,
+    flow_key::FlowKey,
     link,
-    metrics::{self, Collect},
+    metrics::{self, Collect, Flows},
     ownership::{self, Fitness, Ownership},
     peers::Peers,
     raft::{Channels, RaftServer, TonicTransport},
@@ -82,7 +80,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let heartbeat_sockets =
         ownership::bind(&config.cluster.listen).map_err(|(address, source)| Failure::Heartbeat { address, source })?;
     let api_listeners = Listeners::bind(&config.api)?;
-    let metrics_listener = config.metrics.map(|address| bind_tcp("metrics.listen", address)).transpose()?;
+    let metrics_listener = config.metrics.map(|metrics| bind_tcp("metrics.listen", metrics.listen)).transpose()?;
     let settings = Settings {
         cluster_name: config.cluster.name.clone(),
         name: config.name.clone(),
@@ -92,24 +90,27 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         log_bytes: Settings::LOG_BYTES,
         bootstrap: config.cluster.bootstrap,
     };
+    let refusals = Refusals::default();
     let channels = Arc::new(Channels::new(security.clone()));
     let consensus = Consensus::start(settings, Arc::new(TonicTransport(channels.clone()))).await?;
+    let flow_key = FlowKey::load(&config.data_dir)?;
     let dataplane = start::dataplane(&config, &links, parent.guard())?;
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
     let events = Events::default();
     let alarms = Alarms::new(events.clone());
     let fitness = Fitness::new(dataplane.as_ref().map(|dataplane| dataplane.progress().clone()));
-    let known = (fitness, alarms.clone(), security.clone());
+    let known = (fitness, alarms.clone(), security.clone(), refusals.clone());
     let ownership = Ownership::new(consensus.clone(), clock, heartbeat_sockets, known, parent);
 
-    let in_force = Arc::new(AtomicU64::new(0));
+    let (in_force, takeovers) = (InForce::default(), Takeovers::default());
     let (end, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     let serving = |error| Failure::System("serving", error);
-    let peers = Peers::new(channels, dataplane.clone());
-    let of_nodes = RaftServer::service(consensus.clone(), peers.answers());
+    let peers = Peers::new(channels, dataplane.clone(), flow_key.clone());
+    let of_nodes = RaftServer::service(consensus.clone(), peers.answers(), refusals.clone());
     let (watches, watched) = mpsc::unbounded_channel();
-    serve_nodes(cluster_listeners, &security, &watches, &of_nodes, &stopping, &mut servers).map_err(serving)?;
+    serve_nodes(cluster_listeners, &security, &watches, (&of_nodes, &refusals), &stopping, &mut servers)
+        .map_err(serving)?;
     let context = Context {
         config: config.clone(),
         consensus: consensus.clone(),
@@ -118,21 +119,27 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         in_force: in_force.clone(),
         alarms: alarms.clone(),
         events: events.clone(),
-        peers,
+        peers: peers.clone(),
+        refusals: refusals.clone(),
         stopping: stopping.clone(),
     };
-    if let (Some(listener), Some(address)) = (metrics_listener, config.metrics) {
+    if let (Some(listener), Some(Metrics { listen, per_backend })) = (metrics_listener, config.metrics) {
         let collect = Collect {
             consensus: consensus.clone(),
             ownership: ownership.clone(),
             dataplane: dataplane.clone(),
             in_force: in_force.clone(),
+            per_backend,
+            takeovers: takeovers.clone(),
             alarms: alarms.clone(),
             events: events.clone(),
             security: security.clone(),
+            refusals,
+            heartbeats: config.cluster.listen.clone(),
+            flows: Flows::default(),
         };
         // On loopback a scraper of this machine reads it as it is; elsewhere it shows a certificate.
-        let secured = if address.ip().is_loopback() { Security::Plain } else { security.clone() };
+        let secured = if listen.ip().is_loopback() { Security::Plain } else { security.clone() };
         metrics::serve(listener, secured, collect, stopping.clone(), (&mut servers, of_callers)).map_err(serving)?;
     }
     api_listeners.serve(&context, &security, &stopping, (&mut servers, of_callers)).map_err(serving)?;
@@ -145,7 +152,10 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
         links,
+        flow_key,
+        peers,
         in_force,
+        takeovers,
         alarms,
         events,
         security,

@@ -1,10 +1,6 @@
 //! What follows the table, the links and the clock while the node runs. None of it ends by itself.
 
-use std::{
-    io,
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use lb_dataplane::Dataplane;
 use lb_raft_store::Consensus;
@@ -20,13 +16,15 @@ use crate::{
     config::Config,
     connection::{Security, Watched, renew},
     control::{
-        Answered, Conflicts, Hysteresis, LookOut, PublishGrants, PublishNode, PublishTable, raise_feature_level,
-        reload, run_leader_tasks,
+        Conflicts, Hysteresis, InForce, LookOut, PublishGrants, PublishNode, PublishTable, Takeovers,
+        raise_feature_level, reload, run_leader_tasks, share_flow_key,
     },
     events::{self, Events},
+    flow_key::FlowKey,
     health,
     link::{self, Link},
     ownership::Ownership,
+    peers::Peers,
 };
 
 /// What they work with.
@@ -39,8 +37,11 @@ pub(super) struct Parts {
     pub(super) ownership: Ownership,
     pub(super) dataplane: Option<Arc<Dataplane>>,
     pub(super) links: Vec<Link>,
+    pub(super) flow_key: FlowKey,
+    pub(super) peers: Peers,
     /// The revision by which the dataplane forwards.
-    pub(super) in_force: Arc<AtomicU64>,
+    pub(super) in_force: InForce,
+    pub(super) takeovers: Takeovers,
     pub(super) alarms: Alarms,
     pub(super) events: Events,
     pub(super) security: Security,
@@ -58,7 +59,10 @@ pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
         ownership,
         dataplane,
         links,
+        flow_key,
+        peers,
         in_force,
+        takeovers,
         alarms,
         events,
         security,
@@ -74,9 +78,10 @@ pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
         consensus: consensus.clone(),
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
-        answered: Answered::default(),
+        takeovers,
     };
     followers.spawn(publish_grants.run());
+    followers.spawn(share_flow_key(consensus.clone(), peers, flow_key.clone()));
     let silences = watch::Sender::default();
     if let Some(dataplane) = dataplane.clone() {
         let (consensus, links, fitness) = (consensus.clone(), links.clone(), ownership.fitness().clone());
@@ -89,7 +94,7 @@ pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
             alarms.clone(),
         )?;
         followers.spawn(report.run());
-        followers.spawn(PublishTable { consensus, dataplane, links, in_force, fitness }.run());
+        followers.spawn(PublishTable { consensus, dataplane, links, flow_key, in_force, fitness }.run());
     }
     let publish_node = PublishNode {
         consensus: consensus.clone(),

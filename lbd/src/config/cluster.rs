@@ -31,7 +31,7 @@ pub(super) fn read(cluster: &mut Section) -> (Vec<SocketAddr>, Option<Cluster>) 
         );
     }
     let advertise = cluster.optional("advertise", |text| check_cluster_address(text).map(|()| text.to_owned()));
-    let bootstrap = cluster.flag("bootstrap");
+    let bootstrap = cluster.flag("bootstrap", false);
     refuse_twice(cluster, &listen);
     if advertise.is_none() && listen.first().is_some_and(|first| first.ip().is_unspecified()) {
         cluster

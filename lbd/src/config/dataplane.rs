@@ -31,7 +31,7 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     let interfaces = dataplane.list("interfaces", interface_name);
     let engine = dataplane.optional("engine", parse_engine).flatten();
     let workers = dataplane.integer("workers", 1..=MAX_WORKERS).unwrap_or(1);
-    let realtime = dataplane.flag("realtime");
+    let realtime = dataplane.flag("realtime", false);
     let flows = dataplane.integer("flows", MIN_FLOWS..=MAX_FLOWS).unwrap_or(Config::DEFAULT_FLOW_CAPACITY);
     match role {
         Role::Lb if interfaces.is_empty() && !dataplane.has_fault("interfaces") => {

@@ -19,6 +19,7 @@ use lb_raft_store::table::{Name, Role};
 pub(crate) use api::ApiListener;
 pub(crate) use cluster::Cluster;
 pub(crate) use dataplane::Dataplane;
+pub(crate) use metrics::Metrics;
 use reader::{Fault, Section};
 pub(crate) use tls::Tls;
 
@@ -31,11 +32,13 @@ pub(crate) struct Config {
     pub(crate) name: Name,
     pub(crate) role: Role,
     pub(crate) data_dir: PathBuf,
+    /// As whom it goes on when root has started it.
+    pub(crate) user: Option<String>,
     pub(crate) cluster: Cluster,
     pub(crate) api: Vec<ApiListener>,
     pub(crate) tls: Tls,
-    /// Where the metrics are read, if anywhere.
-    pub(crate) metrics: Option<SocketAddr>,
+    /// What monitoring gets, if anything.
+    pub(crate) metrics: Option<Metrics>,
     /// Absent on a witness.
     pub(crate) dataplane: Option<Dataplane>,
 }
@@ -94,12 +97,13 @@ impl Config {
             ("node.name", self.name != read.name),
             ("node.role", self.role != read.role),
             ("node.data_dir", self.data_dir != read.data_dir),
+            ("node.user", self.user != read.user),
             ("cluster.name", self.cluster.name != read.cluster.name),
             ("cluster.listen", self.cluster.listen != read.cluster.listen),
             ("cluster.advertise", self.cluster.advertise != read.cluster.advertise),
             ("api.listen", self.api != read.api),
             ("tls", self.tls != read.tls),
-            ("metrics.listen", self.metrics != read.metrics),
+            ("metrics", self.metrics != read.metrics),
             ("dataplane.interfaces", interfaces(self) != interfaces(read)),
             ("dataplane.engine", engine(self) != engine(read)),
             ("dataplane.realtime", realtime(self) != realtime(read)),
@@ -131,7 +135,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     let mut root = Section::root(root);
     let (mut node, mut cluster, mut api, mut tls) =
         (root.section("node"), root.section("cluster"), root.section("api"), root.section("tls"));
-    let node::Node { name, role, data_dir } = node::read(&mut node);
+    let node::Node { name, role, data_dir, user } = node::read(&mut node);
     let (listen, read_cluster) = cluster::read(&mut cluster);
     let listeners = api::read(&mut api, &listen);
     let tls_files = tls::read(&mut tls, &listeners);
@@ -153,7 +157,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
     let faults = root.finish();
     match (name, data_dir, read_cluster) {
         (Some(name), Some(data_dir), Some(cluster)) if faults.is_empty() => {
-            Ok(Config { name, role, data_dir, cluster, api: listeners, tls: tls_files, metrics, dataplane })
+            Ok(Config { name, role, data_dir, user, cluster, api: listeners, tls: tls_files, metrics, dataplane })
         }
         _ => Err(faults),
     }
@@ -161,7 +165,7 @@ fn parse(root: toml::Table) -> Result<Config, Vec<Fault>> {
 
 fn refuse_what_is_not_built(root: &mut Section) {
     let mut health = root.section("health");
-    if health.flag("allow_exec") {
+    if health.flag("allow_exec", false) {
         health.fault("allow_exec", "health checks are not supported yet");
     }
     root.take_faults(health);

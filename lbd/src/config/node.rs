@@ -11,6 +11,7 @@ pub(super) struct Node {
     pub(super) name: Option<Name>,
     pub(super) role: Role,
     pub(super) data_dir: Option<PathBuf>,
+    pub(super) user: Option<String>,
 }
 
 pub(super) fn read(node: &mut Section) -> Node {
@@ -18,6 +19,8 @@ pub(super) fn read(node: &mut Section) -> Node {
         name: node.required("name", |text| text.parse::<Name>().map_err(|error| error.to_string())),
         role: node.optional("role", parse_role).unwrap_or_default(),
         data_dir: node.required("data_dir", absolute_path),
+        user: node
+            .optional("user", |text| if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }),
     }
 }
 

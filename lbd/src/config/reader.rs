@@ -92,13 +92,13 @@ impl Section {
         parsed
     }
 
-    pub(super) fn flag(&mut self, key: &'static str) -> bool {
+    pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
         match self.take(key) {
-            None => false,
+            None => default,
             Some(Value::Boolean(flag)) => flag,
             Some(other) => {
                 self.fault(key, &format!("is true or false, not a {}", other.type_str()));
-                false
+                default
             }
         }
     }

@@ -104,8 +104,11 @@ ca = "/ca.pem""#;
 fn metrics_are_read_where_it_is_said() {
     let with = |section: &str| format!("{MINIMAL}\n{section}");
     assert_eq!(parsed(MINIMAL).unwrap().metrics, None);
-    let listen = parsed(&with("[metrics]\nlisten = \"127.0.0.1:9400\"")).unwrap().metrics;
-    assert_eq!(listen, "127.0.0.1:9400".parse().ok());
+    let listen = "[metrics]\nlisten = \"127.0.0.1:9400\"";
+    for (more, per_backend) in [("", true), ("\nper_backend = false", false)] {
+        let metrics = parsed(&with(&format!("{listen}{more}"))).unwrap().metrics;
+        assert_eq!(metrics, Some(Metrics { listen: "127.0.0.1:9400".parse().unwrap(), per_backend }));
+    }
     assert!(faults(&with("[metrics]"))[0].starts_with("metrics.listen: is required"));
     let taken = faults(&with("[metrics]\nlisten = \"127.0.0.1:7401\""));
     assert!(taken[0].contains("is listened to already"), "{taken:?}");

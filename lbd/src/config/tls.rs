@@ -17,7 +17,7 @@ pub(super) fn read(tls: &mut Section, api: &[ApiListener]) -> Tls {
     let is_any = ["cert", "key", "ca", "crl"].iter().any(|key| tls.contains(key));
     let mut path = |key| tls.optional(key, absolute_path);
     let (cert, key, ca, crl) = (path("cert"), path("key"), path("ca"), path("crl"));
-    let insecure = tls.flag("insecure");
+    let insecure = tls.flag("insecure", false);
     let given = [("cert", &cert), ("key", &key), ("ca", &ca)];
     let missing: Vec<&str> = given.iter().filter(|(_, path)| path.is_none()).map(|(key, _)| *key).collect();
     match (is_any, insecure) {

@@ -1,7 +1,13 @@
 //! Who is let in. Whoever has not shown who he is yet costs little and has little time; there is so much room, and no address
 //! takes all of it.
 
-use std::{io, net::TcpListener, os::unix::net::UnixListener, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, TcpListener},
+    os::unix::net::UnixListener,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{Stream, future::BoxFuture};
 use lb_proto::tls::{Certified, WATCHDOG};
@@ -18,6 +24,7 @@ use super::{
     authority::Authority,
     keepalive::keep_alive,
     peer::{From, Peer, Shown},
+    refusals::{Refusal, Refusals},
     room::Room,
     secret::{Secret, secret},
     security::{End, Security},
@@ -83,13 +90,14 @@ pub(crate) fn incoming(
                     let (security, sender, watches) = (security.clone(), sender.clone(), watches.clone());
                     let room = room.clone();
                     tokio::spawn(async move {
-                        let secured = secure(stream, &peer, security).await;
+                        let secured = secure(stream, address.ip(), security, room.refusals()).await;
                         drop(handshake);
                         let Some((stream, shown)) = secured else { return };
                         let peer = Peer { shown, ..peer };
                         if watches.is_some()
                             && let Err(who) = peer.node()
                         {
+                            room.refusals().count(Refusal::NoNode);
                             tracing::warn!(target: "audit", caller = %who, from = %peer, "refused: only nodes speak here");
                             return;
                         }
@@ -109,11 +117,11 @@ pub(crate) fn incoming(
     Ok(ReceiverStream::new(admitted))
 }
 
-async fn secure(stream: TcpStream, peer: &Peer, security: Security) -> Option<(Box<Tls>, Shown)> {
+async fn secure(stream: TcpStream, from: IpAddr, security: Security, refusals: &Refusals) -> Option<(Box<Tls>, Shown)> {
     let Security::Tls(tls) = &security else { return None };
     let config = tls.present.load().server.clone();
     let shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await;
-    let refused = |reason: &dyn std::fmt::Display| tracing::info!(from = %peer, %reason, "a connection was refused");
+    let refused = |reason: &dyn ToString| refusals.tell(from, Refusal::Certificate, reason);
     let stream = match shaken {
         Ok(Ok(stream)) => stream,
         // Another node's watch looks whether somebody listens.

@@ -6,7 +6,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -14,40 +13,26 @@ use tokio::{
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::{authority::Authority, peer::Peer, security::End, shares::Place};
-
-/// Bytes in both directions.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+use super::{
+    authority::Authority,
+    lasting::{Lasting, Stream},
+    peer::Peer,
+    shares::Place,
+};
 
 pub(super) type Tls = TlsStream<TcpStream>;
 
 /// It was let in.
 pub(crate) struct Admitted {
-    stream: Box<dyn Stream>,
-    peer: Peer,
+    stream: Lasting,
     /// On a Unix socket, where an authority may be a path.
     authority: Option<Authority>,
-    /// When whoever has made it counts no more; `None` when that has come.
-    ends: Option<BoxFuture<'static, End>>,
     _place: Place<String>,
 }
 
 impl Admitted {
     pub(super) fn new(stream: Box<dyn Stream>, peer: Peer, authority: Option<Authority>, place: Place<String>) -> Self {
-        let ends = Some(peer.ends());
-        Self { stream, peer, authority, ends, _place: place }
-    }
-
-    /// Whether it goes on. All that is open on it ends with it.
-    fn goes_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if let Some(ends) = &mut self.ends {
-            let Poll::Ready(end) = ends.poll_unpin(cx) else { return Ok(()) };
-            self.ends = None;
-            let caller = self.peer.who();
-            tracing::warn!(target: "audit", %caller, from = %self.peer, "a connection is ended: the certificate {end}");
-        }
-        Err(io::ErrorKind::ConnectionAborted.into())
+        Self { stream: Lasting::new(stream, peer), authority, _place: place }
     }
 }
 
@@ -55,14 +40,13 @@ impl Connected for Admitted {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        self.peer.clone()
+        self.stream.peer.clone()
     }
 }
 
 impl AsyncRead for Admitted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.goes_on(cx)?;
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
         if let (Poll::Ready(Ok(())), Some(authority)) = (&read, &mut this.authority) {
@@ -74,15 +58,11 @@ impl AsyncRead for Admitted {
 
 impl AsyncWrite for Admitted {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        this.goes_on(cx)?;
-        Pin::new(&mut this.stream).poll_write(cx, bytes)
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        this.goes_on(cx)?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -94,9 +74,7 @@ impl AsyncWrite for Admitted {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        this.goes_on(cx)?;
-        Pin::new(&mut this.stream).poll_write_vectored(cx, parts)
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,13 +1,15 @@
 //! Connections to other nodes.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use lb_proto::tls::{Certified, Role};
 use tokio::net::TcpStream;
 
 use super::{
-    admitted::{Stream, Tls},
+    admitted::Tls,
     keepalive::keep_alive,
+    lasting::{Lasting, Stream},
+    peer::{From, Peer, Shown},
     secret::{Secret, secret},
     security::Security,
 };
@@ -27,9 +29,7 @@ impl Security {
             Self::Plain => Ok(Box::new(stream)),
             Self::Tls(tls) => {
                 let credentials = tls.present.load_full();
-                let stream = credentials.connect(stream).await?.into();
-                name.map_or(Ok(()), |name| check(&stream, address, name))?;
-                Ok(Box::new(stream))
+                self.lasting(credentials.connect(stream).await?.into(), address, name)
             }
         }
     }
@@ -42,21 +42,26 @@ impl Security {
             Self::Tls(tls) => tls.present.load_full(),
         };
         let stream: Tls = tls.watch(stream).await?.into();
-        check(&stream, address, name)?;
         let secret = secret(&stream)?;
-        Ok(Watch { stream: Box::new(stream), secret: Some(secret) })
+        Ok(Watch { stream: self.lasting(stream, address, Some(name))?, secret: Some(secret) })
     }
-}
 
-/// Whether the node of that name has answered.
-fn check(stream: &Tls, address: &str, name: &str) -> io::Result<()> {
-    let shown = stream.get_ref().1.peer_certificates().and_then(|shown| shown.first());
-    let identity = shown.and_then(|shown| Certified::read(shown).ok()).map(|certified| certified.identity);
-    match identity {
-        Some(identity) if (identity.role, &*identity.name) == (Role::Node, name) => Ok(()),
-        identity => {
-            let found = identity.map_or_else(|| "nobody".to_owned(), |identity| identity.to_string());
-            Err(io::Error::other(format!("{found} answers at {address}, and not {name}")))
+    /// For as long as the other end's certificate counts, which is a node's; that of that name, if one is wanted.
+    fn lasting(&self, stream: Tls, address: &str, name: Option<&str>) -> io::Result<Box<dyn Stream>> {
+        let shown = stream.get_ref().1.peer_certificates().and_then(|shown| shown.first());
+        let certified = shown.and_then(|shown| Certified::read(shown).ok());
+        match certified {
+            Some(certified)
+                if certified.identity.role == Role::Node && name.is_none_or(|name| certified.identity.name == name) =>
+            {
+                let from = From::Tcp(stream.get_ref().0.peer_addr()?);
+                let peer = Peer { from, shown: Shown::Certificate(Arc::new(certified), self.clone()) };
+                Ok(Box::new(Lasting::new(Box::new(stream), peer)))
+            }
+            certified => {
+                let found = certified.map_or_else(|| "nobody".to_owned(), |certified| certified.identity.to_string());
+                Err(io::Error::other(format!("{found} answers at {address}, and not {}", name.unwrap_or("a node"))))
+            }
         }
     }
 }

@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 
+use lb_proto::tls::network_of;
+
 use super::{
     peer::Peer,
+    refusals::{Refusal, Refusals},
     shares::{NoPlace, Place, SharedRoom},
 };
 use crate::descriptors::at_most_a;
@@ -22,14 +25,16 @@ pub(crate) struct Room {
     connections: SharedRoom<String>,
     /// Of those who have not shown who they are, by network: they take no place from others.
     handshakes: SharedRoom<IpAddr>,
+    refusals: Refusals,
 }
 
 impl Room {
-    pub(crate) fn for_connections(count: usize) -> Self {
+    pub(crate) fn for_connections(count: usize, refusals: Refusals) -> Self {
         let count = at_most_a(8, count);
         Self {
             connections: SharedRoom::of(count, count.div_ceil(SHARES)),
             handshakes: SharedRoom::of(at_most_a(16, HANDSHAKES), HANDSHAKES_OF_A_NETWORK),
+            refusals,
         }
     }
 
@@ -43,19 +48,16 @@ impl Room {
             }
             NoPlace::Whole => tracing::debug!(from = %peer, "a connection is closed: there are as many as are taken"),
         };
-        place.inspect_err(told).ok()
+        place.inspect_err(told).inspect_err(|_| self.refusals.count(Refusal::Room)).ok()
+    }
+
+    /// Where it is counted that somebody is refused.
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     pub(super) fn begin_handshake(&self, address: IpAddr) -> Option<Place<IpAddr>> {
-        self.handshakes.take(Some(network_of(address))).ok()
-    }
-}
-
-/// One host has all addresses of its IPv6 network.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
-        address => address,
+        self.handshakes.take(Some(network_of(address))).inspect_err(|_| self.refusals.count(Refusal::Room)).ok()
     }
 }
 
@@ -65,7 +67,7 @@ mod tests {
 
     #[test]
     fn no_address_takes_all_the_room_for_handshakes() {
-        let room = Room::for_connections(1);
+        let room = Room::for_connections(1, Refusals::default());
         let [one, neighbor, other] = ["2001:db8::1", "2001:db8::ffff:2", "192.0.2.1"].map(|text| text.parse().unwrap());
         let begun: Vec<_> = (0..HANDSHAKES_OF_A_NETWORK).map_while(|_| room.begin_handshake(one)).collect();
         assert_eq!(begun.len(), HANDSHAKES_OF_A_NETWORK);

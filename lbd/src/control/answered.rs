@@ -9,13 +9,13 @@ const NAMED: usize = 8;
 
 /// The VIPs for which this node answers, and their grants.
 #[derive(Debug, Default)]
-pub(crate) struct Answered {
+pub(super) struct Answered {
     vips: BTreeMap<IpAddr, Epoch>,
 }
 
 impl Answered {
     /// The dataplane answers for these now.
-    pub(crate) fn tell(&mut self, now: &BTreeMap<IpAddr, Epoch>) {
+    pub(super) fn tell(&mut self, now: &BTreeMap<IpAddr, Epoch>) {
         let before = std::mem::replace(&mut self.vips, now.clone());
         let given_up = named(&before, &self.vips);
         if !given_up.is_empty() {

@@ -15,7 +15,7 @@ use lb_raft_store::table::{
 use crate::{health::gateways, link::Link};
 
 /// How a node forwards, whether it owns VIPs or not.
-pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
+pub(super) fn compile(table: &Table, hash_key: u128, me: NodeId, links: &[Link]) -> TableSpec {
     let peers = table.nodes().filter(|node| node.id != me);
     let attachments = peers.flat_map(|node| &node.attachments);
     let peer_addresses = attachments.map(|a| (Mac(a.mac.octets()), a.address)).collect();
@@ -28,7 +28,7 @@ pub(super) fn compile(table: &Table, me: NodeId, links: &[Link]) -> TableSpec {
         compile_vip(vip, services, links)
     };
     TableSpec {
-        hash_key: table.hash_seed(),
+        hash_key,
         ports: links.iter().map(|link| own_addresses(link.port_spec(), table)).collect(),
         vips: table.vips().map(vip).collect(),
         peer_addresses,
@@ -196,9 +196,9 @@ mod tests {
     #[test]
     fn a_vip_is_answered_on_its_segment_and_a_routed_one_everywhere() {
         let table = table();
-        assert_eq!(compile(&table, ME, &links()).vips[0].answer_on, [0]);
+        assert_eq!(compile(&table, 5, ME, &links()).vips[0].answer_on, [0]);
         let elsewhere = &links()[1..];
-        assert_eq!(compile(&table, ME, elsewhere).vips[0].answer_on, [0], "routed: on every interface");
+        assert_eq!(compile(&table, 5, ME, elsewhere).vips[0].answer_on, [0], "routed: on every interface");
     }
 
     #[test]
@@ -221,7 +221,7 @@ mod tests {
         apply(12, Body::Mutate(rows));
         let verdicts = [1, 3, 4].map(|backend| Verdict { backend, health: Health::Unreachable, ..Verdict::default() });
         apply(13, Body::Report { node: ME, lease: LeaseId(3), verdicts: verdicts.to_vec() });
-        let spec = compile(&table, ME, &links());
+        let spec = compile(&table, 5, ME, &links());
         let states: Vec<BackendState> = spec.vips[0].services[0].backends.iter().map(|backend| backend.state).collect();
         use BackendState::{Active, Down, Silent};
         assert_eq!(states, [Silent, Active, Silent, Down]);

@@ -5,6 +5,7 @@
 mod answered;
 mod compile;
 mod conflicts;
+mod in_force;
 mod leader_tasks;
 mod look_out;
 mod publish_grants;
@@ -12,9 +13,11 @@ mod publish_node;
 mod publish_table;
 mod reload;
 mod retire;
+mod share_flow_key;
+mod takeovers;
 
-pub(crate) use answered::Answered;
 pub(crate) use conflicts::{Conflicts, claimant};
+pub(crate) use in_force::InForce;
 pub(crate) use leader_tasks::{raise_feature_level, run_leader_tasks};
 pub(crate) use look_out::LookOut;
 pub(crate) use publish_grants::PublishGrants;
@@ -22,3 +25,5 @@ pub(crate) use publish_node::{Hysteresis, PublishNode};
 pub(crate) use publish_table::PublishTable;
 pub(crate) use reload::reload;
 pub(crate) use retire::{Leave, Retiring, retire};
+pub(crate) use share_flow_key::share_flow_key;
+pub(crate) use takeovers::Takeovers;

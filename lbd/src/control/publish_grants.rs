@@ -9,7 +9,11 @@ use lb_raft_store::{
     table::{Epoch, NodeId},
 };
 
-use super::{answered::Answered, publish_table::TAKE_UP};
+use super::{
+    answered::Answered,
+    publish_table::TAKE_UP,
+    takeovers::{Before, Takeovers},
+};
 use crate::ownership::{Grants, Ownership, Part, Plan};
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -20,16 +24,25 @@ pub(crate) struct PublishGrants {
     pub(crate) ownership: Ownership,
     /// Absent on a witness.
     pub(crate) dataplane: Option<Arc<Dataplane>>,
-    /// The VIPs for which this node answers.
-    pub(crate) answered: Answered,
+    /// How often it has begun to.
+    pub(crate) takeovers: Takeovers,
+}
+
+/// What is told of it.
+#[derive(Default)]
+struct Told {
+    answered: Answered,
+    before: Before,
+    /// By what the workers speak, as far as that is known.
+    published: Option<BTreeMap<IpAddr, Epoch>>,
 }
 
 impl PublishGrants {
     /// Runs until it is aborted.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
         let mut table = self.consensus.watch();
         let mut grants = self.ownership.grants();
-        let mut published = None;
+        let mut told = Told::default();
         let mut look_again = tokio::time::interval(LOOK_AGAIN);
         loop {
             self.ownership.fitness().vitals().show(Part::Grants);
@@ -42,31 +55,26 @@ impl PublishGrants {
             if let Some(me) = self.consensus.status().node {
                 let view = table.borrow_and_update().clone();
                 let held = grants.borrow_and_update().clone();
-                self.publish(me, &view, &held, &mut published).await;
+                self.publish(me, &view, &held, &mut told).await;
             }
         }
     }
 
-    /// `published`: by what the workers speak, as far as that is known.
-    async fn publish(
-        &mut self,
-        me: NodeId,
-        view: &Arc<View>,
-        held: &Grants,
-        published: &mut Option<BTreeMap<IpAddr, Epoch>>,
-    ) {
+    async fn publish(&self, me: NodeId, view: &Arc<View>, held: &Grants, told: &mut Told) {
         let plan = held.plan(me, &view.table);
-        if published.as_ref() != Some(&plan.answered)
+        told.before.look(me, &view.table);
+        if told.published.as_ref() != Some(&plan.answered)
             && let Some(dataplane) = &self.dataplane
         {
             // Until this is known to be in force nothing is.
-            *published = None;
+            told.published = None;
             if !in_force(dataplane, &plan, view).await {
                 // A worker that has stopped is seen by its progress.
                 return tracing::debug!("the dataplane does not take the new grants up");
             }
-            self.answered.tell(&plan.answered);
-            *published = Some(plan.answered.clone());
+            told.before.taken_on(plan.answered.keys(), self.ownership.last_heard(), &self.takeovers);
+            told.answered.tell(&plan.answered);
+            told.published = Some(plan.answered.clone());
             // It may wait for the kernel, and nobody waits for it.
             let dataplane = dataplane.clone();
             tokio::task::spawn_blocking(move || dataplane.join_groups());

@@ -3,19 +3,17 @@
 //! another way ([`super::publish_grants`]): a takeover does not wait for a table.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use lb_dataplane::{Dataplane, forward::spec::TableSpec};
 use lb_raft_store::{Consensus, View, table::NodeId};
 use tokio::sync::watch;
 
-use super::compile::compile;
+use super::{compile::compile, in_force::InForce};
 use crate::{
+    flow_key::FlowKey,
     link::Link,
     ownership::{Cause, Fitness, Part},
 };
@@ -29,8 +27,10 @@ pub(crate) struct PublishTable {
     pub(crate) consensus: Consensus,
     pub(crate) dataplane: Arc<Dataplane>,
     pub(crate) links: watch::Receiver<Vec<Link>>,
+    /// Without it this node would send flows elsewhere than the others.
+    pub(crate) flow_key: FlowKey,
     /// The revision by which the dataplane forwards.
-    pub(crate) in_force: Arc<AtomicU64>,
+    pub(crate) in_force: InForce,
     /// A node that does not forward by the table must not own VIPs.
     pub(crate) fitness: Fitness,
 }
@@ -38,7 +38,7 @@ pub(crate) struct PublishTable {
 impl PublishTable {
     /// Runs until it is aborted.
     pub(crate) async fn run(mut self) {
-        let mut table = self.consensus.watch();
+        let (mut table, mut key) = (self.consensus.watch(), self.flow_key.watch());
         let mut published = None;
         let mut last: Option<(u64, Vec<Link>)> = None;
         let mut look_again = tokio::time::interval(LOOK_AGAIN);
@@ -47,8 +47,10 @@ impl PublishTable {
             tokio::select! {
                 changed = table.changed() => if changed.is_err() { return },
                 changed = self.links.changed() => if changed.is_err() { return },
+                changed = key.changed() => if changed.is_err() { return },
                 _ = look_again.tick() => {}
             }
+            let begun = Instant::now();
             let Some(me) = self.consensus.status().node else { continue };
             let view = table.borrow_and_update().clone();
             let links = self.links.borrow_and_update().clone();
@@ -56,15 +58,24 @@ impl PublishTable {
             let same = |last: &(u64, Vec<Link>)| last.0 == view.forwarding && last.1 == links;
             if published.is_none() || !last.as_ref().is_some_and(same) {
                 self.publish(me, &view, &links, &mut published).await;
+                let is_change = last.as_ref().is_some_and(|last| last.0 != view.forwarding);
+                if is_change && published.is_some() {
+                    self.in_force.took(begun.elapsed());
+                }
                 last = Some((view.forwarding, links));
             } else {
-                self.in_force.store(view.table.revision(), Ordering::Relaxed);
+                self.in_force.set(view.table.revision());
             }
         }
     }
 
     async fn publish(&self, me: NodeId, view: &Arc<View>, links: &[Link], published: &mut Option<TableSpec>) {
-        let spec = compile(&view.table, me, links);
+        let Some(hash_key) = self.flow_key.of(&view.table) else {
+            return self
+                .fitness
+                .set(Cause::Table, Some("no other node has told the key of the flow hashes yet".into()));
+        };
+        let spec = compile(&view.table, hash_key, me, links);
         if published.as_ref() != Some(&spec) {
             let (dataplane, of_workers) = (self.dataplane.clone(), spec.clone());
             // Until this is known to be in force nothing is: it may be taken up after it was given up waiting for.
@@ -93,6 +104,6 @@ impl PublishTable {
             }
             *published = Some(spec);
         }
-        self.in_force.store(view.table.revision(), Ordering::Relaxed);
+        self.in_force.set(view.table.revision());
     }
 }

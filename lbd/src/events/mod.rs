@@ -9,8 +9,10 @@ mod derive;
 mod event;
 mod follow;
 mod ring;
+mod told;
 
 pub(crate) use derive::{in_words, name_of};
 pub(crate) use event::{Event, Kind, News};
 pub(crate) use follow::follow;
 pub(crate) use ring::Events;
+pub(crate) use told::Told;

@@ -1,21 +1,20 @@
 //! The last events of this node, in their order, and a line in the log for each.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
 
-use super::event::{Event, Kind, News};
+use super::{
+    event::{Event, Kind, News},
+    told::Told,
+};
 
 /// So many are remembered.
 const KEPT: usize = 4096;
-/// The same is written into the log once in so long.
-const TOLD_AGAIN: Duration = Duration::from_secs(10);
-/// Before those of long ago are forgotten.
-const REMEMBERED: usize = 1024;
 
 /// What has happened on this node since it was started. Clones are handles to the same.
 #[derive(Debug, Clone)]
@@ -31,8 +30,7 @@ struct Ring {
     /// How many there were of each kind.
     counts: BTreeMap<Kind, u64>,
     events: VecDeque<Arc<Event>>,
-    /// When a line was last written, and how often it would have been since.
-    told: HashMap<String, (Instant, u64)>,
+    told: Told,
 }
 
 impl Default for Events {
@@ -41,7 +39,7 @@ impl Default for Events {
         // double holds.
         let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
         let counts = Kind::ALL.into_iter().map(|kind| (kind, 0)).collect();
-        let ring = Ring { next: first, counts, events: VecDeque::new(), told: HashMap::new() };
+        let ring = Ring { next: first, counts, events: VecDeque::new(), told: Told::default() };
         Self { ring: Arc::new(Mutex::new(ring)), last: Arc::new(watch::Sender::new(first - 1)) }
     }
 }
@@ -51,7 +49,7 @@ impl Events {
     pub(crate) fn tell(&self, news: News) {
         let times = {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            ring.times(&news.reason, Instant::now())
+            ring.told.times(&news.reason, Instant::now())
         };
         if let Some(times) = times {
             let repeated = if times > 1 { format!(" ({times} times)") } else { String::new() };
@@ -102,25 +100,6 @@ impl Events {
     }
 }
 
-impl Ring {
-    /// How often something has happened since its last line, if it is time for another one.
-    fn times(&mut self, reason: &str, now: Instant) -> Option<u64> {
-        if self.told.len() >= REMEMBERED {
-            self.told.retain(|_, (at, _)| now.duration_since(*at) < TOLD_AGAIN);
-        }
-        let Some((at, times)) = self.told.get_mut(reason) else {
-            self.told.insert(reason.to_owned(), (now, 0));
-            return Some(1);
-        };
-        *times += 1;
-        if now.duration_since(*at) < TOLD_AGAIN {
-            return None;
-        }
-        *at = now;
-        Some(std::mem::take(times))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,16 +122,5 @@ mod tests {
         (0..KEPT).for_each(|at| events.note(news(&at.to_string())));
         let (kept, missed) = events.after(all[0].number);
         assert!(missed && kept.len() == KEPT);
-    }
-
-    #[test]
-    fn the_same_has_a_line_once_in_a_while() {
-        let events = Events::default();
-        let mut ring = events.ring.lock().unwrap();
-        let begun = Instant::now();
-        let mut times = |reason, ms| ring.times(reason, begun + Duration::from_millis(ms));
-        assert_eq!((times("a", 0), times("a", 1), times("b", 2), times("a", 9_999)), (Some(1), None, Some(1), None));
-        assert_eq!(times("a", 10_001), Some(3));
-        assert_eq!((times("a", 10_002), times("a", 20_002)), (None, Some(2)));
     }
 }

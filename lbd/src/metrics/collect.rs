@@ -3,27 +3,32 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use lb_dataplane::{Dataplane, Report};
+use lb_dataplane::Dataplane;
 use lb_proto::{Label as _, v1};
 use lb_raft_store::{
     Consensus, View,
-    table::{AdminState, Health, Table},
+    table::{AdminState, Health, NodeId, Table},
 };
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::Unit,
-};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Unit};
 
-use crate::{alarms::Alarms, connection::Security, events::Events, ownership::Ownership};
+use super::{
+    datagrams,
+    out::{Encoded, Out},
+    threads,
+    traffic::{self, Flows},
+};
+use crate::{
+    alarms::Alarms,
+    connection::{Refusals, Security},
+    control::{InForce, Takeovers},
+    events::Events,
+    ownership::Ownership,
+};
 
 /// Where it is read.
 #[derive(Clone)]
@@ -32,10 +37,17 @@ pub(crate) struct Collect {
     pub(crate) ownership: Ownership,
     pub(crate) dataplane: Option<Arc<Dataplane>>,
     /// The revision by which the dataplane forwards.
-    pub(crate) in_force: Arc<AtomicU64>,
+    pub(crate) in_force: InForce,
+    /// Whether each backend has series of its own.
+    pub(crate) per_backend: bool,
+    pub(crate) takeovers: Takeovers,
     pub(crate) alarms: Alarms,
     pub(crate) events: Events,
     pub(crate) security: Security,
+    pub(crate) refusals: Refusals,
+    /// Where heartbeats come in.
+    pub(crate) heartbeats: Vec<SocketAddr>,
+    pub(crate) flows: Flows,
 }
 
 impl fmt::Debug for Collect {
@@ -62,19 +74,17 @@ impl Collector for Collect {
         let view = self.consensus.view();
         let mut out = Out(encoder);
         self.of_node(&mut out, &view)?;
-        of_table(&mut out, &view.table)?;
+        self.of_raft(&mut out, &view)?;
+        of_table(&mut out, &view.table, self.per_backend)?;
         match &self.dataplane {
-            Some(dataplane) => of_dataplane(&mut out, &dataplane.report()),
+            Some(dataplane) => traffic::encode(&mut out, dataplane, &self.flows, &view.table, self.per_backend),
             None => Ok(()),
         }
     }
 }
 
-type Encoded = Result<(), fmt::Error>;
-
 impl Collect {
     fn of_node(&self, out: &mut Out<'_>, view: &View) -> Encoded {
-        let status = self.consensus.status();
         let engine = self.dataplane.as_ref().map(|dataplane| dataplane.engine().to_string()).unwrap_or_default();
         let build = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("engine", engine)];
         out.gauges("build_info", "What runs here; always 1", None, [(build, 1.0)])?;
@@ -88,6 +98,18 @@ impl Collect {
             .into_iter()
             .map(|(kind, count)| ([("kind", v1::EventKind::from(kind).label())], count));
         out.counters("events", "What has happened, as 'lbctl events' has it", counts)?;
+        out.counter(
+            "takeovers",
+            "VIPs for which this node has begun to answer after another one",
+            self.takeovers.count(),
+        )?;
+        let help = "From the last word of the node before to this one's answering, at the last takeover";
+        out.gauge("last_takeover_gap", help, Some(&Unit::Seconds), self.takeovers.last_gap().as_secs_f64())?;
+        let refusals = self.refusals.counts().map(|(why, count)| ([("reason", why)], count));
+        out.counters("refused", "Connections, calls and messages that were refused, by reason", refusals)?;
+        let dropped = datagrams::dropped(&self.heartbeats);
+        let help = "Datagrams that the kernel dropped where heartbeats come in: they began with no known key, or found no room";
+        out.counter("heartbeat_datagrams_dropped", help, dropped)?;
         if let Some(space) = self.consensus.space() {
             let (free, total) = (space.free as f64, space.total as f64);
             out.gauge("data_dir_free", "What is left on the file system of data_dir", Some(&Unit::Bytes), free)?;
@@ -95,21 +117,11 @@ impl Collect {
         }
         let valid = Duration::from_millis(self.ownership.valid_ms()).as_secs_f64();
         out.gauge("lease_valid", "For how long this node may answer for its VIPs yet", Some(&Unit::Seconds), valid)?;
-        out.gauge("raft_term", "The term of Raft", None, status.term as f64)?;
-        let leads = f64::from(u8::from(status.leader.is_some() && status.leader == status.node));
-        out.gauge("raft_leader", "Whether this node is Raft's leader", None, leads)?;
-        let has_leader = f64::from(u8::from(status.leader.is_some()));
-        out.gauge(
-            "raft_has_leader",
-            "Whether this node knows a leader: without one no change can be agreed on",
-            None,
-            has_leader,
-        )?;
-        out.gauge("table_applied", "The index of the last entry that was applied", None, view.applied as f64)?;
-        out.gauge("table_revision", "The revision of the table", None, view.table.revision() as f64)?;
         if self.dataplane.is_some() {
-            let in_force = self.in_force.load(Ordering::Relaxed) as f64;
+            let in_force = self.in_force.revision() as f64;
             out.gauge("table_revision_in_force", "The revision by which the dataplane forwards", None, in_force)?;
+            let help = "From a change's being applied on this node to the dataplane's forwarding by it";
+            out.histogram("change_in_force", help, self.in_force.delays())?;
         }
         let (heard, round_trips) = (self.ownership.heard(), self.ownership.round_trips());
         let name = |id| view.table.node(id).map(|node| node.name.to_string()).unwrap_or_default();
@@ -126,16 +138,49 @@ impl Collect {
             None => Ok(()),
         }
     }
+
+    fn of_raft(&self, out: &mut Out<'_>, view: &View) -> Encoded {
+        let status = self.consensus.status();
+        out.gauge("raft_term", "The term of Raft", None, status.term as f64)?;
+        let leads = f64::from(u8::from(status.leader.is_some() && status.leader == status.node));
+        out.gauge("raft_leader", "Whether this node is Raft's leader", None, leads)?;
+        let has_leader = f64::from(u8::from(status.leader.is_some()));
+        out.gauge(
+            "raft_has_leader",
+            "Whether this node knows a leader: without one no change can be agreed on",
+            None,
+            has_leader,
+        )?;
+        out.gauge("table_applied", "The index of the last entry that was applied", None, view.applied as f64)?;
+        out.gauge("table_revision", "The revision of the table", None, view.table.revision() as f64)?;
+        let measures = self.consensus.measures();
+        out.gauge("raft_last_index", "The index of the last entry of the log", None, measures.last_index as f64)?;
+        let name = |id: NodeId| view.table.node(id).map(|node| node.name.to_string()).unwrap_or_default();
+        let behind = measures.behind.iter().map(|(id, entries)| ([("node", name(*id))], *entries as f64));
+        let help = "By how many entries another node is behind this one, where this one leads";
+        out.gauges("raft_replication_lag", help, None, behind)?;
+        let help = "For an entry to be agreed on and applied, where this node leads";
+        out.histogram("raft_commit", help, &measures.commits)?;
+        out.histogram("store_sync", "For records to be made durable by this node's disk", &measures.syncs)?;
+        let sizes = measures.sizes.iter().map(|(part, bytes)| ([("part", *part)], *bytes as f64));
+        out.gauges("store_size", "What the store takes on the disk", Some(&Unit::Bytes), sizes)?;
+        let times = threads::times().into_iter().map(|(thread, time)| ([("thread", thread)], time.as_secs_f64()));
+        let help = "Processor time of the threads that forward and keep the lease";
+        out.sums("thread_cpu", help, &Unit::Seconds, times)
+    }
 }
 
 /// What all nodes say alike.
-fn of_table(out: &mut Out<'_>, table: &Table) -> Encoded {
+fn of_table(out: &mut Out<'_>, table: &Table, per_backend: bool) -> Encoded {
     let owners = table.vips().map(|vip| {
         let owner = vip.owner.and_then(|owner| table.node(owner.node));
         let owner = owner.map(|node| node.name.to_string()).unwrap_or_default();
         ([("vip", vip.settings.address.to_string()), ("node", owner)], 1.0)
     });
     out.gauges("vip_owner", "Which node owns a VIP; none where the label is empty", None, owners)?;
+    if !per_backend {
+        return Ok(());
+    }
     let labels = |backend: &lb_raft_store::table::Backend| {
         [("service", backend.settings.service.to_string()), ("backend", backend.settings.address.to_string())]
     };
@@ -154,65 +199,4 @@ fn of_table(out: &mut Out<'_>, table: &Table) -> Encoded {
         (labels(of), f64::from(u8::from(is_up)))
     });
     out.gauges("backend_up", "Whether nothing speaks against a backend: it answers, and so do its checks", None, up)
-}
-
-fn of_dataplane(out: &mut Out<'_>, report: &Report) -> Encoded {
-    for (name, help, value) in report.totals.iter() {
-        out.counter(name, help.trim_end_matches('.'), value)?;
-    }
-    let drops = report.drops.iter().map(|(reason, count)| ([("reason", reason.label().to_owned())], *count));
-    out.counters("dropped", "Frames dropped, by reason", drops)?;
-    let vips = |of: fn(&(std::net::IpAddr, u64, u64)) -> u64| {
-        report.vips.iter().map(move |vip| ([("vip", vip.0.to_string())], of(vip)))
-    };
-    out.counters("vip_packets", "Packets for a VIP that were sent on by this node", vips(|vip| vip.1))?;
-    out.counters("vip_bytes", "Their bytes", vips(|vip| vip.2))?;
-    let backends = |of: fn(&lb_dataplane::BackendReport) -> u64| {
-        let labels = |backend: &lb_dataplane::BackendReport| {
-            [("service", backend.service.clone()), ("backend", backend.address.to_string())]
-        };
-        report.backends.iter().map(move |backend| (labels(backend), of(backend)))
-    };
-    out.counters("backend_packets", "Packets that this node sent to a backend", backends(|of| of.packets))?;
-    out.counters("backend_bytes", "Their bytes", backends(|of| of.bytes))
-}
-
-/// Metrics, each with its series.
-struct Out<'a>(DescriptorEncoder<'a>);
-
-impl Out<'_> {
-    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: f64) -> Encoded {
-        ConstGauge::new(value).encode(self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?)
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> Encoded {
-        ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
-    }
-
-    fn gauges<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Option<&Unit>,
-        series: impl IntoIterator<Item = (L, f64)>,
-    ) -> Encoded {
-        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-        for (labels, value) in series {
-            ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-
-    fn counters<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl IntoIterator<Item = (L, u64)>,
-    ) -> Encoded {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in series {
-            ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
 }

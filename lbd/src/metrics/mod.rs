@@ -2,7 +2,13 @@
 //! own VIPs (`/readyz`).
 
 mod collect;
+mod datagrams;
+mod out;
+mod plain;
 mod serve;
+mod threads;
+mod traffic;
 
 pub(crate) use collect::Collect;
 pub(crate) use serve::serve;
+pub(crate) use traffic::Flows;

@@ -5,7 +5,10 @@ use std::{io, net::TcpListener, pin::pin, sync::Arc, time::Duration};
 use axum::{
     Extension, Router,
     extract::{Request, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     middleware::{Next, from_fn},
     response::{IntoResponse as _, Response},
     routing::get,
@@ -20,7 +23,10 @@ use lb_proto::tls::{Identity, Role};
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::{runtime::Handle, sync::watch, task::JoinSet, time::timeout};
 
-use super::Collect;
+use super::{
+    Collect,
+    plain::{PLAIN, plain},
+};
 use crate::connection::{Peer, Room, Security, Who, incoming};
 
 /// Whoever scrapes keeps a connection or two.
@@ -46,13 +52,14 @@ pub(crate) fn serve(
     let _entered = runtime.enter();
     let mut registry = Registry::with_prefix("lbd");
     registry.register_collector(Box::new(collect.clone()));
+    let room = Room::for_connections(CONNECTIONS, collect.refusals.clone());
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .layer(from_fn(only_readers))
         .with_state(Arc::new(Served { collect, registry }));
-    let connections = incoming(listener, security, Room::for_connections(CONNECTIONS), None)?;
+    let connections = incoming(listener, security, room, None)?;
     let accept = async move {
         let (mut connections, mut stop) = (pin!(connections), stop);
         loop {
@@ -87,16 +94,24 @@ async fn only_readers(Extension(peer): Extension<Peer>, request: Request, next: 
     }
 }
 
-async fn metrics(State(served): State<Arc<Served>>) -> Response {
+async fn metrics(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
     // The workers are asked piece by piece, and a large table takes a moment.
     let encoded = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         text::encode(&mut text, &served.registry).map(|()| text)
     });
     match encoded.await {
-        Ok(Ok(text)) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(Ok(text)) if asks_for_openmetrics(&headers) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(Ok(text)) => ([(CONTENT_TYPE, PLAIN)], plain(&text)).into_response(),
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+fn asks_for_openmetrics(headers: &HeaderMap) -> bool {
+    let asked = headers.get_all(ACCEPT).iter();
+    asked
+        .filter_map(|accepted| accepted.to_str().ok())
+        .any(|accepted| accepted.contains("application/openmetrics-text"))
 }
 
 async fn ready(State(served): State<Arc<Served>>) -> Response {

@@ -24,6 +24,7 @@ use super::{
     fitness::{Fitness, Part},
     grants::{Grants, Plan},
     heartbeat::{Heard, Heartbeat, Input, Report, Start},
+    last_heard::LastHeard,
     member::{Answered, Member},
     message::Verdict,
     pairs::SharedPairs,
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     alarms::{Alarm, Alarms},
-    connection::{Security, Watched},
+    connection::{Refusals, Security, Watched},
     events::{in_words, name_of},
     supervise::Parent,
     task::AbortOnDrop,
@@ -68,6 +69,8 @@ struct Inner {
     fitness: Fitness,
     alarms: Alarms,
     security: Security,
+    refusals: Refusals,
+    last_heard: LastHeard,
     /// What this node shares with each other one, where connections are not plain.
     pairs: SharedPairs,
     /// When the end of each node's lease was last told of, and how often it has come about since.
@@ -82,7 +85,7 @@ impl Ownership {
         consensus: Consensus,
         clock: Arc<LeaseClock>,
         sockets: Vec<UdpSocket>,
-        (fitness, alarms, security): (Fitness, Alarms, Security),
+        (fitness, alarms, security, refusals): (Fitness, Alarms, Security, Refusals),
         parent: Parent,
     ) -> Self {
         let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
@@ -98,6 +101,8 @@ impl Ownership {
             fitness,
             alarms,
             security,
+            refusals,
+            last_heard: LastHeard::default(),
             pairs: SharedPairs::default(),
             told: Mutex::default(),
             nonce,
@@ -116,6 +121,11 @@ impl Ownership {
     pub(crate) fn in_force(&self, plan: &Plan, view: &View) {
         self.tell(Input::InForce(plan.lease));
         self.update_grants(|grants| grants.in_force(plan, &view.table));
+    }
+
+    /// When other nodes were last heard.
+    pub(crate) fn last_heard(&self) -> &LastHeard {
+        &self.inner.last_heard
     }
 
     /// For how long this node may still answer, in milliseconds.
@@ -166,7 +176,9 @@ impl Ownership {
         let sockets = std::mem::take(&mut *self.inner.sockets.lock().unwrap_or_else(PoisonError::into_inner));
         let (clock, fitness) = (self.inner.clock.clone(), self.inner.fitness.clone());
         let pairs = (!self.inner.security.is_plain()).then(|| self.inner.pairs.clone());
-        let start = Start { me, cluster, nonce: self.inner.nonce, sockets, clock, fitness, pairs, reports };
+        let (nonce, refusals, last_heard) =
+            (self.inner.nonce, self.inner.refusals.clone(), self.inner.last_heard.clone());
+        let start = Start { me, cluster, nonce, sockets, clock, fitness, pairs, refusals, last_heard, reports };
         match Heartbeat::start(start) {
             Ok(heartbeat) => drop(self.inner.heartbeat.set(heartbeat)),
             Err(error) => return tracing::error!(%error, "the heartbeat does not start"),

@@ -29,10 +29,12 @@ use super::{
     distance::RoundTrips,
     filter,
     fitness::{Fitness, Part, Unfit},
+    last_heard::LastHeard,
     member::{Answered, Member, Output},
     message::{Envelope, Message},
     pairs::{Pairs, SharedPairs},
 };
+use crate::connection::{Refusal, Refusals};
 
 /// Longer than any datagram of a cluster of nine.
 const MAX_DATAGRAM: usize = 2048;
@@ -152,6 +154,8 @@ pub(super) struct Start {
     pub(super) fitness: Fitness,
     /// By which datagrams are signed; `None` is for the table's keys.
     pub(super) pairs: Option<SharedPairs>,
+    pub(super) refusals: Refusals,
+    pub(super) last_heard: LastHeard,
     pub(super) reports: reports::UnboundedSender<Report>,
 }
 
@@ -213,6 +217,8 @@ struct Runner {
     sockets: Vec<UdpSocket>,
     clock: Arc<LeaseClock>,
     fitness: Fitness,
+    refusals: Refusals,
+    last_heard: LastHeard,
     inbox: Inbox,
     wake: OwnedFd,
     reports: reports::UnboundedSender<Report>,
@@ -240,7 +246,7 @@ type Path = (usize, SocketAddr);
 
 impl Runner {
     fn new(start: Start, inbox: Inbox, wake: OwnedFd) -> Self {
-        let Start { me, cluster, nonce, sockets, clock, fitness, pairs, reports } = start;
+        let Start { me, cluster, nonce, sockets, clock, fitness, pairs, refusals, last_heard, reports } = start;
         Self {
             me,
             cluster,
@@ -253,6 +259,8 @@ impl Runner {
             wake,
             reports,
             view: Arc::default(),
+            refusals,
+            last_heard,
             keys: pairs.map_or_else(|| Keys::OfTable(TableKeys::default()), Keys::OfPairs),
             holds: None,
             unfit: None,
@@ -316,10 +324,12 @@ impl Runner {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                     Err(_) => break,
                 };
-                let Some(envelope) = accepted.open(&buffer[..len]) else { continue };
-                if !envelope.is_for(self.cluster, self.me) {
+                let envelope = accepted.open(&buffer[..len]);
+                let Some(envelope) = envelope.filter(|envelope| envelope.is_for(self.cluster, self.me)) else {
+                    self.refusals.count(Refusal::Datagram);
                     continue;
-                }
+                };
+                self.last_heard.note(envelope.from);
                 self.member.on_message(envelope.from, &envelope.message, boottime_ns());
                 self.settle(Some((envelope.from, (socket, from))));
             }

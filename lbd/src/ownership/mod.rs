@@ -19,6 +19,7 @@ mod filter;
 mod fitness;
 mod grants;
 mod heartbeat;
+mod last_heard;
 mod lease;
 mod member;
 mod message;
@@ -36,6 +37,7 @@ pub(crate) use driver::{Ownership, bind};
 pub(crate) use fitness::{Cause, Fitness, Part};
 pub(crate) use grants::{Grants, Plan};
 pub(crate) use heartbeat::addresses;
+pub(crate) use last_heard::LastHeard;
 
 /// Faults that tests put in on purpose, to show that the simulation would find them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, env::consts::ARCH};
 
 use rustix::io::Errno;
-use seccompiler::{BpfProgram, Error, SeccompAction, SeccompFilter, apply_filter};
+use seccompiler::{
+    BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter,
+};
 
 macro_rules! calls {
     ($($name:ident)*) => { &[$(libc::$name),*] };
@@ -50,7 +53,7 @@ const ALLOWED: &[&[i64]] = &[
     ),
     // Threads, their priorities, and signals.
     calls!(
-        SYS_clone SYS_clone3 SYS_getpriority SYS_kill SYS_pidfd_open SYS_pidfd_send_signal SYS_rt_sigaction
+        SYS_getpriority SYS_kill SYS_pidfd_open SYS_pidfd_send_signal SYS_rt_sigaction
         SYS_rt_sigpending SYS_rt_sigprocmask SYS_rt_sigsuspend SYS_rt_sigtimedwait SYS_sched_get_priority_max
         SYS_sched_get_priority_min SYS_sched_getattr SYS_sched_getparam SYS_sched_getscheduler SYS_sched_setaffinity
         SYS_sched_setattr SYS_sched_setparam SYS_sched_setscheduler SYS_setpriority SYS_sigaltstack SYS_signalfd4
@@ -72,10 +75,23 @@ const OLDER: &[i64] = &[38, 84];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const OLDER: &[i64] = &[];
 
+/// Who has namespaces of his own has all capabilities in them, and more of the kernel before him.
+const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWUTS) as u64;
+
 /// For this thread, and those that it starts from now on.
 pub(super) fn filter() -> Result<(), Error> {
     let all = ALLOWED.iter().copied().chain([OLDER]).flatten();
-    let rules: BTreeMap<i64, _> = all.map(|number| (*number, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, _> = all.map(|number| (*number, Vec::new())).collect();
+    // Threads, and no namespaces: of clone(2) the flags are looked at. Those of clone3(2) are behind a pointer, so that libc
+    // does without it.
+    let is_in_the_same = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(NAMESPACES), 0)?;
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_in_the_same])?]);
     let refused = SeccompAction::Errno(Errno::NOSYS.raw_os_error().cast_unsigned());
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, ARCH.try_into()?)?;
     apply_filter(&BpfProgram::try_from(filter)?)

@@ -3,7 +3,9 @@
 
 mod credentials;
 mod identity;
+mod network;
 mod verify;
 
 pub use credentials::{Credentials, CredentialsError, Paths, Sources, WATCHDOG};
 pub use identity::{Certified, Identity, IdentityError, Role};
+pub use network::network_of;

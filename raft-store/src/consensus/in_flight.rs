@@ -4,16 +4,19 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use openraft::{
     Raft,
     errors::{ClientWriteError, RaftError},
 };
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 
 use super::gate::{Gate, Pass};
 use crate::{
+    latency::latency_histogram,
     raft::TypeConfig,
     store::state_machine::StateMachine,
     table::{Command, Reply, encode_command},
@@ -32,10 +35,18 @@ pub(super) enum Attempt<T> {
 type Waiting = watch::Receiver<Option<Attempt<Reply>>>;
 
 /// By the command's bytes, its request id among them. Clones are handles to the same.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct InFlight {
     all: Arc<Mutex<HashMap<Vec<u8>, Told>>>,
     gate: Gate,
+    /// How long it takes to have a command agreed on and applied, once it may go into the log.
+    commits: Histogram,
+}
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self { all: Arc::default(), gate: Gate::default(), commits: latency_histogram() }
+    }
 }
 
 /// What becomes of a command is told by it, to all who wait.
@@ -56,11 +67,20 @@ impl InFlight {
         // On a task of its own: a caller that gives up must not cut it short, once it goes into the log.
         tokio::spawn(async move {
             let Some(pass) = in_flight.pass(&bytes, &told, &command).await else { return };
+            let begun = Instant::now();
             let outcome = write(&raft, command, pass).await;
+            if let Attempt::Done(_) = outcome {
+                in_flight.commits.observe(begun.elapsed().as_secs_f64());
+            }
             in_flight.lock().remove(&bytes);
             told.send_replace(Some(outcome));
         });
         waiting
+    }
+
+    /// How long it has taken to have commands agreed on.
+    pub(super) fn commits(&self) -> &Histogram {
+        &self.commits
     }
 
     /// Whether commands that can wait do.

@@ -24,9 +24,9 @@ mod start;
 
 pub use membership::MembershipError;
 pub use network::{Lane, Nobody, Transport, TransportError};
-pub use node::{Consensus, Lead, Settings, Status};
+pub use node::{Consensus, Lead, Measures, Settings, Status};
 pub use propose::ProposeError;
-pub use serve::Speaker;
+pub use serve::{Served, Speaker};
 pub use space::Space;
 pub use start::StartError;
 pub(crate) use start::new_key;

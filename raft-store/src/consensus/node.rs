@@ -9,6 +9,7 @@ use std::{
 };
 
 use openraft::{Raft, async_runtime::WatchReceiver as _};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     sync::{Mutex, watch},
     time::{Duration, Instant},
@@ -79,6 +80,21 @@ pub struct Lead {
     pub leader: Option<NodeId>,
     /// The term.
     pub term: u64,
+}
+
+/// What an operator measures of a node's part in the cluster.
+#[derive(Debug)]
+pub struct Measures {
+    /// The index of the last entry of its log.
+    pub last_index: u64,
+    /// Where it leads: by how many entries each other node is behind.
+    pub behind: Vec<(NodeId, u64)>,
+    /// Where it leads: how long it has taken to have entries agreed on and applied, in seconds.
+    pub commits: Histogram,
+    /// How long it has taken to make records durable, in seconds.
+    pub syncs: Histogram,
+    /// How many bytes the store takes, by part.
+    pub sizes: [(&'static str, u64); 3],
 }
 
 /// The node. Clones are handles to the same one.
@@ -177,6 +193,22 @@ impl Consensus {
             applied: self.view().applied,
             fatal: fatal.or_else(|| metrics.running_state.err().map(|error| error.to_string())),
             disk_full,
+        }
+    }
+
+    /// What an operator measures of it.
+    pub fn measures(&self) -> Measures {
+        let inner = &self.inner;
+        let metrics = inner.member.get().map(|member| member.raft.metrics().borrow_watched().clone());
+        let last = metrics.as_ref().and_then(|metrics| metrics.last_log_index).unwrap_or_default();
+        let behind = metrics.and_then(|metrics| metrics.replication).unwrap_or_default().into_iter();
+        let behind = behind.map(|(node, matching)| (node, last - matching.map_or(0, |of| of.index()).min(last)));
+        Measures {
+            last_index: last,
+            behind: behind.filter(|(node, _)| Some(*node) != self.status().node).collect(),
+            commits: inner.in_flight.commits().clone(),
+            syncs: inner.store.syncs().clone(),
+            sizes: inner.store.sizes(),
         }
     }
 

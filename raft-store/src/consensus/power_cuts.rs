@@ -54,7 +54,7 @@ impl Transport for Rack {
             let gone =
                 |reason: &str| TransportError::Unreachable { address: address.clone(), reason: reason.to_owned() };
             let node = node.ok_or_else(|| gone("it has no power"))?;
-            tokio::time::timeout(timeout, node.serve(&Speaker::Anybody, &message))
+            tokio::time::timeout(timeout, async { node.serve(&Speaker::Anybody, &message).await.message })
                 .await
                 .map_err(|_| gone("it takes too long"))
         })

@@ -39,6 +39,15 @@ impl fmt::Display for Speaker {
     }
 }
 
+/// What a message of another node is answered.
+#[derive(Debug)]
+pub struct Served {
+    /// The answer.
+    pub message: Vec<u8>,
+    /// It was refused: whoever sent it speaks for another one.
+    pub is_of_impostor: bool,
+}
+
 /// For a command that a follower forwarded; the follower gives up earlier if its caller does.
 const FORWARDED: Duration = Duration::from_secs(60);
 /// More than a cluster has.
@@ -48,12 +57,14 @@ const CALL_BACK: Duration = Duration::from_secs(1);
 
 impl Consensus {
     /// Answers one message of another node. Bytes in, bytes out: the caller only carries them.
-    pub async fn serve(&self, speaker: &Speaker, message: &[u8]) -> Vec<u8> {
+    pub async fn serve(&self, speaker: &Speaker, message: &[u8]) -> Served {
+        let mut is_of_impostor = false;
         let answer = match PeerRequest::decode(message) {
             Ok(PeerRequest { cluster, from, to, request: Some(request) }) => {
                 match self.check_speaker(speaker, from, &request) {
                     Ok(()) => self.answer(&cluster, from, to, request).await,
                     Err(problem) => {
+                        is_of_impostor = true;
                         tracing::warn!(target: "audit", caller = %speaker, from, "refused: {problem}");
                         Answer::refused(RefusedKind::NotAddressee, problem)
                     }
@@ -61,7 +72,7 @@ impl Consensus {
             }
             _ => Answer::refused(RefusedKind::Internal, "the message cannot be decoded: is the sender newer?"),
         };
-        PeerReply { answer: Some(answer) }.encode_to_vec()
+        Served { message: PeerReply { answer: Some(answer) }.encode_to_vec(), is_of_impostor }
     }
 
     /// Whether whoever says something is who he says, and may say it.

@@ -18,7 +18,19 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Held for as long as any part of the store is in use; the kernel drops it with the process.
 pub(crate) struct DirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        give_back(&self.file);
+    }
+}
+
+/// By name: a child that another thread has just forked holds the descriptor until it executes its program (flock(2)).
+fn give_back(file: &File) {
+    // Closing does it otherwise.
+    let _ = flock(file, FlockOperation::Unlock);
 }
 
 /// sled's threads let go of its file some time after the last handle is dropped. Nobody but a store that
@@ -29,8 +41,11 @@ pub(super) fn wait_for_sled(path: &Path) -> Result<(), StoreError> {
     let deadline = Instant::now() + CLOSING;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // Given back with the descriptor, right before sled takes it.
-            Ok(()) => return Ok(()),
+            // Given back right before sled takes it.
+            Ok(()) => {
+                give_back(&file);
+                return Ok(());
+            }
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
             Err(error) => return Err(failed(error.into())),
         }
@@ -60,5 +75,5 @@ pub(super) fn lock(dir: &Path) -> Result<DirLock, StoreError> {
         .and_then(|()| file.rewind())
         .and_then(|()| write!(file, "{}", std::process::id()))
         .map_err(at("write"))?;
-    Ok(DirLock { _file: file })
+    Ok(DirLock { file })
 }

@@ -2,11 +2,12 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use prometheus_client::metrics::histogram::Histogram;
 use uuid::Uuid;
 
 use super::{
@@ -26,7 +27,7 @@ use super::{
     watermark::{self, Watermark, WatermarkFile},
     writer::{Sink, Writer},
 };
-use crate::{feed::Publisher, raft::Snapshot};
+use crate::{feed::Publisher, latency::latency_histogram, raft::Snapshot};
 
 /// An open store. It is closed when the last of its parts is dropped.
 pub(crate) struct Store {
@@ -71,8 +72,8 @@ impl Store {
         let at_journal = |error| StoreError::io("write", &journal_dir, error);
         let journal = Journal::open(&journal_dir, store, disk.clone(), &replayed).map_err(at_journal)?;
         let (identity, starts) = (journal.state().0.identity.clone(), journal.state().0.starts);
-        let mut sink =
-            Sink { store, disk: disk.clone(), journal, watermark: watermark_file, failure: trees.failure().clone() };
+        let (failure, syncs) = (trees.failure().clone(), latency_histogram());
+        let mut sink = Sink { store, disk: disk.clone(), journal, watermark: watermark_file, failure, syncs };
         sink.mark()
             .and_then(|()| sink.watermark.sync(&*disk))
             .map_err(|error| StoreError::io("write", &dir.join(keys::WITNESS_FILE), error))?;
@@ -97,11 +98,31 @@ impl Store {
         error
     }
 
+    /// How long it has taken to make records durable.
+    pub(crate) fn syncs(&self) -> &Histogram {
+        self.writer.syncs()
+    }
+
+    /// How many bytes it takes on the disk, by part.
+    pub(crate) fn sizes(&self) -> [(&'static str, u64); 3] {
+        [keys::JOURNAL_DIR, keys::SLED_DIR, keys::SNAPSHOTS_DIR].map(|part| (part, bytes_below(&self.dir.join(part))))
+    }
+
     /// Why nothing is durable any more, if so.
     pub(crate) fn failure_probe(&self) -> impl Fn() -> Option<StoreFailure> + Send + Sync + use<> {
         let failure = self.writer.failure().clone();
         move || failure.get()
     }
+}
+
+/// Of the files below a directory, which may come and go meanwhile.
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = entries.filter_map(|entry| {
+        let found = entry.metadata().ok()?;
+        Some(if found.is_dir() { bytes_below(&entry.path()) } else { found.blocks() * 512 })
+    });
+    bytes.sum()
 }
 
 /// The watermark of what there is. What is not there yet is made, and what was made by a build that knew no journal is

@@ -7,9 +7,11 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread,
+    time::Instant,
 };
 
 use openraft::storage::IOFlushed;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -39,6 +41,7 @@ enum Job {
 pub(crate) struct Writer {
     jobs: mpsc::Sender<Job>,
     failure: Failure,
+    syncs: Histogram,
 }
 
 /// What the writer writes to.
@@ -48,19 +51,26 @@ pub(crate) struct Sink {
     pub(crate) journal: Journal,
     pub(crate) watermark: WatermarkFile,
     pub(crate) failure: Failure,
+    /// How long it takes to make records durable.
+    pub(crate) syncs: Histogram,
 }
 
 impl Writer {
     pub(crate) fn start(sink: Sink) -> io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
-        let failure = sink.failure.clone();
+        let (failure, syncs) = (sink.failure.clone(), sink.syncs.clone());
         thread::Builder::new().name("store-writer".into()).spawn(move || sink.run(&inbox))?;
-        Ok(Self { jobs, failure })
+        Ok(Self { jobs, failure, syncs })
     }
 
     /// Why nothing is durable any more, if so.
     pub(crate) fn failure(&self) -> &Failure {
         &self.failure
+    }
+
+    /// How long it has taken to make records durable.
+    pub(crate) fn syncs(&self) -> &Histogram {
+        &self.syncs
     }
 
     /// Completes openraft's callback when the records, and everything handed over before, are durable.
@@ -102,9 +112,10 @@ impl Sink {
                     Job::Retire(covered) => retired = retired.max(Some(covered)),
                 }
             }
-            let watched = Watched::begin("making records durable");
+            let (watched, begun) = (Watched::begin("making records durable"), Instant::now());
             let result = self.commit(&records);
             drop(watched);
+            self.syncs.observe(begun.elapsed().as_secs_f64());
             if let Err(error) = &result {
                 self.failure.note(error);
             }

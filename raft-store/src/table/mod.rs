@@ -162,7 +162,7 @@ impl Table {
         self.cluster_name.as_ref()
     }
 
-    /// The key of all flow hashes.
+    /// The key of all flow hashes in clusters of the versions before; 0 where the nodes have one that is in no log.
     pub fn hash_seed(&self) -> u128 {
         self.hash_seed
     }
