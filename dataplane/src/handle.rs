@@ -35,7 +35,10 @@ use crate::{
         permit::{Grant, LeaseClock, Owned, boottime_ns},
     },
     stats::{Conflict, WorkerStats},
-    worker::shared::{Progress, Published, Table, Workers},
+    worker::{
+        shared::{Progress, Published, Table, Workers},
+        tap::{Capture, TapFilter},
+    },
 };
 
 /// A running dataplane.
@@ -405,6 +408,11 @@ impl Dataplane {
         let (reply, answer) = Reply::channel();
         workers.all[SPEAKER].mailbox.ask(Query::Explain(question, reply));
         Some(Explanation { answers: answer.wait()?.answers, ..explanation })
+    }
+
+    /// Begins to copy frames; `None` where there are as many captures as there may be.
+    pub fn capture(&self, filter: TapFilter) -> Option<Capture> {
+        Capture::begin(&self.published.taps, filter)
     }
 
     /// How many flows each backend has, by their ids. `None` where the workers do not answer.

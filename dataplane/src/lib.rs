@@ -32,4 +32,7 @@ pub use handle::{Dataplane, SeenBackend};
 pub use pool::Scheduling;
 pub use query::{BackendReport, Explanation, Kind, Outcome, Question, Report, VipReport, WorkerReport};
 pub use speaker::permit::{Grant, LeaseClock, boottime_ns};
-pub use worker::shared::Progress;
+pub use worker::{
+    shared::Progress,
+    tap::{Capture, TapFilter, Tapped},
+};

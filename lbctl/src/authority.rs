@@ -353,6 +353,7 @@ mod tests {
         let node = authority.issue(&wanted(Role::Node, "lb1")).unwrap();
         let loaded = load(dir.path(), &node).unwrap();
         assert_eq!(loaded.identity().to_string(), "lb://lab/node/lb1");
+        drop(authority);
         // Another process goes on with it.
         let mut authority = Authority::open(dir.path()).unwrap();
         let alice = authority.issue(&wanted(Role::Operator, "alice")).unwrap();

@@ -2,13 +2,14 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
     binaries,
     cluster::{LbNode, SOON},
+    running::Running,
     site::{PATIENCE, Plan, Site, VIP_TEXT},
     wait,
 };
@@ -27,14 +28,6 @@ fn has(events: &[Value], kind: &str, words: &str) -> bool {
 fn agreed(events: &[Value]) -> Vec<(u64, String)> {
     let of_entries = events.iter().filter_map(|event| Some((event["revision"].as_u64()?, event["event"].to_string())));
     of_entries.filter(|(revision, _)| *revision > 0).collect()
-}
-
-struct Follower(Child);
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        drop(self.0.kill().and_then(|()| self.0.wait()));
-    }
 }
 
 pub(crate) fn of_a_takeover() -> anyhow::Result<()> {
@@ -65,7 +58,7 @@ pub(crate) fn of_a_takeover() -> anyhow::Result<()> {
     let mut command = std::process::Command::new(binaries::directory()?.join("lbctl"));
     command.arg("--endpoint").arg(format!("unix:{}", one.socket().display()));
     command.args(["-o", "json", "events", "--follow", "--kind", "vip", "--from", &from]);
-    let mut follower = Follower(command.stdout(Stdio::piped()).spawn()?);
+    let mut follower = Running::start(command.stdout(Stdio::piped()))?;
     let mut lines = BufReader::new(follower.0.stdout.take().context("its output")?).lines();
     site.nodes[owner].signal(rustix::process::Signal::KILL)?;
     let line = lines.next().context("it has ended")??;

@@ -4,13 +4,14 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::net::UnixListener,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
     binaries,
     cluster::LbNode,
+    running::Running,
     site::{Plan, Site, VIP_TEXT},
 };
 use serde_json::Value;
@@ -31,14 +32,6 @@ fn command(endpoints: &[&str], arguments: &[&str]) -> anyhow::Result<Command> {
     }
     command.args(arguments);
     Ok(command)
-}
-
-struct Follower(Child);
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        drop(self.0.kill().and_then(|()| self.0.wait()));
-    }
 }
 
 pub(crate) fn at_one_object() -> anyhow::Result<()> {
@@ -113,7 +106,7 @@ fn changes(socket: &str, run: &dyn Fn(&[&str]) -> anyhow::Result<Told>) -> anyho
     for (format, expected) in [("table", "~ backend web 192.168.3.5  weight: 1 -> 5"), ("json", "\"weight\":5")] {
         ensure!(run(&["backend", "set", "web", "192.168.3.5", "--weight", "1"])?.0 == Some(0));
         let mut watch = command(&[socket], &["-o", format, "watch", "--from", &before, "--kind", "backend"])?;
-        let mut follower = Follower(watch.stdout(Stdio::piped()).spawn()?);
+        let mut follower = Running::start(watch.stdout(Stdio::piped()))?;
         let lines = BufReader::new(follower.0.stdout.take().context("its output")?).lines();
         ensure!(run(&["backend", "set", "web", "192.168.3.5", "--weight", "5"])?.0 == Some(0));
         // It ends with the first line that tells of it; the test with whatever the lines end by.

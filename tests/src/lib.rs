@@ -21,6 +21,7 @@ pub mod observe;
 pub mod pki;
 pub mod python;
 pub mod runner;
+pub mod running;
 pub mod site;
 #[allow(unsafe_code, reason = "entering namespaces and packet sockets; each block says why it is sound")]
 pub mod sys;

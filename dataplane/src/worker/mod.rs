@@ -10,6 +10,7 @@ mod outbox;
 pub mod pipeline;
 mod reopen;
 pub(crate) mod shared;
+pub(crate) mod tap;
 
 use std::{
     io,
@@ -149,6 +150,7 @@ impl Worker {
 
     /// Works by what is published.
     fn take_up(&mut self, engine: &mut dyn Engine<Pipeline>) {
+        self.pipeline.taps.adopt(&self.published.taps);
         let owned = self.published.owned.load();
         if owned.generation != self.pipeline.permit.generation() {
             self.pipeline.own(owned.clone());
@@ -216,7 +218,7 @@ impl Worker {
         // Right before the announcements, as before each answer.
         let may_announce = !outbox.iter().any(|outgoing| outgoing.is_claim) || self.pipeline.permit.to_announce();
         let mut partings = Vec::with_capacity(outbox.len());
-        for Outgoing { to, frame, sent, is_claim } in &outbox {
+        for outgoing @ Outgoing { to, frame, sent, is_claim } in &outbox {
             if *is_claim && !may_announce {
                 self.handle.stats.announcements_withheld.add(1);
                 continue;
@@ -229,6 +231,10 @@ impl Worker {
                 Ok(by) => {
                     if *sent == Sent::Originated {
                         self.handle.stats.originated.add(1);
+                    }
+                    if !self.pipeline.taps.is_empty() {
+                        let pipeline = &mut self.pipeline;
+                        pipeline.taps.sent(&pipeline.snapshot, pipeline.now_ns, outgoing);
                     }
                     partings.push(Parting { by, frame, sent: *sent });
                 }

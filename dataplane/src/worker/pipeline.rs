@@ -12,6 +12,7 @@ use super::{
     limit::Limiter,
     mailbox::Handed,
     outbox::{NOT_TAKEN, Outgoing, To},
+    tap::{Before, Taps},
 };
 use crate::{
     forward::{
@@ -66,6 +67,7 @@ pub struct Pipeline {
     /// Of answers to echo requests: a flood of them is not worth as many frames as it has.
     pub(super) echoes: Limiter,
     pub(super) outbox: Vec<Outgoing>,
+    pub(super) taps: Taps,
     pub(super) stats: Arc<WorkerStats>,
     /// Which part of the counters of VIPs and backends is this worker's.
     index: usize,
@@ -106,6 +108,7 @@ impl Pipeline {
             refusals: Limiter::new(REPLIES_PER_S / workers),
             echoes: Limiter::new(ECHOES_PER_S),
             outbox: Vec::new(),
+            taps: Taps::default(),
             stats,
             index: handoff.as_ref().map_or(0, Handoff::index),
             routers: handoff.as_ref().map(Handoff::routers).unwrap_or_default(),
@@ -169,7 +172,11 @@ impl Pipeline {
     /// The whole way of a frame that was peeked at. Rewritten in place if it goes anywhere.
     pub fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek) -> Verdict {
         self.stats.received.add(1);
-        let verdict = self.consider(port, meta, frame, peek, Came::FromWire);
+        let verdict = if self.taps.is_empty() {
+            self.consider(port, meta, frame, peek, Came::FromWire)
+        } else {
+            self.consider_tapped(port, meta, frame, peek, Came::FromWire)
+        };
         self.count(verdict, &meta.vnet);
         if let Verdict::Deliver { .. } = verdict {
             self.send_beside(verdict, port, OwnedFrame::new(&meta.vnet, frame));
@@ -273,6 +280,17 @@ impl Pipeline {
         verdict
     }
 
+    /// The same, and whoever captures gets a copy.
+    #[cold]
+    fn consider_tapped(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek, came: Came) -> Verdict {
+        let before = Before::of(frame, peek.flow.is_some());
+        let is_from_wire = matches!(came, Came::FromWire);
+        let verdict = self.consider(port, meta, frame, peek, came);
+        // What other workers have handed over is sent beside the engine.
+        self.taps.judged((&self.snapshot, port, self.now_ns), &before, frame, verdict, is_from_wire);
+        verdict
+    }
+
     /// A backend was chosen for a flow.
     #[inline]
     fn count_flow(&self, why: Option<Why>, vip: &Vip, backend: &Backend) {
@@ -317,7 +335,11 @@ impl Pipeline {
         let meta = FrameMeta { vlan_tagged: false, vnet: frame.vnet() };
         let mut peek = Peek::NOTHING;
         self.peek(frame.frame(), &mut peek);
-        let verdict = self.consider(port, meta, frame.frame_mut(), &peek, Came::FromWorker);
+        let verdict = if self.taps.is_empty() {
+            self.consider(port, meta, frame.frame_mut(), &peek, Came::FromWorker)
+        } else {
+            self.consider_tapped(port, meta, frame.frame_mut(), &peek, Came::FromWorker)
+        };
         self.count(verdict, &meta.vnet);
         self.send_beside(verdict, port, frame);
     }

@@ -11,7 +11,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::mailbox::{Inbox, Mailbox};
+use super::{
+    mailbox::{Inbox, Mailbox},
+    tap::TapList,
+};
 use crate::{
     forward::{
         snapshot::Snapshot,
@@ -29,6 +32,7 @@ use crate::{
 pub(crate) struct Published {
     pub(crate) table: ArcSwap<Table>,
     pub(crate) owned: ArcSwap<Owned>,
+    pub(crate) taps: Arc<TapList>,
     pub(crate) lease: Arc<LeaseClock>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) stop: AtomicBool,
@@ -93,6 +97,7 @@ impl Published {
         Self {
             table: ArcSwap::from_pointee(Table::new(snapshot)),
             owned: ArcSwap::default(),
+            taps: Arc::default(),
             lease: Arc::default(),
             progress: Arc::default(),
             stop: AtomicBool::new(false),

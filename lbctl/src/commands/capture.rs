@@ -1,163 +1,134 @@
-//! The frames of a capture file, for `lbctl explain --pcap`.
+//! `lbctl capture`: what a node receives, sends and drops, as a pcapng file.
 
-use std::io::{ErrorKind, Read};
-
-use pcap_file::{
-    DataLink, PcapError,
-    pcap::PcapReader,
-    pcapng::{Block, PcapNgReader},
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fs::File,
+    io::{self, IsTerminal as _, Write},
+    path::Path,
+    time::Duration,
 };
 
-/// Of the block that every pcapng file begins with, in any byte order.
-const SECTION_HEADER: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
+use lb_proto::v1::{self, node_service_client::NodeServiceClient};
+use pcap_file::{
+    DataLink,
+    pcapng::{
+        PcapNgWriter,
+        blocks::{
+            enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption},
+            interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption},
+        },
+    },
+};
 
-/// The frames of a capture, or what is wrong with it.
-pub(super) fn frames_of(mut capture: impl Read) -> Result<Vec<Vec<u8>>, String> {
-    let mut bytes = Vec::new();
-    capture.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    match bytes.starts_with(&SECTION_HEADER) {
-        true => pcapng(&bytes),
-        false => pcap(&bytes),
+use crate::{
+    cli::Capture,
+    exit::{Failure, complain},
+    session::{MAX_ANSWER_LEN, Session},
+};
+
+/// Nanoseconds: ten to the power of minus so many (draft-ietf-opsawg-pcapng, if_tsresol).
+const NANOSECONDS: u8 = 9;
+/// The name of what has none.
+const LOCAL: &str = "local";
+
+pub(super) async fn run(session: &Session, what: Capture) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", what.write.display()));
+    let to_standard_output = what.write == Path::new("-");
+    if to_standard_output && io::stdout().is_terminal() {
+        return Err(Failure::Usage(
+            "a capture is not for a terminal: -w FILE, or pipe it: lbctl capture -w - | tshark -r -".into(),
+        ));
     }
-}
-
-/// As tcpdump -w writes it (pcap-savefile(5)).
-fn pcap(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-    let foreign = |_| "it is neither a pcap nor a pcapng file, as tcpdump -w and Wireshark write them".to_owned();
-    let mut reader = PcapReader::new(bytes).map_err(foreign)?;
-    check_link(reader.header().datalink)?;
-    let mut frames = Vec::new();
-    // Raw: whether a frame was cut is for us to say.
-    while let Some(packet) = reader.next_raw_packet() {
-        let packet = packet.map_err(|error| unreadable(frames.len(), &error))?;
-        check_whole(frames.len(), packet.data.len(), packet.orig_len)?;
-        frames.push(packet.data.into_owned());
-    }
-    Ok(frames)
-}
-
-/// As Wireshark and dumpcap write it (draft-ietf-opsawg-pcapng).
-fn pcapng(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-    let mut reader = PcapNgReader::new(bytes).map_err(|error| unreadable(0, &error))?;
-    let mut frames: Vec<Vec<u8>> = Vec::new();
-    loop {
-        let (interface, original, data) = match reader.next_block() {
-            None => return Ok(frames),
-            Some(Err(error)) => return Err(unreadable(frames.len(), &error)),
-            Some(Ok(Block::EnhancedPacket(packet))) => {
-                (packet.interface_id, packet.original_len, packet.data.into_owned())
-            }
-            Some(Ok(Block::SimplePacket(packet))) => (0, packet.original_len, packet.data.into_owned()),
-            Some(Ok(_)) => continue,
+    let request = v1::CaptureRequest {
+        vip: what.vip.map(|vip| vip.to_string()).unwrap_or_default(),
+        only_drops: what.drops,
+        snap_len: what.snaplen,
+    };
+    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut frames = session.read(request, |request| async move { client.capture(request).await }).await?;
+    let sink: Box<dyn Write> = if to_standard_output {
+        Box::new(io::stdout())
+    } else {
+        Box::new(File::create(&what.write).map_err(|e| failed(&e))?)
+    };
+    let mut file = Pcapng::begin(sink).map_err(|error| failed(&error))?;
+    let (mut written, mut missed) = (0, 0);
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    complain("capturing; interrupt it to end");
+    while what.count.is_none_or(|count| written < count) {
+        let message = tokio::select! {
+            message = frames.message() => message.map_err(|status| Failure::from_status(&status, None))?,
+            _ = &mut interrupted => break,
         };
-        let link = usize::try_from(interface).ok().and_then(|at| reader.interfaces().get(at));
-        check_link(link.map_or(DataLink::NULL, |link| link.linktype))?;
-        check_whole(frames.len(), data.len(), original)?;
-        frames.push(data);
+        let Some(v1::CaptureResponse { frames, missed: so_far }) = message else { break };
+        missed = so_far;
+        let left = what.count.map_or(usize::MAX, |count| usize::try_from(count - written).unwrap_or(usize::MAX));
+        for frame in frames.iter().take(left) {
+            file.write(frame).map_err(|error| failed(&error))?;
+            written += 1;
+        }
+        // Whoever reads along sees it at once, and an interrupted file is whole.
+        file.flush().map_err(|error| failed(&error))?;
     }
+    let lost = if missed > 0 {
+        format!("; {missed} more were not captured: too many, or read too slowly")
+    } else {
+        String::new()
+    };
+    complain(&format!("{written} frames{lost}"));
+    Ok(())
 }
 
-fn check_link(link: DataLink) -> Result<(), String> {
-    match link {
-        DataLink::ETHERNET => Ok(()),
-        other => {
-            Err(format!("its frames are {other:?}, not Ethernet: capture on an interface, such as tcpdump -i eth0"))
-        }
-    }
+/// A file that is written frame by frame.
+struct Pcapng {
+    writer: PcapNgWriter<Box<dyn Write>>,
+    interfaces: HashMap<String, u32>,
 }
 
-fn check_whole(before: usize, kept: usize, whole: u32) -> Result<(), String> {
-    if usize::try_from(whole).is_ok_and(|whole| whole <= kept) {
-        return Ok(());
-    }
-    Err(format!(
-        "frame {} is truncated: only {kept} of its {whole} bytes were captured, and nobody can say what would become of the \
-         whole; capture with tcpdump -s 0",
-        before + 1
-    ))
-}
-
-fn unreadable(before: usize, error: &PcapError) -> String {
-    match error {
-        PcapError::IncompleteBuffer => torn(before),
-        PcapError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => torn(before),
-        error => format!("frame {} cannot be read: {error}", before + 1),
-    }
-}
-
-fn torn(before: usize) -> String {
-    format!("the file ends in the middle of frame {}", before + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A capture of two frames, as tcpdump writes it: pcap-savefile(5).
-    fn capture(snaplen: u32, whole: u32) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for word in [0xa1b2_c3d4, 0x0004_0002, 0, 0, snaplen, 1] {
-            bytes.extend(u32::to_le_bytes(word));
-        }
-        for frame in [[1u8; 60], [2; 60]] {
-            for word in [1, 0, 60, whole] {
-                bytes.extend(u32::to_le_bytes(word));
-            }
-            bytes.extend(frame);
-        }
-        bytes
+impl Pcapng {
+    fn begin(sink: Box<dyn Write>) -> Result<Self, pcap_file::PcapError> {
+        Ok(Self { writer: PcapNgWriter::new(sink)?, interfaces: HashMap::new() })
     }
 
-    /// The same in the other format: a section, an interface, packets.
-    fn capture_ng(link: u16, whole: u32) -> Vec<u8> {
-        let block = |kind: u32, body: &[u8]| {
-            let len = (12 + body.len() as u32).to_le_bytes();
-            [&kind.to_le_bytes()[..], &len, body, &len].concat()
-        };
-        let section = [&0x1a2b_3c4du32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat();
-        let mut bytes = block(0x0a0d_0d0a, &section);
-        bytes.extend(block(1, &[&link.to_le_bytes()[..], &[0; 2], &65_535u32.to_le_bytes()].concat()));
-        for frame in [[1u8; 60], [2; 60]] {
-            let header = [0u32, 0, 0, 60, whole].map(u32::to_le_bytes).concat();
-            bytes.extend(block(6, &[&header[..], &frame].concat()));
+    /// Its number; it is described before its first frame.
+    fn interface(&mut self, name: &str) -> Result<u32, pcap_file::PcapError> {
+        if let Some(number) = self.interfaces.get(name) {
+            return Ok(*number);
         }
-        bytes
+        let number = u32::try_from(self.interfaces.len()).unwrap_or(u32::MAX);
+        self.writer.write_pcapng_block(InterfaceDescriptionBlock {
+            linktype: DataLink::ETHERNET,
+            snaplen: 0,
+            options: vec![
+                InterfaceDescriptionOption::IfName(Cow::Owned(name.to_owned())),
+                InterfaceDescriptionOption::IfTsResol(NANOSECONDS),
+            ],
+        })?;
+        self.interfaces.insert(name.to_owned(), number);
+        Ok(number)
     }
 
-    #[test]
-    fn both_formats_are_read_and_what_is_wrong_is_named() {
-        let frames = Ok(vec![vec![1; 60], vec![2; 60]]);
-        assert_eq!(frames_of(&capture(65_535, 60)[..]), frames);
-        assert_eq!(frames_of(&capture_ng(1, 60)[..]), frames);
-        // tcpdump -s 60: the frames were longer than what was to be kept.
-        for cut in [capture(60, 1500), capture(65_535, 1500), capture_ng(1, 1500)] {
-            let problem = frames_of(&cut[..]).unwrap_err();
-            assert!(problem.starts_with("frame 1 is truncated") && problem.contains("tcpdump -s 0"), "{problem}");
-        }
-        for mut torn in [capture(65_535, 60), capture_ng(1, 60)] {
-            torn.truncate(torn.len() - 5);
-            assert_eq!(frames_of(&torn[..]).unwrap_err(), "the file ends in the middle of frame 2");
-        }
-        assert!(frames_of(&capture_ng(113, 60)[..]).unwrap_err().contains("not Ethernet"));
-        assert!(frames_of(&b"nothing of that kind"[..]).unwrap_err().contains("neither a pcap nor a pcapng"));
-        assert!(frames_of(&b""[..]).unwrap_err().contains("neither a pcap nor a pcapng"));
+    fn write(&mut self, frame: &v1::CapturedFrame) -> Result<(), pcap_file::PcapError> {
+        let name = if frame.interface.is_empty() { LOCAL } else { &frame.interface };
+        let interface_id = self.interface(name)?;
+        // The direction is in the two lowest bits.
+        let direction = if frame.outgoing { 2 } else { 1 };
+        self.writer.write_pcapng_block(EnhancedPacketBlock {
+            interface_id,
+            timestamp: Duration::from_nanos(frame.time_ns),
+            original_len: frame.length,
+            data: Cow::Borrowed(&frame.data),
+            options: vec![
+                EnhancedPacketOption::Comment(Cow::Borrowed(&frame.comment)),
+                EnhancedPacketOption::Flags(direction),
+            ],
+        })?;
+        Ok(())
     }
 
-    /// What a capture holds is read or refused, whatever it is. For longer:
-    /// `cargo bolero test -p lbctl commands::capture::tests::captures_are_read_or_refused`.
-    #[test]
-    fn captures_are_read_or_refused() {
-        let sound = [capture(65_535, 60), capture_ng(1, 60)];
-        bolero::check!().for_each(|input: &[u8]| {
-            drop(frames_of(input));
-            // And those in which some bytes are others.
-            for mut changed in sound.clone() {
-                for change in input.chunks_exact(2) {
-                    let at = usize::from(change[0]) % changed.len();
-                    changed[at] = change[1];
-                }
-                drop(frames_of(&changed[..]));
-            }
-        });
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.get_mut().flush()
     }
 }

@@ -4,7 +4,7 @@ use std::{fs::File, net::IpAddr, path::Path};
 
 use lb_proto::v1::{self, node_service_client::NodeServiceClient};
 
-use super::capture;
+use super::pcap;
 use crate::{
     cli::{Destination, Endpoint, Explain, Format},
     exit::Failure,
@@ -40,7 +40,7 @@ pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Fail
 fn frames(path: &Path) -> Result<Vec<v1::ExplainRequest>, Failure> {
     let wrong = |problem: String| Failure::Usage(format!("{}: {problem}", path.display()));
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let frames = capture::frames_of(file).map_err(wrong)?;
+    let frames = pcap::frames_of(file).map_err(wrong)?;
     Ok(frames.into_iter().map(|frame| v1::ExplainRequest { frame, ..v1::ExplainRequest::default() }).collect())
 }
 

@@ -12,6 +12,7 @@ mod explain;
 mod import;
 mod looking;
 mod node;
+mod pcap;
 mod pki;
 mod segment;
 mod service;
@@ -60,6 +61,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status { check } => status::status(&session, check).await,
         Command::Stats => status::stats(&session).await,
         Command::Explain(what) => explain::explain(&session, what).await,
+        Command::Capture(what) => capture::run(&session, what).await,
         Command::Flows { vip, backend } => explain::flows(&session, vip, backend).await,
         Command::Events(filter) => events::run(&session, filter).await,
         Command::Node(command) => node::run(&session, command).await,

@@ -84,6 +84,8 @@ const METHODS: &[(&str, &[Method])] = &[
             of("Explain", Viewer, Read),
             of("WatchEvents", Viewer, Stream),
             of("Diagnose", Viewer, Read),
+            // It shows what clients and servers say to each other.
+            of("Capture", Admin, Stream),
         ],
     ),
     ("grpc.health.v1.Health", &[of("Check", Node, Read), of("Watch", Node, Stream), of("List", Node, Read)]),

@@ -2,6 +2,7 @@
 //! messages into the domain's values, [`status`] is the one place where errors become status codes.
 
 mod bounds;
+mod capture;
 mod checks;
 mod cluster;
 mod context;

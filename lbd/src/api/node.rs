@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Context, convert, events, status};
+use super::{Context, capture, convert, events, status};
 use crate::control::claimant;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -133,6 +133,13 @@ impl NodeService for Node {
         let name = self.0.config.name.to_string();
         let events = events::follow(self.0.events.clone(), self.0.stopping.clone(), name, &request.into_inner())?;
         Ok(Response::new(Box::pin(events)))
+    }
+
+    type CaptureStream = Events<v1::CaptureResponse>;
+
+    async fn capture(&self, request: Request<v1::CaptureRequest>) -> Result<Response<Self::CaptureStream>, Status> {
+        let frames = capture::begin(&self.dataplane()?, self.0.stopping.clone(), &request.into_inner())?;
+        Ok(Response::new(Box::pin(frames)))
     }
 
     async fn diagnose(&self, _: Request<v1::DiagnoseRequest>) -> Answer<v1::DiagnoseResponse> {
