@@ -7,9 +7,10 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
-    time::{Duration, SystemTime},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -27,8 +28,10 @@ use crate::{
 const MOST: usize = 4;
 /// Frames that wait for whoever reads a capture.
 const WAITING: usize = 4096;
-/// Frames that a worker copies a second, of all captures together: about 1 % of its time.
-const COPIES_PER_S: u64 = 20_000;
+/// Frames that a worker copies a second, of all captures together. What is forwarded is copied as it came and as it went.
+const COPIES_PER_S: u64 = 5_000;
+/// Between two looks whether there are some.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Frames that are given at a time.
 const AT_ONCE: usize = 256;
 /// The two MAC addresses: all that forwarding changes.
@@ -76,10 +79,19 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
+    fn wants(&self, frame: &[u8], is_dropped: bool) -> bool {
+        let TapFilter { vip, only_drops, .. } = self.filter;
+        (is_dropped || !only_drops) && vip.is_none_or(|vip| concerns(frame, vip))
+    }
+
     fn give(&self, tapped: Tapped) {
         if self.frames.try_send(tapped).is_err() {
-            self.missed.fetch_add(1, Ordering::Relaxed);
+            self.miss();
         }
+    }
+
+    fn miss(&self) {
+        self.missed.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -107,9 +119,14 @@ impl Capture {
 
     /// Waits for frames, for a while. Nothing if none has come.
     pub fn next(&self, patience: Duration) -> Vec<Tapped> {
-        match self.frames.recv_timeout(patience) {
-            Ok(first) => std::iter::once(first).chain(self.frames.try_iter().take(AT_ONCE - 1)).collect(),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Vec::new(),
+        let until = Instant::now() + patience;
+        loop {
+            let frames: Vec<Tapped> = self.frames.try_iter().take(AT_ONCE).collect();
+            if !frames.is_empty() || Instant::now() >= until {
+                return frames;
+            }
+            // Looked for and not waited for: waking somebody costs a worker more than the copy.
+            thread::sleep(LOOK_EVERY);
         }
     }
 
@@ -193,18 +210,21 @@ impl Taps {
             Verdict::Drop(reason) => Some(reason),
             _ => None,
         };
-        let wants = |tap: &&Arc<Tap>| dropped.is_some() || !tap.filter.only_drops;
-        if !self.all.iter().any(|tap| wants(&tap)) {
+        // From the IP header up, where the addresses are, nothing changes, unless it was turned into an answer.
+        let about = match before {
+            Before::Addresses(_) => frame,
+            Before::Whole(frame) => frame,
+        };
+        if !self.admit(now_ns, about, dropped.is_some()) {
             return;
         }
-        let came = before.restored(frame);
         let told = Told {
             interface: Some(snapshot.ports[port].name.as_str().into()),
             is_outgoing: false,
             dropped,
             comment: words(snapshot, verdict),
         };
-        self.copy(now_ns, &came, &told);
+        self.copy(&before.restored(frame), &told);
         let out = match verdict {
             Verdict::Forward { port, trailer, .. } if is_sent => {
                 Some((usize::from(port), &frame[..frame.len().saturating_sub(trailer.into())]))
@@ -214,12 +234,15 @@ impl Taps {
         };
         if let Some((out, frame)) = out {
             let interface = Some(snapshot.ports[out].name.as_str().into());
-            self.copy(now_ns, frame, &Told { interface, is_outgoing: true, dropped: None, ..told });
+            self.copy(frame, &Told { interface, is_outgoing: true, dropped: None, ..told });
         }
     }
 
     /// A frame is sent beside those of the engine.
     pub(super) fn sent(&mut self, snapshot: &Snapshot, now_ns: u64, outgoing: &Outgoing) {
+        if !self.admit(now_ns, outgoing.frame.frame(), false) {
+            return;
+        }
         let interface = match outgoing.to {
             To::Port(port) => Some(snapshot.ports[port].name.as_str().into()),
             To::Local => None,
@@ -234,19 +257,24 @@ impl Taps {
             Sent::Fragment => "one more fragment of the packet before".to_owned(),
         };
         let told = Told { interface, is_outgoing: true, dropped: None, comment };
-        self.copy(now_ns, outgoing.frame.frame(), &told);
+        self.copy(outgoing.frame.frame(), &told);
     }
 
-    fn copy(&mut self, now_ns: u64, frame: &[u8], told: &Told) {
-        for tap in self.all.iter() {
-            let TapFilter { vip, only_drops, snap_len } = tap.filter;
-            if (only_drops && told.dropped.is_none()) || vip.is_some_and(|vip| !concerns(frame, vip)) {
-                continue;
-            }
-            if !self.copies.admits(now_ns) {
-                tap.missed.fetch_add(1, Ordering::Relaxed);
-                continue;
-            }
+    /// Whether somebody wants it, and it may be copied: before anything is done for it.
+    fn admit(&mut self, now_ns: u64, frame: &[u8], is_dropped: bool) -> bool {
+        if !self.all.iter().any(|tap| tap.wants(frame, is_dropped)) {
+            return false;
+        }
+        let admitted = self.copies.admits(now_ns);
+        if !admitted {
+            self.all.iter().filter(|tap| tap.wants(frame, is_dropped)).for_each(|tap| tap.miss());
+        }
+        admitted
+    }
+
+    fn copy(&self, frame: &[u8], told: &Told) {
+        for tap in self.all.iter().filter(|tap| tap.wants(frame, told.dropped.is_some())) {
+            let snap_len = tap.filter.snap_len;
             let kept = if snap_len == 0 { frame.len() } else { frame.len().min(snap_len) };
             let (at, len, bytes) = (SystemTime::now(), frame.len(), frame[..kept].to_vec());
             let Told { interface, is_outgoing, dropped, comment } = told.clone();

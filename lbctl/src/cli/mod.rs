@@ -150,7 +150,7 @@ pub(crate) enum Command {
     },
     /// Write what the node that is asked receives, sends and drops into a pcapng file, with what becomes of each frame as its comment.
     ///
-    /// tcpdump on a node sees what comes and not what lbd sends. Of more than 20,000 frames a second some are left out, and their
+    /// tcpdump on a node sees what comes and not what lbd sends. Of more than 5,000 frames a second some are left out, and their
     /// number is told. Needs the role admin. Example: lbctl capture --vip 192.0.2.1 --drops -w - | tshark -r - -T fields -e
     /// frame.number -e ip.src -e frame.comment
     Capture(Capture),

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context as _;
 use lb_dataplane::{
-    Config, Dataplane,
+    Config, Dataplane, TapFilter,
     forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
     guard::{self, Guard},
     io::{EngineKind, PortConfig},
@@ -29,6 +29,10 @@ pub(crate) enum Forwarder {
     /// recvmmsg and sendmmsg with PACKET_VNET_HDR, as one would write it in an afternoon.
     Reference,
     Engine(EngineKind),
+    /// The ring engine while somebody captures: all, or what is dropped.
+    Captured {
+        only_drops: bool,
+    },
     /// The same, its worker before all others on the core (`dataplane.realtime`).
     Realtime(EngineKind),
     Nftables,
@@ -41,6 +45,8 @@ impl fmt::Display for Forwarder {
         match self {
             Self::Reference => f.write_str("recvmmsg/sendmmsg"),
             Self::Engine(kind) => write!(f, "lbd, engine {kind}"),
+            Self::Captured { only_drops: false } => f.write_str("with a capture of all"),
+            Self::Captured { only_drops: true } => f.write_str("with one of drops"),
             Self::Realtime(kind) => write!(f, "lbd, {kind}, realtime"),
             Self::Nftables => f.write_str("nftables fwd"),
             Self::Bridge => f.write_str("kernel bridge"),
@@ -79,7 +85,7 @@ impl Forwarder {
     pub(crate) fn threads(self) -> &'static str {
         match self {
             Self::Reference => REFERENCE_THREAD,
-            Self::Engine(_) | Self::Realtime(_) => "dataplane",
+            Self::Engine(_) | Self::Realtime(_) | Self::Captured { .. } => "dataplane",
             Self::Nftables | Self::Bridge => "",
         }
     }
@@ -89,6 +95,9 @@ impl Forwarder {
         match self {
             Self::Reference => with_reference(site, work),
             Self::Engine(kind) => with_engine(site, kind, false, |_| work()),
+            Self::Captured { only_drops } => {
+                with_engine(site, EngineKind::Ring, false, |dataplane| while_captured(dataplane, only_drops, work))
+            }
             Self::Realtime(kind) => with_engine(site, kind, true, |_| work()),
             Self::Nftables => with_nftables(site, work),
             Self::Bridge => with_bridge(site, work),
@@ -97,6 +106,27 @@ impl Forwarder {
 }
 
 const REFERENCE_THREAD: &str = "reference";
+
+/// Does some work while a capture is read to its end.
+fn while_captured<T>(
+    dataplane: &Dataplane,
+    only_drops: bool,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let capture = dataplane.capture(TapFilter { only_drops, ..TapFilter::default() }).context("a capture")?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stopped = &stop;
+        scope.spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                drop(capture.next(Duration::from_millis(20)));
+            }
+        });
+        let outcome = work();
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })
+}
 
 /// Does some work while an engine forwards.
 pub(crate) fn with_engine<T>(

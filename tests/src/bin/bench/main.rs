@@ -44,7 +44,7 @@ const LEARNING: Duration = Duration::from_millis(4000);
 const NEW_FLOWS: u32 = 1 << 28;
 
 const HELP: &str =
-    "usage: cargo lb-bench [saturation | tables | headroom | latency | bulk | checks | watchers | tls]...
+    "usage: cargo lb-bench [saturation | tables | captures | headroom | latency | bulk | checks | watchers | tls]...
 
 Measures on two cores: one does all load-balancer work, the other one generates and swallows the packets. As root, for
 XDP, pinned kernel threads and nftables; as an ordinary user the figures flatter everyone. Without arguments all tables
@@ -62,9 +62,10 @@ fn main() -> ExitCode {
         );
     }
     type Part = fn() -> anyhow::Result<()>;
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("saturation", saturation),
         ("tables", tables),
+        ("captures", captures),
         ("headroom", headroom),
         ("latency", latencies),
         ("bulk", bulk),
@@ -224,6 +225,21 @@ fn tables() -> anyhow::Result<()> {
         let ratio = median(rounds.iter().map(|round| round[at].forwarded / round[0].forwarded));
         let process = median(rounds.iter().map(|round| round[at].process_us));
         println!("  {vips:6} {flows:>14} {forwarded:10.0} {ratio:8.2} {process:8.2}");
+    }
+    Ok(())
+}
+
+fn captures() -> anyhow::Result<()> {
+    println!("\nThe ring engine, 60 bytes, while somebody captures ('lbctl capture'); medians of {ROUNDS} rounds");
+    let chain = Chain::build(true)?;
+    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
+    let rows = [RING, Forwarder::Captured { only_drops: false }, Forwarder::Captured { only_drops: true }];
+    let rounds = rounds(&rows, |forwarder| measure(&chain, *forwarder, &Load::default(), FEW_FLOWS))?;
+    println!("  {:22} {:>10} {:>9}", "", "packets/s", "x without");
+    for (at, forwarder) in rows.iter().enumerate() {
+        let forwarded = median(rounds.iter().map(|round| round[at].forwarded));
+        let ratio = median(rounds.iter().map(|round| round[at].forwarded / round[0].forwarded));
+        println!("  {:22} {forwarded:10.0} {ratio:9.2}", forwarder.to_string());
     }
     Ok(())
 }
