@@ -1,6 +1,6 @@
 //! How a command fails, and with which exit code: the one place where the two are mapped.
 
-use std::process::ExitCode;
+use std::{fmt, path::Path, process::ExitCode};
 
 use lb_proto::REQUEST_ID_METADATA;
 use tonic::{Code, Status};
@@ -29,6 +29,11 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Something is wrong with a file.
+    pub(crate) fn of_file(path: &Path, problem: impl fmt::Display) -> Self {
+        Self::Usage(format!("{}: {problem}", path.display()))
+    }
+
     pub(crate) fn exit_code(&self) -> ExitCode {
         self.code().into()
     }
@@ -85,8 +90,8 @@ impl Failure {
     }
 }
 
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(message) | Self::Usage(message) | Self::Unreachable(message) => f.write_str(message),
             Self::Differs => f.write_str("there are differences"),

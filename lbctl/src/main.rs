@@ -5,6 +5,7 @@ mod authority;
 mod cli;
 mod commands;
 mod connect;
+mod contexts;
 mod declared;
 mod enroll;
 mod exit;

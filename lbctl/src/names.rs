@@ -7,12 +7,20 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
 use tonic::{Status, transport::Channel};
 
-use crate::connect::{DEFAULT_ENDPOINT, Shown, Target, connect};
+use crate::{
+    connect::connect,
+    contexts::{self, Said},
+};
 
 /// So long a person who has pressed the key does not wonder.
 const PATIENCE: Duration = Duration::from_millis(800);
 /// More are not looked through.
 const MOST: u32 = 1000;
+
+/// Those of the file.
+pub(crate) fn clusters() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| contexts::names().into_iter().map(CompletionCandidate::new).collect())
+}
 
 pub(crate) fn vips() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
@@ -88,14 +96,22 @@ where
     F: Future<Output = Result<Vec<(String, String)>, Status>>,
 {
     let file = |name: &str| std::env::var_os(name).map(std::path::PathBuf::from);
-    let (cert, key, ca) = (file("LBCTL_CERT"), file("LBCTL_KEY"), file("LBCTL_CA"));
-    let shown = Shown { cert: cert.as_deref(), key: key.as_deref(), ca: ca.as_deref() };
-    let endpoints = std::env::var("LBCTL_ENDPOINT").unwrap_or_else(|_| DEFAULT_ENDPOINT.to_owned());
-    let targets: Vec<Target> = endpoints.split(',').filter_map(|text| text.parse().ok()).collect();
+    let endpoints = std::env::var("LBCTL_ENDPOINT").unwrap_or_default();
+    let said = Said {
+        cluster: std::env::var("LBCTL_CLUSTER").ok(),
+        endpoints: endpoints.split(',').filter_map(|text| text.parse().ok()).collect(),
+        cert: file("LBCTL_CERT"),
+        key: file("LBCTL_KEY"),
+        ca: file("LBCTL_CA"),
+    };
+    let Ok(reach) = contexts::reach(said) else { return Vec::new() };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     // The clock belongs to the runtime.
     let asked = runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, async { question(connect(&targets, shown).await.ok()?).await.ok() }).await
+        tokio::time::timeout(PATIENCE, async {
+            question(connect(&reach.targets, reach.shown()).await.ok()?).await.ok()
+        })
+        .await
     });
     let names = asked.ok().flatten().unwrap_or_default();
     names.into_iter().map(|(name, said)| CompletionCandidate::new(name).help(Some(said.into()))).collect()

@@ -36,6 +36,8 @@ pub(crate) enum Alarm {
     Space,
     /// Flows find no room.
     FlowTable,
+    /// Frames find none.
+    Ring,
     /// Checks would cost too much, and are made less often.
     Checks,
     /// New files of the credentials are not taken.
@@ -52,7 +54,7 @@ impl Alarm {
             Self::Lease => Kind::Lease,
             Self::Quorum => Kind::Leader,
             Self::OwnVip(_) | Self::Contested(_) => Kind::Conflict,
-            Self::Space | Self::FlowTable => Kind::Kernel,
+            Self::Space | Self::FlowTable | Self::Ring => Kind::Kernel,
             Self::Checks => Kind::Health,
             Self::Credentials | Self::Expiry => Kind::Certificate,
         }

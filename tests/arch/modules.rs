@@ -74,6 +74,7 @@ const LBCTL: &[&str] = &[
     "authority",
     "enroll",
     "connect",
+    "contexts",
     "names",
     "cli",
     "output",

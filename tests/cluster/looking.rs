@@ -1,6 +1,7 @@
 //! What `lbctl` shows of single objects and of changes, what it waits for, and how it says that something is wrong.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader},
     os::unix::net::UnixListener,
     path::Path,
@@ -150,5 +151,33 @@ fn manners(socket: &str, root: &Path, run: &dyn Fn(&[&str]) -> anyhow::Result<To
     ensure!((code, names.as_str()) == (Some(0), "lb1\n"), "{why}");
     let (code, _, why) = told(&mut command(&["unix:/nowhere/lbd.sock", "unix:/nowhere/else"], &["status"])?)?;
     ensure!(code == Some(3) && why.contains("/nowhere/lbd.sock: ") && why.contains("/nowhere/else: "), "{why}");
+    clusters_by_name(socket, root)
+}
+
+/// A file names clusters, so that neither endpoints nor certificates stand on the command line.
+fn clusters_by_name(socket: &str, root: &Path) -> anyhow::Result<()> {
+    let file = root.join("clusters.toml");
+    let text = format!(
+        "default = \"gone\"\n[clusters.lab]\nendpoints = [{socket:?}]\n[clusters.gone]\nendpoints = [\"unix:/nowhere\"]\n"
+    );
+    fs::write(&file, text)?;
+    let run = |arguments: &[&str], cluster: Option<&str>| {
+        let mut lbctl = command(&[], arguments)?;
+        lbctl.env("LBCTL_CONFIG", &file).envs(cluster.map(|name| ("LBCTL_CLUSTER", name)));
+        told(&mut lbctl)
+    };
+    let nodes = &["-o", "name", "node", "list"][..];
+    for found in [run(&[&["--cluster", "lab"], nodes].concat(), None)?, run(nodes, Some("lab"))?] {
+        ensure!((found.0, found.1.as_str()) == (Some(0), "lb1\n"), "{found:?}");
+    }
+    let (code, _, why) = run(nodes, None)?;
+    ensure!(code == Some(3) && why.contains("/nowhere"), "the default is another one: {why}");
+    let (code, _, why) = run(nodes, Some("lba"))?;
+    ensure!(code == Some(2) && why.contains("there is no cluster lba; it has: gone, lab"), "{why}");
+    let mut completing = command(&[], &[])?;
+    completing.env("LBCTL_CONFIG", &file);
+    completing.env("LBCTL_COMPLETE", "fish").args(["--", "lbctl", "--cluster", ""]);
+    let (_, names, _) = told(&mut completing)?;
+    ensure!(names.lines().any(|line| line.starts_with("lab")), "{names:?}");
     Ok(())
 }

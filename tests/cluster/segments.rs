@@ -53,6 +53,12 @@ pub(crate) fn a_lost_segment_is_left() -> anyhow::Result<()> {
             site.net.cut(host, "eth0", Cut::None)?;
         } else {
             site.net.plug(host, "eth0", true)?;
+            for words in ["eth0 has lost its carrier", "eth0 has its carrier back"] {
+                wait::until("the node tells of its carrier", SOON, || {
+                    let told = site.nodes[owner].lbctl_ok(&["events", "--kind", "kernel"]);
+                    told.is_ok_and(|told| told.contains(words))
+                });
+            }
         }
         wait_ready(other, 3);
         wait::until("the node is able again", SOON, || {

@@ -27,6 +27,8 @@ pub(crate) struct BackendOptions {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BackendCommand {
     /// Add a backend to a service.
+    ///
+    /// Example: lbctl backend add web 192.0.2.11 --weight 2
     Add {
         /// The service.
         #[arg(add = names::services())]
@@ -37,6 +39,8 @@ pub(crate) enum BackendCommand {
         options: BackendOptions,
     },
     /// Change a backend.
+    ///
+    /// Example: lbctl backend set web 192.0.2.11 --weight 0
     Set {
         /// The service.
         #[arg(add = names::services())]
@@ -48,6 +52,8 @@ pub(crate) enum BackendCommand {
         options: BackendOptions,
     },
     /// Let a backend keep the flows it has and give it no new ones.
+    ///
+    /// Example: lbctl backend drain web 192.0.2.11, then lbctl wait drained web 192.0.2.11 --timeout 10m
     Drain {
         #[command(flatten)]
         names: BackendNames,
@@ -56,12 +62,20 @@ pub(crate) enum BackendCommand {
         wait: bool,
     },
     /// Let a backend take flows again.
+    ///
+    /// Example: lbctl backend enable web 192.0.2.11
     Enable(BackendNames),
     /// Give a backend nothing; its flows are placed anew.
+    ///
+    /// Example: lbctl backend disable web 192.0.2.11
     Disable(BackendNames),
     /// Remove a backend.
+    ///
+    /// Example: lbctl backend remove web 192.0.2.11
     Remove(BackendName),
     /// The backends of a service, or all.
+    ///
+    /// Example: lbctl backend list web -o wide
     List {
         /// The service.
         #[arg(add = names::services())]

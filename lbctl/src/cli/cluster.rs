@@ -8,6 +8,8 @@ use clap::{Subcommand, ValueEnum, value_parser};
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
     /// Add a machine on which lbd runs and waits; returns when it votes.
+    ///
+    /// Example: lbctl node add lb2 10.77.1.2:7401
     Add {
         /// Its node.name.
         name: String,
@@ -18,6 +20,8 @@ pub(crate) enum NodeCommand {
         role: Role,
     },
     /// Drain a node, take its vote and forget it.
+    ///
+    /// Example: lbctl node remove lb3; --force if it is off for good
     Remove {
         /// Its name.
         #[arg(add = names::nodes())]
@@ -28,18 +32,24 @@ pub(crate) enum NodeCommand {
         force: bool,
     },
     /// Move all VIPs off a node; it keeps voting.
+    ///
+    /// Example: lbctl node drain lb1, before its machine is restarted
     Drain {
         /// Its name.
         #[arg(add = names::nodes())]
         name: String,
     },
     /// Let a drained node own VIPs again.
+    ///
+    /// Example: lbctl node undrain lb1
     Undrain {
         /// Its name.
         #[arg(add = names::nodes())]
         name: String,
     },
     /// Change what is known of a node.
+    ///
+    /// Example: lbctl node set lb2 --address 10.77.2.2:7401
     Set {
         /// Its name.
         #[arg(add = names::nodes())]
@@ -61,6 +71,8 @@ pub(crate) enum NodeCommand {
         i_know_it_is_off: bool,
     },
     /// All nodes.
+    ///
+    /// Example: lbctl node list -o wide
     List,
     /// Print a token by which a new machine gets its certificate, and wait until it has come for it.
     ///
@@ -91,6 +103,7 @@ pub(crate) enum NodeCommand {
     /// On a new machine: make a key, and get a certificate for it by a token of 'lbctl node token'.
     ///
     /// Prints the section "tls" for lbd.toml. Then start lbd, and add the node: lbctl node add NAME ADDR.
+    /// Example: lbctl node join TOKEN --out /etc/lbd/tls
     Join {
         /// The token; "-" reads it from standard input, so that it stands in no list of processes.
         token: String,
@@ -103,6 +116,8 @@ pub(crate) enum NodeCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     /// All settings.
+    ///
+    /// Example: lbctl cluster show
     Show,
     /// Change settings.
     ///
@@ -114,6 +129,8 @@ pub(crate) enum ClusterCommand {
     /// on_quorum_loss: what owners do when no majority can be reached: release (they fall silent, so that there
     /// are never two) or hold (they go on answering, until somebody else claims the VIP). failback: when a VIP
     /// goes back to the node that it prefers: never, or after that node has been able for a time such as 10m.
+    ///
+    /// Example: lbctl cluster set timing=relaxed failback=10m
     Set {
         /// KEY=VALUE.
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value, add = names::settings())]

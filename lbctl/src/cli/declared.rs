@@ -53,6 +53,8 @@ pub(crate) enum SnapshotCommand {
     },
     /// Make the VIPs, services, backends and settings those of a snapshot; what it does not hold is removed.
     /// Nodes stay as they are.
+    ///
+    /// Example: lbctl snapshot restore /var/backups/lbd-table.yaml --dry-run
     Restore {
         /// The file, or "-" for standard input. Those of versions before this one are read, too.
         file: PathBuf,

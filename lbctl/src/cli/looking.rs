@@ -2,28 +2,34 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use lb_proto::v1;
 
-use super::values::{Destination, Endpoint};
+use super::values::{self, Destination, Endpoint};
 use crate::names;
 
 /// One object, by its name.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Object {
     /// A VIP.
+    ///
+    /// Example: lbctl describe vip 192.0.2.1
     Vip {
         /// The address.
         #[arg(add = names::vips())]
         ip: IpAddr,
     },
     /// A service.
+    ///
+    /// Example: lbctl describe service web
     Service {
         /// Its name.
         #[arg(add = names::services())]
         name: String,
     },
     /// A backend.
+    ///
+    /// Example: lbctl get backend web 192.0.2.11
     Backend {
         /// The service.
         #[arg(add = names::services())]
@@ -33,11 +39,15 @@ pub(crate) enum Object {
         ip: IpAddr,
     },
     /// A segment.
+    ///
+    /// Example: lbctl get segment 192.0.2.0/24
     Segment {
         /// The network, such as 192.0.2.0/24.
         network: String,
     },
     /// A node.
+    ///
+    /// Example: lbctl describe node lb1
     Node {
         /// Its name.
         #[arg(add = names::nodes())]
@@ -52,36 +62,16 @@ pub(crate) struct WatchFilter {
     #[arg(long, value_name = "REVISION")]
     pub(crate) from: Option<u64>,
     /// Only changes of this kind. Repeat it for several.
-    #[arg(long = "kind", value_name = "KIND", value_enum)]
-    pub(crate) kinds: Vec<RowKind>,
-}
-
-/// What a row of the table is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RowKind {
-    Vip,
-    Service,
-    Backend,
-    Segment,
-    Settings,
-}
-
-impl From<RowKind> for v1::Kind {
-    fn from(kind: RowKind) -> Self {
-        match kind {
-            RowKind::Vip => Self::Vip,
-            RowKind::Service => Self::Service,
-            RowKind::Backend => Self::Backend,
-            RowKind::Segment => Self::Segment,
-            RowKind::Settings => Self::Settings,
-        }
-    }
+    #[arg(long = "kind", value_name = "KIND", value_parser = values::labelled::<v1::Kind>())]
+    pub(crate) kinds: Vec<v1::Kind>,
 }
 
 /// What is waited for.
 #[derive(Debug, Subcommand)]
 pub(crate) enum WaitFor {
     /// A drained backend has no flows any more.
+    ///
+    /// Example: lbctl wait drained web 192.0.2.11 --timeout 10m
     Drained {
         /// The service.
         #[arg(add = names::services())]
@@ -91,6 +81,8 @@ pub(crate) enum WaitFor {
         ip: IpAddr,
     },
     /// A VIP has an owner.
+    ///
+    /// Example: lbctl wait owned 192.0.2.1 --timeout 5s
     Owned {
         /// The address.
         #[arg(add = names::vips())]
@@ -101,6 +93,8 @@ pub(crate) enum WaitFor {
         by: Option<String>,
     },
     /// All backends of a service, or one, are found healthy; where nothing is checked, nothing speaks against them.
+    ///
+    /// Example: lbctl wait healthy web --timeout 1m
     Healthy {
         /// The service.
         #[arg(add = names::services())]
@@ -110,6 +104,8 @@ pub(crate) enum WaitFor {
         ip: Option<IpAddr>,
     },
     /// A node is a member of the cluster: it votes, and may own VIPs.
+    ///
+    /// Example: lbctl wait member lb3 --timeout 1m
     Member {
         /// Its name.
         #[arg(add = names::nodes())]
@@ -127,38 +123,8 @@ pub(crate) struct EventFilter {
     #[arg(long, value_name = "NUMBER")]
     pub(crate) from: Option<u64>,
     /// Only events of this kind. Repeat it for several.
-    #[arg(long = "kind", value_name = "KIND", value_enum)]
-    pub(crate) kinds: Vec<EventKind>,
-}
-
-/// What an event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EventKind {
-    Node,
-    Vip,
-    Lease,
-    Leader,
-    Configuration,
-    Health,
-    Conflict,
-    Kernel,
-    Certificate,
-}
-
-impl From<EventKind> for v1::EventKind {
-    fn from(kind: EventKind) -> Self {
-        match kind {
-            EventKind::Node => Self::Node,
-            EventKind::Vip => Self::Vip,
-            EventKind::Lease => Self::Lease,
-            EventKind::Leader => Self::Leader,
-            EventKind::Configuration => Self::Configuration,
-            EventKind::Health => Self::Health,
-            EventKind::Conflict => Self::Conflict,
-            EventKind::Kernel => Self::Kernel,
-            EventKind::Certificate => Self::Certificate,
-        }
-    }
+    #[arg(long = "kind", value_name = "KIND", value_parser = values::labelled::<v1::EventKind>())]
+    pub(crate) kinds: Vec<v1::EventKind>,
 }
 
 /// What is captured, and where it goes.

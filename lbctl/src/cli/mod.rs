@@ -24,7 +24,7 @@ pub(crate) use service::{Affinity, OnAllDown, OnBackendDown, ServiceCommand, Sta
 pub(crate) use values::{Destination, Endpoint, Port, quoted};
 pub(crate) use vip::{SegmentCommand, Unmatched, VipCommand};
 
-use crate::connect::{DEFAULT_ENDPOINT, Shown, Target};
+use crate::{connect::Target, contexts::Said, names};
 
 /// Operates a cluster of lbd load balancers.
 ///
@@ -44,16 +44,13 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// A node's API: unix:PATH, https://HOST:PORT or HOST:PORT, or http://HOST:PORT of a node without TLS. Repeat it to name
-    /// several; the first that answers is used.
-    #[arg(
-        long = "endpoint",
-        global = true,
-        value_name = "URL",
-        env = "LBCTL_ENDPOINT",
-        value_delimiter = ',',
-        default_value = DEFAULT_ENDPOINT
-    )]
+    /// several; the first that answers is used. This machine's, unix:/run/lbd/lbd.sock, if nothing is said.
+    #[arg(long = "endpoint", global = true, value_name = "URL", env = "LBCTL_ENDPOINT", value_delimiter = ',')]
     pub(crate) endpoints: Vec<Target>,
+
+    /// A cluster that ~/.config/lbctl/config.toml names, with its endpoints and certificates. Example: lbctl --cluster lab status
+    #[arg(long, global = true, value_name = "NAME", env = "LBCTL_CLUSTER", add = names::clusters())]
+    pub(crate) cluster: Option<String>,
 
     /// The certificate to show at https endpoints, in PEM. Its URI says who calls: lb://CLUSTER/ROLE/NAME.
     #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CERT")]
@@ -82,9 +79,11 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// Whom to show oneself as.
-    pub(crate) fn shown(&self) -> Shown<'_> {
-        Shown { cert: self.cert.as_deref(), key: self.key.as_deref(), ca: self.ca.as_deref() }
+    /// Where to call, and as whom to show oneself.
+    pub(crate) fn said(&self) -> Said {
+        let Self { cluster, endpoints, cert, key, ca, .. } = self;
+        let (cluster, endpoints) = (cluster.clone(), endpoints.clone());
+        Said { cluster, endpoints, cert: cert.clone(), key: key.clone(), ca: ca.clone() }
     }
 }
 
@@ -112,6 +111,8 @@ impl Format {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Nodes, leader, owners and engine at a glance; what is wrong comes first.
+    ///
+    /// Example: lbctl status --check && echo well
     Status {
         /// Exit with 1 when something is wrong: for scripts and monitoring.
         #[arg(long)]
@@ -136,10 +137,16 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Backend(BackendCommand),
     /// The counters of the node that answers: frames, drops by reason, VIPs, backends.
+    ///
+    /// Example: lbctl stats -o json | jq .drops
     Stats,
     /// Which VIP, owner, service and backend a packet gets, and why: as the node that is asked decides.
+    ///
+    /// Example: lbctl explain 198.51.100.9:40000 192.0.2.1:80/tcp
     Explain(Explain),
     /// The flows in the flow table of the node that is asked.
+    ///
+    /// Example: lbctl flows --vip 192.0.2.1
     Flows {
         /// Only flows to this VIP.
         #[arg(long, value_name = "IP")]
@@ -208,6 +215,8 @@ pub(crate) enum Command {
     /// Example: lbctl import --keepalived /etc/keepalived/keepalived.conf > table.yaml
     Import(Import),
     /// Print the JSON schema of what 'lbctl apply' reads: for editors and for programs that write such files.
+    ///
+    /// Example: lbctl schema > lbd-table.schema.json
     Schema,
     /// Save the VIPs, services, backends and settings in a file, or make the cluster hold what a file says.
     #[command(subcommand)]
@@ -233,6 +242,8 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
     /// Write the man pages into a directory.
+    ///
+    /// Example: lbctl man /usr/local/share/man/man1
     Man {
         /// The directory; made if missing.
         dir: PathBuf,
@@ -265,5 +276,42 @@ mod tests {
             let arguments = format!("lbctl service add web --vip 192.0.2.1 --port 80/tcp --table-size={size}");
             assert_eq!(parses(&arguments), sound, "{arguments}");
         }
+    }
+
+    /// All that the API has, and by the names that it is shown by.
+    #[test]
+    fn kinds_are_those_of_the_api() {
+        for (arguments, sound) in [
+            ("lbctl events --kind vip --kind certificate", true),
+            ("lbctl events --kind settings", false),
+            ("lbctl watch --kind settings --kind vip", true),
+            ("lbctl watch --kind lease", false),
+        ] {
+            assert_eq!(Cli::try_parse_from(arguments.split_whitespace()).is_ok(), sound, "{arguments}");
+        }
+        let refused = Cli::try_parse_from(["lbctl", "events", "--kind", "x"]).unwrap_err().to_string();
+        assert!(
+            refused.contains("node, vip, lease, leader, configuration, health, conflict, kernel, certificate"),
+            "{refused}"
+        );
+    }
+
+    /// What is printed for one command: how it is used, by an example.
+    #[test]
+    fn every_help_has_an_example() {
+        fn leaves(command: &clap::Command, path: &str, without: &mut Vec<String>) {
+            let mut below = command.get_subcommands().filter(|below| below.get_name() != "help").peekable();
+            if below.peek().is_none() {
+                let help =
+                    command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
+                if !help.contains("xample") {
+                    without.push(path.to_owned());
+                }
+            }
+            below.for_each(|below| leaves(below, &format!("{path} {}", below.get_name()), without));
+        }
+        let mut without = Vec::new();
+        leaves(&Cli::command(), "lbctl", &mut without);
+        assert!(without.is_empty(), "no example: {without:#?}");
     }
 }

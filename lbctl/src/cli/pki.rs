@@ -21,6 +21,8 @@ pub(crate) struct PkiTarget {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
     /// Make the authority: once for a cluster.
+    ///
+    /// Example: lbctl pki init --cluster lb
     Init {
         /// The cluster's name, as in the nodes' cluster.name.
         #[arg(long, default_value = "lb")]
@@ -48,6 +50,8 @@ pub(crate) enum PkiCommand {
         csr: Option<PathBuf>,
     },
     /// Issue a certificate anew, with a new key, beside the old one. A running node takes it up within 5 seconds.
+    ///
+    /// Example: lbctl pki renew /etc/lbd/tls/lb1.pem
     Renew {
         /// The certificate.
         cert: PathBuf,
@@ -55,13 +59,19 @@ pub(crate) enum PkiCommand {
         target: PkiTarget,
     },
     /// Revoke certificates, and sign a new list of the revoked ones.
+    ///
+    /// Example: lbctl pki revoke alice, and then the list to all nodes (tls.crl)
     Revoke {
         /// Serial numbers, or names: all of a name's certificates.
         #[arg(required = true, value_name = "SERIAL|NAME")]
         what: Vec<String>,
     },
     /// What was issued.
+    ///
+    /// Example: lbctl pki list -o json
     List,
     /// Sign the list of revoked certificates anew: it is due every 30 days.
+    ///
+    /// Example: lbctl pki crl
     Crl,
 }

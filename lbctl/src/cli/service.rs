@@ -21,6 +21,8 @@ pub(crate) enum Affinity {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
     /// Add a service.
+    ///
+    /// Example: lbctl service add web --vip 192.0.2.1 --port 80/tcp --port 443/tcp --check http:80/healthz
     Add {
         /// Its name.
         name: String,
@@ -42,6 +44,8 @@ pub(crate) enum ServiceCommand {
         options: ServiceOptions,
     },
     /// Change a service.
+    ///
+    /// Example: lbctl service set web --affinity source --drain-timeout 10m
     Set {
         /// Its name.
         #[arg(add = names::services())]
@@ -56,6 +60,8 @@ pub(crate) enum ServiceCommand {
         options: ServiceOptions,
     },
     /// Remove a service.
+    ///
+    /// Example: lbctl service remove web
     Remove {
         /// Its name.
         #[arg(add = names::services())]
@@ -65,6 +71,8 @@ pub(crate) enum ServiceCommand {
         cascade: bool,
     },
     /// All services.
+    ///
+    /// Example: lbctl service list
     List,
 }
 

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use lb_proto::v1;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use lb_proto::{Label, v1};
 
 /// `192.0.2.9:40000`, `[2001:db8::9]:40000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,13 @@ pub(crate) struct Destination(pub(crate) SocketAddr, pub(crate) v1::Protocol);
 /// `80/tcp`, `5000-5999/udp`, `any/tcp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Port(pub(crate) v1::PortRange);
+
+/// One of an enum of the API, by its label. Numbers begin at 1: 0 is what nobody has said.
+pub(super) fn labelled<E: Label + Clone + Send + Sync + 'static>() -> impl TypedValueParser<Value = E> {
+    let all = || (1..).map_while(|number| E::try_from(number).ok());
+    PossibleValuesParser::new(all().map(Label::label))
+        .try_map(move |text| all().find(|value| value.clone().label() == text).ok_or("it is none of them"))
+}
 
 /// What is quoted of an argument: all of it, unless it is long.
 pub(crate) fn quoted(text: &str) -> String {

@@ -16,6 +16,8 @@ pub(crate) enum Unmatched {
 #[derive(Debug, Subcommand)]
 pub(crate) enum VipCommand {
     /// Add a VIP.
+    ///
+    /// Example: lbctl vip add 192.0.2.1 --prefer lb1
     Add {
         /// The address.
         ip: IpAddr,
@@ -31,6 +33,8 @@ pub(crate) enum VipCommand {
         unmatched: Option<Unmatched>,
     },
     /// Change a VIP.
+    ///
+    /// Example: lbctl vip set 192.0.2.1 --unmatched reject
     #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The address.
@@ -48,6 +52,8 @@ pub(crate) enum VipCommand {
         unmatched: Option<Unmatched>,
     },
     /// Remove a VIP.
+    ///
+    /// Example: lbctl vip remove 192.0.2.1
     Remove {
         /// The address.
         #[arg(add = names::vips())]
@@ -57,6 +63,8 @@ pub(crate) enum VipCommand {
         cascade: bool,
     },
     /// Move a VIP to a node; returns when it is there.
+    ///
+    /// Example: lbctl vip move 192.0.2.1 lb2
     Move {
         /// The address.
         #[arg(add = names::vips())]
@@ -66,8 +74,12 @@ pub(crate) enum VipCommand {
         node: String,
     },
     /// Spread the VIPs evenly over the nodes that can own them, without a loss; preferred nodes keep theirs.
+    ///
+    /// Example: lbctl vip rebalance
     Rebalance,
     /// All VIPs and their owners.
+    ///
+    /// Example: lbctl vip list
     List,
 }
 
@@ -86,6 +98,8 @@ pub(crate) enum SegmentCommand {
         gateway: IpAddr,
     },
     /// Change what is said of a segment.
+    ///
+    /// Example: lbctl segment set 192.0.2.0/24 --gateway 192.0.2.253
     Set {
         /// The network.
         #[arg(value_name = "CIDR")]
@@ -95,11 +109,15 @@ pub(crate) enum SegmentCommand {
         gateway: IpAddr,
     },
     /// Say nothing of a segment any more.
+    ///
+    /// Example: lbctl segment remove 192.0.2.0/24
     Remove {
         /// The network.
         #[arg(value_name = "CIDR")]
         network: String,
     },
     /// All segments of which something was said, and the nodes that do not hear their gateways.
+    ///
+    /// Example: lbctl segment list
     List,
 }

@@ -33,7 +33,7 @@ const NANOSECONDS: u8 = 9;
 const LOCAL: &str = "local";
 
 pub(super) async fn run(session: &Session, what: Capture) -> Result<(), Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", what.write.display()));
+    let failed = |error: &dyn std::fmt::Display| Failure::of_file(&what.write, error);
     let to_standard_output = what.write == Path::new("-");
     if to_standard_output && io::stdout().is_terminal() {
         return Err(Failure::Usage(

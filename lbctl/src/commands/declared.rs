@@ -255,7 +255,7 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     } else {
         fs::read(file).map(|all| bytes = all)
     };
-    read.map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+    read.map_err(|error| Failure::of_file(file, error))?;
     Ok(bytes)
 }
 

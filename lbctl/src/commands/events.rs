@@ -16,7 +16,7 @@ pub(super) async fn run(session: &Session, filter: EventFilter) -> Result<(), Fa
     let EventFilter { follow, from, kinds } = filter;
     let request = v1::WatchEventsRequest {
         after_number: from.map_or(0, |number| number.saturating_sub(1)),
-        kinds: kinds.into_iter().map(|kind| EventKind::from(kind).into()).collect(),
+        kinds: kinds.into_iter().map(Into::into).collect(),
         once: !follow,
     };
     let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);

@@ -38,7 +38,7 @@ pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Fail
 
 /// The frames of a capture in a file.
 fn frames(path: &Path) -> Result<Vec<v1::ExplainRequest>, Failure> {
-    let wrong = |problem: String| Failure::Usage(format!("{}: {problem}", path.display()));
+    let wrong = |problem: String| Failure::of_file(path, problem);
     let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
     let frames = pcap::frames_of(file).map_err(wrong)?;
     Ok(frames.into_iter().map(|frame| v1::ExplainRequest { frame, ..v1::ExplainRequest::default() }).collect())

@@ -15,7 +15,7 @@ pub(super) fn run(format: Format, of: Import) -> Result<(), Failure> {
         Import { keepalived: Some(file), .. } => {
             let text = read(&file)?;
             let imported = keepalived(&text);
-            let imported = imported.map_err(|fault| Failure::Usage(format!("{}: {fault}", file.display())))?;
+            let imported = imported.map_err(|fault| Failure::of_file(&file, fault))?;
             (file, imported)
         }
         Import { ipvsadm: Some(file), .. } => {

@@ -205,7 +205,7 @@ pub(super) async fn watch(session: &Session, filter: WatchFilter) -> Result<(), 
         Some(revision) => revision,
         None => session.status(true).await?.revision,
     };
-    let kinds = filter.kinds.into_iter().map(|kind| v1::Kind::from(kind).into()).collect();
+    let kinds = filter.kinds.into_iter().map(Into::into).collect();
     let request = v1::WatchRequest { from_revision: resume_from, kinds };
     let mut client = session.table();
     let mut stream = session.read(request, |request| async move { client.watch(request).await }).await?;

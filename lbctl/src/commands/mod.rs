@@ -29,6 +29,7 @@ use crate::{
     authority::Wanted,
     cli::{Cli, Command, NodeCommand},
     connect::connect,
+    contexts,
     exit::Failure,
     session::Session,
 };
@@ -40,7 +41,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Man { dir } => {
             let written = std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir));
-            return written.map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())));
+            return written.map_err(|error| Failure::of_file(&dir, error));
         }
         Command::Import(what) => return import::run(cli.global.output, what),
         Command::Schema => return declared::schema(),
@@ -52,8 +53,9 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Node(NodeCommand::Join { token, out }) => return enroll::join(&token, &out).await,
         _ => {}
     }
+    let reach = contexts::reach(cli.global.said())?;
     let session = Session {
-        channel: connect(&cli.global.endpoints, cli.global.shown()).await?,
+        channel: connect(&reach.targets, reach.shown()).await?,
         request_id: cli.global.request_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
         global: cli.global,
     };

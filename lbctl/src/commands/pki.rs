@@ -35,7 +35,7 @@ pub(super) fn run(format: Format, dir: &Path, command: PkiCommand) -> Result<(),
             let days = target.days.unwrap_or_else(|| default_days(role));
             let wanted = Wanted { role, name, names: san, days };
             let Some(csr) = csr else { return issue(&mut authority, &wanted, &target) };
-            let request = fs::read_to_string(&csr).map_err(|e| Failure::Usage(format!("{}: {e}", csr.display())))?;
+            let request = fs::read_to_string(&csr).map_err(|e| Failure::of_file(&csr, e))?;
             let certificate = authority.issue_for(&request, &wanted)?;
             let out = out(&target)?;
             let path = out.join(format!("{}.pem", wanted.name));
@@ -46,7 +46,7 @@ pub(super) fn run(format: Format, dir: &Path, command: PkiCommand) -> Result<(),
         PkiCommand::Renew { cert, target } => {
             let mut authority = Authority::open(dir)?;
             let known = known(&authority, &cert)?;
-            let problem = |what: &str| Failure::Usage(format!("{}: {what}", cert.display()));
+            let problem = |what: &str| Failure::of_file(&cert, what);
             let identity: Identity = known.identity.parse().map_err(|error| problem(&format!("{error}")))?;
             if let Some(at) = &known.revoked {
                 return Err(problem(&format!("it was revoked at {at}: 'lbctl pki issue' makes another one")));
@@ -75,7 +75,7 @@ pub(super) fn run(format: Format, dir: &Path, command: PkiCommand) -> Result<(),
 /// Where the files go.
 fn out(target: &PkiTarget) -> Result<PathBuf, Failure> {
     let out = target.out.clone().unwrap_or_else(|| PathBuf::from("."));
-    fs::create_dir_all(&out).map_err(|error| Failure::Usage(format!("{}: {error}", out.display())))?;
+    fs::create_dir_all(&out).map_err(|error| Failure::of_file(&out, error))?;
     Ok(out)
 }
 
@@ -93,7 +93,7 @@ fn issue(authority: &mut Authority, wanted: &Wanted, target: &PkiTarget) -> Resu
 
 /// What the authority knows of a certificate in a file.
 fn known(authority: &Authority, file: &Path) -> Result<Issued, Failure> {
-    let problem = |what: String| Failure::Usage(format!("{}: {what}", file.display()));
+    let problem = |what: String| Failure::of_file(file, what);
     let certified = Certified::read_file(file).map_err(|error| problem(error.to_string()))?;
     let (serial, identity) = (certified.serial_text(), certified.identity);
     let found = authority.find(&serial).into_iter().next().cloned();

@@ -33,7 +33,7 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
             if file == Path::new("-") {
                 return output::print_bytes(&bytes);
             }
-            let how = write(&file, &bytes).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+            let how = write(&file, &bytes).map_err(|error| Failure::of_file(&file, error))?;
             let told = format!("snapshot saved in {} ({} bytes)\n", file.display(), bytes.len());
             match how {
                 Written::File => output::print(&told),
@@ -49,7 +49,7 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
             if bytes.starts_with(MAGIC) {
                 return restore_binary(session, &file, &bytes, dry_run).await;
             }
-            checked(&bytes).map_err(|problem| wrong(&file, problem))?;
+            checked(&bytes).map_err(|problem| Failure::of_file(&file, problem))?;
             // With its first lines, which are comments: a fault is told with its line in the file.
             let document = declared::parsed(&file, &bytes)?;
             let wanted = Wanted { file, document, others: Others::MadeAnew, done: "restored" };
@@ -58,15 +58,14 @@ pub(super) async fn run(session: &Session, command: SnapshotCommand) -> Result<(
     }
 }
 
-fn wrong(file: &Path, problem: impl std::fmt::Display) -> Failure {
-    Failure::Usage(format!("{}: {problem}", file.display()))
-}
-
 /// What versions before this one saved, which the server alone can read.
 async fn restore_binary(session: &Session, file: &Path, bytes: &[u8], dry_run: bool) -> Result<(), Failure> {
-    let table = check_binary(bytes).map_err(|problem| wrong(file, problem))?;
+    let table = check_binary(bytes).map_err(|problem| Failure::of_file(file, problem))?;
     if dry_run {
-        return Err(wrong(file, "it is of an older version: what it would change is not known before it is restored"));
+        return Err(Failure::of_file(
+            file,
+            "it is of an older version: what it would change is not known before it is restored",
+        ));
     }
     let mut client = ClusterServiceClient::new(session.channel.clone());
     let request_id = session.request_id.clone();

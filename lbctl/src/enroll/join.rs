@@ -36,7 +36,7 @@ pub(crate) async fn join(token: &Token, out: &Path) -> Result<Joined, Failure> {
     let (cert, key) = (file(&format!("{}.pem", token.name)), file(&format!("{}.key", token.name)));
     let (ca, crl) = (file("ca.pem"), file("crl.pem"));
     // Before the token is used up.
-    fs::create_dir_all(out).map_err(|error| Failure::Usage(format!("{}: {error}", out.display())))?;
+    fs::create_dir_all(out).map_err(|error| Failure::of_file(out, error))?;
     if let Some(there) = [&cert, &key, &ca, &crl].into_iter().find(|path| path.exists()) {
         return Err(Failure::Usage(format!(
             "{} is there already: move it away, or name another --out",

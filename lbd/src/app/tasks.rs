@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     connection::{Security, Watched, renew},
     control::{
-        Conflicts, Hysteresis, InForce, LookOut, PublishGrants, PublishNode, PublishTable, Takeovers,
+        Conflicts, Hysteresis, InForce, LocalNews, LookOut, PublishGrants, PublishNode, PublishTable, Takeovers,
         raise_feature_level, reload, run_leader_tasks, share_flow_key,
     },
     events::{self, Events},
@@ -116,6 +116,8 @@ pub(super) fn start(parts: Parts) -> io::Result<JoinSet<()>> {
         config: config.clone(),
         alarms: alarms.clone(),
         conflicts: Conflicts::default(),
+        events: events.clone(),
+        news: LocalNews::default(),
     };
     followers.spawn(look_out.run());
     followers.spawn(watchdog::feed(ownership.fitness().clone()));

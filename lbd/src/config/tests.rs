@@ -206,3 +206,31 @@ fn the_example_in_deploy_has_no_fault() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/lbd.example.toml");
     load(&path).unwrap();
 }
+
+/// The manual page and the example have each key that can be set, in its section.
+#[test]
+fn the_manual_has_every_key() {
+    let manual = include_str!("../../../deploy/man/lbd.toml.5");
+    let example = include_str!("../../../deploy/config/lbd.example.toml");
+    let section_of = |text: &str, heading: &str| -> String {
+        text.split_once(heading)
+            .map(|(_, rest)| rest.split("\n.SS").next().unwrap_or_default().to_owned())
+            .unwrap_or_default()
+    };
+    for section in ["node", "cluster", "api", "tls", "metrics", "dataplane"] {
+        // A key that is not known names those that are.
+        let known = match section {
+            "dataplane" => faults(&MINIMAL.replace("[dataplane]", "[dataplane]\nunknown = 1")),
+            "metrics" => faults(&format!("{MINIMAL}[metrics]\nlisten = \"127.0.0.1:9400\"\nunknown = 1")),
+            "api" => faults(&format!("{MINIMAL}[api]\nunknown = 1")),
+            of => faults(&MINIMAL.replace(&format!("[{of}]"), &format!("[{of}]\nunknown = 1"))),
+        };
+        let (_, keys) = known[0].split_once("known are: ").unwrap();
+        for key in keys.split(", ") {
+            let page = section_of(manual, &format!(".SS [{section}]"));
+            assert!(page.contains(&format!("\n.B {key}\n")), "{section}.{key} is not in lbd.toml(5)");
+            let is_set = |line: &str| line.trim_start_matches(['#', ' ']).split([' ', '=']).next() == Some(key);
+            assert!(example.lines().any(is_set), "{section}.{key} is not in the example");
+        }
+    }
+}

@@ -7,10 +7,11 @@ use lb_dataplane::Dataplane;
 use lb_raft_store::{Consensus, table::Table};
 use tokio::sync::watch;
 
-use super::conflicts::Conflicts;
+use super::{conflicts::Conflicts, local_news::LocalNews};
 use crate::{
     alarms::{Alarm, Alarms},
     config::Config,
+    events::Events,
     link::Link,
     ownership::{Cause, Ownership},
 };
@@ -21,6 +22,35 @@ const LOOK_AT_WORK: Duration = Duration::from_millis(50);
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 /// Flows without room, a second: more than chance.
 const CROWDED: u64 = 100;
+
+/// The ring is well again when nothing was lost in so many looks.
+const CALM: u32 = 10;
+
+/// Whether frames are lost before the worker.
+#[derive(Debug, Default)]
+struct Ring {
+    lost: u64,
+    /// Looks without a loss; `None` where there was none yet.
+    calm: Option<u32>,
+}
+
+impl Ring {
+    /// `lost`: since the start.
+    fn look(&mut self, lost: u64) -> Option<String> {
+        let more = lost.saturating_sub(std::mem::replace(&mut self.lost, lost));
+        self.calm = match (more, self.calm) {
+            (1.., _) => Some(0),
+            (0, Some(calm)) if calm + 1 < CALM => Some(calm + 1),
+            (0, _) => None,
+        };
+        self.calm.map(|_| {
+            format!(
+                "frames are lost because the ring is full, {more} in the last second: the worker's core does not keep up \
+                 (dataplane.realtime, dataplane.workers)"
+            )
+        })
+    }
+}
 
 /// What is looked at, and where it is told.
 pub(crate) struct LookOut {
@@ -33,6 +63,8 @@ pub(crate) struct LookOut {
     pub(crate) alarms: Alarms,
     /// Claims of others to VIPs.
     pub(crate) conflicts: Conflicts,
+    pub(crate) events: Events,
+    pub(crate) news: LocalNews,
 }
 
 impl LookOut {
@@ -40,15 +72,26 @@ impl LookOut {
     pub(crate) async fn run(mut self) {
         let mut look_at_work = tokio::time::interval(LOOK_AT_WORK);
         let mut look_around = tokio::time::interval(LOOK_AROUND);
-        let mut crowded = 0;
+        let links = self.links.borrow_and_update().clone();
+        self.news.look_at_links(&links, &self.events);
+        let (mut crowded, mut ring) = (0, Ring::default());
         loop {
             tokio::select! {
+                changed = self.links.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let links = self.links.borrow_and_update().clone();
+                    self.news.look_at_links(&links, &self.events);
+                }
                 _ = look_at_work.tick() => self.look_at_work(),
                 _ = look_around.tick() => {
                     let view = self.consensus.view();
                     if let Some(dataplane) = self.dataplane.clone() {
                         self.conflicts.look(&dataplane, &view.table, &self.alarms);
                         self.look_at_flows(&dataplane, &mut crowded);
+                        self.alarms.set(Alarm::Ring, ring.look(dataplane.report().totals.ring_full));
+                        self.news.look_at(&dataplane, &self.events);
                     }
                     self.look_at_links(&view.table);
                     self.look_at_itself(&view.table);
@@ -126,5 +169,19 @@ impl LookOut {
             )
         });
         self.alarms.set(Alarm::Space, problem);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_ring_is_complained_of_until_it_is_calm() {
+        let mut ring = Ring::default();
+        assert_eq!(ring.look(0), None);
+        assert!(ring.look(5).is_some_and(|problem| problem.contains("5 in the last second")));
+        assert_eq!((0..20).filter(|_| ring.look(5).is_some()).count(), CALM as usize - 1);
+        assert!(ring.look(6).is_some());
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Output {
 /// An answer to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answered {
-    /// Whose.
+    /// The node that answered.
     pub(super) node: NodeId,
     pub(super) ago_ms: u64,
     pub(super) verdict: Verdict,

@@ -39,7 +39,7 @@ pub(crate) enum UserError {
     /// A file cannot be given to it.
     #[error("{} cannot be given to the user {user}: {source}", path.display())]
     Path {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// To whom.
         user: String,
