@@ -23,6 +23,9 @@ use crate::{
     stats::TrafficByWorker,
 };
 
+/// Whom a table was made of, which of them were active, its size, and it.
+type Built = (Vec<(Candidate, bool)>, u32, Arc<Maglev>);
+
 /// Compiles snapshots and remembers what goes on from one to the next: slots, counters, MACs, and the
 /// Maglev tables that have not changed.
 #[derive(Debug, Default)]
@@ -36,7 +39,7 @@ pub struct Compiler {
     free: VecDeque<usize>,
     vips: BTreeMap<IpAddr, (VipId, Arc<TrafficByWorker>)>,
     vip_count: u32,
-    maglevs: HashMap<String, (Vec<Candidate>, u32, Arc<Maglev>)>,
+    maglevs: HashMap<String, Built>,
     peers: Vec<Peer>,
 }
 
@@ -164,14 +167,15 @@ impl Compiler {
                 given_mac: backend.mac,
                 runtime,
             });
-            if backend.state == BackendState::Active {
+            let is_active = backend.state == BackendState::Active;
+            if is_active {
                 members.push(slot as u32);
-                places.push(Candidate::new(key, backend.address, backend.weight, service.table_size));
             }
+            places.push((Candidate::new(key, backend.address, backend.weight, service.table_size), is_active));
         }
         let maglev = match self.maglevs.get(&service.name) {
             Some((built, size, maglev)) if *built == places && *size == service.table_size => Some(maglev.clone()),
-            _ => Maglev::build(&places, service.table_size).map(Arc::new),
+            _ => Maglev::of_active(&places, service.table_size).map(Arc::new),
         };
         match &maglev {
             Some(maglev) => {

@@ -67,6 +67,32 @@ impl Maglev {
         }
     }
 
+    /// Of those that are active, each with its position among them. As long as others are only not active, their entries alone
+    /// go elsewhere: a node that takes a VIP over meanwhile, and knows no flow, sends those of the active ones where
+    /// they were.
+    pub fn of_active(candidates: &[(Candidate, bool)], size: u32) -> Option<Self> {
+        let of = |wanted: &dyn Fn(bool) -> bool| -> Vec<Candidate> {
+            candidates.iter().filter(|(_, is_active)| wanted(*is_active)).map(|(candidate, _)| *candidate).collect()
+        };
+        let active = Self::build(&of(&|is_active| is_active), size)?;
+        if candidates.iter().all(|(_, is_active)| *is_active) {
+            return Some(active);
+        }
+        let all = Self::build(&of(&|_| true), size)?;
+        let mut next = 0;
+        let positions: Vec<Option<u16>> = candidates
+            .iter()
+            .map(|(_, is_active)| {
+                is_active.then(|| {
+                    next += 1;
+                    next - 1
+                })
+            })
+            .collect();
+        let entries = all.entries.iter().zip(&active.entries);
+        Some(Self { entries: entries.map(|(all, active)| positions[usize::from(*all)].unwrap_or(*active)).collect() })
+    }
+
     /// The position of the candidate at an entry below [`Self::size`].
     pub fn lookup(&self, entry: u32) -> usize {
         usize::from(self.entries[entry as usize])
@@ -111,6 +137,29 @@ mod tests {
         let [b0, b1, b2] = [candidate(3, 4), candidate(0, 2), candidate(3, 1)];
         assert_eq!(table(&[b0, b1, b2], 7), [1, 0, 1, 0, 2, 2, 0], "table 1, before");
         assert_eq!(table(&[b0, b2], 7), [0, 0, 0, 0, 1, 1, 1], "table 1, after B1 is gone");
+    }
+
+    #[test]
+    fn the_entries_of_the_active_stay_while_others_are_away() {
+        let size = 16_381;
+        let all = candidates(5, |i| u16::from(i % 3) + 1, size);
+        let before = table(&all, size);
+        for away in 1..31u8 {
+            let is_active = |at: usize| away & (1 << at) == 0;
+            let with: Vec<_> = all.iter().enumerate().map(|(at, of)| (*of, is_active(at))).collect();
+            let active: Vec<usize> = (0..5).filter(|at| is_active(*at)).collect();
+            let maglev = Maglev::of_active(&with, size).unwrap();
+            let now: Vec<usize> = (0..size).map(|entry| active[maglev.lookup(entry)]).collect();
+            let kept = before.iter().zip(&now).filter(|(before, _)| is_active(**before));
+            assert!(kept.clone().count() > 0 && kept.clone().all(|(before, now)| before == now), "{away:05b}");
+            let total: u16 = active.iter().map(|at| all[*at].weight).sum();
+            for at in active {
+                let share = now.iter().filter(|&&of| of == at).count() as f64 / f64::from(size);
+                let wanted = f64::from(all[at].weight) / f64::from(total);
+                assert!((share - wanted).abs() < 0.03, "{away:05b}: {share} and {wanted}");
+            }
+        }
+        assert_eq!(Maglev::of_active(&[(all[0], false)], size), None);
     }
 
     #[test]
