@@ -34,7 +34,7 @@ use crate::{
         multicast::MulticastGroups,
         permit::{Grant, LeaseClock, Owned, boottime_ns},
     },
-    stats::{Conflict, WorkerStats},
+    stats::{Conflict, Totals, WorkerStats},
     worker::{
         shared::{Progress, Published, Table, Workers},
         tap::{Capture, TapFilter},
@@ -384,8 +384,21 @@ impl Dataplane {
         let pool = lock(&self.pool);
         let at_work: Vec<&WorkerStats> = pool.running.workers.all.iter().map(|worker| &*worker.stats).collect();
         let mut report = Report::new(&at_work, &pool.retired, &self.published.table.load().snapshot);
-        report.totals.guard_restored += self.guarding.restored.load(Ordering::Relaxed);
+        self.add_guard(&mut report.totals);
         report
+    }
+
+    /// Those of them that are of no VIP and no backend: for who looks often.
+    pub fn totals(&self) -> Totals {
+        let pool = lock(&self.pool);
+        let workers = &pool.running.workers.all;
+        let mut totals = report::totals(|| workers.iter().map(|worker| &*worker.stats).chain([&pool.retired]));
+        self.add_guard(&mut totals);
+        totals
+    }
+
+    fn add_guard(&self, totals: &mut Totals) {
+        totals.guard_restored += self.guarding.restored.load(Ordering::Relaxed);
     }
 
     /// What would become of a packet. `None` if the worker does not answer.

@@ -71,12 +71,6 @@ impl FlowKey {
         <[u8; LEN]>::try_from(bytes).ok().map(u128::from_be_bytes)
     }
 
-    /// One that nobody has had.
-    pub(crate) fn random() -> u128 {
-        // A UUID of version 4 has 122 random bits.
-        Uuid::new_v4().as_u128() ^ Uuid::new_v4().as_u128().rotate_left(64)
-    }
-
     /// Keeps it, durably before anybody can ask for it.
     pub(crate) fn keep(&self, key: u128) -> Result<(), FlowKeyError> {
         let (path, unfinished) = (self.dir.join(FILE), self.dir.join(FILE).with_extension("new"));
@@ -108,7 +102,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fresh = FlowKey::load(dir.path()).unwrap();
         assert_eq!((fresh.of(&Table::default()), fresh.bytes()), (None, Vec::new()));
-        let key = FlowKey::random();
+        let key = lb_raft_store::new_key();
         fresh.keep(key).unwrap();
         let again = FlowKey::load(dir.path()).unwrap();
         assert_eq!(again.of(&Table::default()), Some(key));

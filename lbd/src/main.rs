@@ -65,7 +65,8 @@ fn main() -> ExitCode {
     if cli.check {
         return check(&cli.config, &config);
     }
-    let user = match user(&config) {
+    // The working process finds all that its parent has given.
+    let user = match user(&config, cli.working_child_of.is_none()) {
         Ok(user) => user,
         Err(error) => {
             terminal::complain(&format!("lbd: {error}"));
@@ -125,9 +126,9 @@ fn main() -> ExitCode {
 }
 
 /// As whom the processes go on when root has started them. What it needs is given to it.
-fn user(config: &config::Config) -> Result<Option<User>, UserError> {
+fn user(config: &config::Config, is_first: bool) -> Result<Option<User>, UserError> {
     let user = User::to_become(config.user.as_deref())?;
-    if let Some(user) = &user {
+    if let (Some(user), true) = (&user, is_first) {
         let sockets = config.api.iter().filter_map(|listener| match listener {
             ApiListener::Unix(path) => Some(path.as_path()),
             ApiListener::Tcp(_) => None,

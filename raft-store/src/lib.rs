@@ -19,7 +19,7 @@ pub mod table;
 
 pub use consensus::{
     Consensus, Lane, Lead, Measures, MembershipError, Nobody, ProposeError, Served, Settings, Space, Speaker,
-    StartError, Status, Transport, TransportError,
+    StartError, Status, Transport, TransportError, new_key,
 };
 pub use feed::{Cause, Change, History, View, Watcher};
 pub use latency::latency_histogram;

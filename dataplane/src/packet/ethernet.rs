@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+/// The two MAC addresses at its beginning: all that forwarding changes.
+pub(crate) const ADDRESSES_LEN: usize = 12;
 /// Destination, source, ethertype (IEEE 802.3 3.2).
 pub const ETHERNET_HEADER_LEN: usize = 14;
 /// IPv4 (RFC 894).

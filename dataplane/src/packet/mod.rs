@@ -17,11 +17,11 @@ mod vnet;
 use std::{net::IpAddr, ops::RangeInclusive};
 
 pub use address::Address;
+pub(crate) use ethernet::{ADDRESSES_LEN, VLAN_NUMBER, be16, vlan};
 pub use ethernet::{
     ETHERNET_HEADER_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Mac,
     destination, source,
 };
-pub(crate) use ethernet::{VLAN_NUMBER, be16, vlan};
 pub use parse::{DatagramId, Echo, FlowPacket, Fragment, IcmpError, Packet, Protocol, Tuple, flow, parse};
 pub use vnet::{FrameMeta, OwnedFrame, VnetHeader};
 

@@ -86,16 +86,10 @@ impl Report {
         let dropped = |reason| all().map(|stats| stats.dropped(reason).get()).sum();
         let drops = DropReason::ALL.iter().map(|&reason| (reason, dropped(reason)));
         let drops = drops.filter(|(_, count)| *count > 0).collect();
-        // In this order: what is taken over in between must not be missing.
-        let taken_over: u64 = all().map(|stats| stats.taken_over.get()).sum();
-        let mut totals = Totals::default();
-        all().for_each(|stats| totals.add(stats));
-        // What is on its way between two workers waits too.
-        totals.held += totals.handed_off.saturating_sub(taken_over);
         let worker =
             |stats: &&WorkerStats| WorkerReport { received: stats.received.get(), handed_off: stats.handed_off.get() };
         Self {
-            totals,
+            totals: totals(all),
             drops,
             workers: at_work.iter().map(worker).collect(),
             conflicts: conflicts(all()),
@@ -103,6 +97,17 @@ impl Report {
             backends: snapshot.backends().map(backend).collect(),
         }
     }
+}
+
+/// What several workers count, added up.
+pub(crate) fn totals<'a, I: Iterator<Item = &'a WorkerStats>>(all: impl Fn() -> I) -> Totals {
+    // In this order: what is taken over in between must not be missing.
+    let taken_over: u64 = all().map(|stats| stats.taken_over.get()).sum();
+    let mut totals = Totals::default();
+    all().for_each(|stats| totals.add(stats));
+    // What is on its way between two workers waits too.
+    totals.held += totals.handed_off.saturating_sub(taken_over);
+    totals
 }
 
 /// Other stations that claimed a VIP of ours.

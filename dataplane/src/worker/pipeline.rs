@@ -25,7 +25,7 @@ use crate::{
     },
     io::{engine::FrameJudge, sys::memory::prefetch},
     packet::{
-        self, Address, DatagramId, FlowPacket, FrameMeta, Mac, OwnedFrame, Packet, VnetHeader, checksum,
+        self, ADDRESSES_LEN, Address, DatagramId, FlowPacket, FrameMeta, Mac, OwnedFrame, Packet, VnetHeader, checksum,
         fragments::{fragments, may_be_fragmented},
         icmp::Reply,
         rewrite,
@@ -41,8 +41,6 @@ use crate::{
     verdict::{DropReason, Sent, Verdict},
 };
 
-/// The two MAC addresses of a frame.
-const ADDRESSES_LEN: usize = 12;
 /// ICMP errors of our own, and refusals, a second (Linux has the same in icmp_msgs_per_sec).
 pub(super) const REPLIES_PER_S: u64 = 1000;
 /// Echo requests that are answered, a second.
@@ -172,11 +170,7 @@ impl Pipeline {
     /// The whole way of a frame that was peeked at. Rewritten in place if it goes anywhere.
     pub fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek) -> Verdict {
         self.stats.received.add(1);
-        let verdict = if self.taps.is_empty() {
-            self.consider(port, meta, frame, peek, Came::FromWire)
-        } else {
-            self.consider_tapped(port, meta, frame, peek, Came::FromWire)
-        };
+        let verdict = self.consider_and_tap(port, meta, frame, peek, Came::FromWire);
         self.count(verdict, &meta.vnet);
         if let Verdict::Deliver { .. } = verdict {
             self.send_beside(verdict, port, OwnedFrame::new(&meta.vnet, frame));
@@ -280,7 +274,15 @@ impl Pipeline {
         verdict
     }
 
-    /// The same, and whoever captures gets a copy.
+    /// The same; whoever captures, if anybody does, gets a copy.
+    #[inline(always)]
+    fn consider_and_tap(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek, came: Came) -> Verdict {
+        match self.taps.is_empty() {
+            true => self.consider(port, meta, frame, peek, came),
+            false => self.consider_tapped(port, meta, frame, peek, came),
+        }
+    }
+
     #[cold]
     fn consider_tapped(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek, came: Came) -> Verdict {
         let before = Before::of(frame, peek.flow.is_some());
@@ -335,11 +337,7 @@ impl Pipeline {
         let meta = FrameMeta { vlan_tagged: false, vnet: frame.vnet() };
         let mut peek = Peek::NOTHING;
         self.peek(frame.frame(), &mut peek);
-        let verdict = if self.taps.is_empty() {
-            self.consider(port, meta, frame.frame_mut(), &peek, Came::FromWorker)
-        } else {
-            self.consider_tapped(port, meta, frame.frame_mut(), &peek, Came::FromWorker)
-        };
+        let verdict = self.consider_and_tap(port, meta, frame.frame_mut(), &peek, Came::FromWorker);
         self.count(verdict, &meta.vnet);
         self.send_beside(verdict, port, frame);
     }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     forward::{runtime::BackendRef, snapshot::Snapshot},
+    packet::ADDRESSES_LEN,
     verdict::{DropReason, Sent, Verdict},
 };
 
@@ -34,8 +35,6 @@ const COPIES_PER_S: u64 = 5_000;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Frames that are given at a time.
 const AT_ONCE: usize = 256;
-/// The two MAC addresses: all that forwarding changes.
-const ADDRESSES_LEN: usize = 12;
 
 /// What a capture takes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -20,9 +20,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    admitted::{Admitted, Tls},
     authority::Authority,
     keepalive::keep_alive,
+    lasting::{Lasting, Tls},
     peer::{From, Peer, Shown},
     refusals::{Refusal, Refusals},
     room::Room,
@@ -55,7 +55,7 @@ pub(crate) fn incoming(
     security: Security,
     room: Room,
     watches: Option<mpsc::UnboundedSender<Watched>>,
-) -> io::Result<impl Stream<Item = io::Result<Admitted>> + Send + 'static> {
+) -> io::Result<impl Stream<Item = io::Result<Lasting>> + Send + 'static> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (sender, admitted) = mpsc::channel(WAITING);
@@ -78,7 +78,7 @@ pub(crate) fn incoming(
             match &security {
                 Security::Plain => {
                     let Some(place) = room.take(&peer) else { continue };
-                    if sender.send(Ok(Admitted::new(Box::new(stream), peer, None, place))).await.is_err() {
+                    if sender.send(Ok(Lasting::admitted(Box::new(stream), peer, None, place))).await.is_err() {
                         return;
                     }
                 }
@@ -103,7 +103,7 @@ pub(crate) fn incoming(
                         }
                         let Some(place) = room.take(&peer) else { return };
                         if stream.get_ref().1.alpn_protocol() != Some(WATCHDOG) {
-                            drop(sender.send(Ok(Admitted::new(stream, peer, None, place))).await);
+                            drop(sender.send(Ok(Lasting::admitted(stream, peer, None, place))).await);
                         } else if let (Some(watches), Ok(Some(by)), Ok(secret)) =
                             (watches, peer.node(), secret(&stream))
                         {
@@ -147,7 +147,7 @@ async fn secure(stream: TcpStream, from: IpAddr, security: Security, refusals: &
 pub(crate) fn incoming_unix(
     listener: UnixListener,
     room: Room,
-) -> io::Result<impl Stream<Item = io::Result<Admitted>> + Send + 'static> {
+) -> io::Result<impl Stream<Item = io::Result<Lasting>> + Send + 'static> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let accept = move |listener: tokio::net::UnixListener| {
@@ -165,7 +165,7 @@ pub(crate) fn incoming_unix(
                 let user = stream.peer_cred().ok().map(|of| of.uid());
                 let peer = Peer { from: From::Unix(user), shown: Shown::Nothing };
                 let Some(place) = room.take(&peer) else { continue };
-                let admitted = Admitted::new(Box::new(stream), peer, Some(Authority::default()), place);
+                let admitted = Lasting::admitted(Box::new(stream), peer, Some(Authority::default()), place);
                 return Some((Ok(admitted), listener));
             }
         }

@@ -6,9 +6,8 @@ use lb_proto::tls::{Certified, Role};
 use tokio::net::TcpStream;
 
 use super::{
-    admitted::Tls,
     keepalive::keep_alive,
-    lasting::{Lasting, Stream},
+    lasting::{Lasting, Stream, Tls},
     peer::{From, Peer, Shown},
     secret::{Secret, secret},
     security::Security,
@@ -56,7 +55,7 @@ impl Security {
             {
                 let from = From::Tcp(stream.get_ref().0.peer_addr()?);
                 let peer = Peer { from, shown: Shown::Certificate(Arc::new(certified), self.clone()) };
-                Ok(Box::new(Lasting::new(Box::new(stream), peer)))
+                Ok(Box::new(Lasting::made(Box::new(stream), peer)))
             }
             certified => {
                 let found = certified.map_or_else(|| "nobody".to_owned(), |certified| certified.identity.to_string());

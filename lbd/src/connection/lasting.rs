@@ -7,26 +7,48 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::TlsStream;
+use tonic::transport::server::Connected;
 
-use super::{peer::Peer, security::End};
+use super::{authority::Authority, peer::Peer, security::End, shares::Place};
+
+pub(super) type Tls = TlsStream<TcpStream>;
 
 /// Bytes in both directions.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// All that is open on it ends with it.
-pub(super) struct Lasting {
+pub(crate) struct Lasting {
     stream: Box<dyn Stream>,
-    pub(super) peer: Peer,
+    peer: Peer,
     /// When whoever is at the other end counts no more; `None` when that has come.
     ends: Option<BoxFuture<'static, End>>,
+    /// On a Unix socket, where an authority may be a path.
+    authority: Option<Authority>,
+    /// One that was let in counts against the room for connections as long as it lasts.
+    _place: Option<Place<String>>,
 }
 
 impl Lasting {
-    pub(super) fn new(stream: Box<dyn Stream>, peer: Peer) -> Self {
+    /// One that this node has made.
+    pub(super) fn made(stream: Box<dyn Stream>, peer: Peer) -> Self {
         let ends = Some(peer.ends());
-        Self { stream, peer, ends }
+        Self { stream, peer, ends, authority: None, _place: None }
+    }
+
+    /// One that was let in.
+    pub(super) fn admitted(
+        stream: Box<dyn Stream>,
+        peer: Peer,
+        authority: Option<Authority>,
+        place: Place<String>,
+    ) -> Self {
+        Self { authority, _place: Some(place), ..Self::made(stream, peer) }
     }
 
     /// Whether it goes on.
@@ -41,11 +63,24 @@ impl Lasting {
     }
 }
 
+impl Connected for Lasting {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
 impl AsyncRead for Lasting {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.goes_on(cx)?;
-        Pin::new(&mut this.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        if let (Poll::Ready(Ok(())), Some(authority)) = (&read, &mut this.authority) {
+            authority.pass(&mut buffer.filled_mut()[before..]);
+        }
+        read
     }
 }
 

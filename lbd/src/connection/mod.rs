@@ -2,7 +2,6 @@
 //! operator wants it so, and the Unix socket.
 
 mod accept;
-mod admitted;
 mod authority;
 mod dial;
 mod keepalive;

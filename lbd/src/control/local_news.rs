@@ -1,8 +1,12 @@
 //! What this node sees itself and nobody tells of, as events: links, the guard, MAC addresses of backends.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_dataplane::{Dataplane, packet::Mac};
+use lb_raft_store::table::Table;
 
 use crate::{
     events::{Events, Kind, News},
@@ -36,8 +40,8 @@ impl LocalNews {
         }
     }
 
-    pub(super) fn look_at(&mut self, dataplane: &Dataplane, events: &Events) {
-        let restored = dataplane.report().totals.guard_restored;
+    /// `restored`: how often the guard was put back.
+    pub(super) fn look_at(&mut self, dataplane: &Dataplane, restored: u64, table: &Table, events: &Events) {
         if restored > std::mem::replace(&mut self.guard_restored, restored) {
             let reason = "another program has changed or removed the nftables guard: it was put back".to_owned();
             events.tell(News::of_node(Kind::Kernel, true, reason));
@@ -54,6 +58,11 @@ impl LocalNews {
         }
         // One that is not resolved now is compared with what it had when it is again.
         self.macs.extend(macs);
+        // Those that are removed are forgotten.
+        if self.macs.len() > table.backends().count() {
+            let there: BTreeSet<u64> = table.backends().map(|backend| backend.id).collect();
+            self.macs.retain(|id, _| there.contains(id));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use lb_dataplane::Dataplane;
+use lb_dataplane::{Dataplane, stats::Totals};
 use lb_raft_store::{Consensus, table::Table};
 use tokio::sync::watch;
 
@@ -89,9 +89,10 @@ impl LookOut {
                     let view = self.consensus.view();
                     if let Some(dataplane) = self.dataplane.clone() {
                         self.conflicts.look(&dataplane, &view.table, &self.alarms);
-                        self.look_at_flows(&dataplane, &mut crowded);
-                        self.alarms.set(Alarm::Ring, ring.look(dataplane.report().totals.ring_full));
-                        self.news.look_at(&dataplane, &self.events);
+                        let totals = dataplane.totals();
+                        self.look_at_flows(&totals, &mut crowded);
+                        self.alarms.set(Alarm::Ring, ring.look(totals.ring_full));
+                        self.news.look_at(&dataplane, totals.guard_restored, &view.table, &self.events);
                     }
                     self.look_at_links(&view.table);
                     self.look_at_itself(&view.table);
@@ -109,8 +110,7 @@ impl LookOut {
         fitness.set(Cause::Memory, (!dataplane.is_warm()).then(cold));
     }
 
-    fn look_at_flows(&self, dataplane: &Dataplane, before: &mut u64) {
-        let totals = dataplane.report().totals;
+    fn look_at_flows(&self, totals: &Totals, before: &mut u64) {
         let without_room = totals.flows_not_remembered + totals.flows_displaced;
         let more = without_room.saturating_sub(std::mem::replace(before, without_room));
         let problem = || {

@@ -62,7 +62,6 @@ impl PublishGrants {
 
     async fn publish(&self, me: NodeId, view: &Arc<View>, held: &Grants, told: &mut Told) {
         let plan = held.plan(me, &view.table);
-        told.before.look(me, &view.table);
         if told.published.as_ref() != Some(&plan.answered)
             && let Some(dataplane) = &self.dataplane
         {
@@ -81,6 +80,8 @@ impl PublishGrants {
         }
         // A witness answers for nothing; what it was given by mistake it gives back at once.
         self.ownership.in_force(&plan, view);
+        // For the next time: nobody waits for it.
+        told.before.look(me, &view.table);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_proto::v1::{FlowKeyQuestion, ask_request::Question, ask_response::Answer};
-use lb_raft_store::{Consensus, table::Table};
+use lb_raft_store::{Consensus, new_key, table::Table};
 use tokio::time::sleep;
 
 use crate::{
@@ -53,7 +53,7 @@ fn take(heard: &Heard, makes_one: bool, key: &FlowKey) -> Result<(), FlowKeyErro
     match known {
         Some(known) => key.keep(known),
         // Whoever is silent may have one.
-        None if makes_one && heard.silent.is_empty() => key.keep(FlowKey::random()),
+        None if makes_one && heard.silent.is_empty() => key.keep(new_key()),
         None => Ok(()),
     }
 }

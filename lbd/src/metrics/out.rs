@@ -3,7 +3,7 @@
 use std::fmt;
 
 use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, histogram::Histogram},
     registry::Unit,
 };
@@ -34,11 +34,8 @@ impl Out<'_> {
         unit: Option<&Unit>,
         series: impl IntoIterator<Item = (L, f64)>,
     ) -> Encoded {
-        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-        for (labels, value) in series {
-            ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
+        let described = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        family(described, series.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value))))
     }
 
     pub(super) fn counters<L: EncodeLabelSet>(
@@ -47,11 +44,8 @@ impl Out<'_> {
         help: &str,
         series: impl IntoIterator<Item = (L, u64)>,
     ) -> Encoded {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in series {
-            ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
+        let described = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        family(described, series.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))))
     }
 
     /// Counters that are no whole numbers.
@@ -62,10 +56,17 @@ impl Out<'_> {
         unit: &Unit,
         series: impl IntoIterator<Item = (L, f64)>,
     ) -> Encoded {
-        let mut metric = self.0.encode_descriptor(name, help, Some(unit), MetricType::Counter)?;
-        for (labels, value) in series {
-            ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
+        let described = self.0.encode_descriptor(name, help, Some(unit), MetricType::Counter)?;
+        family(described, series.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))))
     }
+}
+
+fn family<L: EncodeLabelSet, M: EncodeMetric>(
+    mut described: MetricEncoder<'_>,
+    series: impl Iterator<Item = (L, M)>,
+) -> Encoded {
+    for (labels, metric) in series {
+        metric.encode(described.encode_family(&labels)?)?;
+    }
+    Ok(())
 }

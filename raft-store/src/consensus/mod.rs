@@ -28,5 +28,4 @@ pub use node::{Consensus, Lead, Measures, Settings, Status};
 pub use propose::ProposeError;
 pub use serve::{Served, Speaker};
 pub use space::Space;
-pub use start::StartError;
-pub(crate) use start::new_key;
+pub use start::{StartError, new_key};

@@ -199,13 +199,15 @@ impl Consensus {
     /// What an operator measures of it.
     pub fn measures(&self) -> Measures {
         let inner = &self.inner;
-        let metrics = inner.member.get().map(|member| member.raft.metrics().borrow_watched().clone());
+        let member = inner.member.get();
+        let me = member.map(|member| member.identity.node);
+        let metrics = member.map(|member| member.raft.metrics().borrow_watched().clone());
         let last = metrics.as_ref().and_then(|metrics| metrics.last_log_index).unwrap_or_default();
         let behind = metrics.and_then(|metrics| metrics.replication).unwrap_or_default().into_iter();
         let behind = behind.map(|(node, matching)| (node, last - matching.map_or(0, |of| of.index()).min(last)));
         Measures {
             last_index: last,
-            behind: behind.filter(|(node, _)| Some(*node) != self.status().node).collect(),
+            behind: behind.filter(|(node, _)| Some(*node) != me).collect(),
             commits: inner.in_flight.commits().clone(),
             syncs: inner.store.syncs().clone(),
             sizes: inner.store.sizes(),

@@ -213,6 +213,6 @@ fn same_node(settings: &Settings, identity: &Identity) -> Result<(), StartError>
 }
 
 /// 128 random bits: a version 4 UUID has 122, so two of them are mixed.
-pub(crate) fn new_key() -> u128 {
+pub fn new_key() -> u128 {
     Uuid::new_v4().as_u128() ^ Uuid::new_v4().as_u128().rotate_left(64)
 }
