@@ -31,6 +31,8 @@ mod supervise;
 mod task;
 mod telemetry;
 mod terminal;
+mod traffic;
+mod web;
 
 use std::{path::Path, process::ExitCode};
 

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt as _, future::join_all};
 use lb_dataplane::Dataplane;
 use lb_proto::v1::{
-    AskRequest, BackendFlows, FlowCounts, FlowKeyAnswer, ask_request::Question, ask_response::Answer,
-    raft_service_client::RaftServiceClient,
+    AskRequest, BackendFlows, FlowCounts, FlowKeyAnswer, GetStatsResponse, TrafficQuestion, ask_request::Question,
+    ask_response::Answer, raft_service_client::RaftServiceClient,
 };
 use lb_raft_store::table::{NodeId, Table};
 use tokio::time::timeout;
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use crate::{
     flow_key::FlowKey,
     raft::{Answers, Channels},
+    traffic,
 };
 
 /// For the others to answer.
@@ -28,7 +29,8 @@ pub(crate) struct Peers {
 
 /// What was heard.
 pub(crate) struct Heard {
-    pub(crate) answers: Vec<Answer>,
+    /// With the names of those that gave them.
+    pub(crate) answers: Vec<(String, Answer)>,
     /// Those that did not answer, and why: for people.
     pub(crate) silent: Vec<String>,
 }
@@ -51,7 +53,10 @@ impl Peers {
             } else {
                 self.ask_one(&node.address, node.name.as_str(), *question).await
             };
-            answer.map_err(|reason| format!("{}: {reason}", node.name))
+            match answer {
+                Ok(answer) => Ok((node.name.to_string(), answer)),
+                Err(reason) => Err(format!("{}: {reason}", node.name)),
+            }
         });
         let (answers, silent) = join_all(asked).await.into_iter().fold((Vec::new(), Vec::new()), |mut all, answer| {
             match answer {
@@ -61,6 +66,16 @@ impl Peers {
             all
         });
         Heard { answers, silent }
+    }
+
+    /// What all nodes have done with their frames.
+    pub(crate) async fn traffic(&self, table: &Table, me: Option<NodeId>) -> GetStatsResponse {
+        let Heard { answers, silent } = self.ask(table, me, &Question::Traffic(TrafficQuestion {})).await;
+        let answers = answers.into_iter().filter_map(|(node, answer)| match answer {
+            Answer::Traffic(traffic) => Some((node, traffic)),
+            Answer::FlowCounts(_) | Answer::FlowKey(_) => None,
+        });
+        GetStatsResponse { silent_nodes: silent, ..traffic::sum(answers, table) }
     }
 
     async fn ask_one(&self, address: &str, name: &str, question: Question) -> Result<Answer, String> {
@@ -78,6 +93,10 @@ fn answers(dataplane: Option<Arc<Dataplane>>, flow_key: FlowKey) -> Answers {
         let (dataplane, flow_key) = (dataplane.clone(), flow_key.clone());
         async move {
             match question {
+                Question::Traffic(_) => {
+                    let report = dataplane.map(|dataplane| dataplane.report()).unwrap_or_default();
+                    Some(Answer::Traffic(traffic::of_node(report)))
+                }
                 Question::FlowKey(_) => Some(Answer::FlowKey(FlowKeyAnswer { key: flow_key.bytes() })),
                 Question::CountFlows(_) => {
                     let Some(dataplane) = dataplane else { return Some(Answer::FlowCounts(FlowCounts::default())) };

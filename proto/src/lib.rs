@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod labels;
+pub mod rates;
 #[cfg(feature = "tls")]
 pub mod tls;
 

@@ -14,6 +14,7 @@ mod fuzz;
 mod latency;
 mod raft;
 mod recovery;
+mod span;
 mod store;
 pub mod table;
 
@@ -24,6 +25,7 @@ pub use consensus::{
 pub use feed::{Cause, Change, History, View, Watcher};
 pub use latency::latency_histogram;
 pub use recovery::{RecoverError, Recovered, recover};
+pub use span::request_span;
 pub use store::{
     StoreError,
     inspect::{JournalReport, NodeReport, SledReport, SnapshotReport, StoreReport, inspect},

@@ -37,7 +37,8 @@ const FORBIDDEN: &[(&str, &str, &[&str])] = &[
     ("query", "io", &["io::sys::memory"]),
 ];
 
-const RAFT_STORE: &[&str] = &["latency", "codec", "table", "raft", "feed", "store", "consensus", "recovery", ""];
+const RAFT_STORE: &[&str] =
+    &["latency", "codec", "table", "span", "raft", "feed", "store", "consensus", "recovery", ""];
 
 const LBD: &[&str] = &[
     "events",
@@ -55,12 +56,14 @@ const LBD: &[&str] = &[
     "ownership",
     "raft",
     "flow_key",
+    "traffic",
     "peers",
     "exit",
     "health",
     "control",
     "metrics",
     "api",
+    "web",
     "store",
     "recover",
     "app",

@@ -94,3 +94,37 @@ pub(crate) fn of_a_takeover() -> anyhow::Result<()> {
     ensure!(told.starts_with("TIME") && told.contains(&moved), "{told}");
     Ok(())
 }
+
+/// By its id a request is found in the log of every node: where it was proposed, applied, and in force.
+pub(crate) fn of_a_request() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 2, servers: 1, two_interfaces: false, engine: "ring" })?;
+    for node in &mut site.nodes {
+        node.environment.push(("RUST_LOG".to_owned(), "request=debug".to_owned()));
+    }
+    site.start()?;
+    let done = site.nodes[1].lbctl_json(&["vip", "add", "192.168.2.77"])?;
+    let (request, revision) = (done["request_id"].as_str().context("an id")?, &done["revision"]);
+    let lines = |node: &LbNode| -> Vec<String> {
+        node.log()
+            .lines()
+            .filter(|line| line.contains(&format!("request{{id=\"{request}\"}}")))
+            .map(str::to_owned)
+            .collect()
+    };
+    let has = |lines: &[String], words: &str| lines.iter().any(|line| line.contains(words));
+    wait::until_ok(SOON, || {
+        for node in &site.nodes {
+            let lines = lines(node);
+            for words in
+                [format!("applied to the table revision={revision}"), format!("in the dataplane revision={revision}")]
+            {
+                ensure!(has(&lines, &words), "{} does not say {words:?}: {lines:#?}", node.name);
+            }
+        }
+        Ok(())
+    })?;
+    let of_asked = lines(&site.nodes[1]);
+    ensure!(has(&of_asked, "proposed method=\"CreateVip\"") && has(&of_asked, "agreed on"), "{of_asked:#?}");
+    ensure!(!has(&lines(&site.nodes[0]), "proposed"), "{:#?}", lines(&site.nodes[0]));
+    Ok(())
+}

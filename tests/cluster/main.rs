@@ -14,6 +14,7 @@ mod metrics;
 mod moves;
 mod once;
 mod overload;
+mod page;
 mod recovery;
 mod security;
 mod segments;
@@ -26,6 +27,7 @@ use lb_tests::runner::Test;
 
 fn main() -> std::process::ExitCode {
     lb_tests::python::prepare();
+    lb_tests::browser::prepare();
     lb_tests::runner::main([
         Test::once("a_killed_owners_vip_is_taken_over", takeover::owner_is_killed),
         Test::once("all_nodes_killed_during_writes_lose_nothing", crashes::all_killed_during_writes),
@@ -67,6 +69,7 @@ fn main() -> std::process::ExitCode {
         Test::once("strangers_and_impostors_change_nothing", security::strangers),
         Test::once("certificates_are_replaced_under_load", security::certificates_are_replaced),
         Test::once("metrics_are_read_as_scrapers_do", metrics::are_read),
+        Test::once("the_page_shows_what_happens", page::shows).needs(lb_tests::browser::is_there),
         Test::once("alerts_come_when_they_should", metrics::alerts_come).needs(metrics::promtool_is_there),
         Test::once("a_node_leaves_nothing_open", security::least_privilege),
         Test::once("started_by_root_it_becomes_another_user", security::another_user),
@@ -90,5 +93,6 @@ fn main() -> std::process::ExitCode {
         Test::once("who_does_not_read_is_told_from_where_to_go_on", api::slow_watcher),
         Test::once("whoever_watches_is_told_each_change_in_order", api::watched),
         Test::once("what_has_happened_is_told_with_its_reason", events::of_a_takeover),
+        Test::once("a_request_is_followed_by_its_id", events::of_a_request),
     ])
 }

@@ -24,8 +24,8 @@ pub(crate) const LOOPBACK: &str = "127.0.0.1:9400";
 /// What Prometheus asks for.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0";
 
-fn request(path: &str, accept: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: lbd\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
+fn request(path: &str, accept: &str, host: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
 }
 
 /// The status and the body of an answer.
@@ -36,14 +36,19 @@ fn split(answer: &str) -> anyhow::Result<(u16, String)> {
 }
 
 pub(crate) fn get(site: &Site, node: usize, path: &str) -> anyhow::Result<(u16, String)> {
-    get_as(site, node, path, OPENMETRICS)
+    get_as(site, node, path, (OPENMETRICS, "lbd"))
 }
 
-fn get_as(site: &Site, node: usize, path: &str, accept: &str) -> anyhow::Result<(u16, String)> {
+/// As whoever takes the listener for another host.
+pub(crate) fn get_under(site: &Site, node: usize, path: &str, host: &str) -> anyhow::Result<(u16, String)> {
+    get_as(site, node, path, (OPENMETRICS, host))
+}
+
+fn get_as(site: &Site, node: usize, path: &str, (accept, host): (&str, &str)) -> anyhow::Result<(u16, String)> {
     site.node_hosts[node].ns.enter(|| {
         let mut stream = TcpStream::connect(LOOPBACK)?;
         stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(request(path, accept).as_bytes())?;
+        stream.write_all(request(path, accept, host).as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         split(&answer)
@@ -85,7 +90,7 @@ fn get_by_tls(site: &Site, address: &str, files: &Files) -> anyhow::Result<(u16,
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await?;
             let mut stream = connector.connect(address.ip().into(), stream).await?;
-            stream.write_all(request("/metrics", OPENMETRICS).as_bytes()).await?;
+            stream.write_all(request("/metrics", OPENMETRICS, "lbd").as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
             split(&answer)
@@ -198,7 +203,7 @@ fn no_lint_is_found() -> anyhow::Result<()> {
     site.nodes[0].reconfigure("[dataplane]", &format!("[metrics]\nlisten = {LOOPBACK:?}\n[dataplane]"))?;
     site.start()?;
     site.configure()?;
-    let (_, text) = get_as(&site, 0, "/metrics", "text/plain")?;
+    let (_, text) = get_as(&site, 0, "/metrics", ("text/plain", "lbd"))?;
     let mut command = Command::new("promtool");
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut promtool = command.spawn()?;

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod binaries;
+pub mod browser;
 pub mod campaign;
 pub mod capture;
 pub mod checked;

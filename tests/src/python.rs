@@ -27,6 +27,18 @@ pub struct Client {
     pub sources: PathBuf,
 }
 
+/// A file of a package from PyPI, which is downloaded and not installed.
+pub fn file_of(package: &str, file: &str) -> anyhow::Result<PathBuf> {
+    let into = binaries::directory()?.join("python-packages").join(package);
+    let path = into.join(file);
+    if !path.exists() {
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"];
+        let python = client()?.python;
+        run(Command::new(python).args(pip).arg(&into).arg(package), "pip install, which needs PyPI")?;
+    }
+    Ok(path)
+}
+
 /// Whether this machine has Python with what installs packages.
 pub fn is_there() -> Result<(), String> {
     let found = Command::new("python3").args(["-c", "import venv, ensurepip"]).stderr(Stdio::null()).status();

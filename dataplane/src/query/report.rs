@@ -51,6 +51,8 @@ pub struct VipReport {
 /// A backend's counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendReport {
+    /// What the control plane calls it.
+    pub id: u64,
     /// Its service.
     pub service: String,
     /// Its own address.
@@ -76,6 +78,7 @@ impl Report {
             new_flows: traffic.new_flows(),
         };
         let backend = |backend: &Backend| BackendReport {
+            id: backend.id,
             service: snapshot.services[backend.service as usize].name.clone(),
             address: backend.address,
             mac: backend.mac(),

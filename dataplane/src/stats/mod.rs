@@ -174,7 +174,7 @@ macro_rules! counters {
 }
 
 /// Those of the counters that tell how many there are, and not how many there were.
-pub const LEVELS: &[&str] = &["held"];
+pub const LEVELS: &[&str] = &["held", "ring_waiting", "ring_slots"];
 
 counters! {
     /// Frames taken from the rings.
@@ -191,6 +191,10 @@ counters! {
     held,
     /// Frames that the kernel dropped because the ring was full.
     ring_full,
+    /// Frames that wait in the rings, as looked at ten times a second.
+    ring_waiting,
+    /// Frames for which the rings have room.
+    ring_slots,
     /// ARP and neighbour discovery that the kernel dropped because their sockets were full.
     control_lost,
     /// Frames that the workers made themselves: announcements, questions for neighbours, ICMP errors, refusals.

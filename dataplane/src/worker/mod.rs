@@ -135,6 +135,9 @@ impl Worker {
                 let (lost, control_lost) = (sockets.lost(self.pipeline.now_ns), sockets.control_lost());
                 self.handle.stats.ring_full.add(lost);
                 self.handle.stats.control_lost.add(control_lost);
+                let (waiting, slots) = sockets.engine.waiting();
+                self.handle.stats.ring_waiting.set(waiting as u64);
+                self.handle.stats.ring_slots.set(slots as u64);
                 // What others answer comes by the sockets for control frames, whatever becomes of the data.
                 if control_lost > 0 {
                     self.pipeline.excuse_silence();
@@ -143,6 +146,8 @@ impl Worker {
             }
         }
         self.handle.stats.ring_full.add(sockets.engine.lost().frames);
+        self.handle.stats.ring_waiting.set(0);
+        self.handle.stats.ring_slots.set(0);
         // The others may take a moment yet: until then this one is not late.
         published.progress.expect(self.handle.index, boottime_ns() + OPENING_NS);
         Ok(())

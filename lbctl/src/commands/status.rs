@@ -36,7 +36,8 @@ pub(super) async fn status(session: &Session, check: bool) -> Result<(), Failure
 
 pub(super) async fn stats(session: &Session) -> Result<(), Failure> {
     let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    let stats = session.read(GetStatsRequest {}, |request| async move { client.get_stats(request).await }).await?;
+    let stats =
+        session.read(GetStatsRequest::default(), |request| async move { client.get_stats(request).await }).await?;
     match session.format() {
         format if format.is_data() => output::object(format, &views::with_counters(&stats)?),
         _ => output::print(&stats.summary()),

@@ -6,10 +6,7 @@ use futures::Stream;
 use lb_proto::v1::{self, cluster_service_server::ClusterService};
 use lb_raft_store::{
     View,
-    table::{
-        Attachment, Body, Evidence, Name, Node, NodeId, Rejection, Role, SettingsPatch, Sign, decode_saved,
-        encode_saved, restore,
-    },
+    table::{Body, Evidence, Name, NodeId, Rejection, Role, SettingsPatch, decode_saved, encode_saved, restore},
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
@@ -21,7 +18,6 @@ use super::{
     guard::{self, Guard, Guarded as _},
     settings, status,
 };
-use crate::health::unserved;
 
 /// Of a snapshot, in one message.
 const CHUNK_LEN: usize = 256 << 10;
@@ -80,114 +76,6 @@ impl Cluster {
         view.table.check_expected(&command).map_err(|rejection| status::rejected(&rejection))?;
         Ok(view)
     }
-
-    fn local_status(&self, view: &View, stale: bool, brief: bool) -> v1::GetStatusResponse {
-        let context = &self.0;
-        let config = &context.config;
-        let status = context.consensus.status();
-        let table = &view.table;
-        let waiting = match status.node {
-            Some(_) => String::new(),
-            None => format!("waiting to be added as {} at {}", config.name, config.cluster.advertise),
-        };
-        let dataplane = context.dataplane.as_ref().map(|dataplane| v1::DataplaneStatus {
-            engine: dataplane.engine().to_string(),
-            reason: dataplane.engine_reason().unwrap_or_default(),
-            workers: u32::try_from(dataplane.worker_count()).unwrap_or(u32::MAX),
-            running: dataplane.is_running(),
-            scheduling: dataplane.scheduling().to_string(),
-        });
-        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        v1::GetStatusResponse {
-            cluster: config.cluster.name.to_string(),
-            cluster_id: status.cluster.map(|id| id.to_string()).unwrap_or_default(),
-            node: config.name.to_string(),
-            waiting,
-            leader: status.leader.and_then(|id| table.node(id)).map(|node| node.name.to_string()).unwrap_or_default(),
-            term: status.term,
-            revision: table.revision(),
-            applied: view.applied,
-            feature_level: table.feature_level(),
-            nodes: self.nodes(view, &status),
-            vips: count(table.vips().count()),
-            unowned_vips: count(table.vips().filter(|vip| vip.owner.is_none()).count()),
-            services: count(table.services().count()),
-            backends: count(table.backends().count()),
-            dataplane,
-            lease_valid_ms: context.ownership.valid_ms(),
-            held: context.ownership.is_held(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            stale,
-            vip_owners: table.vips().filter(|_| !brief).map(|vip| context.vip(vip, table)).collect(),
-            warnings: self.warnings(view, &status, stale),
-        }
-    }
-
-    fn nodes(&self, view: &View, status: &lb_raft_store::Status) -> Vec<v1::Node> {
-        let heard = self.0.ownership.heard();
-        let round_trips = self.0.ownership.round_trips();
-        let row = |node: &Node| v1::Node {
-            heard: status.node == Some(node.id) || heard.peers.get(&node.id).copied().unwrap_or(false),
-            round_trip_us: round_trips.get(&node.id).map_or(0, |ns| u32::try_from(ns / 1000).unwrap_or(u32::MAX)),
-            ..convert::node(node, view, status.leader)
-        };
-        view.table.nodes().map(row).collect()
-    }
-
-    /// What is wrong: what this node sees itself, and what stands in the table.
-    fn warnings(&self, view: &View, status: &lb_raft_store::Status, stale: bool) -> Vec<String> {
-        let table = &view.table;
-        // What clients feel comes first.
-        let mut warnings = unserved(table);
-        if stale {
-            warnings.push("no majority confirmed this: it is what this node knew last".to_owned());
-        }
-        if status.node.is_some() && status.leader.is_none() {
-            warnings.push("there is no leader: no change can be agreed on".to_owned());
-        }
-        warnings.extend(self.0.alarms.problems());
-        for node in table.nodes().filter(|node| Some(node.id) != status.node) {
-            if !node.unfit.is_empty() {
-                warnings.push(format!("{} can own no VIP: {}", node.name, node.unfit));
-            }
-        }
-        for node in table.nodes().filter(|node| view.voters.contains(&node.id)) {
-            if table.lease(node.id).is_none() {
-                warnings.push(format!("{} holds no lease: it is down, or not reached by the others", node.name));
-            }
-            for attachment in node.attachments.iter().filter(|attachment| table.is_isolated(node.id, attachment)) {
-                let interface = &attachment.interface;
-                warnings
-                    .push(format!("{} hears no other node on {interface}: its segment is cut off there", node.name));
-            }
-            let signs = |a| table.blindness(node.id, a).map(move |sign| (sign, a));
-            for (sign, Attachment { interface, .. }) in node.attachments.iter().flat_map(signs) {
-                let (name, can_own) = (&node.name, "it can own no VIP until its way there is mended");
-                warnings.push(match sign {
-                    Sign::Backends => {
-                        format!("{name} hears hardly any backend on {interface}, and others hear them: {can_own}")
-                    }
-                    Sign::Gateway => {
-                        format!("{name} does not hear the gateway on {interface}, and others hear it: {can_own}")
-                    }
-                });
-            }
-        }
-        for node in table.nodes().filter(|node| Some(node.id) != status.node) {
-            for attachment in node.attachments.iter().filter(|attachment| table.vip(attachment.address).is_some()) {
-                warnings.push(format!(
-                    "VIP {} is configured on {}'s interface {}: its kernel answers beside the owner when lbd stops there",
-                    attachment.address, node.name, attachment.interface
-                ));
-            }
-        }
-        let unowned: Vec<String> =
-            table.vips().filter(|vip| vip.owner.is_none()).map(|vip| vip.settings.address.to_string()).collect();
-        if !unowned.is_empty() {
-            warnings.push(format!("no node is able to own {}", unowned.join(", ")));
-        }
-        warnings
-    }
 }
 
 #[tonic::async_trait]
@@ -199,7 +87,7 @@ impl ClusterService for Cluster {
         let confirmed = if local { None } else { self.0.consensus.read(deadline).await.ok() };
         let stale = !local && confirmed.is_none();
         let view = confirmed.unwrap_or_else(|| self.0.consensus.view());
-        Ok(Response::new(self.local_status(&view, stale, request.get_ref().brief)))
+        Ok(Response::new(self.0.overview(&view, stale, request.get_ref().brief)))
     }
 
     async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Answer<v1::AddNodeResponse> {

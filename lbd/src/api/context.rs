@@ -3,17 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use lb_dataplane::Dataplane;
-use lb_proto::{tls::Role, v1};
+use lb_proto::tls::Role;
 use lb_raft_store::{
-    Consensus, View,
-    table::{Body, Command, Effect, Expected, Mutation, Owner, Principal, Rejection, Reply, RequestId, Table, Vip},
+    Consensus, View, request_span,
+    table::{Body, Command, Effect, Expected, Mutation, Principal, Rejection, Reply, RequestId, Table},
 };
 use tokio::{sync::watch, time::Instant};
 use tonic::{Request, Status};
+use tracing::Instrument as _;
 
-use super::{convert, guard::Guard, roles, status, summary, watch::changes};
+use super::{guard::Guard, roles, status, summary, watch::changes};
 use crate::{
-    alarms::{Alarm, Alarms},
+    alarms::Alarms,
     clock,
     config::Config,
     connection::{Peer, Refusals},
@@ -131,27 +132,6 @@ impl Context {
         self.consensus.read(call.deadline).await.map_err(|error| status::not_proposed(&error, None))
     }
 
-    /// A VIP, and what this node knows of whether it is answered.
-    pub(super) fn vip(&self, vip: &Vip, table: &Table) -> v1::Vip {
-        let me = self.consensus.status().node;
-        let address = vip.settings.address;
-        let of_alarms = [Alarm::Contested(address), Alarm::OwnVip(address)].into_iter().find_map(|a| self.alarms.of(a));
-        let silent = |owner: &Owner| {
-            let name = table.node(owner.node).map(|node| node.name.to_string()).unwrap_or_default();
-            if me == Some(owner.node) {
-                let silent = self.ownership.valid_ms() == 0 && !self.ownership.is_held();
-                return silent.then(|| "not answered: the owner's lease has run out".to_owned());
-            }
-            let heard = self.ownership.heard().peers.get(&owner.node).copied().unwrap_or(false);
-            (!heard).then(|| format!("unknown: {name} is not heard"))
-        };
-        let problem = match &vip.owner {
-            None => Some("no node is able to own it".to_owned()),
-            Some(owner) => silent(owner).or(of_alarms),
-        };
-        v1::Vip { problem: problem.unwrap_or_default(), ..convert::vip(vip, table) }
-    }
-
     /// The table at a revision or later; 0 for linearizable.
     pub(super) async fn read_at_least(&self, call: &Call, revision: u64) -> Result<Arc<View>, Status> {
         if revision == 0 {
@@ -192,7 +172,18 @@ impl Context {
     pub(super) async fn change(&self, call: &Call, guard: &Guard, body: Body, what: &str) -> Result<Changed, Status> {
         let request = guard.request.clone();
         let command = self.command(call, guard, body);
-        let reply = self.consensus.propose(&command, call.deadline).await;
+        let asked = async {
+            let begun = Instant::now();
+            tracing::debug!(target: "request", method = call.method, caller = call.caller, from = call.from, "proposed");
+            let reply = self.consensus.propose(&command, call.deadline).await;
+            let ms = begun.elapsed().as_millis() as u64;
+            match &reply {
+                Ok(reply) => tracing::debug!(target: "request", revision = reply.revision, ms, "agreed on"),
+                Err(error) => tracing::debug!(target: "request", %error, ms, "not agreed on, as far as is known here"),
+            }
+            reply
+        };
+        let reply = asked.instrument(request_span(&request)).await;
         let reply = reply.map_err(|error| status::not_proposed(&error, Some(&request)))?;
         let effect = reply.result.map_err(|rejection| refused(guard, &rejection))?;
         if effect != Effect::Unchanged {

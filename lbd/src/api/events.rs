@@ -4,15 +4,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use futures::Stream;
 use lb_proto::v1;
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::status;
-use crate::events::{Event, Events};
+use super::{Context, status};
 
 /// Messages that wait for a caller.
 const WAITING: usize = 64;
@@ -23,9 +19,7 @@ type Told = Result<v1::WatchEventsResponse, Status>;
 
 /// Tells what has happened after a number, until the caller goes or `stop` is true.
 pub(super) fn follow(
-    events: Events,
-    mut stop: watch::Receiver<bool>,
-    node: String,
+    context: Context,
     request: &v1::WatchEventsRequest,
 ) -> Result<impl Stream<Item = Told> + Send + use<>, Status> {
     let kind = |number: &i32| match v1::EventKind::try_from(*number) {
@@ -33,9 +27,11 @@ pub(super) fn follow(
         Ok(kind) => Ok(kind as i32),
     };
     let kinds = request.kinds.iter().map(kind).collect::<Result<BTreeSet<_>, _>>()?;
+    let events = context.events.clone();
+    let mut stop = context.stopping.clone();
     let last = *events.watch().borrow();
     if request.after_number > last {
-        let problem = format!("the last event of {node} is {last}: the numbers are each node's own");
+        let problem = format!("the last event of {} is {last}: the numbers are each node's own", context.config.name);
         return Err(status::invalid("after_number", problem));
     }
     let (mut told, once) = (request.after_number, request.once);
@@ -50,7 +46,7 @@ pub(super) fn follow(
             missed |= forgotten;
             for event in new {
                 told = event.number;
-                let message = shown(&event, &node, missed);
+                let message = context.event(&event, missed);
                 if !kinds.is_empty() && !kinds.contains(&message.kind) {
                     continue;
                 }
@@ -74,18 +70,4 @@ pub(super) fn follow(
         }
     });
     Ok(ReceiverStream::new(receiver))
-}
-
-fn shown(event: &Event, node: &str, missed: bool) -> v1::WatchEventsResponse {
-    v1::WatchEventsResponse {
-        event: event.news.reason.clone(),
-        number: event.number,
-        time: humantime::format_rfc3339_millis(event.at).to_string(),
-        node: node.to_owned(),
-        kind: v1::EventKind::from(event.news.kind).into(),
-        objects: event.news.objects.clone(),
-        revision: event.news.revision,
-        warning: event.news.is_bad,
-        missed,
-    }
 }

@@ -12,6 +12,7 @@ mod guard;
 mod listen;
 mod methods;
 mod node;
+mod overview;
 mod page;
 mod roles;
 mod serving;

@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Context, capture, convert, events, status};
-use crate::control::claimant;
+use crate::{control::claimant, traffic};
 
 type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -32,18 +32,12 @@ pub(super) struct Node(pub(super) Context);
 
 #[tonic::async_trait]
 impl NodeService for Node {
-    async fn get_stats(&self, _: Request<v1::GetStatsRequest>) -> Answer<v1::GetStatsResponse> {
+    async fn get_stats(&self, request: Request<v1::GetStatsRequest>) -> Answer<v1::GetStatsResponse> {
+        if request.get_ref().all_nodes {
+            let (view, me) = (self.0.consensus.view(), self.0.consensus.status().node);
+            return Ok(Response::new(self.0.peers.traffic(&view.table, me).await));
+        }
         let report = self.0.dataplane.as_ref().map(|dataplane| dataplane.report()).unwrap_or_default();
-        let drop = |(reason, packets): (lb_dataplane::verdict::DropReason, u64)| v1::DropCount {
-            reason: reason.label().into(),
-            packets,
-        };
-        let vip = |vip: lb_dataplane::VipReport| v1::VipCount {
-            address: vip.address.to_string(),
-            packets: vip.packets,
-            bytes: vip.bytes,
-            new_flows: vip.new_flows,
-        };
         let backend = |backend: lb_dataplane::BackendReport| v1::BackendCount {
             service: backend.service,
             address: backend.address.to_string(),
@@ -81,12 +75,13 @@ impl NodeService for Node {
             flows_remembered: totals.flows_remembered,
             flows_not_remembered: totals.flows_not_remembered,
             counters: totals.iter().map(counter).collect(),
-            drops: report.drops.into_iter().map(drop).collect(),
+            drops: traffic::drops(&report),
             workers: report.workers.iter().map(worker).collect(),
-            vips: report.vips.into_iter().map(vip).collect(),
+            vips: report.vips.into_iter().map(traffic::vip).collect(),
             backends: report.backends.into_iter().map(backend).collect(),
             conflicts,
             table_revision: self.0.in_force.revision(),
+            ..v1::GetStatsResponse::default()
         }))
     }
 
@@ -130,8 +125,7 @@ impl NodeService for Node {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        let name = self.0.config.name.to_string();
-        let events = events::follow(self.0.events.clone(), self.0.stopping.clone(), name, &request.into_inner())?;
+        let events = events::follow(self.0.clone(), &request.into_inner())?;
         Ok(Response::new(Box::pin(events)))
     }
 

@@ -97,9 +97,9 @@ impl Table {
         let me = self.0.consensus.status().node;
         let heard = self.0.peers.ask(table, me, &Question::CountFlows(v1::CountFlows {})).await;
         let mut flows = HashMap::new();
-        let counts = heard.answers.into_iter().filter_map(|answer| match answer {
+        let counts = heard.answers.into_iter().filter_map(|(_, answer)| match answer {
             Told::FlowCounts(counts) => Some(counts.backends),
-            Told::FlowKey(_) => None,
+            Told::FlowKey(_) | Told::Traffic(_) => None,
         });
         for of in counts.flatten() {
             *flows.entry(of.backend).or_default() += of.flows;
@@ -116,11 +116,6 @@ impl Table {
         // It is marked, so it will go; who looks meanwhile sees `deleting`.
         drop(timeout_at(deadline, gone).await);
     }
-}
-
-/// A backend, and how long it has yet.
-fn shown(backend: &Backend, table: &TableOfAll) -> v1::Backend {
-    v1::Backend { drain_ends_s: convert::drain_ends_s(backend, table), ..convert::backend(backend, table) }
 }
 
 /// What a command would change.
@@ -308,7 +303,7 @@ impl TableService for Table {
         let row = |backend: &Backend| {
             let flows = request.with_flows.then(|| flows.get(&backend.id).copied().unwrap_or(0));
             let (service, address) = backend.key();
-            (format!("{service}/{address}"), v1::Backend { flows, ..shown(backend, table) })
+            (format!("{service}/{address}"), v1::Backend { flows, ..Context::backend(backend, table) })
         };
         let Paged { rows, next } = page.take(all.filter(is_wanted).map(row));
         let revision = table.revision();
@@ -322,7 +317,7 @@ impl TableService for Table {
         let address = convert::address("address", &request.get_ref().address)?;
         let found = view.table.backend(&service, address);
         let backend = found.ok_or_else(|| status::not_found(&format!("service {service} has no backend {address}")))?;
-        let backend = Some(shown(backend, &view.table));
+        let backend = Some(Context::backend(backend, &view.table));
         Ok(Response::new(v1::GetBackendResponse { backend, revision: view.table.revision() }))
     }
 

@@ -26,11 +26,12 @@ use crate::{
     exit::Failure,
     flow_key::FlowKey,
     link,
-    metrics::{self, Collect, Flows},
+    metrics::{Collect, Flows},
     ownership::{self, Fitness, Ownership},
     peers::Peers,
     raft::{Channels, RaftServer, TonicTransport},
     supervise::Parent,
+    web,
 };
 
 /// Where there is too much to do, callers wait for what the node owes to its clients (nice(2); of a thread, in Linux).
@@ -138,9 +139,10 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
             heartbeats: config.cluster.listen.clone(),
             flows: Flows::default(),
         };
-        // On loopback a scraper of this machine reads it as it is; elsewhere it shows a certificate.
+        // On loopback whoever is on this machine reads it as it is; elsewhere it shows a certificate.
         let secured = if listen.ip().is_loopback() { Security::Plain } else { security.clone() };
-        metrics::serve(listener, secured, collect, stopping.clone(), (&mut servers, of_callers)).map_err(serving)?;
+        web::serve(listener, secured, (context.clone(), collect), stopping.clone(), (&mut servers, of_callers))
+            .map_err(serving)?;
     }
     api_listeners.serve(&context, &security, &stopping, (&mut servers, of_callers)).map_err(serving)?;
 

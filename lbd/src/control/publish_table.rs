@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_dataplane::{Dataplane, forward::spec::TableSpec};
-use lb_raft_store::{Consensus, View, table::NodeId};
+use lb_raft_store::{Change, Consensus, View, request_span, table::NodeId};
 use tokio::sync::watch;
 
 use super::{compile::compile, in_force::InForce};
@@ -39,7 +39,7 @@ impl PublishTable {
     /// Runs until it is aborted.
     pub(crate) async fn run(mut self) {
         let (mut table, mut key) = (self.consensus.watch(), self.flow_key.watch());
-        let mut published = None;
+        let (mut published, mut told) = (None, table.borrow().applied);
         let mut last: Option<(u64, Vec<Link>)> = None;
         let mut look_again = tokio::time::interval(LOOK_AGAIN);
         loop {
@@ -65,6 +65,9 @@ impl PublishTable {
                 last = Some((view.forwarding, links));
             } else {
                 self.in_force.set(view.table.revision());
+            }
+            if self.in_force.revision() == view.table.revision() {
+                Self::tell_of_requests(&view, &mut told);
             }
         }
     }
@@ -105,5 +108,22 @@ impl PublishTable {
             *published = Some(spec);
         }
         self.in_force.set(view.table.revision());
+    }
+
+    /// Says of each request that is in force now that it is; of none where some are forgotten.
+    fn tell_of_requests(view: &View, told: &mut u64) {
+        let since = std::mem::replace(told, view.applied);
+        if !tracing::enabled!(target: "request", tracing::Level::DEBUG) {
+            return;
+        }
+        for change in view.history.after(since).into_iter().flatten() {
+            if let Change {
+                index: revision, cause: lb_raft_store::Cause::Caller { request: Some(request), .. }, ..
+            } = &**change
+            {
+                request_span(request)
+                    .in_scope(|| tracing::debug!(target: "request", revision, "in force in the dataplane"));
+            }
+        }
     }
 }

@@ -46,9 +46,9 @@ fn is_first(table: &Table, me: u64) -> bool {
 }
 
 fn take(heard: &Heard, makes_one: bool, key: &FlowKey) -> Result<(), FlowKeyError> {
-    let known = heard.answers.iter().find_map(|answer| match answer {
+    let known = heard.answers.iter().find_map(|(_, answer)| match answer {
         Answer::FlowKey(of) => FlowKey::read(&of.key),
-        Answer::FlowCounts(_) => None,
+        Answer::FlowCounts(_) | Answer::Traffic(_) => None,
     });
     match known {
         Some(known) => key.keep(known),
@@ -72,7 +72,7 @@ mod tests {
             take(heard, makes_one, &key).unwrap();
             key.of(&Table::default())
         };
-        let answer = |key: &[u8]| Answer::FlowKey(FlowKeyAnswer { key: key.to_vec() });
+        let answer = |key: &[u8]| ("lb".to_owned(), Answer::FlowKey(FlowKeyAnswer { key: key.to_vec() }));
         let heard = |keys: &[&[u8]], silent: &[&str]| Heard {
             answers: keys.iter().map(|key| answer(key)).collect(),
             silent: silent.iter().map(ToString::to_string).collect(),

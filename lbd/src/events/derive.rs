@@ -74,7 +74,7 @@ fn because(cause: &Cause, table: &Table) -> Option<String> {
 }
 
 /// What evidence against a lease says of its holder.
-pub(crate) fn in_words(evidence: &Evidence, table: &Table) -> String {
+fn in_words(evidence: &Evidence, table: &Table) -> String {
     match evidence {
         Evidence::OwnRelease => "it has given it back".to_owned(),
         Evidence::Obituary { .. } => "its process is dead".to_owned(),
@@ -167,7 +167,7 @@ fn backends(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<Strin
 /// What callers have changed: which objects. What they were and are stands in the audit.
 fn configuration(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<String>)) {
     let Change { before, after, touched, cause, .. } = change;
-    let Cause::Caller(caller) = cause else { return };
+    let Cause::Caller { name: caller, .. } = cause else { return };
     let became = |was: bool, is: bool| match (was, is) {
         (false, true) => "added",
         (true, false) => "removed",

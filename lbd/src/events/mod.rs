@@ -11,7 +11,7 @@ mod follow;
 mod ring;
 mod told;
 
-pub(crate) use derive::{in_words, name_of};
+pub(crate) use derive::name_of;
 pub(crate) use event::{Event, Kind, News};
 pub(crate) use follow::follow;
 pub(crate) use ring::Events;

@@ -5,10 +5,10 @@ mod collect;
 mod datagrams;
 mod out;
 mod plain;
-mod serve;
+mod routes;
 mod threads;
 mod traffic;
 
 pub(crate) use collect::Collect;
-pub(crate) use serve::serve;
+pub(crate) use routes::routes;
 pub(crate) use traffic::Flows;

@@ -11,7 +11,7 @@ use std::{
 use lb_dataplane::{LeaseClock, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Body, Evidence, LeaseId, Node, NodeId},
+    table::{Body, LeaseId, Node, NodeId},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -33,7 +33,7 @@ use super::{
 use crate::{
     alarms::{Alarm, Alarms},
     connection::{Refusals, Security, Watched},
-    events::{in_words, name_of},
+    events::name_of,
     supervise::Parent,
     task::AbortOnDrop,
 };
@@ -47,8 +47,6 @@ const RELEASE_AGAIN: Duration = Duration::from_millis(200);
 const RELEASE_AGAIN_AT_MOST: Duration = Duration::from_secs(10);
 /// Between two signs of life.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
-/// The end of one node's leases is told of so often at most.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// This node's ownership of VIPs. Clones are handles to the same.
 #[derive(Clone)]
@@ -73,8 +71,6 @@ struct Inner {
     last_heard: LastHeard,
     /// What this node shares with each other one, where connections are not plain.
     pairs: SharedPairs,
-    /// When the end of each node's lease was last told of, and how often it has come about since.
-    told: Mutex<BTreeMap<NodeId, (Instant, u64)>>,
     nonce: u64,
     parent: Parent,
 }
@@ -104,7 +100,6 @@ impl Ownership {
             refusals,
             last_heard: LastHeard::default(),
             pairs: SharedPairs::default(),
-            told: Mutex::default(),
             nonce,
             parent,
         };
@@ -225,9 +220,6 @@ impl Ownership {
             Report::Propose(command) => self.propose(command),
             // Never by way of another leader: that one may have heard what this one has not.
             Report::ProposeInTerm(term, command) => {
-                if let Body::Fence { node, evidence, .. } = &command {
-                    self.tell_of_fence(*node, evidence, &consensus.view());
-                }
                 tokio::spawn(async move {
                     consensus.propose_in_term(&command.into(), term, Instant::now() + PROPOSAL).await
                 });
@@ -255,21 +247,6 @@ impl Ownership {
             Report::RoundTrips(round_trips) => self.tell_of_distance(round_trips),
             Report::Spent(view) => drop(view),
         }
-    }
-
-    /// One line for each node and a while, with the number of its leases that have ended since.
-    fn tell_of_fence(&self, node: NodeId, evidence: &Evidence, view: &View) {
-        let mut told = self.inner.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let (at, since) = told.entry(node).or_insert((now - TELL_AGAIN, 0));
-        *since += 1;
-        if now.duration_since(*at) < TELL_AGAIN {
-            return;
-        }
-        let times = std::mem::take(since);
-        *at = now;
-        let (name, because) = (name_of(&view.table, node), in_words(evidence, &view.table));
-        tracing::warn!(times, "the lease of {name} ends and its VIPs move: {because}");
     }
 
     /// The lease is valid, or has run out: at that moment, and not when others can be told of it.

@@ -5,7 +5,7 @@ use std::{ops::Bound, sync::Arc};
 
 use rpds::RedBlackTreeMapSync as Map;
 
-use crate::table::{Body, Command, Evidence, NodeId, Table, Touched};
+use crate::table::{Body, Command, Evidence, NodeId, RequestId, Table, Touched};
 
 /// Room for all of it.
 const ROOM: usize = 32 << 20;
@@ -23,8 +23,13 @@ pub enum Cause {
         /// Why that was safe.
         evidence: Evidence,
     },
-    /// Somebody has called for it: who, as the log has it.
-    Caller(String),
+    /// Somebody has called for it.
+    Caller {
+        /// As whom the log has it.
+        name: String,
+        /// By which it is found again, in logs too.
+        request: Option<RequestId>,
+    },
     /// What nodes do among themselves.
     Nodes,
 }
@@ -33,7 +38,7 @@ impl From<&Command> for Cause {
     fn from(command: &Command) -> Self {
         match (&command.body, &command.principal) {
             (Body::Fence { node, evidence, .. }, _) => Self::Fence { node: *node, evidence: evidence.clone() },
-            (_, Some(principal)) => Self::Caller(principal.name.clone()),
+            (_, Some(principal)) => Self::Caller { name: principal.name.clone(), request: command.request.clone() },
             _ => Self::Nodes,
         }
     }

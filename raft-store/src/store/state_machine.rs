@@ -13,6 +13,7 @@ use super::{StoreError, slow::Watched, snapshots::Snapshots, trees::Trees, write
 use crate::{
     feed::{Cause, Fingerprints, History, Publisher, View},
     raft::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
+    span::request_span,
     table::{Applied, Reply, Table, decode_table, encode_table},
 };
 
@@ -82,6 +83,11 @@ impl StateMachine {
                 let Applied { reply, touched } = self.table.apply(entry.log_id.index(), command);
                 if touched.changes_forwarding() {
                     self.forwarding = entry.log_id.index();
+                }
+                if let Some(request) = &command.request {
+                    let (revision, is_refused) = (entry.log_id.index(), reply.result.is_err());
+                    request_span(request)
+                        .in_scope(|| tracing::debug!(target: "request", revision, is_refused, "applied to the table"));
                 }
                 let cause = Cause::from(command);
                 self.history.note((entry.log_id.index(), cause), touched, &before, &self.table);

@@ -244,6 +244,12 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) -> io::Result<()> {
     rustix::process::kill_process(pid, signal).map_err(Into::into)
 }
 
+/// Sends a signal to a group of processes, by that of its first one.
+pub fn signal_group(pid: u32, signal: rustix::process::Signal) -> io::Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
+    rustix::process::kill_process_group(pid, signal).map_err(Into::into)
+}
+
 /// A mounted file system, unmounted when it is dropped. This process must have mounts of its own
 /// ([`private_mounts`]).
 #[derive(Debug)]

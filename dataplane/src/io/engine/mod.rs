@@ -106,6 +106,10 @@ pub(crate) trait Engine<J> {
     fn set_filter(&mut self, program: &[Instruction]) -> io::Result<()>;
     /// What was lost since the last call, between which there is at least one turn.
     fn lost(&mut self) -> Lost;
+    /// Frames that wait in its rings, and how many these have room for; nothing where it has none.
+    fn waiting(&self) -> (usize, usize) {
+        (0, 0)
+    }
 }
 
 /// Why an engine does not run.

@@ -215,4 +215,9 @@ impl<J: FrameJudge> Engine<J> for RingEngine {
         }
         all
     }
+
+    fn waiting(&self) -> (usize, usize) {
+        let waiting = self.ports.iter().map(|port| port.ring.waiting());
+        waiting.fold((0, 0), |all, of| (all.0 + of.0, all.1 + of.1))
+    }
 }

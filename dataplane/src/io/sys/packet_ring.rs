@@ -171,6 +171,11 @@ impl PacketRing {
         Some(Filled { slot, status, len, captured_len, mac_at, vlan_tagged })
     }
 
+    /// Frames that wait in it, and how many it has room for.
+    pub(in crate::io) fn waiting(&self) -> (usize, usize) {
+        (self.turn.waiting(|index| self.status(index)), self.slot_count)
+    }
+
     fn status(&self, index: usize) -> &AtomicU32 {
         // SAFETY: a slot header inside the mapping, aligned to the slot's size; the status word is shared with the
         // kernel and therefore only touched atomically.

@@ -50,6 +50,17 @@ impl Turn {
         (found & TP_STATUS_USER != 0).then_some((self.next, found))
     }
 
+    /// How many slots the kernel has filled that are not taken. It fills them in order, so that a few looks find where they end.
+    pub(super) fn waiting<'a, S: Status + 'a>(&self, status: impl Fn(usize) -> &'a S) -> usize {
+        let is_filled = |ahead: usize| status((self.next + ahead) & (self.slots - 1)).acquire() & TP_STATUS_USER != 0;
+        let (mut filled, mut beyond) = (0, self.slots - self.taken);
+        while filled < beyond {
+            let middle = filled.midpoint(beyond);
+            if is_filled(middle) { filled = middle + 1 } else { beyond = middle }
+        }
+        filled
+    }
+
     /// Takes the slot that is filled.
     pub(super) fn take(&mut self) {
         self.next = (self.next + 1) & (self.slots - 1);
@@ -86,6 +97,20 @@ mod tests {
 
         fn release(&self, status: u32) {
             self.store(status, LoomOrdering::Release);
+        }
+    }
+
+    #[test]
+    fn slots_that_wait_are_counted() {
+        for (next, filled) in [(0, 0), (0, 1), (6, 5), (3, 7), (5, 8)] {
+            let ring: [AtomicU32; 8] = std::array::from_fn(|_| AtomicU32::new(TP_STATUS_KERNEL));
+            (0..filled).for_each(|ahead| ring[(next + ahead) % 8].release(TP_STATUS_USER));
+            let mut turn = Turn { slots: 8, next, taken: 0 };
+            assert_eq!(turn.waiting(|at| &ring[at]), filled, "{next}");
+            if filled > 0 {
+                turn.take();
+                assert_eq!(turn.waiting(|at| &ring[at]), filled - 1, "{next}, with one taken");
+            }
         }
     }
 

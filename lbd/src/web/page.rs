@@ -1,0 +1,60 @@
+//! The page: three files that are part of the program, and a stream of what they show.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{
+        HeaderName,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+    },
+    response::{
+        IntoResponse, Response, Sse,
+        sse::{Event, KeepAlive},
+    },
+    routing::get,
+};
+use futures::{Stream, StreamExt as _, future};
+use tokio_stream::wrappers::WatchStream;
+
+use super::live::Live;
+
+const PAGE: &str = include_str!("assets/index.html");
+const STYLE: &str = include_str!("assets/page.css");
+const SCRIPT: &str = include_str!("assets/page.js");
+const PICTURE: &str = include_str!("assets/picture.js");
+
+/// Nothing from elsewhere, nothing inline, and no other page's frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page, and what it follows.
+pub(super) fn routes(live: Live) -> Router {
+    Router::new()
+        .route("/", get(async || asset("text/html", PAGE)))
+        .route("/page.css", get(async || asset("text/css", STYLE)))
+        .route("/page.js", get(async || asset("text/javascript", SCRIPT)))
+        .route("/picture.js", get(async || asset("text/javascript", PICTURE)))
+        .route("/favicon.ico", get(async || asset("image/svg+xml", include_str!("assets/icon.svg"))))
+        .route("/live", get(follow))
+        .with_state(live)
+}
+
+fn asset(kind: &str, text: &'static str) -> Response {
+    let headers: [(HeaderName, &str); 5] = [
+        (CONTENT_TYPE, &format!("{kind}; charset=utf-8")),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        // It is small, and goes with the version that runs.
+        (CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
+}
+
+/// What is shown, as it changes (server-sent events, HTML "Server-sent events"). Whoever reads slowly is told the newest.
+async fn follow(State(live): State<Live>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let shown = WatchStream::new(live.follow()).filter_map(|shown: Option<Arc<str>>| future::ready(shown));
+    Sse::new(shown.map(|text| Ok(Event::default().data(text)))).keep_alive(KeepAlive::default())
+}
