@@ -329,6 +329,14 @@ impl Dataplane {
         report::conflicts(at_work.chain([&pool.retired]))
     }
 
+    /// Asks the segments whether somebody else has a VIP that this node owns: who answers is among the [`Self::conflicts`] soon.
+    /// For how many VIPs; `None` if the worker does not answer.
+    pub fn probe_vips(&self) -> Option<usize> {
+        let (workers, (reply, answer)) = (self.workers(), Reply::channel());
+        workers.all[SPEAKER].mailbox.ask(Query::ProbeVips(reply));
+        answer.wait()
+    }
+
     /// The deadline of this node's answers.
     pub fn lease(&self) -> &Arc<LeaseClock> {
         &self.published.lease

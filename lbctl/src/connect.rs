@@ -146,7 +146,7 @@ pub(crate) async fn connect(targets: &[Target], shown: Shown<'_>) -> Result<Chan
 
 /// A connection can be made to whoever says nothing ever after.
 async fn answering(channel: Channel) -> Result<Channel, io::Error> {
-    let request = v1::GetStatusRequest { local: true, brief: true };
+    let request = v1::GetStatusRequest { local: true, brief: true, ..Default::default() };
     let mut client = ClusterServiceClient::new(channel.clone());
     let asked = tokio::time::timeout(CONNECT_TIMEOUT, client.get_status(request));
     match asked.await {

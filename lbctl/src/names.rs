@@ -64,7 +64,7 @@ pub(crate) fn backends() -> ArgValueCandidates {
 pub(crate) fn nodes() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         ask(|channel| async move {
-            let request = v1::GetStatusRequest { local: true, brief: true };
+            let request = v1::GetStatusRequest { local: true, brief: true, ..Default::default() };
             let answer = ClusterServiceClient::new(channel).get_status(request).await?.into_inner();
             Ok(answer.nodes.into_iter().map(|node| (node.name, format!("at {}", node.address))).collect())
         })

@@ -55,8 +55,12 @@ impl Session {
 
     /// What the cluster is; `brief`: without its VIPs.
     pub(crate) async fn status(&self, brief: bool) -> Result<v1::GetStatusResponse, Failure> {
+        self.status_by(v1::GetStatusRequest { brief, ..v1::GetStatusRequest::default() }).await
+    }
+
+    /// As much of it as is asked for.
+    pub(crate) async fn status_by(&self, request: v1::GetStatusRequest) -> Result<v1::GetStatusResponse, Failure> {
         let mut client = ClusterServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-        let request = v1::GetStatusRequest { brief, ..v1::GetStatusRequest::default() };
         self.read(request, |request| async move { client.get_status(request).await }).await
     }
 

@@ -119,6 +119,12 @@ impl Alarms {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// All that is wrong, by its kind.
+    pub(crate) fn all(&self) -> Vec<(Alarm, String)> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(alarm, problem)| (*alarm, problem.clone())).collect()
+    }
+
     /// What is wrong of one kind.
     pub(crate) fn of(&self, alarm: Alarm) -> Option<String> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).get(&alarm).cloned()

@@ -15,6 +15,7 @@ mod config;
 mod connection;
 mod control;
 mod descriptors;
+mod doctor;
 mod events;
 mod exit;
 mod flow_key;

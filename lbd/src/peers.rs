@@ -1,12 +1,15 @@
 //! Questions to all nodes about what each knows by itself. Whoever does not answer in time is named.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, future::join_all};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use lb_dataplane::Dataplane;
 use lb_proto::v1::{
-    AskRequest, BackendFlows, FlowCounts, FlowKeyAnswer, GetStatsResponse, TrafficQuestion, ask_request::Question,
-    ask_response::Answer, raft_service_client::RaftServiceClient,
+    AskRequest, BackendFlows, Diagnosis, FlowCounts, FlowKeyAnswer, GetStatsResponse, TrafficQuestion, Version,
+    VersionQuestion, ask_request::Question, ask_response::Answer, raft_service_client::RaftServiceClient,
 };
 use lb_raft_store::table::{NodeId, Table};
 use tokio::time::timeout;
@@ -19,6 +22,11 @@ use crate::{
 
 /// For the others to answer.
 const PATIENCE: Duration = Duration::from_millis(1000);
+/// For them to look for what is wrong.
+const LONG_PATIENCE: Duration = Duration::from_millis(4000);
+
+/// Looks for what is wrong on this node.
+pub(crate) type Examine = Arc<dyn Fn() -> BoxFuture<'static, Diagnosis> + Send + Sync>;
 
 /// All nodes, this one among them.
 #[derive(Clone)]
@@ -36,8 +44,13 @@ pub(crate) struct Heard {
 }
 
 impl Peers {
-    pub(crate) fn new(channels: Arc<Channels>, dataplane: Option<Arc<Dataplane>>, flow_key: FlowKey) -> Self {
-        Self { channels, own: answers(dataplane, flow_key) }
+    pub(crate) fn new(
+        channels: Arc<Channels>,
+        dataplane: Option<Arc<Dataplane>>,
+        flow_key: FlowKey,
+        examine: Examine,
+    ) -> Self {
+        Self { channels, own: answers(dataplane, flow_key, examine) }
     }
 
     /// What this node answers.
@@ -73,26 +86,41 @@ impl Peers {
         let Heard { answers, silent } = self.ask(table, me, &Question::Traffic(TrafficQuestion {})).await;
         let answers = answers.into_iter().filter_map(|(node, answer)| match answer {
             Answer::Traffic(traffic) => Some((node, traffic)),
-            Answer::FlowCounts(_) | Answer::FlowKey(_) => None,
+            _ => None,
         });
         GetStatsResponse { silent_nodes: silent, ..traffic::sum(answers, table) }
+    }
+
+    /// The versions of those that answer, by the nodes' names.
+    pub(crate) async fn versions(&self, table: &Table, me: Option<NodeId>) -> HashMap<String, String> {
+        let Heard { answers, .. } = self.ask(table, me, &Question::Version(VersionQuestion {})).await;
+        let answers = answers.into_iter().filter_map(|(node, answer)| match answer {
+            Answer::Version(of) => Some((node, of.version)),
+            _ => None,
+        });
+        answers.collect()
     }
 
     async fn ask_one(&self, address: &str, name: &str, question: Question) -> Result<Answer, String> {
         let channel = self.channels.get(address, Some(name), None).map_err(|error| error.to_string())?;
         let request = AskRequest { question: Some(question) };
-        let answer = timeout(PATIENCE, RaftServiceClient::new(channel).ask(request)).await;
-        let answer = answer.map_err(|_| format!("no answer within {} ms", PATIENCE.as_millis()))?;
+        let patience = if matches!(question, Question::Diagnosis(_)) { LONG_PATIENCE } else { PATIENCE };
+        let answer = timeout(patience, RaftServiceClient::new(channel).ask(request)).await;
+        let answer = answer.map_err(|_| format!("no answer within {} ms", patience.as_millis()))?;
         let answer = answer.map_err(|status| status.message().to_owned())?.into_inner().answer;
         answer.ok_or_else(|| "it runs another version".to_owned())
     }
 }
 
-fn answers(dataplane: Option<Arc<Dataplane>>, flow_key: FlowKey) -> Answers {
+fn answers(dataplane: Option<Arc<Dataplane>>, flow_key: FlowKey, examine: Examine) -> Answers {
     Arc::new(move |question| {
-        let (dataplane, flow_key) = (dataplane.clone(), flow_key.clone());
+        let (dataplane, flow_key, examine) = (dataplane.clone(), flow_key.clone(), examine.clone());
         async move {
             match question {
+                Question::Version(_) => {
+                    Some(Answer::Version(Version { version: env!("CARGO_PKG_VERSION").to_owned() }))
+                }
+                Question::Diagnosis(_) => Some(Answer::Diagnosis(examine().await)),
                 Question::Traffic(_) => {
                     let report = dataplane.map(|dataplane| dataplane.report()).unwrap_or_default();
                     Some(Answer::Traffic(traffic::of_node(report)))

@@ -61,6 +61,7 @@ const LBD: &[&str] = &[
     "exit",
     "health",
     "control",
+    "doctor",
     "metrics",
     "api",
     "web",

@@ -6,11 +6,14 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use lb_dataplane::packet::{Mac, arp};
 use lb_tests::{
     binaries,
+    capture::Injector,
     cluster::{LbNode, SOON},
+    pki::Pki,
     running::Running,
-    site::{PATIENCE, Plan, Site, VIP_TEXT},
+    site::{PATIENCE, Plan, Site, VIP, VIP_TEXT},
     wait,
 };
 use serde_json::Value;
@@ -127,4 +130,63 @@ pub(crate) fn of_a_request() -> anyhow::Result<()> {
     ensure!(has(&of_asked, "proposed method=\"CreateVip\"") && has(&of_asked, "agreed on"), "{of_asked:#?}");
     ensure!(!has(&lines(&site.nodes[0]), "proposed"), "{:#?}", lines(&site.nodes[0]));
     Ok(())
+}
+
+/// A thing of each kind is made to happen. What the cluster has agreed on is told alike by all nodes that live, and what a node sees
+/// itself by that one.
+pub(crate) fn of_every_kind() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    site.configure()?;
+    let owner = site.owner()?;
+    let leads = |node: &LbNode| node.lbctl_json(&["status"]).map(|status| status["leader"] == *node.name);
+    let leader = (0..3).find(|at| leads(&site.nodes[*at]).unwrap_or(false)).context("nobody leads")?;
+    let tells = |at: usize, kind: &str, words: &str| -> anyhow::Result<()> {
+        let told = events(&site.nodes[at], &["--kind", kind])?;
+        ensure!(has(&told, kind, words), "{} tells of no {kind} {words:?}: {told:#?}", site.nodes[at].name);
+        Ok(())
+    };
+    // Its certificate ends soon.
+    let address = site.nodes[owner].address.trim_end_matches(":7401").to_owned();
+    let name = site.nodes[owner].name.clone();
+    Pki::below(site.root.path())?.issue("node", &name, &["--san", &address, "--days", "5"])?;
+    // A stranger claims the VIP.
+    let stranger = Injector::new(&site.router.ns, "eth1")?;
+    let claims = arp::announcements(Mac([2, 0, 0, 9, 9, 9]), VIP);
+    wait::until_ok(SOON, || {
+        claims.iter().try_for_each(|claim| stranger.send(claim))?;
+        tells(owner, "conflict", "02:00:00:09:09:09")
+    })?;
+    // A backend that is not there, and a cable that is pulled.
+    site.nodes[0].lbctl_ok(&["backend", "add", "web", "192.168.3.99"])?;
+    let (other, switch) = ((0..3).find(|at| *at != owner && *at != leader).unwrap_or(owner), site.net.switch());
+    let port = site.node_hosts[other].port("eth0").switch_port.clone();
+    wait::until_ok(SOON, || tells(owner, "health", "192.168.3.99"))?;
+    switch.set_up(&port, false)?;
+    wait::until_ok(SOON, || tells(other, "kernel", "eth0 has lost its carrier"))?;
+    switch.set_up(&port, true)?;
+    wait::until_ok(SOON, || tells(other, "kernel", "eth0 has its carrier back"))?;
+    wait::until_ok(SOON, || tells(owner, "certificate", "this node's certificate expires in"))?;
+    // The leader dies: another one leads, and the dead one's lease ends.
+    site.nodes[leader].signal_both(rustix::process::Signal::KILL)?;
+    let living: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
+    let dead = &site.nodes[leader].name;
+    for at in &living {
+        wait::until_ok(SOON, || {
+            tells(*at, "leader", " leads (term ")?;
+            tells(*at, "lease", &format!("the lease of {dead} has ended: it is not heard by"))?;
+            tells(*at, "node", "was added, at ")?;
+            tells(*at, "vip", "is owned by")?;
+            tells(*at, "configuration", "backend web 192.168.3.99 added by")
+        })?;
+    }
+    wait::until_ok(SOON, || {
+        let told = living.iter().map(|at| Ok(agreed(&events(&site.nodes[*at], &[])?)));
+        let told = told.collect::<anyhow::Result<Vec<_>>>()?;
+        // A node tells from the entry on with which it was added.
+        let from = told.iter().filter_map(|of| Some(of.first()?.0)).max().context("nothing was agreed on")?;
+        let since = |of: &[(u64, String)]| -> Vec<_> { of.iter().filter(|(at, _)| *at >= from).cloned().collect() };
+        ensure!(since(&told[0]).len() > 10 && since(&told[0]) == since(&told[1]), "{told:#?}");
+        Ok(())
+    })
 }

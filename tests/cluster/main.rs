@@ -5,6 +5,7 @@ mod campaign;
 mod completions;
 mod crashes;
 mod declared;
+mod doctor;
 mod enroll;
 mod events;
 mod faults;
@@ -69,6 +70,10 @@ fn main() -> std::process::ExitCode {
         Test::once("strangers_and_impostors_change_nothing", security::strangers),
         Test::once("certificates_are_replaced_under_load", security::certificates_are_replaced),
         Test::once("metrics_are_read_as_scrapers_do", metrics::are_read),
+        Test::once("prometheus_evaluates_the_dashboard", metrics::dashboard_is_evaluated)
+            .needs(metrics::prometheus_is_there),
+        Test::once("the_doctor_finds_what_is_wrong_with_vips_and_backends", doctor::of_backends_and_vips),
+        Test::once("the_doctor_finds_what_is_wrong_with_nodes", doctor::of_nodes),
         Test::once("the_page_shows_what_happens", page::shows).needs(lb_tests::browser::is_there),
         Test::once("alerts_come_when_they_should", metrics::alerts_come).needs(metrics::promtool_is_there),
         Test::once("a_node_leaves_nothing_open", security::least_privilege),
@@ -93,6 +98,7 @@ fn main() -> std::process::ExitCode {
         Test::once("who_does_not_read_is_told_from_where_to_go_on", api::slow_watcher),
         Test::once("whoever_watches_is_told_each_change_in_order", api::watched),
         Test::once("what_has_happened_is_told_with_its_reason", events::of_a_takeover),
+        Test::once("events_of_every_kind_are_told_alike", events::of_every_kind),
         Test::once("a_request_is_followed_by_its_id", events::of_a_request),
     ])
 }

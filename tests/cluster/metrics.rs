@@ -13,6 +13,7 @@ use anyhow::{Context as _, ensure};
 use lb_tests::{
     cluster::SOON,
     pki::{Files, Pki},
+    running::Running,
     site::{Plan, Site, VIP_TEXT},
     wait,
 };
@@ -45,14 +46,16 @@ pub(crate) fn get_under(site: &Site, node: usize, path: &str, host: &str) -> any
 }
 
 fn get_as(site: &Site, node: usize, path: &str, (accept, host): (&str, &str)) -> anyhow::Result<(u16, String)> {
-    site.node_hosts[node].ns.enter(|| {
-        let mut stream = TcpStream::connect(LOOPBACK)?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(request(path, accept, host).as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        split(&answer)
-    })
+    site.node_hosts[node].ns.enter(|| get_from(LOOPBACK, path, (accept, host)))
+}
+
+fn get_from(address: &str, path: &str, (accept, host): (&str, &str)) -> anyhow::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(request(path, accept, host).as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    split(&answer)
 }
 
 /// Each series and its value; what does not fit the text's form is an error (OpenMetrics, "ABNF").
@@ -167,14 +170,77 @@ fn names_fit<'a>(expressions: impl Iterator<Item = &'a str>, live: &BTreeMap<Str
     Ok(())
 }
 
-/// The dashboard shows what there is.
-fn dashboard_fits(live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
+/// What the dashboard asks for.
+fn dashboard() -> anyhow::Result<Vec<String>> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/grafana/lbd.json");
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(file)?)?;
     let panels = dashboard["panels"].as_array().context("panels")?;
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
-    let expressions: Vec<&str> = targets.filter_map(|target| target["expr"].as_str()).collect();
-    names_fit(expressions.into_iter(), live)
+    Ok(targets.filter_map(|target| target["expr"].as_str()).map(str::to_owned).collect())
+}
+
+/// The dashboard shows what there is.
+fn dashboard_fits(live: &BTreeMap<String, f64>) -> anyhow::Result<()> {
+    names_fit(dashboard()?.iter().map(String::as_str), live)
+}
+
+/// Whether this machine has Prometheus.
+pub(crate) fn prometheus_is_there() -> Result<(), String> {
+    let asked = Command::new("prometheus").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match asked {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err("there is no prometheus (Debian: apt-get install prometheus)".into()),
+    }
+}
+
+/// A Prometheus that scrapes a node has an answer to all that the dashboard asks, and to what the alerts ask too.
+pub(crate) fn dashboard_is_evaluated() -> anyhow::Result<()> {
+    const PROMETHEUS: &str = "127.0.0.1:9090";
+    let mut site = Site::build(Plan { nodes: 2, servers: 2, two_interfaces: false, engine: "ring" })?;
+    for node in &site.nodes {
+        node.reconfigure("[dataplane]", &format!("[metrics]\nlisten = {LOOPBACK:?}\n[dataplane]"))?;
+    }
+    site.start()?;
+    site.configure()?;
+    let dir = tempfile::tempdir()?;
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/lbd.rules.yml").canonicalize()?;
+    let config = format!(
+        "global: {{ scrape_interval: 200ms, evaluation_interval: 200ms }}\n\
+         scrape_configs: [{{ job_name: lbd, static_configs: [{{ targets: [{LOOPBACK:?}] }}] }}]\n\
+         rule_files: [{rules:?}]\n"
+    );
+    fs::write(dir.path().join("prometheus.yml"), config)?;
+    let mut command = site.node_hosts[0].ns.command("prometheus")?;
+    command.arg(format!("--config.file={}", dir.path().join("prometheus.yml").display()));
+    command.arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()));
+    command.arg(format!("--web.listen-address={PROMETHEUS}")).stdout(Stdio::null()).stderr(Stdio::null());
+    let _prometheus = Running::start(&mut command)?;
+    let ask = |path: &str| -> anyhow::Result<Value> {
+        let (status, body) = site.node_hosts[0].ns.enter(|| get_from(PROMETHEUS, path, ("*/*", PROMETHEUS)))?;
+        ensure!(status == 200, "{path}: {status}: {body}");
+        // It may come in pieces (RFC 9112, section 7.1): the object is what stands between the braces.
+        let (from, to) = (body.find('{').context("no object")?, body.rfind('}').context("no object")?);
+        Ok(serde_json::from_str(&body[from..=to])?)
+    };
+    for expression in dashboard()? {
+        // What the dashboard's variables stand for.
+        let expression = expression.replace("$__rate_interval", "2s").replace("$job", "lbd");
+        let escaped: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        wait::until_ok(SOON, || {
+            let answer = ask(&format!("/api/v1/query?query={escaped}"))?;
+            let rows = answer["data"]["result"].as_array().context("no result")?;
+            ensure!(answer["status"] == "success" && !rows.is_empty(), "{expression}: {answer}");
+            Ok(())
+        })?;
+    }
+    wait::until_ok(SOON, || {
+        let groups = ask("/api/v1/rules")?;
+        let groups = groups["data"]["groups"].as_array().context("no groups")?;
+        let rules: Vec<&Value> =
+            groups.iter().flat_map(|group| group["rules"].as_array().into_iter().flatten()).collect();
+        ensure!(rules.len() > 10 && rules.iter().all(|rule| rule["health"] == "ok"), "{rules:#?}");
+        Ok(())
+    })
 }
 
 /// Each name that the alerts use is one that a node has, and each alert's section of the documents is there.

@@ -4,6 +4,7 @@ mod answers;
 mod backend_script;
 mod captures;
 mod checks;
+mod counts;
 mod errors;
 mod example;
 mod flows;
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
         Test::once("workers_take_real_time_priority_where_they_may", flows::realtime),
         Test::once("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),
         Test::each("foreign_tagged_and_looping_frames_are_counted_and_dropped", &ENGINES, silence::foreign_frames),
+        Test::once("packets_are_counted_exactly_over_a_restart", counts::are_exact),
         Test::once("frames_are_captured_with_what_becomes_of_them", captures::as_a_file),
         Test::once("a_routed_vip_is_served", flows::routed_vip),
         Test::each("an_ipv6_vip_is_served_by_backends_of_either_family", &ENGINES, ipv6::served),

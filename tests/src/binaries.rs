@@ -28,12 +28,13 @@ pub fn build() -> io::Result<PathBuf> {
     directory()
 }
 
-/// Always both packages: with one alone their dependencies have other features, and are built anew.
+/// Always of the whole workspace: with some packages alone their dependencies have other features, and are built anew.
 fn cargo() -> Command {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--locked", "--manifest-path", root, "-p", "lbd", "-p", "lbctl"]);
+    command.args(["build", "--quiet", "--locked", "--manifest-path", root, "--workspace"]);
+    command.args(["--bin", "lbd", "--bin", "lbctl"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

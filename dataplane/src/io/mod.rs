@@ -18,6 +18,6 @@ pub(crate) mod wake;
 pub use check_socket::CheckSocket;
 pub use engine::{EngineError, EngineKind};
 pub use sys::{
-    offload::segments_tcp,
+    offload::{merges_received, segments_tcp},
     socket::{PortConfig, SocketError},
 };

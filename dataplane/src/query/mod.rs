@@ -23,6 +23,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 pub(crate) enum Query {
     /// What would become of this?
     Explain(Question, Reply<Explanation>),
+    /// Ask the segments whether somebody else has a VIP that this node owns. How many were asked for.
+    ProbeVips(Reply<usize>),
     /// The live flows in these slots, and how many slots there are.
     ListFlows(Range<usize>, Reply<(Vec<FlowEntry>, usize)>),
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use crate::{
     forward::snapshot::{Backend, Snapshot, Vip},
     packet::Mac,
-    stats::{Conflict, Totals, WorkerStats},
+    stats::{Claims, Conflict, Totals, WorkerStats},
     verdict::DropReason,
 };
 
@@ -115,9 +115,9 @@ pub(crate) fn totals<'a, I: Iterator<Item = &'a WorkerStats>>(all: impl Fn() -> 
 
 /// Other stations that claimed a VIP of ours.
 pub(crate) fn conflicts<'a>(all: impl Iterator<Item = &'a WorkerStats>) -> Vec<Conflict> {
-    let mut by_claim: BTreeMap<(IpAddr, Mac), u64> = BTreeMap::new();
-    for conflict in all.flat_map(WorkerStats::conflicts) {
-        *by_claim.entry((conflict.vip, conflict.mac)).or_default() += conflict.count;
+    let mut by_station = BTreeMap::<(IpAddr, Mac), Claims>::new();
+    for Conflict { vip, mac, count, questions } in all.flat_map(WorkerStats::conflicts) {
+        *by_station.entry((vip, mac)).or_default() += Claims { count, questions };
     }
-    by_claim.into_iter().map(|((vip, mac), count)| Conflict { vip, mac, count }).collect()
+    by_station.into_iter().map(|(of, claims)| Conflict::new(of, claims)).collect()
 }

@@ -38,6 +38,8 @@ pub(crate) struct Contest {
     pub(crate) mac: Mac,
     /// It says that it has the address; else it is about to take it (RFC 4862 5.4.3), and is told that it is taken.
     pub(crate) is_claim: bool,
+    /// It asks for somebody else with the VIP as its own address (ARP alone).
+    pub(crate) is_question: bool,
 }
 
 /// An answer, to be written over the frame that asked.
@@ -121,11 +123,16 @@ impl Voice<'_> {
         // Two that probe for one address: it is for neither (RFC 5227 2.1.1).
         let probes_too = arp.operation == arp::Operation::Request && arp.sender.is_unspecified();
         if probes_too && self.is_probed_for(target) && !self.snapshot.is_own_mac(arp.sender_mac) {
-            let conflict = Some(Contest { vip: target, mac: arp.sender_mac, is_claim: true });
+            let conflict = Some(Contest { vip: target, mac: arp.sender_mac, is_claim: true, is_question: false });
             return Reaction::Drop { reason: DropReason::ArpConflict, aside: None, conflict };
         }
         if self.is_owned(sender) && !self.snapshot.is_own_mac(arp.sender_mac) {
-            let conflict = Some(Contest { vip: sender, mac: arp.sender_mac, is_claim: true });
+            let conflict = Some(Contest {
+                vip: sender,
+                mac: arp.sender_mac,
+                is_claim: true,
+                is_question: arp.operation == arp::Operation::Request && arp.target != arp.sender,
+            });
             return Reaction::Drop { reason: DropReason::ArpConflict, aside: None, conflict };
         }
         let is_question = arp.operation == arp::Operation::Request && len >= arp::FRAME_LEN;
@@ -141,7 +148,7 @@ impl Voice<'_> {
         if let ndp::Kind::Advertisement { .. } = message.kind {
             return match message.mac {
                 Some(mac) if self.is_owned(vip) && !self.snapshot.is_own_mac(mac) => {
-                    let conflict = Some(Contest { vip, mac, is_claim: true });
+                    let conflict = Some(Contest { vip, mac, is_claim: true, is_question: false });
                     Reaction::Drop { reason: DropReason::NdpConflict, aside: None, conflict }
                 }
                 _ => DropReason::NdpNotOurs.into(),
@@ -156,7 +163,7 @@ impl Voice<'_> {
         }
         // Two that probe for one address: it is for neither (RFC 4862 5.4.3).
         if contested && self.is_probed_for(vip) {
-            let conflict = Some(Contest { vip, mac: source, is_claim: true });
+            let conflict = Some(Contest { vip, mac: source, is_claim: true, is_question: false });
             return Reaction::Drop { reason: DropReason::NdpConflict, aside: None, conflict };
         }
         let answer = Answer::Neighbor { message: *message, to };
@@ -166,7 +173,7 @@ impl Voice<'_> {
         Reaction::Drop {
             reason: if may && contested { DropReason::NdpConflict } else { DropReason::NdpNotOurs },
             aside: may.then_some(answer),
-            conflict: contested.then_some(Contest { vip, mac: source, is_claim: false }),
+            conflict: contested.then_some(Contest { vip, mac: source, is_claim: false, is_question: false }),
         }
     }
 }

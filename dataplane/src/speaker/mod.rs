@@ -147,6 +147,12 @@ impl Speaker {
         self.neighbors.excuse_silence(now_ns);
     }
 
+    /// The questions whether somebody has a VIP (RFC 5227 2.1, RFC 4862 5.4), and the interfaces by which they go.
+    pub(crate) fn probe(snapshot: &Snapshot, vip: IpAddr) -> impl Iterator<Item = (usize, Vec<u8>)> {
+        let on = snapshot.vip(vip).into_iter().flat_map(|vip| snapshot.ports_of(vip));
+        on.map(move |(port, of)| (port, packet::probe(of.mac, vip)))
+    }
+
     /// What is due now: announcements, and questions for backends and peers.
     pub(crate) fn due(&mut self, snapshot: &Snapshot, permit: &Permit, now_ns: u64) -> Vec<Saying> {
         let mut sayings = Vec::new();
@@ -154,9 +160,8 @@ impl Speaker {
             match due {
                 Due::Announce(vip) => self.announce(snapshot, permit, vip, now_ns, &mut sayings),
                 Due::Probe(address) => {
-                    let on = snapshot.vip(address).into_iter().flat_map(|vip| snapshot.ports_of(vip));
-                    sayings
-                        .extend(on.map(|(port, of)| Saying::Question { port, frame: packet::probe(of.mac, address) }));
+                    let questions = Self::probe(snapshot, address);
+                    sayings.extend(questions.map(|(port, frame)| Saying::Question { port, frame }));
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    ops::AddAssign,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -133,7 +134,7 @@ macro_rules! counters {
             $($(#[doc = $help])+ pub $name: Counter,)+
             dropped: [Counter; REASONS],
             /// By VIP and MAC address; bounded, because whoever floods claims must not fill the memory.
-            conflicts: Mutex<BTreeMap<(IpAddr, Mac), u64>>,
+            conflicts: Mutex<BTreeMap<(IpAddr, Mac), Claims>>,
         }
 
         impl Default for WorkerStats {
@@ -230,6 +231,28 @@ pub struct Conflict {
     pub mac: Mac,
     /// ARP packets and neighbour advertisements that did.
     pub count: u64,
+    /// Those of them that asked for somebody else, with the VIP as their own address.
+    pub questions: u64,
+}
+
+/// Claims of one station to one VIP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Claims {
+    pub(crate) count: u64,
+    pub(crate) questions: u64,
+}
+
+impl AddAssign for Claims {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.questions += other.questions;
+    }
+}
+
+impl Conflict {
+    pub(crate) fn new((vip, mac): (IpAddr, Mac), Claims { count, questions }: Claims) -> Self {
+        Self { vip, mac, count, questions }
+    }
 }
 
 impl WorkerStats {
@@ -241,26 +264,26 @@ impl WorkerStats {
     /// Takes over what a worker that has ended has counted.
     pub(crate) fn absorb(&self, other: &Self) {
         self.counters(other).for_each(|(own, more)| own.add(more.get()));
-        for Conflict { vip, mac, count } in other.conflicts() {
-            self.add_conflicts(vip, mac, count);
+        for Conflict { vip, mac, count, questions } in other.conflicts() {
+            self.add_conflicts(vip, mac, Claims { count, questions });
         }
     }
 
     /// Somebody else claims a VIP of ours. On the rare path: it takes a lock.
-    pub(crate) fn conflict(&self, vip: IpAddr, mac: Mac) {
-        self.add_conflicts(vip, mac, 1);
+    pub(crate) fn conflict(&self, vip: IpAddr, mac: Mac, is_question: bool) {
+        self.add_conflicts(vip, mac, Claims { count: 1, questions: is_question.into() });
     }
 
-    fn add_conflicts(&self, vip: IpAddr, mac: Mac, count: u64) {
+    fn add_conflicts(&self, vip: IpAddr, mac: Mac, claims: Claims) {
         let mut conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
         if conflicts.len() < CONFLICTS || conflicts.contains_key(&(vip, mac)) {
-            *conflicts.entry((vip, mac)).or_default() += count;
+            *conflicts.entry((vip, mac)).or_default() += claims;
         }
     }
 
     /// All claims of others so far.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let conflicts = self.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
-        conflicts.iter().map(|((vip, mac), count)| Conflict { vip: *vip, mac: *mac, count: *count }).collect()
+        conflicts.iter().map(|(of, claims)| Conflict::new(*of, *claims)).collect()
     }
 }

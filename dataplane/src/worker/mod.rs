@@ -202,10 +202,11 @@ impl Worker {
     }
 
     /// Answers what the control plane has asked for.
-    fn answer(&self, question: Query) {
-        let pipeline = &self.pipeline;
+    fn answer(&mut self, question: Query) {
+        let pipeline = &mut self.pipeline;
         match question {
             Query::Explain(question, reply) => reply.give(pipeline.explain(&question)),
+            Query::ProbeVips(reply) => reply.give(pipeline.probe_vips()),
             Query::ListFlows(slots, reply) => {
                 let now = crate::forward::flow::Tick::from_ns(pipeline.now_ns);
                 let entries = pipeline.flows.entries(slots, now).collect();

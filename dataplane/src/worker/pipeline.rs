@@ -405,12 +405,12 @@ impl Pipeline {
                 // The right to it was looked at just now.
                 let answer = aside.and_then(|answer: Answer| answer.apart(own));
                 self.outbox.extend(answer.map(|frame| Outgoing::own(port, &frame)));
-                if let Some(Contest { vip, mac, is_claim }) = conflict {
+                if let Some(Contest { vip, mac, is_claim, is_question }) = conflict {
                     if is_claim && let Some(speaker) = &mut self.speaker {
                         speaker.announcer.conflict(vip, self.now_ns);
                         self.permit.contested(vip);
                     }
-                    self.stats.conflict(vip, mac);
+                    self.stats.conflict(vip, mac, is_question);
                 }
                 Verdict::Drop(reason)
             }
@@ -517,6 +517,16 @@ impl Pipeline {
         if let Some(speaker) = &mut self.speaker {
             speaker.excuse_silence(&self.snapshot, self.now_ns);
         }
+    }
+
+    /// Asks the segments whether somebody else has a VIP that this node owns. How many it has asked for.
+    pub(super) fn probe_vips(&mut self) -> usize {
+        let owned: Vec<_> = self.permit.grants().map(|grant| grant.vip).collect();
+        for vip in &owned {
+            let questions = Speaker::probe(&self.snapshot, *vip);
+            self.outbox.extend(questions.map(|(port, frame)| Outgoing::own(port, &frame)));
+        }
+        owned.len()
     }
 
     /// Brings the counters up to date that are not counted frame by frame.

@@ -1,6 +1,6 @@
 //! What is looked at, waited for and followed.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use lb_proto::v1;
@@ -159,4 +159,16 @@ pub(crate) struct Explain {
     /// The frames of a capture (pcap or pcapng, of Ethernet): the node judges them, nothing is sent.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "destination"])]
     pub(crate) pcap: Option<PathBuf>,
+}
+
+/// Which counters.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Stats {
+    /// Those of all nodes: sums, and each node's own totals.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// How fast those of all nodes grow, in a second: over this time, or one second. Example: lbctl stats --rates=10s
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s",
+          value_parser = humantime::parse_duration)]
+    pub(crate) rates: Option<Duration>,
 }

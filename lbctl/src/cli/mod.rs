@@ -18,7 +18,7 @@ pub(crate) use backend::{BackendCommand, BackendName, BackendNames};
 pub(crate) use check::Check;
 pub(crate) use cluster::{ClusterCommand, NodeCommand, Role};
 pub(crate) use declared::{Apply, Declared, Import, SnapshotCommand};
-pub(crate) use looking::{Capture, EventFilter, Explain, Object, WaitFor, WatchFilter};
+pub(crate) use looking::{Capture, EventFilter, Explain, Object, Stats, WaitFor, WatchFilter};
 pub(crate) use pki::{PkiCommand, PkiTarget};
 pub(crate) use service::{Affinity, OnAllDown, OnBackendDown, ServiceCommand, State};
 pub(crate) use values::{Destination, Endpoint, Port, quoted};
@@ -138,8 +138,16 @@ pub(crate) enum Command {
     Backend(BackendCommand),
     /// The counters of the node that answers: frames, drops by reason, VIPs, backends.
     ///
-    /// Example: lbctl stats -o json | jq .drops
-    Stats,
+    /// Example: lbctl stats --rates
+    Stats(Stats),
+    /// What is wrong with this setup, and how to mend it: all nodes look for themselves, which takes two seconds and changes nothing.
+    ///
+    /// Ends with 1 if there is a warning or an error. Example: lbctl doctor -o json | jq -r '.found[].id'
+    Doctor {
+        /// Ask only the node that answers.
+        #[arg(long)]
+        local: bool,
+    },
     /// Which VIP, owner, service and backend a packet gets, and why: as the node that is asked decides.
     ///
     /// Example: lbctl explain 198.51.100.9:40000 192.0.2.1:80/tcp

@@ -5,6 +5,7 @@ mod capture;
 mod cluster;
 pub(crate) mod completions;
 mod declared;
+mod doctor;
 mod drained;
 mod enroll;
 mod events;
@@ -17,6 +18,7 @@ mod pki;
 mod segment;
 mod service;
 mod snapshot;
+mod stats;
 mod status;
 mod vip;
 mod wait;
@@ -61,7 +63,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     };
     match cli.command {
         Command::Status { check } => status::status(&session, check).await,
-        Command::Stats => status::stats(&session).await,
+        Command::Stats(what) => stats::run(&session, what).await,
+        Command::Doctor { local } => doctor::run(&session, local).await,
         Command::Explain(what) => explain::explain(&session, what).await,
         Command::Capture(what) => capture::run(&session, what).await,
         Command::Flows { vip, backend } => explain::flows(&session, vip, backend).await,

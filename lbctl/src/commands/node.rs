@@ -71,7 +71,8 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
         // They need no cluster, and have been run before one was looked for.
         NodeCommand::Token { .. } | NodeCommand::Join { .. } => Ok(()),
         NodeCommand::List => {
-            let status = session.status(true).await?;
+            let request = v1::GetStatusRequest { brief: true, with_versions: true, local: false };
+            let status = session.status_by(request).await?;
             if status.stale {
                 complain(&format!("lbctl: warning: no majority confirmed this; it is what {} knew last", status.node));
             }

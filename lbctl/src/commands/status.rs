@@ -1,11 +1,11 @@
-//! `lbctl status`, `lbctl stats`.
+//! `lbctl status`.
 
-use lb_proto::v1::{self, GetStatsRequest, node_service_client::NodeServiceClient};
+use lb_proto::v1;
 
 use crate::{
     exit::Failure,
-    output::{self, Summary as _, views},
-    session::{MAX_ANSWER_LEN, Session},
+    output::{self, Summary as _},
+    session::Session,
 };
 
 /// `check`: what is wrong is a failure.
@@ -32,14 +32,4 @@ pub(super) async fn status(session: &Session, check: bool) -> Result<(), Failure
     let waiting = (!status.waiting.is_empty()).then(|| status.waiting.clone());
     let wrong: Vec<String> = waiting.into_iter().chain(status.warnings).chain(vips).collect();
     if wrong.is_empty() { Ok(()) } else { Err(Failure::Refused(wrong.join("\n"))) }
-}
-
-pub(super) async fn stats(session: &Session) -> Result<(), Failure> {
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
-    let stats =
-        session.read(GetStatsRequest::default(), |request| async move { client.get_stats(request).await }).await?;
-    match session.format() {
-        format if format.is_data() => output::object(format, &views::with_counters(&stats)?),
-        _ => output::print(&stats.summary()),
-    }
 }

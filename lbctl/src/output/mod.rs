@@ -112,6 +112,27 @@ pub(crate) fn signed(sign: char, line: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How much something wants to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attention {
+    Now,
+    Soon,
+    None,
+}
+
+/// Prints a line whose beginning is coloured where a person looks at it.
+pub(crate) fn heeded(attention: Attention, beginning: &str, rest: &str) -> Result<(), Failure> {
+    let style = match attention {
+        Attention::Now => Style::new().bold().fg_color(Some(AnsiColor::Red.into())),
+        Attention::Soon => Style::new().bold().fg_color(Some(AnsiColor::Yellow.into())),
+        Attention::None => Style::new().bold(),
+    };
+    let mut stdout = anstream::AutoStream::auto(io::stdout().lock());
+    writeln!(stdout, "{style}{beginning}{style:#}{rest}")?;
+    stdout.flush()?;
+    Ok(())
+}
+
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     print_bytes(text.as_bytes())
 }

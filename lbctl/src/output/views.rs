@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use lb_proto::{label, v1};
+use lb_proto::{
+    label,
+    rates::{NodeRate, Rate, Rates},
+    v1,
+};
 use serde::Serialize;
 
 use super::{Row, Summary};
@@ -155,9 +159,11 @@ impl Row for v1::Backend {
 }
 
 impl Row for v1::Node {
-    const COLUMNS: &'static [&'static str] =
-        &["name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "segments", "troubles"];
-    const WIDE: &'static [&'static str] = &["id", "segments"];
+    const COLUMNS: &'static [&'static str] = &[
+        "name", "id", "role", "address", "leader", "votes", "lease", "draining", "vips", "version", "segments",
+        "troubles",
+    ];
+    const WIDE: &'static [&'static str] = &["id", "votes", "segments"];
 
     fn cells(&self) -> Vec<String> {
         let troubled = |a: &v1::Attachment| {
@@ -182,6 +188,7 @@ impl Row for v1::Node {
             },
             yes(self.draining),
             self.vips.to_string(),
+            or_dash(&self.version),
             or_dash(&segments.join(", ")),
             or_dash(&troubles.join(", ")),
         ]
@@ -240,6 +247,13 @@ impl Summary for v1::GetStatsResponse {
         }
         for (at, worker) in self.workers.iter().enumerate().filter(|_| self.workers.len() > 1) {
             text += &format!("worker {at:<3} {} received {} handed over\n", worker.received, worker.handed_over);
+        }
+        for node in &self.nodes {
+            let v1::NodeCount { node, received, forwarded, dropped, .. } = node;
+            text += &format!("node       {node} {received} received {forwarded} forwarded {dropped} dropped\n");
+        }
+        for silent in &self.silent_nodes {
+            text += &format!("SILENT     {silent}\n");
         }
         for vip in &self.vips {
             text += &format!("vip        {} {} packets {} bytes\n", vip.address, vip.packets, vip.bytes);
@@ -352,4 +366,104 @@ pub(crate) fn with_counters(stats: &v1::GetStatsResponse) -> std::io::Result<ser
         fields.extend(stats.counters.iter().map(|counter| (counter.name.clone(), counter.value.into())));
     }
     Ok(object)
+}
+
+/// How fast something's counters grow.
+#[derive(Debug, Serialize)]
+pub(crate) struct Pace {
+    name: String,
+    packets_per_second: f64,
+    bits_per_second: f64,
+    new_flows_per_second: f64,
+}
+
+impl Pace {
+    fn new(name: String, rate: &Rate) -> Self {
+        Self {
+            name,
+            packets_per_second: rate.packets_per_second,
+            bits_per_second: rate.bytes_per_second * 8.0,
+            new_flows_per_second: rate.new_flows_per_second,
+        }
+    }
+}
+
+impl Row for Pace {
+    const COLUMNS: &'static [&'static str] = &["of", "packets/s", "Mbit/s", "new flows/s"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            format!("{:.0}", self.packets_per_second),
+            format!("{:.1}", self.bits_per_second / 1e6),
+            format!("{:.0}", self.new_flows_per_second),
+        ]
+    }
+}
+
+/// How fast a node's counters grow.
+#[derive(Debug, Serialize)]
+pub(crate) struct NodePace {
+    node: String,
+    #[serde(flatten)]
+    rate: NodeRate,
+}
+
+impl Row for NodePace {
+    const COLUMNS: &'static [&'static str] = &["node", "received/s", "forwarded/s", "dropped/s"];
+
+    fn cells(&self) -> Vec<String> {
+        let NodeRate { received_per_second, forwarded_per_second, dropped_per_second } = self.rate;
+        let rates = [received_per_second, forwarded_per_second, dropped_per_second].map(|rate| format!("{rate:.0}"));
+        [vec![self.node.clone()], rates.into()].concat()
+    }
+}
+
+/// Frames dropped in a second.
+#[derive(Debug, Serialize)]
+pub(crate) struct DropPace {
+    reason: String,
+    per_second: f64,
+}
+
+impl Row for DropPace {
+    const COLUMNS: &'static [&'static str] = &["dropped", "in a second"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.reason.clone(), format!("{:.0}", self.per_second)]
+    }
+}
+
+/// How fast the counters of all nodes grow.
+#[derive(Debug, Serialize)]
+pub(crate) struct Paced {
+    pub(crate) nodes: Vec<NodePace>,
+    pub(crate) vips: Vec<Pace>,
+    pub(crate) backends: Vec<Pace>,
+    /// Reasons for which nothing is dropped now are left out.
+    pub(crate) drops: Vec<DropPace>,
+}
+
+impl Paced {
+    /// In the order of the counters.
+    pub(crate) fn new(rates: &Rates, of: &v1::GetStatsResponse) -> Self {
+        let node = |of: &v1::NodeCount| NodePace {
+            node: of.node.clone(),
+            rate: rates.nodes.get(&of.node).copied().unwrap_or_default(),
+        };
+        let vip = |of: &v1::VipCount| {
+            Pace::new(of.address.clone(), &rates.vips.get(&of.address).copied().unwrap_or_default())
+        };
+        let backend = |of: &v1::BackendCount| {
+            let key = (of.service.clone(), of.address.clone());
+            Pace::new(format!("{} {}", of.service, of.address), &rates.backends.get(&key).copied().unwrap_or_default())
+        };
+        let dropped = rates.drops.iter().filter(|(_, rate)| **rate > 0.0);
+        Self {
+            nodes: of.nodes.iter().map(node).collect(),
+            vips: of.vips.iter().map(vip).collect(),
+            backends: of.backends.iter().map(backend).collect(),
+            drops: dropped.map(|(reason, rate)| DropPace { reason: reason.clone(), per_second: *rate }).collect(),
+        }
+    }
 }

@@ -87,7 +87,14 @@ impl ClusterService for Cluster {
         let confirmed = if local { None } else { self.0.consensus.read(deadline).await.ok() };
         let stale = !local && confirmed.is_none();
         let view = confirmed.unwrap_or_else(|| self.0.consensus.view());
-        Ok(Response::new(self.0.overview(&view, stale, request.get_ref().brief)))
+        let mut overview = self.0.overview(&view, stale, request.get_ref().brief);
+        if request.get_ref().with_versions {
+            let mut versions = self.0.peers.versions(&view.table, self.0.consensus.status().node).await;
+            for node in &mut overview.nodes {
+                node.version = versions.remove(&node.name).unwrap_or_default();
+            }
+        }
+        Ok(Response::new(overview))
     }
 
     async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Answer<v1::AddNodeResponse> {

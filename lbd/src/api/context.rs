@@ -19,6 +19,7 @@ use crate::{
     config::Config,
     connection::{Peer, Refusals},
     control::InForce,
+    doctor::Doctor,
     events::Events,
     ownership::Ownership,
     peers::Peers,
@@ -48,6 +49,7 @@ pub(crate) struct Context {
     pub(crate) events: Events,
     pub(crate) peers: Peers,
     pub(crate) refusals: Refusals,
+    pub(crate) doctor: Doctor,
     /// Becomes true when the node ends.
     pub(crate) stopping: watch::Receiver<bool>,
 }

@@ -520,6 +520,7 @@ pub(super) fn node(node: &Node, view: &View, leader: Option<NodeId>) -> v1::Node
         heard: false,
         round_trip_us: 0,
         starts: node.starts,
+        version: String::new(),
     }
 }
 

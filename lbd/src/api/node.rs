@@ -16,14 +16,16 @@ use lb_dataplane::{
     },
     packet::{Protocol, Tuple},
 };
-use lb_proto::v1::{self, node_service_server::NodeService};
+use lb_proto::v1::{
+    self, ask_request::Question as ToAll, ask_response::Answer as Told, node_service_server::NodeService,
+};
 use lb_raft_store::table::Table;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Context, capture, convert, events, status};
-use crate::{control::claimant, traffic};
+use crate::{control::claimant, doctor, peers::Heard, traffic};
 
 type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -136,8 +138,24 @@ impl NodeService for Node {
         Ok(Response::new(Box::pin(frames)))
     }
 
-    async fn diagnose(&self, _: Request<v1::DiagnoseRequest>) -> Answer<v1::DiagnoseResponse> {
-        Err(status::not_built("Diagnose"))
+    async fn diagnose(&self, request: Request<v1::DiagnoseRequest>) -> Answer<v1::DiagnoseResponse> {
+        let context = &self.0;
+        let (view, status) = (context.consensus.view(), context.consensus.status());
+        let found = if request.get_ref().local || status.node.is_none() {
+            context.doctor.examine().await
+        } else {
+            let question = ToAll::Diagnosis(v1::DiagnosisQuestion {});
+            let Heard { answers, silent } = context.peers.ask(&view.table, status.node, &question).await;
+            let answers = answers.into_iter().filter_map(|(node, answer)| match answer {
+                Told::Diagnosis(diagnosis) => Some((node, diagnosis)),
+                _ => None,
+            });
+            let heard = context.ownership.heard();
+            let is_heard = |id| status.node == Some(id) || heard.peers.get(&id).copied().unwrap_or(false);
+            doctor::compare(answers.collect(), &silent, is_heard, &view.table)
+        };
+        let line = |of: &v1::Finding| format!("{} {}: {} ({})", of.id, of.object, of.explanation, of.mend);
+        Ok(Response::new(v1::DiagnoseResponse { findings: found.iter().map(line).collect(), found }))
     }
 }
 

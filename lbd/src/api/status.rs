@@ -71,11 +71,6 @@ pub(super) fn unauthenticated(message: &str) -> Status {
     with_info(Code::Unauthenticated, "UNAUTHENTICATED", message, "")
 }
 
-/// It may come in a later version.
-pub(super) fn not_built(what: &str) -> Status {
-    with_info(Code::Unimplemented, "UNIMPLEMENTED", &format!("{what} is not built yet"), "")
-}
-
 /// No majority agreed.
 pub(super) fn not_proposed(error: &ProposeError, request: Option<&RequestId>) -> Status {
     let (code, reason) = match error {

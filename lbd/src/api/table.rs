@@ -99,7 +99,7 @@ impl Table {
         let mut flows = HashMap::new();
         let counts = heard.answers.into_iter().filter_map(|(_, answer)| match answer {
             Told::FlowCounts(counts) => Some(counts.backends),
-            Told::FlowKey(_) | Told::Traffic(_) => None,
+            _ => None,
         });
         for of in counts.flatten() {
             *flows.entry(of.backend).or_default() += of.flows;

@@ -22,6 +22,7 @@ use crate::{
     config::{Config, Metrics},
     connection::{Refusals, Security},
     control::{InForce, Leave, Retiring, Takeovers, retire},
+    doctor::Doctor,
     events::Events,
     exit::Failure,
     flow_key::FlowKey,
@@ -107,7 +108,14 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let (end, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     let serving = |error| Failure::System("serving", error);
-    let peers = Peers::new(channels, dataplane.clone(), flow_key.clone());
+    let doctor = Doctor {
+        config: config.clone(),
+        consensus: consensus.clone(),
+        ownership: ownership.clone(),
+        dataplane: dataplane.clone(),
+        alarms: alarms.clone(),
+    };
+    let peers = Peers::new(channels, dataplane.clone(), flow_key.clone(), doctor.for_others());
     let of_nodes = RaftServer::service(consensus.clone(), peers.answers(), refusals.clone());
     let (watches, watched) = mpsc::unbounded_channel();
     serve_nodes(cluster_listeners, &security, &watches, (&of_nodes, &refusals), &stopping, &mut servers)
@@ -122,6 +130,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         events: events.clone(),
         peers: peers.clone(),
         refusals: refusals.clone(),
+        doctor,
         stopping: stopping.clone(),
     };
     if let (Some(listener), Some(Metrics { listen, per_backend })) = (metrics_listener, config.metrics) {

@@ -38,7 +38,7 @@ impl Conflicts {
     /// Looks for new claims.
     pub(crate) fn look(&mut self, dataplane: &Dataplane, table: &Table, alarms: &Alarms) {
         let backends = dataplane.report().backends;
-        for Conflict { vip, mac, count } in dataplane.conflicts() {
+        for Conflict { vip, mac, count, .. } in dataplane.conflicts() {
             let seen = self.seen.entry((vip, mac)).or_insert(Claims { count: 0, at: Instant::now(), streak: 0 });
             if count == seen.count {
                 seen.streak = 0;

@@ -17,7 +17,7 @@ mod retire;
 mod share_flow_key;
 mod takeovers;
 
-pub(crate) use conflicts::{Conflicts, claimant};
+pub(crate) use conflicts::{Claimant, Conflicts, claimant};
 pub(crate) use in_force::InForce;
 pub(crate) use leader_tasks::{raise_feature_level, run_leader_tasks};
 pub(crate) use local_news::LocalNews;

@@ -48,7 +48,7 @@ fn is_first(table: &Table, me: u64) -> bool {
 fn take(heard: &Heard, makes_one: bool, key: &FlowKey) -> Result<(), FlowKeyError> {
     let known = heard.answers.iter().find_map(|(_, answer)| match answer {
         Answer::FlowKey(of) => FlowKey::read(&of.key),
-        Answer::FlowCounts(_) | Answer::Traffic(_) => None,
+        _ => None,
     });
     match known {
         Some(known) => key.keep(known),

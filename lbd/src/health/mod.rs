@@ -3,11 +3,13 @@
 //! be said; [`services`] which services nobody serves; [`report`] looks, says it, and tells the log what holds.
 
 mod check;
+mod presence;
 mod report;
 mod segments;
 mod services;
 mod verdict;
 
+pub(crate) use presence::{Presence, probe_presence};
 pub(crate) use report::Report;
 pub(crate) use segments::{Silences, gateways};
 pub(crate) use services::unserved;

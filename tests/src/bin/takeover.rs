@@ -366,11 +366,14 @@ fn new_leader(site: &mut Site, runs: usize) -> anyhow::Result<()> {
             let channel = grpc::connect(survivor).await?;
             let mut client = v1::cluster_service_client::ClusterServiceClient::new(channel);
             // The first call opens the connection.
-            client.get_status(v1::GetStatusRequest { local: true, brief: true }).await?;
+            client.get_status(v1::GetStatusRequest { local: true, brief: true, ..Default::default() }).await?;
             let killed = Instant::now();
             site.nodes[at].kill_worker()?;
             while killed.elapsed() < PATIENCE {
-                let status = client.get_status(v1::GetStatusRequest { local: true, brief: true }).await?.into_inner();
+                let status = client
+                    .get_status(v1::GetStatusRequest { local: true, brief: true, ..Default::default() })
+                    .await?
+                    .into_inner();
                 if !status.leader.is_empty() && status.leader != leader {
                     return Ok::<_, anyhow::Error>(killed.elapsed());
                 }

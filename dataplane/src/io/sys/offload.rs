@@ -6,6 +6,8 @@ use rustix::net::{AddressFamily, SocketType};
 
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 const ETHTOOL_GTSO: u32 = 0x1e;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETH_FLAG_LRO: u32 = 1 << 15;
 
 /// struct ethtool_value
 #[repr(C)]
@@ -20,8 +22,21 @@ struct Value {
 /// # Errors
 /// The interface is gone (ENODEV).
 pub fn segments_tcp(interface: &str) -> io::Result<bool> {
+    ask(interface, ETHTOOL_GTSO).map(|value| value != 0)
+}
+
+/// Whether an interface's hardware merges packets that it receives (large receive offload): what was merged cannot be sent on as
+/// it came, because the sizes of the packets are lost (Documentation/networking/netdevices.rst, "LRO").
+///
+/// # Errors
+/// The interface is gone (ENODEV), or its driver does not say.
+pub fn merges_received(interface: &str) -> io::Result<bool> {
+    ask(interface, ETHTOOL_GFLAGS).map(|flags| flags & ETH_FLAG_LRO != 0)
+}
+
+fn ask(interface: &str, command: u32) -> io::Result<u32> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    let mut value = Value { command: ETHTOOL_GTSO, data: 0 };
+    let mut value = Value { command, data: 0 };
     // SAFETY: plain data for which zero is a value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     // The last byte stays zero.
@@ -31,7 +46,7 @@ pub fn segments_tcp(interface: &str) -> io::Result<bool> {
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     // SAFETY: the request names an interface and points at a struct ethtool_value; both live for the call.
     let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    if outcome == 0 { Ok(value.data != 0) } else { Err(io::Error::last_os_error()) }
+    if outcome == 0 { Ok(value.data) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -40,7 +55,7 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_segments_and_an_absent_one_is_told() {
-        assert!(segments_tcp("lo").unwrap());
+        assert!(segments_tcp("lo").unwrap() && !merges_received("lo").unwrap());
         assert_eq!(segments_tcp("no such one, and long").unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 }

@@ -341,7 +341,7 @@ fn another_probe_for_an_address_that_is_probed_for_is_a_conflict() {
         segment.pass(100_000_000);
         assert!(!active(&segment));
         assert_eq!(segment.receive(&probe), Verdict::Drop(reason));
-        assert_eq!(segment.pipeline.stats.conflicts(), [Conflict { vip, mac: STRANGER, count: 1 }]);
+        assert_eq!(segment.pipeline.stats.conflicts(), [Conflict { vip, mac: STRANGER, count: 1, questions: 0 }]);
         segment.pass(SECOND_NS);
         assert!(!active(&segment), "it waits");
         segment.pass(SECOND_NS);

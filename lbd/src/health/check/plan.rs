@@ -12,6 +12,9 @@ use lb_raft_store::table::{AdminState, Backend, Cidr, Health, MacAddr, Probe, Rh
 use super::judge::Standing;
 use crate::link::Link;
 
+/// So many backends are pinged at once.
+const PINGS: usize = 500;
+
 /// What is asked of one backend; services that ask the same share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Question {
@@ -83,6 +86,33 @@ impl Plan {
                     }
                 }
             }
+        }
+        Self(plan)
+    }
+
+    /// A ping of each backend, at the VIP of its service: no more of them than may be asked at once.
+    pub(in crate::health) fn of_pings(
+        table: &Table,
+        owns: impl Fn(IpAddr) -> bool,
+        seen: &HashMap<u64, SeenBackend>,
+        links: &[Link],
+    ) -> Self {
+        let rhythm = Rhythm { interval_ms: 200, timeout_ms: 350, rise: 1, fall: 2, jitter_percent: 0 };
+        let what = Arc::new(What { port: 0, probe: Probe::Icmp, rhythm });
+        let services = table.services().filter(|service| owns(service.settings.vip));
+        let backends = services.flat_map(|service| {
+            table.backends_of(&service.settings.name).map(|backend| (service.settings.vip, backend))
+        });
+        let mut plan = BTreeMap::<Question, Asked>::new();
+        for (vip, backend) in backends.filter(|(_, backend)| backend.settings.state != AdminState::Down).take(PINGS) {
+            let address = backend.settings.address;
+            let question = Question { vip, backend: address, mac: backend.settings.mac, what: what.clone() };
+            let asked = || Asked {
+                backends: Vec::new(),
+                way: way(table, vip, address, seen.get(&backend.id), links),
+                standing: Standing::Unknown,
+            };
+            plan.entry(question).or_insert_with(asked).backends.push(backend.id);
         }
         Self(plan)
     }

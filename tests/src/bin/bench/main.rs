@@ -1,6 +1,6 @@
 //! The benchmark: `cargo lb-bench`. Packets forwarded per second at a saturating rate, all load-balancer work on one
 //! core, each engine and its peers in one run; then what many VIPs, many flows and new flows cost, the latency at low
-//! load, bulk TCP, and what health checks, watchers and TLS cost. What a packet costs without the kernel: `cargo bench -p lb-dataplane`.
+//! load, bulk TCP, and what health checks, watchers, pages and TLS cost. What a packet costs without the kernel: `cargo bench -p lb-dataplane`.
 //!
 //! Absolute numbers are those of this machine; quote the ratios.
 
@@ -10,6 +10,7 @@ mod checks;
 mod forwarders;
 mod helper;
 mod latency;
+mod pages;
 mod tls;
 mod watchers;
 
@@ -44,11 +45,11 @@ const LEARNING: Duration = Duration::from_millis(4000);
 const NEW_FLOWS: u32 = 1 << 28;
 
 const HELP: &str =
-    "usage: cargo lb-bench [saturation | tables | captures | headroom | latency | bulk | checks | watchers | tls]...
+    "usage: cargo lb-bench [saturation | tables | captures | headroom | latency | bulk | checks | watchers | pages | tls]...
 
 Measures on two cores: one does all load-balancer work, the other one generates and swallows the packets. As root, for
 XDP, pinned kernel threads and nftables; as an ordinary user the figures flatter everyone. Without arguments all tables
-are printed, which takes some nine minutes.";
+are printed, which takes some eleven minutes.";
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
         );
     }
     type Part = fn() -> anyhow::Result<()>;
-    let parts: [(&str, Part); 9] = [
+    let parts: [(&str, Part); 10] = [
         ("saturation", saturation),
         ("tables", tables),
         ("captures", captures),
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         ("bulk", bulk),
         ("checks", checks::checks),
         ("watchers", watchers::watchers),
+        ("pages", pages::pages),
         ("tls", tls::tls),
     ];
     if wanted.iter().any(|word| parts.iter().all(|(name, _)| name != word)) {

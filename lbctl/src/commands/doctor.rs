@@ -1,0 +1,34 @@
+//! `lbctl doctor`.
+
+use lb_proto::v1::{self, Severity, node_service_client::NodeServiceClient};
+
+use crate::{
+    exit::Failure,
+    output::{self, Attention},
+    session::{MAX_ANSWER_LEN, Session},
+};
+
+pub(super) async fn run(session: &Session, local: bool) -> Result<(), Failure> {
+    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let request = v1::DiagnoseRequest { local };
+    let answer = session.read(request, |request| async move { client.diagnose(request).await }).await?;
+    let is_wrong = answer.found.iter().any(|finding| finding.severity() != Severity::Info);
+    match session.format() {
+        format if format.is_data() => output::object(format, &answer)?,
+        _ if answer.found.is_empty() => output::print("nothing is wrong, as far as can be seen\n")?,
+        _ => answer.found.iter().try_for_each(tell)?,
+    }
+    if is_wrong { Err(Failure::Differs) } else { Ok(()) }
+}
+
+fn tell(finding: &v1::Finding) -> Result<(), Failure> {
+    let (attention, severity) = match finding.severity() {
+        Severity::Error => (Attention::Now, "ERROR"),
+        Severity::Warning => (Attention::Soon, "WARNING"),
+        Severity::Info | Severity::Unspecified => (Attention::None, "INFO"),
+    };
+    let v1::Finding { id, node, object, explanation, mend, documents, .. } = finding;
+    let by = if node.is_empty() { String::new() } else { format!("  ({node})") };
+    output::heeded(attention, &format!("{severity:<8}{id}"), &format!("  {object}{by}"))?;
+    output::print(&format!("        {explanation}\n        mend: {mend}\n        see:  {documents}\n"))
+}
