@@ -1,6 +1,6 @@
 //! How a command fails, and with which exit code: the one place where the two are mapped.
 
-use std::{fmt, path::Path, process::ExitCode};
+use std::{error::Error as _, fmt, path::Path, process::ExitCode};
 
 use lb_proto::REQUEST_ID_METADATA;
 use tonic::{Code, Status};
@@ -83,11 +83,29 @@ impl Failure {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
                 let of_server = status.metadata().get(REQUEST_ID_METADATA).and_then(|id| id.to_str().ok());
                 let request_id = request_id.or(of_server).map(ToOwned::to_owned);
-                Self::Undecided { message: status.message().to_owned(), request_id }
+                Self::Undecided { message: message(status), request_id }
             }
-            _ => Self::Refused(status.message().to_owned()),
+            _ => Self::Refused(message(status)),
         }
     }
+}
+
+/// What the libraries of gRPC say of answers that are none, without a server's having said it.
+const MADE_HERE: [&str; 5] =
+    ["transport error", "protocol error", "grpc-status header missing", "h2 ", "error decoding"];
+
+/// What a server says, as a terminal may have it; or what may be the matter where it says nothing that can be understood.
+fn message(status: &Status) -> String {
+    let said = status.message();
+    if said.is_empty() {
+        return format!("the server refuses it: {}", status.code().description().to_lowercase());
+    }
+    if status.details().is_empty() && (status.source().is_some() || MADE_HERE.iter().any(|made| said.contains(made))) {
+        return "the connection has ended without an answer, or what answers there is no lbd: is it what api.listen of a node has, and \
+                does it run ('systemctl status lbd')?"
+            .to_owned();
+    }
+    said.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 impl fmt::Display for Failure {

@@ -1,6 +1,6 @@
 //! Questions to all nodes about what each knows by itself. Whoever does not answer in time is named.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use futures::{
     FutureExt as _,
@@ -13,10 +13,11 @@ use lb_proto::v1::{
 };
 use lb_raft_store::table::{NodeId, Table};
 use tokio::time::timeout;
+use tonic::Code;
 
 use crate::{
     flow_key::FlowKey,
-    raft::{Answers, Channels},
+    raft::{Answers, Channels, MAX_MESSAGE_LEN},
     traffic,
 };
 
@@ -39,8 +40,39 @@ pub(crate) struct Peers {
 pub(crate) struct Heard {
     /// With the names of those that gave them.
     pub(crate) answers: Vec<(String, Answer)>,
-    /// Those that did not answer, and why: for people.
-    pub(crate) silent: Vec<String>,
+    pub(crate) silent: Vec<Silent>,
+}
+
+/// A node that did not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Silent {
+    pub(crate) node: String,
+    /// Why, for people.
+    pub(crate) reason: String,
+    /// It does not know the question.
+    pub(crate) is_older: bool,
+}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.node, self.reason)
+    }
+}
+
+/// Why an answer did not come.
+struct NoAnswer {
+    reason: String,
+    is_older: bool,
+}
+
+impl NoAnswer {
+    fn of(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string(), is_older: false }
+    }
+
+    fn older() -> Self {
+        Self { reason: "it runs an older version, which does not know what is asked".to_owned(), is_older: true }
+    }
 }
 
 impl Peers {
@@ -62,13 +94,13 @@ impl Peers {
     pub(crate) async fn ask(&self, table: &Table, me: Option<NodeId>, question: &Question) -> Heard {
         let asked = table.nodes().map(|node| async move {
             let answer = if Some(node.id) == me {
-                (self.own)(*question).await.ok_or_else(|| "its dataplane does not answer".to_owned())
+                (self.own)(*question).await.ok_or_else(|| NoAnswer::of("its dataplane does not answer"))
             } else {
                 self.ask_one(&node.address, node.name.as_str(), *question).await
             };
             match answer {
                 Ok(answer) => Ok((node.name.to_string(), answer)),
-                Err(reason) => Err(format!("{}: {reason}", node.name)),
+                Err(NoAnswer { reason, is_older }) => Err(Silent { node: node.name.to_string(), reason, is_older }),
             }
         });
         let (answers, silent) = join_all(asked).await.into_iter().fold((Vec::new(), Vec::new()), |mut all, answer| {
@@ -88,7 +120,10 @@ impl Peers {
             Answer::Traffic(traffic) => Some((node, traffic)),
             _ => None,
         });
-        GetStatsResponse { silent_nodes: silent, ..traffic::sum(answers, table) }
+        GetStatsResponse {
+            silent_nodes: silent.iter().map(ToString::to_string).collect(),
+            ..traffic::sum(answers, table)
+        }
     }
 
     /// The versions of those that answer, by the nodes' names.
@@ -101,14 +136,18 @@ impl Peers {
         answers.collect()
     }
 
-    async fn ask_one(&self, address: &str, name: &str, question: Question) -> Result<Answer, String> {
-        let channel = self.channels.get(address, Some(name), None).map_err(|error| error.to_string())?;
+    async fn ask_one(&self, address: &str, name: &str, question: Question) -> Result<Answer, NoAnswer> {
+        let channel = self.channels.get(address, Some(name), None).map_err(NoAnswer::of)?;
         let request = AskRequest { question: Some(question) };
         let patience = if matches!(question, Question::Diagnosis(_)) { LONG_PATIENCE } else { PATIENCE };
-        let answer = timeout(patience, RaftServiceClient::new(channel).ask(request)).await;
-        let answer = answer.map_err(|_| format!("no answer within {} ms", patience.as_millis()))?;
-        let answer = answer.map_err(|status| status.message().to_owned())?.into_inner().answer;
-        answer.ok_or_else(|| "it runs another version".to_owned())
+        let mut client = RaftServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_LEN);
+        let answer = timeout(patience, client.ask(request)).await;
+        let answer = answer.map_err(|_| NoAnswer::of(format!("no answer within {} ms", patience.as_millis())))?;
+        let answer = answer.map_err(|status| match status.code() {
+            Code::Unimplemented => NoAnswer::older(),
+            _ => NoAnswer::of(status.message()),
+        })?;
+        answer.into_inner().answer.ok_or_else(NoAnswer::older)
     }
 }
 
@@ -122,8 +161,10 @@ fn answers(dataplane: Option<Arc<Dataplane>>, flow_key: FlowKey, examine: Examin
                 }
                 Question::Diagnosis(_) => Some(Answer::Diagnosis(examine().await)),
                 Question::Traffic(_) => {
-                    let report = dataplane.map(|dataplane| dataplane.report()).unwrap_or_default();
-                    Some(Answer::Traffic(traffic::of_node(report)))
+                    // Of many backends it takes milliseconds.
+                    let report = move || dataplane.map(|dataplane| dataplane.report()).unwrap_or_default();
+                    let told = tokio::task::spawn_blocking(move || traffic::of_node(report())).await;
+                    Some(Answer::Traffic(told.ok()?))
                 }
                 Question::FlowKey(_) => Some(Answer::FlowKey(FlowKeyAnswer { key: flow_key.bytes() })),
                 Question::CountFlows(_) => {

@@ -18,7 +18,6 @@ pub(crate) fn of_node(report: Report) -> v1::Traffic {
         dropped: report.drops.iter().map(|(_, packets)| packets).sum(),
         ring_full: totals.ring_full,
     };
-    let (flows_remembered, flows_not_remembered) = (totals.flows_remembered, totals.flows_not_remembered);
     let backend = |of: &BackendReport| v1::BackendTraffic {
         backend: of.id,
         packets: of.packets,
@@ -30,9 +29,12 @@ pub(crate) fn of_node(report: Report) -> v1::Traffic {
         drops: drops(&report),
         // What has had nothing need not be told.
         backends: report.backends.iter().filter(|of| of.packets + of.new_flows > 0).map(backend).collect(),
-        vips: report.vips.into_iter().filter(|of| of.packets + of.new_flows > 0).map(vip).collect(),
-        flows_remembered,
-        flows_not_remembered,
+        vips: report.vips.iter().filter(|of| of.packets + of.new_flows > 0).cloned().map(vip).collect(),
+        flows_remembered: totals.flows_remembered,
+        flows_not_remembered: totals.flows_not_remembered,
+        held: totals.held,
+        originated: totals.originated,
+        segmented: totals.segmented,
     }
 }
 
@@ -64,6 +66,9 @@ pub(crate) fn sum(answers: impl Iterator<Item = (String, v1::Traffic)>, table: &
         all.ring_full += totals.ring_full;
         all.flows_remembered += traffic.flows_remembered;
         all.flows_not_remembered += traffic.flows_not_remembered;
+        all.held += traffic.held;
+        all.originated += traffic.originated;
+        all.segmented += traffic.segmented;
         all.nodes.push(totals);
         for v1::DropCount { reason, packets } in traffic.drops {
             *drops.entry(reason).or_default() += packets;

@@ -48,7 +48,8 @@ impl Rates {
     /// From two answers and the time between them. Nothing where that cannot be told: a node was started anew, answers no more, or
     /// did not answer before.
     pub fn between(before: &v1::GetStatsResponse, after: &v1::GetStatsResponse, elapsed: Duration) -> Option<Self> {
-        let are_the_same = before.nodes.len() == after.nodes.len()
+        let are_the_same = !before.nodes.is_empty()
+            && before.nodes.len() == after.nodes.len()
             && before.nodes.iter().zip(&after.nodes).all(|(b, a)| b.node == a.node && b.received <= a.received);
         let seconds = elapsed.as_secs_f64();
         if !are_the_same || seconds <= 0.0 {
@@ -123,5 +124,6 @@ mod tests {
             assert_eq!(Rates::between(&before, &other, two), None, "{other:?}");
         }
         assert_eq!(Rates::between(&before, &before, Duration::ZERO), None);
+        assert_eq!(Rates::between(&stats(&[], 0), &stats(&[], 1), two), None, "of an older node, or of none");
     }
 }

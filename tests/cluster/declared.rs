@@ -12,6 +12,8 @@ use lb_tests::{
     site::{Plan, Site, VIP_TEXT},
 };
 
+use crate::metrics;
+
 /// `lbctl` with a file for its standard input: exit code, output, complaints.
 fn lbctl(node: &LbNode, arguments: &[&str], input: &str) -> anyhow::Result<(Option<i32>, String, String)> {
     let mut command = std::process::Command::new(binaries::directory()?.join("lbctl"));
@@ -25,6 +27,7 @@ fn lbctl(node: &LbNode, arguments: &[&str], input: &str) -> anyhow::Result<(Opti
 
 pub(crate) fn by_a_file() -> anyhow::Result<()> {
     let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.nodes[0].reconfigure("[dataplane]", &format!("[metrics]\nlisten = {:?}\n[dataplane]", metrics::LOOPBACK))?;
     site.start()?;
     let node = &site.nodes[0];
     let run = |arguments: &[&str], input: &str| lbctl(node, arguments, input);
@@ -129,5 +132,12 @@ backends:
     unchanged(&many)?;
     let count = node.lbctl_json(&["backend", "list", "dns", "--no-flows"])?["backends"].as_array().map(Vec::len);
     ensure!(count == Some(10_000), "{count:?}");
+    // A scrape of all of them, and the page, which shows some.
+    let begun = std::time::Instant::now();
+    let (status, text) = metrics::get(&site, 0, "/metrics")?;
+    let took = begun.elapsed();
+    eprintln!("a scrape of 10,000 backends: {} ms, {} kB", took.as_millis(), text.len() / 1000);
+    let series = text.lines().filter(|line| line.starts_with("lbd_backend_up{")).count();
+    ensure!(status == 200 && series >= 10_000 && text.len() < 20_000_000, "{status}: {series} series");
     Ok(())
 }

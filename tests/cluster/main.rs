@@ -9,6 +9,7 @@ mod doctor;
 mod enroll;
 mod events;
 mod faults;
+mod garbage;
 mod looking;
 mod membership;
 mod metrics;
@@ -89,6 +90,8 @@ fn main() -> std::process::ExitCode {
         Test::once("writes_are_guarded_tried_and_made_once", api::writes),
         Test::once("lists_come_in_pages_and_as_new_as_asked_for", api::reads),
         Test::once("a_table_is_what_its_file_says", declared::by_a_file),
+        Test::once("whatever_a_server_answers_is_told_clearly", garbage::is_told_clearly),
+        Test::once("top_draws_on_a_terminal", looking::on_a_terminal),
         Test::once("single_objects_and_changes_are_looked_at_and_waited_for", looking::at_one_object),
         Test::once("a_shell_completes_the_names_that_there_are", completions::live_names),
         Test::once("each_write_is_made_once_while_leaders_are_killed", once::each_write),

@@ -263,6 +263,9 @@ impl WorkerStats {
 
     /// Takes over what a worker that has ended has counted.
     pub(crate) fn absorb(&self, other: &Self) {
+        // Of what waits in its rings nothing does any more.
+        other.ring_waiting.set(0);
+        other.ring_slots.set(0);
         self.counters(other).for_each(|(own, more)| own.add(more.get()));
         for Conflict { vip, mac, count, questions } in other.conflicts() {
             self.add_conflicts(vip, mac, Claims { count, questions });

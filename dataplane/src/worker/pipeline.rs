@@ -49,6 +49,8 @@ pub(super) const ECHOES_PER_S: u64 = 10_000;
 const COMPLAIN_EVERY_NS: u64 = 10_000_000_000;
 /// Before an announcement that the lease did not allow is tried again.
 const LEASE_RETRY_NS: u64 = 5_000_000;
+/// VIPs that are asked for at the same time.
+const PROBES: usize = 256;
 
 /// What a worker knows and decides.
 pub struct Pipeline {
@@ -521,7 +523,9 @@ impl Pipeline {
 
     /// Asks the segments whether somebody else has a VIP that this node owns. How many it has asked for.
     pub(super) fn probe_vips(&mut self) -> usize {
+        // What this node may not answer for is another one's; and no more at a time than the send queue takes.
         let owned: Vec<_> = self.permit.grants().map(|grant| grant.vip).collect();
+        let owned: Vec<_> = owned.into_iter().filter(|vip| self.permit.to_answer(*vip)).take(PROBES).collect();
         for vip in &owned {
             let questions = Speaker::probe(&self.snapshot, *vip);
             self.outbox.extend(questions.map(|(port, frame)| Outgoing::own(port, &frame)));

@@ -140,6 +140,11 @@ pub(crate) enum Command {
     ///
     /// Example: lbctl stats --rates
     Stats(Stats),
+    /// The cluster as it works, live: VIPs, backends, nodes and drops, with their rates.
+    ///
+    /// Keys: 1 to 4 or Tab for the tables, arrows, s to have what has most first, / to filter, q to end. It needs a terminal. Example:
+    /// lbctl top
+    Top,
     /// What is wrong with this setup, and how to mend it: all nodes look for themselves, which takes two seconds and changes nothing.
     ///
     /// Ends with 1 if there is a warning or an error. Example: lbctl doctor -o json | jq -r '.found[].id'

@@ -20,6 +20,7 @@ mod service;
 mod snapshot;
 mod stats;
 mod status;
+mod top;
 mod vip;
 mod wait;
 
@@ -64,6 +65,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Status { check } => status::status(&session, check).await,
         Command::Stats(what) => stats::run(&session, what).await,
+        Command::Top => top::run(&session).await,
         Command::Doctor { local } => doctor::run(&session, local).await,
         Command::Explain(what) => explain::explain(&session, what).await,
         Command::Capture(what) => capture::run(&session, what).await,

@@ -238,7 +238,14 @@ impl Summary for v1::GetStatusResponse {
 
 impl Summary for v1::GetStatsResponse {
     fn summary(&self) -> String {
-        let mut text = format!("revision   {}\n", self.table_revision);
+        // The sums of several nodes have neither a revision nor MAC addresses.
+        let is_of_one = self.nodes.is_empty();
+        let mut text = match is_of_one {
+            true => format!("revision   {}\n", self.table_revision),
+            false => {
+                format!("received   {}\nforwarded  {}\nanswered   {}\n", self.received, self.forwarded, self.answered)
+            }
+        };
         for v1::Counter { name, value, .. } in &self.counters {
             text += &format!("{:<10} {value}\n", name.replace('_', " "));
         }
@@ -259,7 +266,10 @@ impl Summary for v1::GetStatsResponse {
             text += &format!("vip        {} {} packets {} bytes\n", vip.address, vip.packets, vip.bytes);
         }
         for b in &self.backends {
-            let mac = if b.mac.is_empty() { "UNRESOLVED" } else { &b.mac };
+            let mac = match (is_of_one, b.mac.as_str()) {
+                (true, "") => "UNRESOLVED",
+                (_, mac) => mac,
+            };
             text += &format!("backend    {} {} {mac} {} packets {} bytes\n", b.service, b.address, b.packets, b.bytes);
         }
         for c in &self.conflicts {

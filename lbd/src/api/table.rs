@@ -104,7 +104,7 @@ impl Table {
         for of in counts.flatten() {
             *flows.entry(of.backend).or_default() += of.flows;
         }
-        (flows, heard.silent)
+        (flows, heard.silent.iter().map(ToString::to_string).collect())
     }
 
     /// A removed VIP is gone when its owner has let go of it; most callers want to hear that.

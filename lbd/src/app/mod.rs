@@ -22,7 +22,7 @@ use crate::{
     config::{Config, Metrics},
     connection::{Refusals, Security},
     control::{InForce, Leave, Retiring, Takeovers, retire},
-    doctor::Doctor,
+    doctor::{Doctor, Last},
     events::Events,
     exit::Failure,
     flow_key::FlowKey,
@@ -114,6 +114,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         ownership: ownership.clone(),
         dataplane: dataplane.clone(),
         alarms: alarms.clone(),
+        last: Last::default(),
     };
     let peers = Peers::new(channels, dataplane.clone(), flow_key.clone(), doctor.for_others());
     let of_nodes = RaftServer::service(consensus.clone(), peers.answers(), refusals.clone());

@@ -63,6 +63,7 @@ mod tests {
     use lb_proto::v1::FlowKeyAnswer;
 
     use super::*;
+    use crate::peers::Silent;
 
     #[test]
     fn one_is_made_only_where_all_say_that_there_is_none() {
@@ -75,7 +76,10 @@ mod tests {
         let answer = |key: &[u8]| ("lb".to_owned(), Answer::FlowKey(FlowKeyAnswer { key: key.to_vec() }));
         let heard = |keys: &[&[u8]], silent: &[&str]| Heard {
             answers: keys.iter().map(|key| answer(key)).collect(),
-            silent: silent.iter().map(ToString::to_string).collect(),
+            silent: silent
+                .iter()
+                .map(|reason| Silent { node: "lb2".to_owned(), reason: (*reason).to_owned(), is_older: false })
+                .collect(),
         };
         assert_eq!(taken(&heard(&[b"", b""], &[]), false), None);
         assert_eq!(taken(&heard(&[b""], &["lb2: no answer"]), true), None);

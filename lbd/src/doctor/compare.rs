@@ -6,7 +6,7 @@ use lb_proto::v1;
 use lb_raft_store::table::{Node, NodeId, Sign, Table};
 
 use super::finding::{Id, finding};
-use crate::health::unserved;
+use crate::{health::unserved, peers::Silent};
 
 /// With fewer, the shares of backends with the same weight differ by more than about two percent (Maglev, section 5.3).
 const SLOTS_A_BACKEND: usize = 50;
@@ -14,18 +14,18 @@ const SLOTS_A_BACKEND: usize = 50;
 /// The answers by the nodes' names, and those that were not given; which nodes are heard by whoever compares.
 pub(crate) fn compare(
     answers: Vec<(String, v1::Diagnosis)>,
-    silent: &[String],
+    silent: &[Silent],
     heard: impl Fn(NodeId) -> bool,
     table: &Table,
 ) -> Vec<v1::Finding> {
     let mut found = Vec::new();
-    for silent in silent {
-        let name = silent.split(':').next().unwrap_or_default();
+    let (older, silent): (Vec<&Silent>, Vec<&Silent>) = silent.iter().partition(|silent| silent.is_older);
+    for Silent { node, reason, .. } in silent {
         found.push(finding(
             Id::NodeSilent,
-            format!("node {name}"),
-            format!("it does not say what it finds: {silent}"),
-            format!("on {name}: systemctl status lbd; and the way there: cluster.listen is reached by TCP"),
+            format!("node {node}"),
+            format!("it does not say what it finds: {reason}"),
+            format!("on {node}: systemctl status lbd; and the way there: cluster.listen is reached by TCP"),
         ));
     }
     for (name, _) in &answers {
@@ -34,14 +34,15 @@ pub(crate) fn compare(
             found.push(finding(
                 Id::HeartbeatsBlocked,
                 format!("node {name}"),
-                "it answers by TCP, and its heartbeats (UDP to the same port) do not come: it holds no lease",
+                "it answers by TCP, and its heartbeats (UDP to the same port) do not come here; where a majority misses them it holds no lease",
                 "let UDP to the port of cluster.listen through in every firewall between the nodes, in both directions",
             ));
         }
     }
     let versions: BTreeSet<&str> = answers.iter().map(|(_, answer)| answer.version.as_str()).collect();
-    if versions.len() > 1 {
-        let each: Vec<String> = answers.iter().map(|(name, answer)| format!("{name} {}", answer.version)).collect();
+    if versions.len() > 1 || !older.is_empty() {
+        let known = answers.iter().map(|(name, answer)| format!("{name} {}", answer.version));
+        let each: Vec<String> = known.chain(older.iter().map(|older| format!("{} an older one", older.node))).collect();
         found.push(finding(
             Id::VersionsDiffer,
             "cluster",
@@ -165,11 +166,13 @@ mod tests {
         let answer = |name: &str, version: &str| {
             (name.to_owned(), v1::Diagnosis { version: version.to_owned(), found: Vec::new() })
         };
-        let ids = |answers: Vec<_>, silent: &[String]| -> Vec<String> {
+        let silent = |is_older| Silent { node: "lb2".to_owned(), reason: "no answer".to_owned(), is_older };
+        let ids = |answers: Vec<_>, silent: &[Silent]| -> Vec<String> {
             compare(answers, silent, |_| true, &Table::default()).into_iter().map(|finding| finding.id).collect()
         };
         assert!(ids(vec![answer("lb1", "1.0"), answer("lb2", "1.0")], &[]).is_empty());
         assert_eq!(ids(vec![answer("lb1", "1.0"), answer("lb2", "1.1")], &[]), ["versions-differ"]);
-        assert_eq!(ids(vec![answer("lb1", "1.0")], &["lb2: no answer".to_owned()]), ["node-silent"]);
+        assert_eq!(ids(vec![answer("lb1", "1.0")], &[silent(false)]), ["node-silent"]);
+        assert_eq!(ids(vec![answer("lb1", "1.0")], &[silent(true)]), ["versions-differ"]);
     }
 }

@@ -9,4 +9,4 @@ mod judge;
 mod readings;
 
 pub(crate) use compare::compare;
-pub(crate) use examine::Doctor;
+pub(crate) use examine::{Doctor, Last};

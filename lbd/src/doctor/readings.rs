@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_dataplane::{Report, SeenBackend, stats::Conflict};
-use lb_raft_store::table::{Epoch, NodeId};
+use lb_raft_store::table::{Cidr, Epoch, NodeId};
 
 use crate::{alarms::Alarm, health::Presence, link::Link};
 
@@ -19,8 +19,8 @@ pub(super) struct Readings {
     /// Interfaces that merge what they receive.
     pub(super) merging: Vec<String>,
     pub(super) alarms: Vec<(Alarm, String)>,
-    /// Whether this node's kernel routes.
-    pub(super) forwards: bool,
+    /// Whether this node's kernel routes; not known where /proc/sys is hidden.
+    pub(super) forwards: Option<bool>,
     /// Why the kernel is not kept from the VIPs' packets.
     pub(super) guard_problem: Option<String>,
     /// Of the interface `lo` and of all: 1 is strict (ip-sysctl, rp_filter).
@@ -31,7 +31,8 @@ pub(super) struct Readings {
     pub(super) owners: HashMap<IpAddr, (NodeId, Epoch)>,
     /// Claims of others, those before the beginning as well.
     pub(super) conflicts: [Vec<Conflict>; 2],
-    pub(super) seen: Vec<SeenBackend>,
+    /// By the backends' ids.
+    pub(super) seen: HashMap<u64, SeenBackend>,
     /// By the backend's id: whether it has its VIP.
     pub(super) presence: HashMap<u64, Presence>,
     /// For a small file to be durable in `data_dir`.
@@ -42,4 +43,17 @@ pub(super) struct Readings {
     pub(super) stalled: Duration,
     /// By how many entries others are behind, where this node leads.
     pub(super) behind: Vec<(NodeId, u64)>,
+}
+
+impl Readings {
+    /// Whether an address is in the network of one of this node's interfaces.
+    pub(super) fn is_on(&self, address: IpAddr) -> bool {
+        self.links.iter().any(|link| is_on(link, address))
+    }
+}
+
+/// Whether an address is in the network of an interface.
+pub(super) fn is_on(link: &Link, address: IpAddr) -> bool {
+    let contains = |(own, len): &(IpAddr, u8)| Cidr::containing(*own, *len).is_some_and(|net| net.contains(address));
+    link.addresses.iter().any(contains)
 }

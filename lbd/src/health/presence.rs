@@ -22,12 +22,11 @@ pub(crate) enum Presence {
 pub(crate) async fn probe_presence(
     dataplane: &Arc<Dataplane>,
     (table, owns): (&Table, &(dyn Fn(IpAddr) -> bool + Sync)),
-    seen: &[SeenBackend],
+    seen: &HashMap<u64, SeenBackend>,
     links: &[Link],
     patience: Duration,
 ) -> HashMap<u64, Presence> {
-    let seen = seen.iter().map(|backend| (backend.id, *backend)).collect();
-    let plan = Plan::of_pings(table, owns, &seen, links);
+    let plan = Plan::of_pings(table, owns, seen, links);
     // It ends with this call, and so does its thread.
     let checker = Checker::start(Arc::downgrade(dataplane));
     if let Ok(checker) = &checker {
@@ -35,8 +34,7 @@ pub(crate) async fn probe_presence(
     }
     sleep(patience).await;
     let outcomes = checker.map(|checker| checker.outcomes()).unwrap_or_default();
-    let answers =
-        |id: &u64| seen.get(id).is_none_or(|backend| backend.liveness != Liveness::Silent && backend.mac.is_some());
+    let answers = |id: &u64| seen.get(id).is_some_and(|backend| backend.liveness == Liveness::Answers);
     let presence = outcomes.into_iter().filter_map(|(id, outcome)| match outcome {
         Outcome::Good => Some((id, Presence::There)),
         Outcome::Bad { .. } => answers(&id).then_some((id, Presence::Missing)),

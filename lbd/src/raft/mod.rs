@@ -7,4 +7,4 @@ pub(crate) use client::{Channels, TonicTransport};
 pub(crate) use server::{Answers, RaftServer};
 
 /// Snapshots travel in one message.
-const MAX_MESSAGE_LEN: usize = 64 << 20;
+pub(crate) const MAX_MESSAGE_LEN: usize = 64 << 20;

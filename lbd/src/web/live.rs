@@ -7,7 +7,7 @@ use std::{
 
 use lb_proto::{rates::Rates, v1};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
@@ -21,6 +21,9 @@ const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// Not oftener, however much changes.
 const AT_MOST_EVERY: Duration = Duration::from_millis(200);
 
+/// Pages that can be open: fewer than there are connections, so that monitoring has some.
+const PAGES: usize = 40;
+
 /// What is shown now. Clones are handles to the same.
 #[derive(Clone)]
 pub(super) struct Live {
@@ -28,6 +31,7 @@ pub(super) struct Live {
     shown: Arc<watch::Sender<Option<Arc<str>>>>,
     wanted: Arc<Notify>,
     counted: Arc<Mutex<Counted>>,
+    places: Arc<Semaphore>,
 }
 
 /// What the nodes have counted, and how fast that grows.
@@ -39,16 +43,22 @@ struct Counted {
 
 impl Default for Live {
     fn default() -> Self {
-        Self { shown: Arc::new(watch::Sender::new(None)), wanted: Arc::default(), counted: Arc::default() }
+        Self {
+            shown: Arc::new(watch::Sender::new(None)),
+            wanted: Arc::default(),
+            counted: Arc::default(),
+            places: Arc::new(Semaphore::new(PAGES)),
+        }
     }
 }
 
 impl Live {
-    /// Follows it.
-    pub(super) fn follow(&self) -> watch::Receiver<Option<Arc<str>>> {
+    /// Follows it, with a place that is given back when it is dropped. Nothing where all are taken.
+    pub(super) fn follow(&self) -> Option<(watch::Receiver<Option<Arc<str>>>, OwnedSemaphorePermit)> {
+        let place = self.places.clone().try_acquire_owned().ok()?;
         let follower = self.shown.subscribe();
         self.wanted.notify_waiters();
-        follower
+        Some((follower, place))
     }
 
     /// Makes it while somebody follows. Runs until it is aborted.

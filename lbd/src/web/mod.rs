@@ -10,7 +10,7 @@ use std::{io, net::TcpListener, pin::pin, time::Duration};
 use axum::{Extension, Router, middleware::from_fn};
 use futures::{Stream, StreamExt as _};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
@@ -32,6 +32,10 @@ use crate::{
 
 /// Whoever scrapes keeps a connection or two, and a page that is open one.
 const CONNECTIONS: usize = 64;
+/// Whoever has connected says within so long what is wanted.
+const HEADERS: Duration = Duration::from_secs(10);
+/// By HTTP/2, at the same time on one connection.
+const STREAMS: u32 = 4;
 /// A connection is closed after so long: whoever goes on makes another one.
 const CONNECTION_LIFE: Duration = Duration::from_secs(600);
 
@@ -71,7 +75,9 @@ where
         let Ok(admitted) = admitted else { continue };
         let service = TowerToHyperService::new(router.clone().layer(Extension(admitted.connect_info())));
         tokio::spawn(async move {
-            let builder = Builder::new(TokioExecutor::new());
+            let mut builder = Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+            builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS);
             let served = builder.serve_connection(TokioIo::new(admitted), service);
             // What breaks is the other end's business.
             let _ = timeout(CONNECTION_LIFE, served).await;

@@ -1,12 +1,12 @@
 //! The page: three files that are part of the program, and a stream of what they show.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::State,
     http::{
-        HeaderName,
+        HeaderName, StatusCode,
         header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     response::{
@@ -15,10 +15,13 @@ use axum::{
     },
     routing::get,
 };
-use futures::{Stream, StreamExt as _, future};
+use futures::{StreamExt as _, future};
 use tokio_stream::wrappers::WatchStream;
 
 use super::live::Live;
+
+/// A page whose connection has ended makes another one after so long.
+const AGAIN: Duration = Duration::from_millis(500);
 
 const PAGE: &str = include_str!("assets/index.html");
 const STYLE: &str = include_str!("assets/page.css");
@@ -54,7 +57,15 @@ fn asset(kind: &str, text: &'static str) -> Response {
 }
 
 /// What is shown, as it changes (server-sent events, HTML "Server-sent events"). Whoever reads slowly is told the newest.
-async fn follow(State(live): State<Live>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let shown = WatchStream::new(live.follow()).filter_map(|shown: Option<Arc<str>>| future::ready(shown));
-    Sse::new(shown.map(|text| Ok(Event::default().data(text)))).keep_alive(KeepAlive::default())
+async fn follow(State(live): State<Live>) -> Response {
+    let Some((follower, place)) = live.follow() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "there are as many pages open as this node serves\n").into_response();
+    };
+    let shown = WatchStream::new(follower).filter_map(|shown: Option<Arc<str>>| future::ready(shown));
+    let events = shown.map(move |text| {
+        // It is given back with the stream.
+        let _ = &place;
+        Ok::<_, Infallible>(Event::default().data(text).retry(AGAIN))
+    });
+    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
 }

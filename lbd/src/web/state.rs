@@ -78,7 +78,7 @@ pub(super) fn of(context: &Context, at_ms: u64, stats: Option<&v1::GetStatsRespo
     vips.sort_by_key(|row| row.of.problem.is_empty());
     vips.truncate(VIPS);
     let mut services: Vec<ServiceRow> = table.services().map(|of| service(of, table)).collect();
-    services.sort_by_key(|row| row.failing == 0);
+    services.sort_by_key(|row| row.failing == 0 && row.taking > 0);
     services.truncate(SERVICES);
     let backend = |of: &Backend| {
         let key = (of.settings.service.to_string(), of.settings.address.to_string());

@@ -77,7 +77,8 @@ impl Store {
         sink.mark()
             .and_then(|()| sink.watermark.sync(&*disk))
             .map_err(|error| StoreError::io("write", &dir.join(keys::WITNESS_FILE), error))?;
-        let writer = Writer::start(sink).map_err(|error| StoreError::io("start the writer of", dir, error))?;
+        let writer =
+            Writer::start(sink, lock.clone()).map_err(|error| StoreError::io("start the writer of", dir, error))?;
         let log = LogStore::new(trees.clone(), sizes, writer.clone(), lock);
         let machine = StateMachine::open((trees, snapshots), writer.clone(), publisher, snapshot.as_ref())?;
         Ok(Self { log, machine, identity, uuid: store, starts, dir: dir.to_owned(), writer })

@@ -56,10 +56,14 @@ pub(crate) struct Sink {
 }
 
 impl Writer {
-    pub(crate) fn start(sink: Sink) -> io::Result<Self> {
+    /// `lock`: of the store, which stays locked until the thread is done with its files.
+    pub(crate) fn start(sink: Sink, lock: impl Send + 'static) -> io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
         let (failure, syncs) = (sink.failure.clone(), sink.syncs.clone());
-        thread::Builder::new().name("store-writer".into()).spawn(move || sink.run(&inbox))?;
+        thread::Builder::new().name("store-writer".into()).spawn(move || {
+            sink.run(&inbox);
+            drop(lock);
+        })?;
         Ok(Self { jobs, failure, syncs })
     }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lb_dataplane::{forward::runtime::Liveness, packet::Mac, verdict::DropReason};
-use lb_proto::v1;
-use lb_raft_store::table::{AdminState, Backend, Cidr, Health, Table};
+use lb_proto::v1::{self, Severity};
+use lb_raft_store::table::{AdminState, Backend, Health, Table};
 
 use super::super::{
     finding::{Id, finding},
@@ -29,7 +29,8 @@ pub(super) fn judge(readings: &Readings, table: &Table, found: &mut Vec<v1::Find
     off_segment(readings, table, found);
     returned(readings, found);
     shared(readings, found);
-    let own = |backend: &Backend| is_own(readings, backend.settings.address);
+    // It is a setting of IPv4 alone.
+    let own = |backend: &Backend| backend.settings.address.is_ipv4() && is_own(readings, backend.settings.address);
     let strict = readings.rp_filter.values().max() == Some(&STRICT);
     if strict && let Some(backend) = wanted().find(|backend| own(backend)) {
         found.push(finding(
@@ -55,15 +56,22 @@ fn presence(readings: &Readings, backend: &Backend, table: &Table, found: &mut V
     let vip = table.service(&backend.settings.service).map(|service| service.settings.vip);
     let Some(vip) = vip.filter(|_| table.health(backend) != Health::Healthy) else { return };
     if readings.presence.get(&backend.id) == Some(&Presence::Missing) {
-        found.push(finding(
+        let missing = finding(
             Id::VipMissing,
             object(backend),
-            format!("{address} is there, and does not answer a ping to the VIP {vip}: it lacks the VIP on its loopback, or drops what is for it"),
-            format!("on {address}: ip address add {vip}/{} dev lo, with arp_ignore=1 and arp_announce=2 (deploy/backend/lb-backend add does all three)", if vip.is_ipv4() { 32 } else { 128 }),
-        ));
+            format!(
+                "{address} is there, and does not answer a ping to the VIP {vip}: it lacks the VIP on its loopback, or drops what is for it"
+            ),
+            format!(
+                "on {address}: ip address add {vip}/{} dev lo, with arp_ignore=1 and arp_announce=2 (deploy/backend/lb-backend add does all three)",
+                if vip.is_ipv4() { 32 } else { 128 }
+            ),
+        );
+        // A firewall may keep back the ping alone: it is sure where a check says the same.
+        let severity = if table.health(backend) == Health::Unhealthy { Severity::Error } else { Severity::Warning };
+        found.push(v1::Finding { severity: severity.into(), ..missing });
     }
-    let seen = readings.seen.iter().find(|seen| seen.id == backend.id);
-    if seen.is_some_and(|seen| seen.liveness == Liveness::Silent || seen.mac.is_none()) {
+    if readings.seen.get(&backend.id).is_some_and(|seen| seen.liveness == Liveness::Silent) {
         found.push(finding(
             Id::BackendUnresolved,
             object(backend),
@@ -77,15 +85,16 @@ fn presence(readings: &Readings, backend: &Backend, table: &Table, found: &mut V
 
 /// Backends that no interface leads to: direct server return needs one segment.
 fn off_segment(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) {
-    let is_on = |address: IpAddr| {
-        let mut all = readings.links.iter().flat_map(|link| &link.addresses);
-        all.any(|(own, len)| Cidr::containing(*own, *len).is_some_and(|network| network.contains(address)))
+    let vip_is_here = |backend: &Backend| {
+        let vip = table.service(&backend.settings.service).map(|service| service.settings.vip);
+        vip.is_some_and(|vip| readings.is_on(vip))
     };
-    let off: Vec<&Backend> = table
-        .backends()
-        .filter(|backend| backend.settings.state != AdminState::Down && !is_on(backend.settings.address))
-        .collect();
-    for backend in off {
+    let is_off = |backend: &&Backend| {
+        let settings = &backend.settings;
+        settings.state != AdminState::Down && settings.mac.is_none() && !readings.is_on(settings.address)
+    };
+    // One whose MAC address was given is sent to without being asked for, and VIPs of other segments are others' business.
+    for backend in table.backends().filter(is_off).filter(|backend| vip_is_here(backend)) {
         found.push(finding(
             Id::BackendOffSegment,
             object(backend),
@@ -101,9 +110,7 @@ fn returned(readings: &Readings, found: &mut Vec<v1::Finding>) {
         let at = |at: usize| readings.reports[at].drops.iter().find(|(reason, _)| *reason == of).map_or(0, |(_, n)| *n);
         at(1).saturating_sub(at(0))
     };
-    // What this node has sent itself, the ping, comes back from its own address.
-    let is_missing = readings.presence.values().any(|presence| *presence == Presence::Missing);
-    let came = count(DropReason::Hairpin) + if is_missing { count(DropReason::BadSource) } else { 0 };
+    let came = count(DropReason::Hairpin);
     if came > 0 {
         found.push(finding(
             Id::BackendReturnsPackets,
@@ -117,7 +124,7 @@ fn returned(readings: &Readings, found: &mut Vec<v1::Finding>) {
 /// Two addresses with one MAC address: one host, or a router in between.
 fn shared(readings: &Readings, found: &mut Vec<v1::Finding>) {
     let mut by_mac = BTreeMap::<Mac, BTreeSet<IpAddr>>::new();
-    for backend in &readings.seen {
+    for backend in readings.seen.values() {
         if let Some(mac) = backend.mac {
             by_mac.entry(mac).or_default().insert(backend.address);
         }

@@ -7,7 +7,7 @@ use lb_raft_store::table::Table;
 
 use super::super::{
     finding::{Id, finding},
-    readings::Readings,
+    readings::{Readings, is_on},
 };
 use crate::alarms::Alarm;
 
@@ -46,7 +46,7 @@ pub(super) fn judge(readings: &Readings, table: &Table, found: &mut Vec<v1::Find
             Id::Scheduling,
             "heartbeat",
             format!("the thread of the heartbeats waited {} ms for a core in the last second", readings.stalled.as_millis()),
-            "give lbd real-time priority (LimitRTPRIO of its unit), or the machine less other work; on a virtual machine look for steal in vmstat",
+            "give lbd real-time priority (deploy/systemd/realtime.conf beside its unit), or the machine less other work; on a virtual machine look for steal in vmstat",
         ));
     }
     for (node, entries) in readings.behind.iter().filter(|(_, entries)| *entries > BEHIND) {
@@ -60,8 +60,8 @@ pub(super) fn judge(readings: &Readings, table: &Table, found: &mut Vec<v1::Find
             ),
         ));
     }
-    interfaces(readings, found);
-    if readings.forwards
+    interfaces(readings, table, found);
+    if readings.forwards == Some(true)
         && let Some(problem) = &readings.guard_problem
     {
         found.push(finding(
@@ -76,7 +76,7 @@ pub(super) fn judge(readings: &Readings, table: &Table, found: &mut Vec<v1::Find
     of_frames(readings, found);
 }
 
-fn interfaces(readings: &Readings, found: &mut Vec<v1::Finding>) {
+fn interfaces(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) {
     for name in &readings.merging {
         found.push(finding(
             Id::LargeReceiveOffload,
@@ -93,21 +93,31 @@ fn interfaces(readings: &Readings, found: &mut Vec<v1::Finding>) {
             format!("ethtool -K {} tso on, where its driver can", link.name),
         ));
     }
+    // From where clients' packets come to where backends are: what is longer than the way on takes does not fit.
+    let vips = || table.vips().map(|vip| vip.settings.address);
     let there = || readings.links.iter().filter(|link| link.ifindex != 0);
-    if there().any(|link| there().any(|other| other.mtu != link.mtu)) {
+    let from = there().filter(|link| vips().any(|vip| is_on(link, vip))).map(|link| link.mtu).max();
+    let to = readings.seen.values().filter_map(|seen| readings.links.get(seen.port)).map(|link| link.mtu).min();
+    if let (Some(from), Some(to)) = (from, to)
+        && to < from
+    {
         let each: Vec<String> = there().map(|link| format!("{} {}", link.name, link.mtu)).collect();
         found.push(finding(
             Id::MtuDiffers,
             "interfaces",
-            format!("their MTUs differ ({}): what is longer than the smallest on its way is answered with an ICMP error or dropped", each.join(", ")),
-            "ip link set dev NAME mtu N, the same on all of them, on the switch and on the backends",
+            format!(
+                "clients' packets may have {from} bytes, and towards the backends {to} fit ({}): longer ones are answered with an ICMP \
+                 error, or taken apart",
+                each.join(", ")
+            ),
+            "ip link set dev NAME mtu N: towards the backends at least as much as from the clients, on the switch and on the backends too",
         ));
     }
 }
 
 fn of_frames(readings: &Readings, found: &mut Vec<v1::Finding>) {
     let changes = readings.reports[1].totals.backend_mac_changed;
-    if changes > MAC_CHANGES {
+    if changes > MAC_CHANGES.max(MAC_CHANGES_EACH * readings.seen.len() as u64) {
         found.push(finding(
             Id::BackendMacChanges,
             "backends",
@@ -117,8 +127,9 @@ fn of_frames(readings: &Readings, found: &mut Vec<v1::Finding>) {
     }
 }
 
-/// A backend that is replaced has another one once.
+/// A backend that is replaced has another one once: since the start of the node, of all together and of each.
 const MAC_CHANGES: u64 = 20;
+const MAC_CHANGES_EACH: u64 = 10;
 
 /// What the node complains of, with what mends it.
 fn of_alarm(alarm: Alarm, problem: &str, table: &Table) -> Option<v1::Finding> {
@@ -217,11 +228,10 @@ mod tests {
         let link = |segments, mtu| Link { segments, mtu, ..Link::sample("eth0", &[]) };
         let of = |links: Vec<Link>| ids(&Readings { links, ..Readings::default() });
         assert_eq!(of(vec![link(false, 1500)]), ["software-segmentation"]);
-        assert_eq!(of(vec![link(true, 1500), link(true, 9000)]), ["mtu-differs"]);
         let guard = Some("it was removed".to_owned());
         assert!(ids(&Readings { guard_problem: guard.clone(), ..Readings::default() }).is_empty());
         assert_eq!(
-            ids(&Readings { guard_problem: guard, forwards: true, ..Readings::default() }),
+            ids(&Readings { guard_problem: guard, forwards: Some(true), ..Readings::default() }),
             ["forwarding-without-guard"]
         );
         let mut readings = Readings::default();

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use lb_dataplane::{VipReport, packet::Mac, stats::Conflict};
-use lb_proto::v1;
+use lb_proto::v1::{self, Severity};
 use lb_raft_store::table::{Cidr, Table};
 
 use super::super::{
@@ -54,20 +54,24 @@ fn claims(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) {
                     ));
                 }
             }
-            // A late frame, or a fence.
-            Claimant::Node(name) if asks || answers => found.push(finding(
-                Id::DuplicateVip,
-                object,
-                format!("node {name} ({mac}) answers for it too"),
-                format!("on {name}: is the VIP on an interface there (ip address), and lbd stopped?"),
-            )),
-            Claimant::Unknown if asks || answers => found.push(finding(
+            Claimant::Unknown if answers => found.push(finding(
                 Id::DuplicateVip,
                 object,
                 format!("a station with the MAC address {mac}, which is no node and no backend, answers for it"),
                 format!("find it by the switch's table of MAC addresses, and take the address away there: arping -D {vip} shows it"),
             )),
+            // Of a node one claim may be a late frame, or a fence: what lasts is complained of.
             Claimant::Node(_) | Claimant::Unknown => {}
+        }
+    }
+    for (alarm, problem) in &readings.alarms {
+        let Alarm::Contested(vip) = alarm else { continue };
+        let object = format!("vip {vip}");
+        if found.iter().all(|finding| finding.object != object) {
+            let mend = "find the station by the switch's table of MAC addresses, and take the address away there";
+            // Nobody answers now: it is worth knowing.
+            let past = finding(Id::DuplicateVip, object, format!("not now, but in the last minute: {problem}"), mend);
+            found.push(v1::Finding { severity: Severity::Info.into(), ..past });
         }
     }
 }
@@ -100,10 +104,6 @@ fn networks(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) {
     if readings.links.is_empty() || me.attachments.is_empty() {
         return;
     }
-    let contains = |address: IpAddr| {
-        move |(own, len): &(IpAddr, u8)| Cidr::containing(*own, *len).is_some_and(|network| network.contains(address))
-    };
-    let is_on = |vip: IpAddr| readings.links.iter().any(|link| link.addresses.iter().any(contains(vip)));
     // A VIP that is in nobody's network is routed to the nodes; that is no fault.
     let elsewhere = |vip: IpAddr| {
         let others = table.nodes().filter(|node| node.id != me.id).flat_map(|node| &node.attachments);
@@ -112,7 +112,7 @@ fn networks(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) {
     let missing: Vec<String> = table
         .vips()
         .map(|vip| vip.settings.address)
-        .filter(|vip| !is_on(*vip) && elsewhere(*vip))
+        .filter(|vip| !readings.is_on(*vip) && elsewhere(*vip))
         .map(|vip| vip.to_string())
         .collect();
     if let Some(first) = missing.first() {

@@ -1,7 +1,7 @@
 //! Which questions this node asks, and by which way: those of the services on the VIPs that it owns. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -90,7 +90,8 @@ impl Plan {
         Self(plan)
     }
 
-    /// A ping of each backend, at the VIP of its service: no more of them than may be asked at once.
+    /// A ping of each backend of which it is not known whether it has the VIP of its service: no more of them than may be asked at
+    /// once.
     pub(in crate::health) fn of_pings(
         table: &Table,
         owns: impl Fn(IpAddr) -> bool,
@@ -104,7 +105,15 @@ impl Plan {
             table.backends_of(&service.settings.name).map(|backend| (service.settings.vip, backend))
         });
         let mut plan = BTreeMap::<Question, Asked>::new();
-        for (vip, backend) in backends.filter(|(_, backend)| backend.settings.state != AdminState::Down).take(PINGS) {
+        let own: HashSet<IpAddr> =
+            table.nodes().flat_map(|node| &node.attachments).map(|attachment| attachment.address).collect();
+        // One that is healthy has answered at the VIP; and a node's guard keeps pings from its kernel.
+        let wanted = |(_, backend): &(IpAddr, &Backend)| {
+            backend.settings.state != AdminState::Down
+                && table.health(backend) != Health::Healthy
+                && !own.contains(&backend.settings.address)
+        };
+        for (vip, backend) in backends.filter(wanted).take(PINGS) {
             let address = backend.settings.address;
             let question = Question { vip, backend: address, mac: backend.settings.mac, what: what.clone() };
             let asked = || Asked {

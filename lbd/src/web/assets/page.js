@@ -60,7 +60,8 @@ class Rows {
 /** Changes what is there only where it differs. */
 function fill(cell, content) {
   if (content instanceof Node) {
-    if (cell.firstChild !== content) cell.replaceChildren(content);
+    const is = cell.childNodes.length === 1 && (cell.firstChild === content || cell.firstChild.isEqualNode(content));
+    if (!is) cell.replaceChildren(content);
   } else if (cell.textContent !== content || cell.children.length > 0) {
     cell.textContent = content;
   }

@@ -14,7 +14,7 @@ use smoltcp::{
 };
 
 use super::{
-    Wire,
+    Kind, Wire,
     flow::Flow,
     outlet::{Ends, lock},
     tcp::no_port,
@@ -23,8 +23,8 @@ use super::{
 /// Of the packets that wait, and of their bytes.
 const PACKETS: usize = 4;
 const BYTES: usize = 8 << 10;
-/// What an echo carries, as that of ping(8).
-const ECHO: [u8; 56] = [0x5a; 56];
+/// As many bytes as ping(8) sends.
+const ECHO_LEN: usize = 56;
 
 /// Datagrams to one port of a backend.
 pub(in crate::health::check) struct Datagrams {
@@ -35,7 +35,9 @@ impl Datagrams {
     /// Sends a datagram.
     pub(in crate::health::check) fn send(wire: &Arc<Wire>, ends: Ends, port: u16, payload: &[u8]) -> io::Result<Self> {
         let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; PACKETS], vec![0; BYTES]);
-        let flow = wire.open(ends, |flow, _| flow.add(udp::Socket::new(buffer(), buffer()))).ok_or_else(no_port)?;
+        let flow = wire
+            .open(Kind::Port, ends, |flow, _| flow.add(udp::Socket::new(buffer(), buffer())))
+            .ok_or_else(no_port)?;
         {
             let mut flow = lock(&flow);
             let own = flow.port;
@@ -67,14 +69,18 @@ impl Datagrams {
 
 /// Asks for an echo, and waits for it.
 pub(in crate::health::check) async fn echo(wire: &Arc<Wire>, ends: Ends) -> io::Result<()> {
+    // Several backends answer from one VIP: what comes back says whose answer it is.
+    let mut data = [0x5a; ECHO_LEN];
+    data[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
     let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; PACKETS], vec![0; BYTES]);
-    let flow = wire.open(ends, |flow, _| flow.add(icmp::Socket::new(buffer(), buffer()))).ok_or_else(no_port)?;
+    let flow =
+        wire.open(Kind::Ident, ends, |flow, _| flow.add(icmp::Socket::new(buffer(), buffer()))).ok_or_else(no_port)?;
     {
         let mut flow = lock(&flow);
         let ident = flow.port;
         let (socket, _) = flow.socket::<icmp::Socket<'_>>().ok_or_else(no_port)?;
         socket.bind(icmp::Endpoint::Ident(ident)).map_err(io::Error::other)?;
-        let packet = request(ends, ident);
+        let packet = request(ends, ident, &data);
         socket.send_slice(&packet, ends.vip.into()).map_err(io::Error::other)?;
         flow.turn();
     }
@@ -82,8 +88,8 @@ pub(in crate::health::check) async fn echo(wire: &Arc<Wire>, ends: Ends) -> io::
     std::future::poll_fn(|context| {
         let mut flow = lock(&flow);
         let Some((socket, _)) = flow.socket::<icmp::Socket<'_>>() else { return Poll::Pending };
-        while let Ok((_, from)) = socket.recv() {
-            if from == vip {
+        while let Ok((packet, from)) = socket.recv() {
+            if from == vip && packet.ends_with(&data) {
                 return Poll::Ready(());
             }
         }
@@ -94,18 +100,18 @@ pub(in crate::health::check) async fn echo(wire: &Arc<Wire>, ends: Ends) -> io::
     Ok(())
 }
 
-fn request(ends: Ends, ident: u16) -> Vec<u8> {
+fn request(ends: Ends, ident: u16, data: &[u8]) -> Vec<u8> {
     let checksums = ChecksumCapabilities::default();
     let seq_no = 1;
     match (ends.source, ends.vip) {
         (IpAddr::V6(source), IpAddr::V6(vip)) => {
-            let echo = Icmpv6Repr::EchoRequest { ident, seq_no, data: &ECHO };
+            let echo = Icmpv6Repr::EchoRequest { ident, seq_no, data };
             let mut packet = vec![0; echo.buffer_len()];
             echo.emit(&source, &vip, &mut Icmpv6Packet::new_unchecked(&mut packet), &checksums);
             packet
         }
         _ => {
-            let echo = Icmpv4Repr::EchoRequest { ident, seq_no, data: &ECHO };
+            let echo = Icmpv4Repr::EchoRequest { ident, seq_no, data };
             let mut packet = vec![0; echo.buffer_len()];
             echo.emit(&mut Icmpv4Packet::new_unchecked(&mut packet), &checksums);
             packet

@@ -42,7 +42,7 @@ pub(super) struct Wire {
 /// The flows by their ports; those that have ended go when their port is taken again.
 #[derive(Default)]
 struct Flows {
-    by_port: HashMap<u16, Weak<Mutex<Flow>>>,
+    by_port: HashMap<u16, (Kind, Weak<Mutex<Flow>>)>,
     /// Taken last: a port rests for as long as it can before another flow gets it.
     last: u16,
 }
@@ -53,7 +53,7 @@ impl Flows {
         let mut port = self.last.max(first - 1);
         for _ in CHECK_PORTS {
             port = if port == last { first } else { port + 1 };
-            if self.by_port.get(&port).is_none_or(|flow| flow.strong_count() == 0) {
+            if self.by_port.get(&port).is_none_or(|(_, flow)| flow.strong_count() == 0) {
                 self.last = port;
                 return Some(port);
             }
@@ -88,8 +88,12 @@ impl Wire {
                     // The interface is gone or down.
                     Err(error) => return error,
                 };
-                let flow =
-                    port_of(&packet).and_then(|port| lock(&self.flows).by_port.get(&port).and_then(Weak::upgrade));
+                let flow = port_of(&packet).and_then(|(kind, port)| {
+                    let flows = lock(&self.flows);
+                    let (of, flow) = flows.by_port.get(&port)?;
+                    // Every socket for checks gets the answers to all of them.
+                    flow.upgrade().filter(|_| *of == kind)
+                });
                 if let Some(flow) = flow {
                     lock(&flow).take(packet);
                 }
@@ -99,26 +103,35 @@ impl Wire {
     }
 
     /// Registers a flow under a port that is free.
-    fn open(&self, ends: Ends, make: impl FnOnce(&mut Flow, u16)) -> Option<Arc<Mutex<Flow>>> {
+    fn open(&self, kind: Kind, ends: Ends, make: impl FnOnce(&mut Flow, u16)) -> Option<Arc<Mutex<Flow>>> {
         let mut flows = lock(&self.flows);
         let port = flows.take_port()?;
         let mut flow = Flow::new(self.outlet.clone(), ends, port);
         make(&mut flow, port);
         let flow = Arc::new(Mutex::new(flow));
-        flows.by_port.insert(port, Arc::downgrade(&flow));
+        flows.by_port.insert(port, (kind, Arc::downgrade(&flow)));
         Some(flow)
     }
 }
 
-/// Of whom this is an answer: the destination port, or the identifier of an echo.
-fn port_of(packet: &[u8]) -> Option<u16> {
+/// What tells the answers of a flow apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A port of TCP or UDP.
+    Port,
+    /// The identifier of an echo.
+    Ident,
+}
+
+/// Of whom this is an answer.
+fn port_of(packet: &[u8]) -> Option<(Kind, u16)> {
     let (protocol, transport) = match packet.first()? >> 4 {
         4 => (*packet.get(9)?, packet.get(usize::from(packet[0] & 0xf) * 4..)?),
         _ => (*packet.get(6)?, packet.get(40..)?),
     };
-    let at = match protocol {
-        6 | 17 => 2,
-        _ => 4,
+    let (kind, at) = match protocol {
+        6 | 17 => (Kind::Port, 2),
+        _ => (Kind::Ident, 4),
     };
-    transport.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    transport.get(at..at + 2).map(|bytes| (kind, u16::from_be_bytes([bytes[0], bytes[1]])))
 }

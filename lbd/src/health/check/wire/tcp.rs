@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Wire,
+    Kind, Wire,
     flow::Flow,
     outlet::{Ends, lock},
 };
@@ -34,7 +34,7 @@ impl TcpFlow {
     /// Connects; whoever waits says for how long.
     pub(in crate::health::check) async fn connect(wire: &Arc<Wire>, ends: Ends, port: u16) -> io::Result<Self> {
         let buffer = |len: usize| SocketBuffer::new(vec![0; len]);
-        let opened = wire.open(ends, |flow, _| {
+        let opened = wire.open(Kind::Port, ends, |flow, _| {
             let mut socket = Socket::new(buffer(RECEIVE_BUFFER), buffer(SEND_BUFFER));
             socket.set_ack_delay(None);
             socket.set_nagle_enabled(false);
