@@ -25,7 +25,7 @@ use crate::{alarms::Alarms, config::Config, health::probe_presence, link, owners
 /// Between the two looks at what counts; and for the answers to what was asked.
 const WINDOW: Duration = Duration::from_millis(1200);
 /// What was found stays so for as long: whoever asks meanwhile is told the same.
-const FRESH: Duration = Duration::from_secs(2);
+const FRESH: Duration = Duration::from_millis(500);
 /// The disk is tried so often, and the median counts; a slow one once.
 const TRIALS: usize = 5;
 const SLOW_TRIAL: Duration = Duration::from_millis(100);

@@ -69,3 +69,24 @@ async fn follow(State(live): State<Live>) -> Response {
     });
     Sse::new(events).keep_alive(KeepAlive::default()).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names, reasons and what frames say are shown as text: none of it can become a part of the page.
+    #[test]
+    fn nothing_that_is_told_becomes_markup() {
+        for script in [SCRIPT, PICTURE] {
+            for way in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", ".style="]
+            {
+                assert!(!script.contains(way), "{way}");
+            }
+        }
+        let inline = ["<style", " style=", " onclick", " onload", "<script>", "http://", "https://"];
+        let found: Vec<&&str> = inline.iter().filter(|word| PAGE.contains(**word)).collect();
+        assert!(found.is_empty(), "{found:?}");
+        assert!(POLICY.starts_with("default-src 'none'; ") && !POLICY.contains("unsafe"));
+    }
+}
