@@ -2,7 +2,10 @@
 
 use std::{future::Future, time::Duration};
 
-use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient, table_service_client::TableServiceClient};
+use lb_proto::v1::{
+    self, cluster_service_client::ClusterServiceClient, node_service_client::NodeServiceClient,
+    table_service_client::TableServiceClient,
+};
 use tonic::{Request, Response, transport::Channel};
 
 use crate::{
@@ -67,6 +70,11 @@ impl Session {
     /// The calls of the table.
     pub(crate) fn table(&self) -> TableServiceClient<Channel> {
         TableServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN)
+    }
+
+    /// The calls of the node that answers.
+    pub(crate) fn node(&self) -> NodeServiceClient<Channel> {
+        NodeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN)
     }
 
     /// Makes a call that changes something.

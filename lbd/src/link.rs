@@ -76,7 +76,17 @@ pub(crate) struct Link {
     pub(crate) addresses: Vec<(IpAddr, u8)>,
 }
 
+/// Whether an address is in the network of an interface's own one.
+pub(crate) fn is_beside((own, len): (IpAddr, u8), address: IpAddr) -> bool {
+    Cidr::containing(own, len).is_some_and(|network| network.contains(address))
+}
+
 impl Link {
+    /// Whether an address is in the network of one of its own.
+    pub(crate) fn is_on(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|own| is_beside(*own, address))
+    }
+
     /// One that is well, for tests.
     #[cfg(test)]
     pub(crate) fn sample(name: &str, addresses: &[&str]) -> Self {

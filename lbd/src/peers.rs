@@ -8,8 +8,8 @@ use futures::{
 };
 use lb_dataplane::Dataplane;
 use lb_proto::v1::{
-    AskRequest, BackendFlows, Diagnosis, FlowCounts, FlowKeyAnswer, GetStatsResponse, TrafficQuestion, Version,
-    VersionQuestion, ask_request::Question, ask_response::Answer, raft_service_client::RaftServiceClient,
+    AskRequest, BackendFlows, CountFlows, Diagnosis, FlowCounts, FlowKeyAnswer, GetStatsResponse, TrafficQuestion,
+    Version, VersionQuestion, ask_request::Question, ask_response::Answer, raft_service_client::RaftServiceClient,
 };
 use lb_raft_store::table::{NodeId, Table};
 use tokio::time::timeout;
@@ -124,6 +124,20 @@ impl Peers {
             silent_nodes: silent.iter().map(ToString::to_string).collect(),
             ..traffic::sum(answers, table)
         }
+    }
+
+    /// How many flows each backend has on all nodes, by their ids; and the nodes that did not say.
+    pub(crate) async fn flows(&self, table: &Table, me: Option<NodeId>) -> (HashMap<u64, u64>, Vec<String>) {
+        let Heard { answers, silent } = self.ask(table, me, &Question::CountFlows(CountFlows {})).await;
+        let counts = answers.into_iter().filter_map(|(_, answer)| match answer {
+            Answer::FlowCounts(counts) => Some(counts.backends),
+            _ => None,
+        });
+        let mut flows = HashMap::new();
+        for of in counts.flatten() {
+            *flows.entry(of.backend).or_default() += of.flows;
+        }
+        (flows, silent.iter().map(ToString::to_string).collect())
     }
 
     /// The versions of those that answer, by the nodes' names.

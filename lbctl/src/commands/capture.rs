@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_proto::v1::{self, node_service_client::NodeServiceClient};
+use lb_proto::v1;
 use pcap_file::{
     DataLink,
     pcapng::{
@@ -24,7 +24,7 @@ use pcap_file::{
 use crate::{
     cli::Capture,
     exit::{Failure, complain},
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 /// Nanoseconds: ten to the power of minus so many (draft-ietf-opsawg-pcapng, if_tsresol).
@@ -45,7 +45,7 @@ pub(super) async fn run(session: &Session, what: Capture) -> Result<(), Failure>
         only_drops: what.drops,
         snap_len: what.snaplen,
     };
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.node();
     let mut frames = session.read(request, |request| async move { client.capture(request).await }).await?;
     let sink: Box<dyn Write> = if to_standard_output {
         Box::new(io::stdout())

@@ -1,15 +1,15 @@
 //! `lbctl doctor`.
 
-use lb_proto::v1::{self, Severity, node_service_client::NodeServiceClient};
+use lb_proto::v1::{self, Severity};
 
 use crate::{
     exit::Failure,
     output::{self, Attention},
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 pub(super) async fn run(session: &Session, local: bool) -> Result<(), Failure> {
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.node();
     let request = v1::DiagnoseRequest { local };
     let answer = session.read(request, |request| async move { client.diagnose(request).await }).await?;
     let is_wrong = answer.found.iter().any(|finding| finding.severity() != Severity::Info);

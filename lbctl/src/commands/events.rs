@@ -2,14 +2,14 @@
 
 use lb_proto::{
     label,
-    v1::{self, EventKind, node_service_client::NodeServiceClient},
+    v1::{self, EventKind},
 };
 
 use crate::{
     cli::{EventFilter, Format},
     exit::{Failure, complain},
     output::{self, Row},
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 pub(super) async fn run(session: &Session, filter: EventFilter) -> Result<(), Failure> {
@@ -19,7 +19,7 @@ pub(super) async fn run(session: &Session, filter: EventFilter) -> Result<(), Fa
         kinds: kinds.into_iter().map(Into::into).collect(),
         once: !follow,
     };
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.node();
     let mut events = session.read(request, |request| async move { client.watch_events(request).await }).await?;
     let (mut all, mut last) = (Vec::new(), from);
     loop {

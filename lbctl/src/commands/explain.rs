@@ -2,14 +2,14 @@
 
 use std::{fs::File, net::IpAddr, path::Path};
 
-use lb_proto::v1::{self, node_service_client::NodeServiceClient};
+use lb_proto::v1;
 
 use super::pcap;
 use crate::{
     cli::{Destination, Endpoint, Explain, Format},
     exit::Failure,
     output::{self, Summary as _},
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Failure> {
@@ -26,7 +26,7 @@ pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Fail
     let many = what.pcap.is_some();
     let mut explained = Vec::with_capacity(questions.len());
     for question in questions {
-        let mut client = NodeServiceClient::new(session.channel.clone());
+        let mut client = session.node();
         let answer = session.read(question, |request| async move { client.explain(request).await }).await?;
         explained.push(answer);
     }
@@ -47,7 +47,7 @@ fn frames(path: &Path) -> Result<Vec<v1::ExplainRequest>, Failure> {
 pub(super) async fn flows(session: &Session, vip: Option<IpAddr>, backend: Option<IpAddr>) -> Result<(), Failure> {
     let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     let request = v1::ListFlowsRequest { vip: text(vip), backend: text(backend) };
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.node();
     let mut pieces = session.read(request, |request| async move { client.list_flows(request).await }).await?;
     let mut flows = Vec::new();
     while let Some(piece) = pieces.message().await.map_err(|status| Failure::from_status(&status, None))? {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_proto::v1::{self, node_service_client::NodeServiceClient};
+use lb_proto::v1;
 use prost::Message;
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     declared::{self, BACKEND, Fields, SEGMENT, SERVICE, Shape, VIP, of_message},
     exit::{Failure, complain},
     output::{self, Row},
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 /// So many of what has happened to an object are shown.
@@ -185,7 +185,7 @@ fn section<T: Row>(noun: &'static str, rows: &[T]) -> Result<(), Failure> {
 
 /// What has happened to an object, as far as the asked node remembers.
 async fn events(session: &Session, object: &str) -> Result<Vec<v1::WatchEventsResponse>, Failure> {
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.node();
     let request = v1::WatchEventsRequest { once: true, ..v1::WatchEventsRequest::default() };
     let mut stream = session.read(request, |request| async move { client.watch_events(request).await }).await?;
     let mut of = std::collections::VecDeque::new();

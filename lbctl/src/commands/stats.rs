@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lb_proto::{
     rates::Rates,
-    v1::{self, GetStatsRequest, node_service_client::NodeServiceClient},
+    v1::{self, GetStatsRequest},
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -15,7 +15,7 @@ use crate::{
         self, Row, Summary as _,
         views::{self, Paced},
     },
-    session::{MAX_ANSWER_LEN, Session},
+    session::Session,
 };
 
 pub(super) async fn run(session: &Session, what: Stats) -> Result<(), Failure> {
@@ -31,7 +31,7 @@ pub(super) async fn run(session: &Session, what: Stats) -> Result<(), Failure> {
 
 /// Of one node, or of all.
 pub(super) async fn read(session: &Session, all_nodes: bool) -> Result<v1::GetStatsResponse, Failure> {
-    let mut client = NodeServiceClient::new(session.channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN);
+    let mut client = session.node();
     session.read(GetStatsRequest { all_nodes }, |request| async move { client.get_stats(request).await }).await
 }
 

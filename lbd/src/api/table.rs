@@ -1,11 +1,11 @@
 //! `lb.v1.TableService`.
 
-use std::{collections::HashMap, net::IpAddr, pin::Pin, time::Duration};
+use std::{net::IpAddr, pin::Pin, time::Duration};
 
 use futures::Stream;
 use lb_proto::{
     tls::Role,
-    v1::{self, ask_request::Question, ask_response::Answer as Told, table_service_server::TableService},
+    v1::{self, table_service_server::TableService},
 };
 use lb_raft_store::table::{
     Applied, Attachment, Backend, Body, Cidr, Command, Effect, Mutation, Name, Table as TableOfAll, Vip,
@@ -90,21 +90,6 @@ impl Table {
             warnings: vip.map(|vip| warnings(vip, &view.table)).unwrap_or_default(),
             ..answer
         })
-    }
-
-    /// How many flows each backend has on all nodes, by their ids; and the nodes that did not say.
-    async fn count_flows(&self, table: &TableOfAll) -> (HashMap<u64, u64>, Vec<String>) {
-        let me = self.0.consensus.status().node;
-        let heard = self.0.peers.ask(table, me, &Question::CountFlows(v1::CountFlows {})).await;
-        let mut flows = HashMap::new();
-        let counts = heard.answers.into_iter().filter_map(|(_, answer)| match answer {
-            Told::FlowCounts(counts) => Some(counts.backends),
-            _ => None,
-        });
-        for of in counts.flatten() {
-            *flows.entry(of.backend).or_default() += of.flows;
-        }
-        (flows, heard.silent.iter().map(ToString::to_string).collect())
     }
 
     /// A removed VIP is gone when its owner has let go of it; most callers want to hear that.
@@ -279,7 +264,7 @@ impl TableService for Table {
             return Err(status::not_found(&format!("there is no service {name}")));
         }
         let (flows, silent_nodes) = match request.with_flows {
-            true => self.count_flows(table).await,
+            true => self.0.peers.flows(table, self.0.consensus.status().node).await,
             false => Default::default(),
         };
         let is_of_vip = |of: &Name| vip.is_none() || table.service(of).map(|service| service.settings.vip) == vip;

@@ -12,7 +12,10 @@ use lb_raft_store::table::{
     Affinity, Backend, Cidr, FlowTimeouts, NodeId, PortRange, Protocol, Service, Table, Takers, Takes, Unmatched, Vip,
 };
 
-use crate::{health::gateways, link::Link};
+use crate::{
+    health::gateways,
+    link::{Link, is_beside},
+};
 
 /// How a node forwards, whether it owns VIPs or not.
 pub(super) fn compile(table: &Table, hash_key: u128, me: NodeId, links: &[Link]) -> TableSpec {
@@ -79,9 +82,7 @@ fn answer_on(vip: &Vip, links: &[Link]) -> Vec<usize> {
     };
     let attached = match vip.settings.segment {
         Some(segment) => on(&|(address, _)| segment.contains(*address)),
-        None => on(&|(address, len)| {
-            Cidr::containing(*address, *len).is_some_and(|segment| segment.contains(vip.settings.address))
-        }),
+        None => on(&|own| is_beside(*own, vip.settings.address)),
     };
     if attached.is_empty() { (0..links.len()).collect() } else { attached }
 }

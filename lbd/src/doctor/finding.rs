@@ -2,136 +2,67 @@
 
 use lb_proto::v1::{self, Severity};
 
-/// All kinds of findings. Their names stay; docs/doctor.md has a section for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Id {
-    AddressDiffers,
-    BackendAnswersArp,
-    BackendAsksWithVip,
-    BackendMacChanges,
-    BackendOffSegment,
-    BackendReturnsPackets,
-    BackendUnresolved,
-    Certificate,
-    ChecksStretched,
-    ClockRate,
-    DiskLatency,
-    DiskSpace,
-    DuplicateVip,
-    FlowTableSmall,
-    ForwardingWithoutGuard,
-    HeartbeatsBlocked,
-    InterfaceWithoutAddress,
-    LargeReceiveOffload,
-    Lease,
-    MaglevTableSmall,
-    MtuDiffers,
-    NodeFar,
-    NodeSilent,
-    Quorum,
-    RaftBehind,
-    ReversePathFilter,
-    RingFull,
-    Scheduling,
-    SegmentCutOff,
-    ServiceUnserved,
-    SharedMac,
-    SoftwareSegmentation,
-    StalePort,
-    Unfit,
-    Unowned,
-    VersionsDiffer,
-    VipMissing,
-    VipOnInterface,
+/// All kinds of findings: how each is called, which is the name of its section in docs/doctor.md, and how bad it is.
+macro_rules! ids {
+    ($($id:ident = $name:literal, $severity:ident;)+) => {
+        /// A kind of finding. The names stay.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Id {
+            $($id,)+
+        }
+
+        impl Id {
+            #[cfg(test)]
+            const ALL: &[Self] = &[$(Self::$id,)+];
+
+            fn of(self) -> (&'static str, Severity) {
+                match self {
+                    $(Self::$id => ($name, Severity::$severity),)+
+                }
+            }
+        }
+    };
 }
 
-impl Id {
-    #[cfg(test)]
-    pub(super) const ALL: [Self; 38] = [
-        Self::AddressDiffers,
-        Self::BackendAnswersArp,
-        Self::BackendAsksWithVip,
-        Self::BackendMacChanges,
-        Self::BackendOffSegment,
-        Self::BackendReturnsPackets,
-        Self::BackendUnresolved,
-        Self::Certificate,
-        Self::ChecksStretched,
-        Self::ClockRate,
-        Self::DiskLatency,
-        Self::DiskSpace,
-        Self::DuplicateVip,
-        Self::FlowTableSmall,
-        Self::ForwardingWithoutGuard,
-        Self::HeartbeatsBlocked,
-        Self::InterfaceWithoutAddress,
-        Self::LargeReceiveOffload,
-        Self::Lease,
-        Self::MaglevTableSmall,
-        Self::MtuDiffers,
-        Self::NodeFar,
-        Self::NodeSilent,
-        Self::Quorum,
-        Self::RaftBehind,
-        Self::ReversePathFilter,
-        Self::RingFull,
-        Self::Scheduling,
-        Self::SegmentCutOff,
-        Self::ServiceUnserved,
-        Self::SharedMac,
-        Self::SoftwareSegmentation,
-        Self::StalePort,
-        Self::Unfit,
-        Self::Unowned,
-        Self::VersionsDiffer,
-        Self::VipMissing,
-        Self::VipOnInterface,
-    ];
-
-    /// Its name, which is that of its section in docs/doctor.md, and how bad it is.
-    fn of(self) -> (&'static str, Severity) {
-        use Severity::{Error, Info, Warning};
-        match self {
-            Self::AddressDiffers => ("address-differs", Error),
-            Self::BackendAnswersArp => ("backend-answers-arp", Error),
-            Self::BackendAsksWithVip => ("backend-asks-with-vip", Error),
-            Self::BackendMacChanges => ("backend-mac-changes", Warning),
-            Self::BackendOffSegment => ("backend-off-segment", Error),
-            Self::BackendReturnsPackets => ("backend-returns-packets", Error),
-            Self::BackendUnresolved => ("backend-unresolved", Warning),
-            Self::Certificate => ("certificate", Error),
-            Self::ChecksStretched => ("checks-stretched", Warning),
-            Self::ClockRate => ("clock-rate", Warning),
-            Self::DiskLatency => ("disk-latency", Warning),
-            Self::DiskSpace => ("disk-space", Error),
-            Self::DuplicateVip => ("duplicate-vip", Error),
-            Self::FlowTableSmall => ("flow-table-small", Warning),
-            Self::ForwardingWithoutGuard => ("forwarding-without-guard", Error),
-            Self::HeartbeatsBlocked => ("heartbeats-blocked", Error),
-            Self::InterfaceWithoutAddress => ("interface-without-address", Warning),
-            Self::LargeReceiveOffload => ("large-receive-offload", Error),
-            Self::Lease => ("lease", Error),
-            Self::MaglevTableSmall => ("maglev-table-small", Warning),
-            Self::MtuDiffers => ("mtu-differs", Warning),
-            Self::NodeFar => ("node-far", Warning),
-            Self::NodeSilent => ("node-silent", Error),
-            Self::Quorum => ("quorum", Error),
-            Self::RaftBehind => ("raft-behind", Warning),
-            Self::ReversePathFilter => ("reverse-path-filter", Error),
-            Self::RingFull => ("ring-full", Error),
-            Self::Scheduling => ("scheduling", Warning),
-            Self::SegmentCutOff => ("segment-cut-off", Error),
-            Self::ServiceUnserved => ("service-unserved", Error),
-            Self::SharedMac => ("shared-mac", Info),
-            Self::SoftwareSegmentation => ("software-segmentation", Info),
-            Self::StalePort => ("stale-port", Warning),
-            Self::Unfit => ("unfit", Error),
-            Self::Unowned => ("unowned", Error),
-            Self::VersionsDiffer => ("versions-differ", Warning),
-            Self::VipMissing => ("vip-missing", Error),
-            Self::VipOnInterface => ("vip-on-interface", Error),
-        }
-    }
+ids! {
+    AddressDiffers = "address-differs", Error;
+    BackendAnswersArp = "backend-answers-arp", Error;
+    BackendAsksWithVip = "backend-asks-with-vip", Error;
+    BackendMacChanges = "backend-mac-changes", Warning;
+    BackendOffSegment = "backend-off-segment", Error;
+    BackendReturnsPackets = "backend-returns-packets", Error;
+    BackendUnresolved = "backend-unresolved", Warning;
+    Certificate = "certificate", Error;
+    ChecksStretched = "checks-stretched", Warning;
+    ClockRate = "clock-rate", Warning;
+    DiskLatency = "disk-latency", Warning;
+    DiskSpace = "disk-space", Error;
+    DuplicateVip = "duplicate-vip", Error;
+    FlowTableSmall = "flow-table-small", Warning;
+    ForwardingWithoutGuard = "forwarding-without-guard", Error;
+    HeartbeatsBlocked = "heartbeats-blocked", Error;
+    InterfaceWithoutAddress = "interface-without-address", Warning;
+    LargeReceiveOffload = "large-receive-offload", Error;
+    Lease = "lease", Error;
+    MaglevTableSmall = "maglev-table-small", Warning;
+    MtuDiffers = "mtu-differs", Warning;
+    NodeFar = "node-far", Warning;
+    NodeSilent = "node-silent", Error;
+    Quorum = "quorum", Error;
+    RaftBehind = "raft-behind", Warning;
+    ReversePathFilter = "reverse-path-filter", Error;
+    RingFull = "ring-full", Error;
+    Scheduling = "scheduling", Warning;
+    SegmentCutOff = "segment-cut-off", Error;
+    ServiceUnserved = "service-unserved", Error;
+    SharedMac = "shared-mac", Info;
+    SoftwareSegmentation = "software-segmentation", Info;
+    StalePort = "stale-port", Warning;
+    Unfit = "unfit", Error;
+    Unowned = "unowned", Error;
+    VersionsDiffer = "versions-differ", Warning;
+    VipMissing = "vip-missing", Error;
+    VipOnInterface = "vip-on-interface", Error;
 }
 
 /// What was found, before it is known by whom.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_dataplane::{Report, SeenBackend, stats::Conflict};
-use lb_raft_store::table::{Cidr, Epoch, NodeId};
+use lb_raft_store::table::{Epoch, NodeId};
 
 use crate::{alarms::Alarm, health::Presence, link::Link};
 
@@ -48,12 +48,6 @@ pub(super) struct Readings {
 impl Readings {
     /// Whether an address is in the network of one of this node's interfaces.
     pub(super) fn is_on(&self, address: IpAddr) -> bool {
-        self.links.iter().any(|link| is_on(link, address))
+        self.links.iter().any(|link| link.is_on(address))
     }
-}
-
-/// Whether an address is in the network of an interface.
-pub(super) fn is_on(link: &Link, address: IpAddr) -> bool {
-    let contains = |(own, len): &(IpAddr, u8)| Cidr::containing(*own, *len).is_some_and(|net| net.contains(address));
-    link.addresses.iter().any(contains)
 }

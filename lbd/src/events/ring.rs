@@ -89,6 +89,12 @@ impl Events {
         (ring.events.range(from..).cloned().collect(), number != 0 && number.saturating_add(1) < first)
     }
 
+    /// So many of them, the last one first.
+    pub(crate) fn last(&self, count: usize) -> Vec<Arc<Event>> {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.events.iter().rev().take(count).cloned().collect()
+    }
+
     /// How many there were of each kind since the start.
     pub(crate) fn counts(&self) -> BTreeMap<Kind, u64> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner).counts.clone()
@@ -118,6 +124,7 @@ mod tests {
         let (later, missed) = events.after(all[1].number);
         assert!(!missed && later == all[2..]);
         assert_eq!(*events.watch().borrow(), all[2].number);
+        assert_eq!(events.last(2), [all[2].clone(), all[1].clone()]);
         assert!(events.after(all[0].number - 2).1, "of the process before");
         (0..KEPT).for_each(|at| events.note(news(&at.to_string())));
         let (kept, missed) = events.after(all[0].number);

@@ -12,7 +12,7 @@ use lb_dataplane::Dataplane;
 use lb_proto::{Label as _, v1};
 use lb_raft_store::{
     Consensus, View,
-    table::{AdminState, Health, NodeId, Table},
+    table::{AdminState, NodeId, Table},
 };
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Unit};
 
@@ -195,7 +195,7 @@ fn of_table(out: &mut Out<'_>, table: &Table, per_backend: bool) -> Encoded {
         weights,
     )?;
     let up = table.backends().map(|of| {
-        let is_up = !matches!(table.health(of), Health::Unreachable | Health::Unhealthy);
+        let is_up = !table.health(of).is_bad();
         (labels(of), f64::from(u8::from(is_up)))
     });
     out.gauges("backend_up", "Whether nothing speaks against a backend: it answers, and so do its checks", None, up)

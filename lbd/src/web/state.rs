@@ -4,7 +4,7 @@ use lb_proto::{
     rates::{NodeRate, Rate, Rates},
     v1,
 };
-use lb_raft_store::table::{AdminState, Backend, Health, Service, Table};
+use lb_raft_store::table::{AdminState, Backend, Service, Table};
 use serde::Serialize;
 
 use crate::api::Context;
@@ -85,8 +85,8 @@ pub(super) fn of(context: &Context, at_ms: u64, stats: Option<&v1::GetStatsRespo
         let rate = rates.and_then(|rates| rates.backends.get(&key).copied());
         Row { of: Context::backend(of, table), rate }
     };
-    let failing = table.backends().filter(|of| is_failing(of, table));
-    let others = table.backends().filter(|of| !is_failing(of, table));
+    let failing = table.backends().filter(|of| table.health(of).is_bad());
+    let others = table.backends().filter(|of| !table.health(of).is_bad());
     let backends = failing.chain(others).take(BACKENDS).map(backend).collect();
     let per_second = |reason: &str| rates.and_then(|rates| rates.drops.get(reason).copied());
     let drop = |of: &v1::DropCount| Drop {
@@ -94,7 +94,6 @@ pub(super) fn of(context: &Context, at_ms: u64, stats: Option<&v1::GetStatsRespo
         packets: of.packets,
         per_second: per_second(&of.reason),
     };
-    let (events, _) = context.events.after(0);
     Shown {
         at_ms,
         status,
@@ -104,7 +103,7 @@ pub(super) fn of(context: &Context, at_ms: u64, stats: Option<&v1::GetStatsRespo
         backends,
         drops: stats.map(|stats| stats.drops.iter().map(drop).collect()).unwrap_or_default(),
         silent_nodes: stats.map(|stats| stats.silent_nodes.clone()).unwrap_or_default(),
-        events: events.iter().rev().take(EVENTS).map(|event| context.event(event, false)).collect(),
+        events: context.events.last(EVENTS).iter().map(|event| context.event(event, false)).collect(),
     }
 }
 
@@ -112,13 +111,8 @@ fn service(of: &Service, table: &Table) -> ServiceRow {
     let mut row = ServiceRow { of: Context::service(of), backends: 0, taking: 0, failing: 0 };
     for backend in table.backends_of(&of.settings.name) {
         row.backends += 1;
-        row.failing += usize::from(is_failing(backend, table));
-        row.taking += usize::from(backend.settings.state == AdminState::Active && !is_failing(backend, table));
+        row.failing += usize::from(table.health(backend).is_bad());
+        row.taking += usize::from(backend.settings.state == AdminState::Active && !table.health(backend).is_bad());
     }
     row
-}
-
-/// Whether something speaks against it.
-fn is_failing(backend: &Backend, table: &Table) -> bool {
-    matches!(table.health(backend), Health::Unreachable | Health::Unhealthy)
 }

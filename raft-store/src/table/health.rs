@@ -24,6 +24,11 @@ pub enum Health {
 }
 
 impl Health {
+    /// Whether something speaks against it.
+    pub fn is_bad(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Unhealthy)
+    }
+
     /// Whether checks have found it.
     pub(super) fn is_of_checks(self) -> bool {
         matches!(self, Self::Healthy | Self::Unhealthy)

@@ -7,7 +7,7 @@ use lb_raft_store::table::Table;
 
 use super::super::{
     finding::{Id, finding},
-    readings::{Readings, is_on},
+    readings::Readings,
 };
 use crate::alarms::Alarm;
 
@@ -96,7 +96,7 @@ fn interfaces(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) 
     // From where clients' packets come to where backends are: what is longer than the way on takes does not fit.
     let vips = || table.vips().map(|vip| vip.settings.address);
     let there = || readings.links.iter().filter(|link| link.ifindex != 0);
-    let from = there().filter(|link| vips().any(|vip| is_on(link, vip))).map(|link| link.mtu).max();
+    let from = there().filter(|link| vips().any(|vip| link.is_on(vip))).map(|link| link.mtu).max();
     let to = readings.seen.values().filter_map(|seen| readings.links.get(seen.port)).map(|link| link.mtu).min();
     if let (Some(from), Some(to)) = (from, to)
         && to < from

@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use lb_dataplane::{VipReport, packet::Mac, stats::Conflict};
 use lb_proto::v1::{self, Severity};
-use lb_raft_store::table::{Cidr, Table};
+use lb_raft_store::table::Table;
 
 use super::super::{
     finding::{Id, finding},
@@ -13,6 +13,7 @@ use super::super::{
 use crate::{
     alarms::Alarm,
     control::{Claimant, claimant},
+    link::is_beside,
 };
 
 /// A straggler is none.
@@ -106,8 +107,8 @@ fn networks(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) {
     }
     // A VIP that is in nobody's network is routed to the nodes; that is no fault.
     let elsewhere = |vip: IpAddr| {
-        let others = table.nodes().filter(|node| node.id != me.id).flat_map(|node| &node.attachments);
-        others.filter_map(|at| Cidr::containing(at.address, at.prefix_len)).any(|network| network.contains(vip))
+        let mut others = table.nodes().filter(|node| node.id != me.id).flat_map(|node| &node.attachments);
+        others.any(|at| is_beside((at.address, at.prefix_len), vip))
     };
     let missing: Vec<String> = table
         .vips()

@@ -7,10 +7,10 @@ use std::{
 };
 
 use lb_dataplane::{SeenBackend, packet::Mac};
-use lb_raft_store::table::{AdminState, Backend, Cidr, Health, MacAddr, Probe, Rhythm, Service, Table};
+use lb_raft_store::table::{AdminState, Backend, Health, MacAddr, Probe, Rhythm, Service, Table};
 
 use super::judge::Standing;
-use crate::link::Link;
+use crate::link::{Link, is_beside};
 
 /// So many backends are pinged at once.
 const PINGS: usize = 500;
@@ -65,29 +65,35 @@ impl Plan {
         seen: &HashMap<u64, SeenBackend>,
         links: &[Link],
     ) -> Self {
-        let mut plan = BTreeMap::<Question, Asked>::new();
+        let mut plan = Self::default();
         let checked = |service: &&Service| !service.settings.checks.is_empty() && owns(service.settings.vip);
         for service in table.services().filter(checked) {
             let whats = whats(service);
             let asked = |backend: &&Backend| backend.settings.state != AdminState::Down;
             for backend in table.backends_of(&service.settings.name).filter(asked) {
-                let (vip, address) = (service.settings.vip, backend.settings.address);
-                for what in &whats {
-                    let question = Question { vip, backend: address, mac: backend.settings.mac, what: what.clone() };
-                    let asked = || Asked {
-                        backends: Vec::new(),
-                        way: way(table, vip, address, seen.get(&backend.id), links),
-                        standing: standing(table, backend),
-                    };
-                    let backends = &mut plan.entry(question).or_insert_with(asked).backends;
-                    // Of two checks of a service that ask the same, it is asked once.
-                    if backends.last() != Some(&backend.id) {
-                        backends.push(backend.id);
-                    }
-                }
+                let vip = service.settings.vip;
+                let to = || {
+                    (way(table, vip, backend.settings.address, seen.get(&backend.id), links), standing(table, backend))
+                };
+                whats.iter().for_each(|what| plan.ask(vip, backend, what, to));
             }
         }
-        Self(plan)
+        plan
+    }
+
+    /// Has a backend asked something. `to`: by which way, and what is known.
+    fn ask(&mut self, vip: IpAddr, backend: &Backend, what: &Arc<What>, to: impl FnOnce() -> (WayTo, Standing)) {
+        let (address, mac) = (backend.settings.address, backend.settings.mac);
+        let question = Question { vip, backend: address, mac, what: what.clone() };
+        let asked = || {
+            let (way, standing) = to();
+            Asked { backends: Vec::new(), way, standing }
+        };
+        let backends = &mut self.0.entry(question).or_insert_with(asked).backends;
+        // Of two checks of a service that ask the same, it is asked once.
+        if backends.last() != Some(&backend.id) {
+            backends.push(backend.id);
+        }
     }
 
     /// A ping of each backend of which it is not known whether it has the VIP of its service: no more of them than may be asked at
@@ -104,7 +110,7 @@ impl Plan {
         let backends = services.flat_map(|service| {
             table.backends_of(&service.settings.name).map(|backend| (service.settings.vip, backend))
         });
-        let mut plan = BTreeMap::<Question, Asked>::new();
+        let mut plan = Self::default();
         let own: HashSet<IpAddr> =
             table.nodes().flat_map(|node| &node.attachments).map(|attachment| attachment.address).collect();
         // One that is healthy has answered at the VIP; and a node's guard keeps pings from its kernel.
@@ -114,16 +120,10 @@ impl Plan {
                 && !own.contains(&backend.settings.address)
         };
         for (vip, backend) in backends.filter(wanted).take(PINGS) {
-            let address = backend.settings.address;
-            let question = Question { vip, backend: address, mac: backend.settings.mac, what: what.clone() };
-            let asked = || Asked {
-                backends: Vec::new(),
-                way: way(table, vip, address, seen.get(&backend.id), links),
-                standing: Standing::Unknown,
-            };
-            plan.entry(question).or_insert_with(asked).backends.push(backend.id);
+            let to = || (way(table, vip, backend.settings.address, seen.get(&backend.id), links), Standing::Unknown);
+            plan.ask(vip, backend, &what, to);
         }
-        Self(plan)
+        plan
     }
 }
 
@@ -157,8 +157,7 @@ fn source(table: &Table, vip: IpAddr, backend: IpAddr, port: usize, links: &[Lin
         own.is_ipv4() == vip.is_ipv4() && !is_link_local && table.vip(own).is_none()
     };
     let there = links.get(port)?;
-    let is_beside = |(own, len): &&(IpAddr, u8)| Cidr::containing(*own, *len).is_some_and(|net| net.contains(backend));
-    let beside = there.addresses.iter().filter(is_beside);
+    let beside = there.addresses.iter().filter(|own| is_beside(**own, backend));
     let all = beside.chain(&there.addresses).chain(links.iter().flat_map(|link| &link.addresses));
     all.map(|(own, _)| *own).find(|own| fits(*own))
 }
