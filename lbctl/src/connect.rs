@@ -193,10 +193,7 @@ async fn connect_one(target: &Target, credentials: Option<&Arc<Credentials>>) ->
 
 /// The cause that a person can do something about.
 fn innermost(error: &(dyn std::error::Error + 'static)) -> io::Error {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
+    let cause = lb_proto::cause::innermost(error);
     let of_system = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     of_system.map_or_else(|| io::Error::other(cause.to_string()), io::Error::from_raw_os_error)
 }

@@ -7,9 +7,12 @@ use futures::{
     future::{BoxFuture, join_all},
 };
 use lb_dataplane::Dataplane;
-use lb_proto::v1::{
-    AskRequest, BackendFlows, CountFlows, Diagnosis, FlowCounts, FlowKeyAnswer, GetStatsResponse, TrafficQuestion,
-    Version, VersionQuestion, ask_request::Question, ask_response::Answer, raft_service_client::RaftServiceClient,
+use lb_proto::{
+    cause,
+    v1::{
+        AskRequest, BackendFlows, CountFlows, Diagnosis, FlowCounts, FlowKeyAnswer, GetStatsResponse, TrafficQuestion,
+        Version, VersionQuestion, ask_request::Question, ask_response::Answer, raft_service_client::RaftServiceClient,
+    },
 };
 use lb_raft_store::table::{NodeId, Table};
 use tokio::time::timeout;
@@ -159,7 +162,7 @@ impl Peers {
         let answer = answer.map_err(|_| NoAnswer::of(format!("no answer within {} ms", patience.as_millis())))?;
         let answer = answer.map_err(|status| match status.code() {
             Code::Unimplemented => NoAnswer::older(),
-            _ => NoAnswer::of(status.message()),
+            _ => NoAnswer::of(cause::of_status(&status)),
         })?;
         answer.into_inner().answer.ok_or_else(NoAnswer::older)
     }

@@ -1,6 +1,7 @@
 //! The load balancer's gRPC API, package `lb.v1`, generated from `lb/v1/*.proto`.
 #![forbid(unsafe_code)]
 
+pub mod cause;
 mod labels;
 pub mod rates;
 #[cfg(feature = "tls")]

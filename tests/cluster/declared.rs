@@ -1,6 +1,7 @@
 //! A table is what its file says: applied in one change, compared, exported, and nothing happens twice.
 
 use std::{
+    fs,
     io::Write as _,
     process::{Output, Stdio},
 };
@@ -10,6 +11,7 @@ use lb_tests::{
     binaries,
     cluster::LbNode,
     site::{Plan, Site, VIP_TEXT},
+    terminal::Terminal,
 };
 
 use crate::metrics;
@@ -71,7 +73,7 @@ backends:
 "
     );
     let changes = format!(
-        "+ service dns\n+     vip: {VIP_TEXT}\n+     ports: protocol udp first 53 last 53\n+     affinity: flow\n\
+        "+ service dns\n+     vip: {VIP_TEXT}\n+     ports: 53/udp\n+     affinity: flow\n\
          +     table_size: 16381\n"
     );
     let (code, shown, _) = run(&["diff", "-f", "-"], &more)?;
@@ -130,6 +132,15 @@ backends:
     let (code, _, told) = apply(&many)?;
     ensure!(code == Some(0), "{told}");
     unchanged(&many)?;
+    // Somebody who looks on sees how far it is.
+    let file = site.root.path().join("many.yaml");
+    fs::write(&file, &many)?;
+    let lbctl = binaries::directory()?.join("lbctl");
+    let socket = node.socket();
+    let line = format!("{} --endpoint unix:{} diff -f {}", lbctl.display(), socket.display(), file.display());
+    let mut terminal = Terminal::start(&line, &[])?;
+    terminal.until(&["comparing [", " rows, "])?;
+    ensure!(terminal.wait()?.success());
     let count = node.lbctl_json(&["backend", "list", "dns", "--no-flows"])?["backends"].as_array().map(Vec::len);
     ensure!(count == Some(10_000), "{count:?}");
     // A scrape of all of them, and the page, which shows some.
@@ -139,5 +150,23 @@ backends:
     eprintln!("a scrape of 10,000 backends: {} ms, {} kB", took.as_millis(), text.len() / 1000);
     let series = text.lines().filter(|line| line.starts_with("lbd_backend_up{")).count();
     ensure!(status == 200 && series >= 10_000 && text.len() < 20_000_000, "{status}: {series} series");
+    Ok(())
+}
+
+/// As scripts do it: each backend by a process of its own. The time is printed, and is a figure of the documents.
+pub(crate) fn a_thousand_processes() -> anyhow::Result<()> {
+    const COUNT: u32 = 1000;
+    let mut site = Site::build(Plan { nodes: 3, servers: 1, two_interfaces: false, engine: "ring" })?;
+    site.start()?;
+    let node = &site.nodes[0];
+    node.lbctl_ok(&["service", "add", "dns", "--vip", VIP_TEXT, "--port", "53/udp", "--check", "none"])?;
+    let begun = std::time::Instant::now();
+    for at in 0..COUNT {
+        let address = format!("10.1.{}.{}", at / 250, at % 250 + 1);
+        node.lbctl_ok(&["backend", "add", "dns", &address, "--mac", "02:00:00:00:00:01"])?;
+    }
+    eprintln!("{COUNT} times 'lbctl backend add', one after the other: {:.1} s", begun.elapsed().as_secs_f64());
+    let listed = node.lbctl_ok(&["backend", "list", "dns", "-o", "name"])?;
+    ensure!(listed.lines().count() == COUNT as usize, "{listed}");
     Ok(())
 }

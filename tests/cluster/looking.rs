@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader},
     os::unix::net::UnixListener,
     path::Path,
     process::{Command, Stdio},
@@ -14,6 +14,7 @@ use lb_tests::{
     cluster::LbNode,
     running::Running,
     site::{Plan, Site, VIP_TEXT},
+    terminal::Terminal,
 };
 use serde_json::Value;
 
@@ -189,31 +190,15 @@ pub(crate) fn on_a_terminal() -> anyhow::Result<()> {
     let socket = format!("unix:{}", site.nodes[0].socket().display());
     let (code, _, why) = told(&mut command(&[&socket], &["top"])?)?;
     ensure!(code == Some(2) && why.contains("lbctl stats --rates"), "{why}");
-    // script(1) is there on each Debian, and makes a terminal.
     let top = binaries::directory()?.join("lbctl");
-    let line = format!("stty cols 80 rows 24; exec {} --endpoint {socket} top", top.display());
-    let mut script = Command::new("timeout");
-    script.args(["30", "script", "-qec", &line, "/dev/null"]).env("TERM", "xterm-256color").env_remove("NO_COLOR");
-    let mut running = Running::start(script.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
-    let (mut keys, mut screen) =
-        (running.0.stdin.take().context("its keys")?, running.0.stdout.take().context("its screen")?);
-    let mut drawn = String::new();
-    let mut read_until = |words: &[&str]| -> anyhow::Result<()> {
-        let mut buffer = [0; 4096];
-        while !words.iter().all(|word| drawn.contains(word)) {
-            let count = screen.read(&mut buffer)?;
-            ensure!(count > 0, "it has ended: {drawn:?}");
-            drawn.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
-        Ok(())
-    };
-    read_until(&["PACKETS/S", VIP_TEXT, "lb1", "q ends"])?;
-    keys.write_all(b"3")?;
-    read_until(&["leads"])?;
-    keys.write_all(b"q")?;
+    let mut terminal = Terminal::start(&format!("{} --endpoint {socket} top", top.display()), &[])?;
+    terminal.until(&["PACKETS/S", VIP_TEXT, "lb1", "q ends"])?;
+    terminal.type_in("3")?;
+    terminal.until(&["leads"])?;
+    terminal.type_in("q")?;
     // It leaves the alternate screen, as it was.
-    read_until(&["\u{1b}[?1049l"])?;
-    let status = running.wait()?;
+    terminal.until(&["\u{1b}[?1049l"])?;
+    let status = terminal.wait()?;
     ensure!(status.success(), "{status}");
     Ok(())
 }

@@ -261,11 +261,13 @@ pub(crate) fn hostile_frames(engine: &'static str) -> anyhow::Result<()> {
         ("malformed", forged.to_vec()),
         ("malformed", endless_option.to_vec()),
     ];
-    // Whatever the node sends on but neighbour discovery, which it uses itself, and the errors of the client, who has
-    // asked nothing and gets the answers.
+    // Whatever the node sends on but neighbour discovery, which it uses itself, the end of the TCP connection above, and the
+    // errors of the client, who has asked nothing and gets the answers.
+    let is_tcp = |frame: &[u8]| frame.get(20) == Some(&6);
     let is_error = |frame: &[u8]| frame.get(20) == Some(&58) && frame.get(54..56) == Some(&[1, 4]);
     let forwarded = move |frame: &[u8]| {
         frame.get(6..12) == Some(&node.0)
+            && !is_tcp(frame)
             && !is_error(frame)
             && frame.get(12..14) == Some(&[0x86, 0xdd])
             && !matches!(parse(frame), Packet::Neighbor(_))

@@ -41,18 +41,6 @@ fn cargo() -> Command {
     command
 }
 
-/// An `lbd` that knows one feature level more, beside the present one: its name in [`directory`].
-pub fn build_next() -> io::Result<&'static str> {
-    const NAME: &str = "lbd-next";
-    let mut command = cargo();
-    let status = command.args(["--offline", "--features", "lbd/next-feature-level"]).status()?;
-    let directory = directory()?;
-    fs::copy(directory.join("lbd"), directory.join(NAME))?;
-    // The other one takes its place again.
-    let again = cargo().arg("--offline").status()?;
-    if status.success() && again.success() { Ok(NAME) } else { Err(io::Error::other("building lbd twice")) }
-}
-
 /// The `lbd` of an earlier commit, tag or branch, beside the present one: its name in [`directory`]. Built from a clone, so
 /// that the tree stays as it is.
 pub fn build_earlier(reference: &str) -> io::Result<&'static str> {

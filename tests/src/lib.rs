@@ -26,6 +26,7 @@ pub mod running;
 pub mod site;
 #[allow(unsafe_code, reason = "entering namespaces and packet sockets; each block says why it is sound")]
 pub mod sys;
+pub mod terminal;
 pub mod topology;
 pub mod traffic;
 pub mod wait;

@@ -60,14 +60,12 @@ impl Test {
     }
 }
 
-/// A test has several daemons and times their answers, so that each gets this many cores.
-const CORES_PER_TEST: usize = 2;
-
-/// Runs a suite, as many tests at a time as there are cores for, unless asked otherwise.
-pub fn main(tests: impl IntoIterator<Item = Test>) -> ExitCode {
+/// Runs a suite, as many tests at a time as there are cores for, unless asked otherwise. Tests with several daemons whose
+/// answers are timed need more than one each.
+pub fn main(cores_per_test: usize, tests: impl IntoIterator<Item = Test>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    arguments.test_threads.get_or_insert((cores / CORES_PER_TEST).max(1));
+    arguments.test_threads.get_or_insert((cores / cores_per_test).max(1));
     if !arguments.list && !prepare() {
         return ExitCode::FAILURE;
     }

@@ -41,40 +41,43 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// Behind the options of the command itself.
+const GLOBAL: &str = "Options of every command";
+
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// A node's API: unix:PATH, https://HOST:PORT or HOST:PORT, or http://HOST:PORT of a node without TLS. Repeat it to name
     /// several; the first that answers is used. This machine's, unix:/run/lbd/lbd.sock, if nothing is said.
-    #[arg(long = "endpoint", global = true, value_name = "URL", env = "LBCTL_ENDPOINT", value_delimiter = ',')]
+    #[arg(long = "endpoint", global = true, help_heading = GLOBAL, value_name = "URL", env = "LBCTL_ENDPOINT", value_delimiter = ',')]
     pub(crate) endpoints: Vec<Target>,
 
     /// A cluster that ~/.config/lbctl/config.toml names, with its endpoints and certificates. Example: lbctl --cluster lab status
-    #[arg(long, global = true, value_name = "NAME", env = "LBCTL_CLUSTER", add = names::clusters())]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "NAME", env = "LBCTL_CLUSTER", add = names::clusters())]
     pub(crate) cluster: Option<String>,
 
     /// The certificate to show at https endpoints, in PEM. Its URI says who calls: lb://CLUSTER/ROLE/NAME.
-    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CERT")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE", env = "LBCTL_CERT")]
     pub(crate) cert: Option<PathBuf>,
 
     /// Its private key.
-    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_KEY")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE", env = "LBCTL_KEY")]
     pub(crate) key: Option<PathBuf>,
 
     /// The certificate of the cluster's authority.
-    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CA")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE", env = "LBCTL_CA")]
     pub(crate) ca: Option<PathBuf>,
 
     /// How to print data.
-    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value = "table")]
     pub(crate) output: Format,
 
     /// How long to wait for an answer, such as 500ms or 10s.
-    #[arg(long, global = true, default_value = "10s", value_parser = values::timeout)]
+    #[arg(long, global = true, help_heading = GLOBAL, default_value = "10s", value_parser = values::timeout)]
     pub(crate) timeout: Duration,
 
     /// Makes a retry safe: the same id twice applies once. Chosen and printed where it matters, if not
     /// given.
-    #[arg(long, global = true, value_name = "ID")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "ID")]
     pub(crate) request_id: Option<String>,
 }
 

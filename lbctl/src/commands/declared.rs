@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use futures::StreamExt as _;
 use lb_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 use prost::Message as _;
 use tonic::Code;
@@ -17,7 +18,7 @@ use crate::{
         of_message,
     },
     exit::{Failure, complain},
-    output,
+    output::{self, progress},
     session::Session,
 };
 
@@ -229,8 +230,14 @@ async fn send(
         }
     }
     let mut client = session.table();
+    let bar = progress::of_rows(if dry_run { "comparing" } else { "applying" }, planned.len());
+    let sent = bar.clone();
     let parts = futures::stream::iter(parts);
-    session.answer(parts, |request| async move { client.apply_stream(request).await }).await
+    // What is on its way is as good as done: the rest is one change.
+    let parts = parts.inspect(move |part| sent.inc(part.mutations.len().try_into().unwrap_or(0)));
+    let answer = session.answer(parts, |request| async move { client.apply_stream(request).await }).await;
+    bar.finish_and_clear();
+    answer
 }
 
 /// An error names the mutation; whoever reads it knows the rows of the file.

@@ -2,10 +2,10 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use lb_proto::v1;
 
-use crate::{exit::Failure, session::Session};
+use crate::{exit::Failure, output::progress, session::Session};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -35,7 +35,7 @@ pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> R
             eprintln!("{told}");
             return Ok(());
         };
-        let bar = bar.get_or_insert_with(|| begin(left));
+        let bar = bar.get_or_insert_with(|| progress::bar("draining", left));
         bar.set_position(bar.length().unwrap_or(left).saturating_sub(left));
         bar.set_message(format!(
             "{left} flows left, for {} at most",
@@ -43,13 +43,4 @@ pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> R
         ));
         tokio::time::sleep(LOOK_EVERY).await;
     }
-}
-
-/// It is drawn on stderr where that is a terminal.
-fn begin(flows: u64) -> ProgressBar {
-    let bar = ProgressBar::new(flows);
-    if let Ok(style) = ProgressStyle::with_template("draining [{bar:30}] {msg}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }

@@ -41,9 +41,7 @@ pub(super) async fn run(session: &Session, filter: EventFilter) -> Result<(), Fa
         }
         match (follow, session.format()) {
             (false, _) => all.push(event),
-            (true, Format::Table | Format::Wide | Format::Name) => {
-                output::print(&format!("{}\n", event.cells().join("  ")))?
-            }
+            (true, Format::Table | Format::Wide | Format::Name) => output::row(session.format(), &event)?,
             // Each by itself, so that whoever reads them need not wait for the end.
             (true, Format::Json) => output::line(&event)?,
             (true, Format::Yaml) => {
@@ -57,6 +55,7 @@ pub(super) async fn run(session: &Session, filter: EventFilter) -> Result<(), Fa
 
 impl Row for v1::WatchEventsResponse {
     const COLUMNS: &'static [&'static str] = &["time", "number", "node", "kind", "event"];
+    const WIDE: &'static [&'static str] = &["number"];
 
     fn cells(&self) -> Vec<String> {
         let kind = label::<EventKind>(self.kind).to_owned();

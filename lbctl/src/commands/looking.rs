@@ -54,7 +54,8 @@ async fn find(session: &Session, object: &Object) -> Result<Found, Failure> {
             Found::Segment(answer.segment.ok_or_else(gone)?)
         }
         Object::Node { name } => {
-            let v1::GetStatusResponse { nodes, vip_owners, .. } = session.status(false).await?;
+            let request = v1::GetStatusRequest { with_versions: true, ..v1::GetStatusRequest::default() };
+            let v1::GetStatusResponse { nodes, vip_owners, .. } = session.status_by(request).await?;
             let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
             let missing = || Failure::Refused(format!("there is no node {name}; there are: {}", names.join(", ")));
             let node = nodes.into_iter().find(|node| node.name == name).ok_or_else(missing)?;

@@ -33,7 +33,7 @@ use crate::{
     cli::{Cli, Command, NodeCommand},
     connect::connect,
     contexts,
-    exit::Failure,
+    exit::{Failure, complain},
     session::Session,
 };
 
@@ -44,7 +44,9 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Man { dir } => {
             let written = std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Cli::command(), &dir));
-            return written.map_err(|error| Failure::of_file(&dir, error));
+            written.map_err(|error| Failure::of_file(&dir, error))?;
+            complain(&format!("the pages are in {0}: man {0}/lbctl.1", dir.display()));
+            return Ok(());
         }
         Command::Import(what) => return import::run(cli.global.output, what),
         Command::Schema => return declared::schema(),

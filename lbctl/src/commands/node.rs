@@ -25,7 +25,7 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
             complain(&format!("asking {address}..."));
             let what = format!("node {name} added, it votes");
             let request_id = session.request_id.clone();
-            let progress = progress(session, name.clone());
+            let progress = progress(session, name.clone(), address.clone());
             let request = v1::AddNodeRequest { name, address, role: role.into(), request_id, expected_revision: 0 };
             let adding = session.write(request, |request| async move { client.add_node(request).await });
             let added = tokio::select! {
@@ -85,7 +85,7 @@ pub(super) async fn run(session: &Session, command: NodeCommand) -> Result<(), F
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// Tells how far a node that is being added has come.
-async fn progress(session: &Session, name: String) -> Infallible {
+async fn progress(session: &Session, name: String, address: String) -> Infallible {
     let mut told = "";
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -95,12 +95,13 @@ async fn progress(session: &Session, name: String) -> Infallible {
         else {
             continue;
         };
-        let stage = match status.into_inner().nodes.into_iter().find(|node| node.name == name) {
-            None => "it is not known yet",
-            Some(node) if !node.voter => "it is known; the table is copied to it",
-            Some(node) if !node.ready => "it votes; it opens its lease",
-            Some(_) => "it votes and may own VIPs",
-        };
+        let stage =
+            match status.into_inner().nodes.into_iter().find(|node| node.name == name && node.address == address) {
+                None => "it is not known yet",
+                Some(node) if !node.voter => "it is known; the table is copied to it",
+                Some(node) if !node.ready => "it votes; it opens its lease",
+                Some(_) => "it votes and may own VIPs",
+            };
         if stage != told {
             complain(&format!("{stage}..."));
             told = stage;

@@ -53,6 +53,12 @@ impl std::fmt::Display for Shown {
             }
             Self::Map(entries) if entries.is_empty() => f.write_str("by default"),
             Self::Map(entries) => match entries.as_slice() {
+                // Ports, as the command line takes them.
+                [(first, Self::Text(protocol)), ends @ ..] if first == "protocol" => match ends {
+                    [(_, Self::Number(low)), (_, Self::Number(high))] if low == high => write!(f, "{low}/{protocol}"),
+                    [(_, Self::Number(low)), (_, Self::Number(high))] => write!(f, "{low}-{high}/{protocol}"),
+                    _ => write!(f, "any/{protocol}"),
+                },
                 // A mapping around one list or mapping says nothing more than what is in it.
                 [(name, inner @ (Self::List(_) | Self::Map(_)))] => match inner {
                     Self::Map(_) => write!(f, "{name} ({inner})"),

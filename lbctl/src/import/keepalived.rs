@@ -197,7 +197,7 @@ impl Reader {
             },
         };
         let name = (of.word(1) == "group").then(|| of.word(2).to_owned());
-        let mut server = Server::default();
+        let mut server = Server { host: host(of).unwrap_or_default(), ..Server::default() };
         for inner in of.inner() {
             self.setting(inner, &mut server);
         }
@@ -238,12 +238,7 @@ impl Reader {
     fn setting(&mut self, of: &Statement, server: &mut Server) {
         let service = &mut server.service;
         match of.word(0) {
-            "delay_loop" => match of.word(1).parse::<f64>() {
-                Ok(seconds) if (0.1..=3600.0).contains(&seconds) => {
-                    service.check_interval_ms = (seconds * 1000.0) as u32
-                }
-                _ => self.note(of, "'delay_loop' is none that can be kept: backends are asked each second"),
-            },
+            "delay_loop" | "retry" => self.timing(of, service),
             "lb_algo" | "lvs_sched" => {
                 let (affinity, said) = services::scheduler(of.word(1));
                 service.affinity = affinity.into();
@@ -279,7 +274,8 @@ impl Reader {
                 None => self.note(of, "left out: the sorry server has no address"),
             },
             "real_server" => self.real_server(of, server),
-            "retry" => service.fall = of.number::<u32>().map_or(0, |retries| retries.saturating_add(1)),
+            // Read before.
+            "virtualhost" => {}
             "delay_before_retry"
             | "warmup"
             | "alpha"
@@ -293,7 +289,6 @@ impl Reader {
             | "flag-2"
             | "flag-3"
             | "smtp_alert"
-            | "virtualhost"
             | "ops"
             | "persistence_granularity"
             | "persistence_engine"
@@ -309,6 +304,7 @@ impl Reader {
         let Some(address) = address_and_port(of.word(1), of.word(2)) else {
             return self.note(of, format!("left out: '{} {}' is no address and port", of.word(1), of.word(2)));
         };
+        let host = host(of).unwrap_or_else(|| server.host.clone());
         let mut weight = 1;
         let mut checks = Vec::new();
         for inner in of.inner() {
@@ -324,10 +320,11 @@ impl Reader {
                 }
                 "retry" | "delay_before_retry" | "delay_loop" => self.timing(inner, &mut server.service),
                 "inhibit_on_failure" | "notify_up" | "notify_down" | "uthreshold" | "lthreshold" | "alpha"
-                | "warmup" | "smtp_alert" | "virtualhost" | "snet" => {
+                | "warmup" | "smtp_alert" | "snet" => {
                     self.note(inner, format!("'{}' is left out: there is nothing like it here", inner.word(0)));
                 }
-                _ => checks.extend(self.checker(inner, &mut server.service)),
+                "virtualhost" => {}
+                _ => checks.extend(self.checker(inner, &host, &mut server.service)),
             }
         }
         server.backends.push(Real { line: of.line, address, weight, is_spare: false });
@@ -360,14 +357,15 @@ impl Reader {
     }
 
     /// One of a real server's checkers, as checks of the service.
-    fn checker(&mut self, of: &Statement, service: &mut v1::Service) -> Vec<v1::Check> {
+    fn checker(&mut self, of: &Statement, outer_host: &str, service: &mut v1::Service) -> Vec<v1::Check> {
         let mut port = 0;
-        let (mut host, mut urls, mut name, mut record) = (String::new(), Vec::new(), String::new(), String::new());
+        let host = host(of).unwrap_or_else(|| outer_host.to_owned());
+        let (mut urls, mut name, mut record) = (Vec::new(), String::new(), String::new());
         let (mut payload, mut answer) = (Vec::new(), Vec::new());
         for inner in of.inner() {
             match inner.word(0) {
                 "connect_port" => port = inner.number().unwrap_or_default(),
-                "virtualhost" => inner.word(1).clone_into(&mut host),
+                "virtualhost" => {}
                 "name" => inner.word(1).clone_into(&mut name),
                 "type" => inner.word(1).clone_into(&mut record),
                 "payload" => payload = inner.word(1).as_bytes().to_vec(),
@@ -448,6 +446,12 @@ struct Server {
     backends: Vec<Real>,
     /// Those of the first real server.
     checks: Option<Vec<v1::Check>>,
+    /// What HTTP checks ask for, unless their own `virtualhost` or that of their real server says otherwise.
+    host: String,
+}
+
+fn host(of: &Statement) -> Option<String> {
+    of.inner().iter().rfind(|inner| inner.word(0) == "virtualhost").map(|inner| inner.word(1).to_owned())
 }
 
 /// A port that is left out is any.

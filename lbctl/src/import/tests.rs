@@ -94,6 +94,31 @@ virtual_server fwmark 3 {
 }
 "#;
 
+/// The nearest one counts, wherever it stands in its block (keepalived.conf(5)).
+#[test]
+fn a_virtual_host_is_that_of_the_check_or_the_real_server_or_the_virtual_one() {
+    let host = |of_server: &str, of_real: &str, of_check: &str, of_url: &str| {
+        let text = format!(
+            "virtual_server 192.0.2.1 80 {{\n real_server 192.0.2.11 80 {{\n HTTP_GET {{\n url {{\n path /\n {of_url}\n }}\n \
+             {of_check}\n }}\n {of_real}\n }}\n {of_server}\n }}\n"
+        );
+        let imported = keepalived(&text).unwrap();
+        assert_eq!(imported.notes, [], "{text}");
+        let web = service(&imported, "192.0.2.1-tcp-80");
+        match web.checks.unwrap().checks.swap_remove(0).probe {
+            Some(v1::check::Probe::Http(http)) => http.host,
+            other => panic!("{other:?}"),
+        }
+    };
+    let [server, real, check, url] =
+        ["server", "real", "check", "url"].map(|name| format!("virtualhost {name}.example"));
+    assert_eq!(host("", "", "", ""), "");
+    assert_eq!(host(&server, "", "", ""), "server.example");
+    assert_eq!(host(&server, &real, "", ""), "real.example");
+    assert_eq!(host(&server, &real, &check, ""), "check.example");
+    assert_eq!(host(&server, &real, &check, &url), "url.example");
+}
+
 #[test]
 fn a_keepalived_configuration_becomes_a_table_and_what_does_not_is_told() {
     let imported = keepalived(KEEPALIVED).unwrap();

@@ -1,6 +1,7 @@
 //! Data for people (tables) and for programs (JSON, YAML): one object keyed by the plural noun, and in it the API's own
 //! messages, fields as in the .proto files and enums in lower case. What the API gains is printed without a change here.
 
+pub(crate) mod progress;
 pub(crate) mod views;
 
 use std::io::{self, Write as _};
@@ -14,12 +15,17 @@ use crate::{
     exit::{Failure, complain},
 };
 
+/// Stands in a cell where there is nothing.
+pub(crate) const NOTHING: &str = "-";
+
 /// Something with a row in a table.
 pub(crate) trait Row: Serialize {
     const COLUMNS: &'static [&'static str];
     /// Those that only a wide table has: the others fit into 80 columns.
     const WIDE: &'static [&'static str] = &[];
     fn cells(&self) -> Vec<String>;
+    /// Those that are left out where no row has anything in them.
+    const RARE: &'static [&'static str] = &[];
     /// What names it, as commands take it.
     fn name(&self) -> String {
         self.cells().swap_remove(0)
@@ -36,13 +42,14 @@ pub(crate) fn list<T: Row>(format: Format, noun: &'static str, rows: &[T]) -> Re
     match format {
         Format::Name => print(&rows.iter().map(|row| row.name() + "\n").collect::<String>()),
         Format::Table | Format::Wide => {
-            let is_shown = |column: &str| format == Format::Wide || !T::WIDE.contains(&column);
+            let all: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
+            let has_any = |at: usize| all.iter().any(|cells| cells.get(at).is_some_and(|cell| cell != NOTHING));
+            let shown: Vec<usize> =
+                columns::<T>(format).filter(|at| !T::RARE.contains(&T::COLUMNS[*at]) || has_any(*at)).collect();
             let mut table = Table::new();
-            let columns = T::COLUMNS.iter().filter(|column| is_shown(column));
-            table.load_style(presets::NOTHING).set_header(columns.map(|column| column.to_uppercase()));
-            for row in rows {
-                let cells = T::COLUMNS.iter().zip(row.cells()).filter(|(column, _)| is_shown(column));
-                table.add_row(cells.map(|(_, cell)| cell));
+            table.load_style(presets::NOTHING).set_header(shown.iter().map(|at| T::COLUMNS[*at].to_uppercase()));
+            for cells in &all {
+                table.add_row(shown.iter().filter_map(|at| cells.get(*at)));
             }
             print(
                 &table
@@ -53,6 +60,18 @@ pub(crate) fn list<T: Row>(format: Format, noun: &'static str, rows: &[T]) -> Re
         }
         format => object(format, &std::collections::BTreeMap::from([(noun, rows)])),
     }
+}
+
+/// Where each column stands that this format has.
+fn columns<T: Row>(format: Format) -> impl Iterator<Item = usize> {
+    (0..T::COLUMNS.len()).filter(move |at| format == Format::Wide || !T::WIDE.contains(&T::COLUMNS[*at]))
+}
+
+/// Prints a row by itself, as it comes.
+pub(crate) fn row<T: Row>(format: Format, row: &T) -> Result<(), Failure> {
+    let cells = row.cells();
+    let shown: Vec<&str> = columns::<T>(format).filter_map(|at| cells.get(at).map(String::as_str)).collect();
+    print(&(shown.join("  ") + "\n"))
 }
 
 /// Prints an object as JSON or YAML.

@@ -9,15 +9,15 @@ use lb_proto::{
 };
 use serde::Serialize;
 
-use super::{Row, Summary};
+use super::{NOTHING, Row, Summary};
 use crate::cli::Check;
 
 fn yes(flag: bool) -> String {
-    if flag { "yes" } else { "-" }.to_owned()
+    if flag { "yes" } else { NOTHING }.to_owned()
 }
 
 fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-" } else { text }.to_owned()
+    if text.is_empty() { NOTHING } else { text }.to_owned()
 }
 
 /// A setting of the cluster.
@@ -123,6 +123,11 @@ impl Row for v1::Service {
     }
 }
 
+fn count(of: impl Into<u64>, noun: &str) -> String {
+    let of = of.into();
+    if of == 1 { format!("1 {noun}") } else { format!("{of} {noun}s") }
+}
+
 fn span(seconds: u32) -> String {
     humantime::format_duration(Duration::from_secs(seconds.into())).to_string()
 }
@@ -164,6 +169,8 @@ impl Row for v1::Node {
         "troubles",
     ];
     const WIDE: &'static [&'static str] = &["id", "votes", "segments"];
+    // Nobody was asked for theirs.
+    const RARE: &'static [&'static str] = &["version"];
 
     fn cells(&self) -> Vec<String> {
         let troubled = |a: &v1::Attachment| {
@@ -222,16 +229,16 @@ impl Summary for v1::GetStatusResponse {
         let warnings: String = self.warnings.iter().map(|warning| format!("WARNING   {warning}\n")).collect();
         format!(
             "{warnings}cluster   {} ({})\nnode      {} (lbd {}, lease {lease})\nleader    {leader} (term {})\n\
-             table     revision {}: {} VIPs{unowned}, {} services, {} backends\nengine    {engine}{scheduling}\n\n",
+             table     revision {}: {}{unowned}, {}, {}\nengine    {engine}{scheduling}\n\n",
             self.cluster,
             self.cluster_id,
             self.node,
             self.version,
             self.term,
             self.revision,
-            self.vips,
-            self.services,
-            self.backends,
+            count(self.vips, "VIP"),
+            count(self.services, "service"),
+            count(self.backends, "backend"),
         )
     }
 }
@@ -240,43 +247,47 @@ impl Summary for v1::GetStatsResponse {
     fn summary(&self) -> String {
         // The sums of several nodes have neither a revision nor MAC addresses.
         let is_of_one = self.nodes.is_empty();
-        let mut text = match is_of_one {
-            true => format!("revision   {}\n", self.table_revision),
-            false => {
-                format!("received   {}\nforwarded  {}\nanswered   {}\n", self.received, self.forwarded, self.answered)
-            }
-        };
+        let mut lines = Vec::new();
+        let mut line = |name: &str, value: String| lines.push((name.replace('_', " "), value));
+        if is_of_one {
+            line("revision", self.table_revision.to_string());
+        } else {
+            line("received", self.received.to_string());
+            line("forwarded", self.forwarded.to_string());
+            line("answered", self.answered.to_string());
+        }
         for v1::Counter { name, value, .. } in &self.counters {
-            text += &format!("{:<10} {value}\n", name.replace('_', " "));
+            line(name, value.to_string());
         }
         for drop in &self.drops {
-            text += &format!("dropped    {} {}\n", drop.packets, drop.reason);
+            line("dropped", format!("{} {}", drop.packets, drop.reason));
         }
         for (at, worker) in self.workers.iter().enumerate().filter(|_| self.workers.len() > 1) {
-            text += &format!("worker {at:<3} {} received {} handed over\n", worker.received, worker.handed_over);
+            line(&format!("worker {at}"), format!("{} received {} handed over", worker.received, worker.handed_over));
         }
-        for node in &self.nodes {
-            let v1::NodeCount { node, received, forwarded, dropped, .. } = node;
-            text += &format!("node       {node} {received} received {forwarded} forwarded {dropped} dropped\n");
+        for v1::NodeCount { node, received, forwarded, dropped, .. } in &self.nodes {
+            line("node", format!("{node} {received} received {forwarded} forwarded {dropped} dropped"));
         }
         for silent in &self.silent_nodes {
-            text += &format!("SILENT     {silent}\n");
+            line("SILENT", silent.clone());
         }
         for vip in &self.vips {
-            text += &format!("vip        {} {} packets {} bytes\n", vip.address, vip.packets, vip.bytes);
+            line("vip", format!("{} {} packets {} bytes", vip.address, vip.packets, vip.bytes));
         }
         for b in &self.backends {
             let mac = match (is_of_one, b.mac.as_str()) {
-                (true, "") => "UNRESOLVED",
-                (_, mac) => mac,
+                (true, "") => " UNRESOLVED".to_owned(),
+                (true, mac) => format!(" {mac}"),
+                (false, _) => String::new(),
             };
-            text += &format!("backend    {} {} {mac} {} packets {} bytes\n", b.service, b.address, b.packets, b.bytes);
+            line("backend", format!("{} {}{mac} {} packets {} bytes", b.service, b.address, b.packets, b.bytes));
         }
         for c in &self.conflicts {
             let claimant = if c.claimant.is_empty() { "somebody unknown" } else { &c.claimant };
-            text += &format!("CONFLICT   {} is claimed by {} ({claimant}), {} packets\n", c.vip, c.mac, c.packets);
+            line("CONFLICT", format!("{} is claimed by {} ({claimant}), {} packets", c.vip, c.mac, c.packets));
         }
-        text
+        let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+        lines.into_iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
     }
 }
 

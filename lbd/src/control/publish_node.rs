@@ -11,7 +11,7 @@ use std::{
 use lb_dataplane::{Dataplane, boottime_ns};
 use lb_raft_store::{
     Consensus, View,
-    table::{Attachment, Body, Cidr, FEATURE_LEVEL, NodeId, Silence},
+    table::{Attachment, Body, Cidr, NodeId, Silence, feature_level},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -152,13 +152,13 @@ impl PublishNode {
         let starts = self.consensus.starts().filter(|_| view.table.feature_level() >= STARTS_LEVEL).unwrap_or_default();
         let same = node.attachments == attachments && node.heartbeat == *heartbeat && node.unfit == unfit;
         let same = same && node.starts >= starts;
-        if same && node.feature_level == FEATURE_LEVEL {
+        if same && node.feature_level == feature_level() {
             return;
         }
         let consensus = self.consensus.clone();
         let heartbeat = heartbeat.clone();
         let command =
-            Body::PublishNode { node: me, attachments, heartbeat, feature_level: FEATURE_LEVEL, unfit, starts };
+            Body::PublishNode { node: me, attachments, heartbeat, feature_level: feature_level(), unfit, starts };
         let fresh = |asked: &(Body, Backoff, u64)| asked.0 == command && asked.2 == view.applied;
         if !self.asked.as_ref().is_some_and(fresh) {
             let mut backoff = self.asked.as_ref().filter(|asked| asked.0 == command).map(|asked| asked.1);

@@ -10,7 +10,10 @@ use std::{
 
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
-use lb_proto::v1::{CallRequest, raft_service_client::RaftServiceClient};
+use lb_proto::{
+    cause,
+    v1::{CallRequest, raft_service_client::RaftServiceClient},
+};
 use lb_raft_store::{Lane, Transport, TransportError};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -84,7 +87,7 @@ impl Transport for TonicTransport {
             match tokio::time::timeout(timeout, client.call(CallRequest { message })).await {
                 Ok(Ok(response)) => Ok(response.into_inner().message),
                 Ok(Err(status)) if is_refusal(&status) => Err(unreachable(&address, "the connection was refused")),
-                Ok(Err(status)) => Err(TransportError::NoAnswer { address, reason: status.message().to_owned() }),
+                Ok(Err(status)) => Err(TransportError::NoAnswer { address, reason: cause::of_status(&status) }),
                 Err(_) => Err(TransportError::NoAnswer { address, reason: format!("none within {timeout:?}") }),
             }
         })

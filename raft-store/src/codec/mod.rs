@@ -4,7 +4,11 @@
 //! A field or a value that this build does not know is from a newer one: it is refused as too new, and never guessed at or
 //! taken for damage.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+    sync::LazyLock,
+};
 
 use prost::Message;
 use uuid::Uuid;
@@ -16,7 +20,15 @@ pub(crate) mod record {
 }
 
 /// The highest feature level that this build knows. No command above the table's level is proposed.
-pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-feature-level") { 12 } else { 11 };
+///
+/// Where `LBD_NEXT_FEATURE_LEVEL` is set, a debug build knows one more, which allows nothing new: for the test of rolling
+/// upgrades.
+pub fn feature_level() -> u32 {
+    const LEVEL: u32 = 11;
+    static NEXT: LazyLock<bool> =
+        LazyLock::new(|| cfg!(debug_assertions) && env::var_os("LBD_NEXT_FEATURE_LEVEL").is_some());
+    LEVEL + u32::from(*NEXT)
+}
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +52,7 @@ pub enum DecodeError {
 impl DecodeError {
     /// It needs at least this level, and more than this build knows.
     pub(crate) fn too_new(needed: u32) -> Self {
-        Self::TooNew { needed: needed.max(FEATURE_LEVEL + 1), known: FEATURE_LEVEL }
+        Self::TooNew { needed: needed.max(feature_level() + 1), known: feature_level() }
     }
 
     /// The field that is wrong, where the value alone could not tell.

@@ -169,6 +169,14 @@ impl Consensus {
             return Err(Failure::NotLeader(self.leader().map_or(0, |(leader, _)| leader)));
         }
         let address = record.address.as_str();
+        let known = self.view().table.node_named(&record.name).map(|node| node.address.clone());
+        if let Some(known) = known.filter(|known| *known != record.address) {
+            return Err(Failure::refused(format!(
+                "node {0} is a member at {known}: if it has moved, 'lbctl node set {0} --address {address}'; if it is another \
+                 machine, 'lbctl node remove {0}' first",
+                record.name
+            )));
+        }
         let described = member.peers.call(0, address, Lane::Bulk, Request::Describe(true), QUESTION).await;
         let description = match described {
             Ok(Answer::Description(description)) => description,

@@ -15,7 +15,7 @@ use super::{
     propose::{ATTEMPT, ProposeError},
 };
 use crate::{
-    codec::{DecodeError, FEATURE_LEVEL, record},
+    codec::{DecodeError, feature_level, record},
     raft::{Snapshot, TypeConfig, records::required_vote},
     store::identity::Identity,
     table::{Body, Epoch, Role, decode_command, encode_reply},
@@ -246,7 +246,7 @@ impl Consensus {
             store: inner.store.uuid.as_bytes().to_vec(),
             cluster,
             node,
-            feature_level: FEATURE_LEVEL,
+            feature_level: feature_level(),
             cluster_name: inner.settings.cluster_name.to_string(),
         }
     }

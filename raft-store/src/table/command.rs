@@ -18,7 +18,7 @@ use super::{
     vip::{VipPatch, VipSettings},
 };
 use crate::codec::{
-    self, DecodeError, FEATURE_LEVEL, Field, WRONG, record,
+    self, DecodeError, Field, WRONG, feature_level, record,
     record::{command::Body as BodyRecord, fence::Evidence as EvidenceRecord, mutation::Kind},
     recorded,
 };
@@ -431,7 +431,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
 /// The inverse of [`encode_command`].
 pub fn decode_command(bytes: &[u8]) -> Result<Command, DecodeError> {
     let record = record::Command::decode(bytes)?;
-    if record.needs_level > FEATURE_LEVEL {
+    if record.needs_level > feature_level() {
         return Err(DecodeError::too_new(record.needs_level));
     }
     let mut record: record::Command = codec::decode(bytes)?;
@@ -450,7 +450,7 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command, DecodeError> {
     };
     // What it says of itself is not trusted below what it is.
     match command.needs_level() {
-        needed if needed > FEATURE_LEVEL => Err(DecodeError::too_new(needed)),
+        needed if needed > feature_level() => Err(DecodeError::too_new(needed)),
         _ => Ok(command),
     }
 }

@@ -8,7 +8,7 @@ use super::{
     requests::{Answered, Kept, RequestId},
     types::Name,
 };
-use crate::codec::{self, DecodeError, FEATURE_LEVEL, Field, record};
+use crate::codec::{self, DecodeError, Field, feature_level, record};
 
 /// A whole table, for a snapshot.
 pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
@@ -60,7 +60,7 @@ pub(crate) fn encode_table(table: &Table) -> Vec<u8> {
 /// The inverse of [`encode_table`].
 pub(crate) fn decode_table(bytes: &[u8]) -> Result<Table, DecodeError> {
     let record = record::Table::decode(bytes)?;
-    if record.feature_level > FEATURE_LEVEL {
+    if record.feature_level > feature_level() {
         return Err(DecodeError::too_new(record.feature_level));
     }
     let record: record::Table = codec::decode(bytes)?;

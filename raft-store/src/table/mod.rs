@@ -62,7 +62,7 @@ pub use types::{
 };
 pub use vip::{Owner, Unmatched, Vip, VipPatch, VipSettings};
 
-pub use crate::codec::{DecodeError, FEATURE_LEVEL};
+pub use crate::codec::{DecodeError, feature_level};
 use requests::{Answered, Kept};
 use rows::Rows;
 

@@ -17,7 +17,7 @@ use super::{
     segment,
 };
 use crate::{
-    codec::FEATURE_LEVEL,
+    codec::feature_level,
     raft::LogId,
     store::{error::StoreError, watermark::Watermark},
 };
@@ -308,5 +308,5 @@ impl Reading<'_> {
 }
 
 fn too_new(path: &Path) -> StoreError {
-    StoreError::TooNew { path: path.to_owned(), needed: FEATURE_LEVEL + FORMAT, known: FEATURE_LEVEL }
+    StoreError::TooNew { path: path.to_owned(), needed: feature_level() + FORMAT, known: feature_level() }
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use hyper_util::rt::TokioIo;
+use lb_proto::cause;
 use lb_raft_store::table::GrpcProbe;
 use tonic::{
     Code,
@@ -36,7 +37,7 @@ pub(super) async fn ask(
         async move { taken }
     });
     let channel = Endpoint::from(origin).connect_with_connector(connector).await;
-    let channel = channel.map_err(|error| said(format!("gRPC: {}", innermost(&error))))?;
+    let channel = channel.map_err(|error| said(format!("gRPC: {}", cause::innermost(&error))))?;
     let mut client = HealthClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
     let of = if probe.service.is_empty() { "the server".to_owned() } else { format!("service {}", probe.service) };
     match client.check(HealthCheckRequest { service: probe.service.clone() }).await {
@@ -47,13 +48,4 @@ pub(super) async fn ask(
         Err(status) if status.code() == Code::NotFound => Err(said(format!("{of} is not known there"))),
         Err(status) => Err(said(format!("gRPC: {:?}: {}", status.code(), status.message()))),
     }
-}
-
-/// What went wrong first.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
