@@ -12,14 +12,17 @@ use futures::FutureExt as _;
 use lb_dataplane::{Dataplane, io::merges_received};
 use lb_proto::v1;
 use lb_raft_store::{Consensus, View};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    net::AddressFamily,
+    time::{ClockId, clock_gettime},
+};
 use tokio::{
     sync::Mutex,
     task::spawn_blocking,
     time::{Instant, sleep, timeout},
 };
 
-use super::{judge::judge, readings::Readings};
+use super::{judge::judge, netconf, readings::Readings};
 use crate::{alarms::Alarms, config::Config, health::probe_presence, link, ownership::Ownership, peers::Examine};
 
 /// Between the two looks at what counts; and for the answers to what was asked.
@@ -135,20 +138,18 @@ impl Doctor {
 /// What there is to read without waiting for frames. The kernel may take its time for an interface's traits.
 async fn of_machine(interfaces: Vec<String>) -> Readings {
     let read = spawn_blocking(move || {
-        let forwards = [sysctl("net/ipv4/ip_forward"), sysctl("net/ipv6/conf/all/forwarding")];
-        let filter = |name| Some((name, sysctl(&format!("net/ipv4/conf/{name}/rp_filter"))?));
+        let of = |family, interface| netconf::read(family, interface).unwrap_or_default();
+        let all = of(AddressFamily::INET, netconf::ALL);
+        let forwards = [all.forwards, of(AddressFamily::INET6, netconf::ALL).forwards];
+        let filters = [("all", all), ("lo", of(AddressFamily::INET, netconf::LO))];
         Readings {
             merging: interfaces.into_iter().filter(|name| merges_received(name).unwrap_or(false)).collect(),
-            forwards: forwards.iter().any(Option::is_some).then(|| forwards.contains(&Some(1))),
-            rp_filter: ["all", "lo"].into_iter().filter_map(filter).collect(),
+            forwards: forwards.iter().any(Option::is_some).then(|| forwards.contains(&Some(true))),
+            rp_filter: filters.into_iter().filter_map(|(name, of)| Some((name, of.rp_filter?))).collect(),
             ..Readings::default()
         }
     });
     read.await.unwrap_or_default()
-}
-
-fn sysctl(name: &str) -> Option<u8> {
-    fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().parse().ok()
 }
 
 /// How long this process' thread of the heartbeats has waited for a core since its start (proc_pid_schedstat, the second field).

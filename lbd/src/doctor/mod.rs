@@ -6,6 +6,7 @@ mod compare;
 mod examine;
 mod finding;
 mod judge;
+mod netconf;
 mod readings;
 
 pub(crate) use compare::compare;
