@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::Ipv6Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     str::FromStr,
@@ -51,6 +51,7 @@ impl FromStr for Target {
             Some((scheme @ ("http" | "https"), address)) => (scheme, address.trim_end_matches('/')),
             // By TLS: nobody speaks in clear without having said so.
             None if text.contains(':') && !text.contains('/') => ("https", text),
+            None if text.parse::<Ipv4Addr>().is_ok() => return Err(format!("it has no port: write {text}:7400")),
             _ => {
                 return Err(
                     "it is neither unix:PATH nor HOST:PORT nor https://HOST:PORT nor http://HOST:PORT".to_owned()
@@ -96,7 +97,7 @@ impl Shown<'_> {
         let Self { cert: Some(cert), key: Some(key), ca: Some(ca) } = self else {
             return Err(Failure::Usage(
                 "an https endpoint needs --cert, --key and --ca, or LBCTL_CERT, LBCTL_KEY and LBCTL_CA: 'lbctl pki issue' \
-                 makes the files"
+                 makes the files. A node without TLS (tls.insecure) is called by http://HOST:PORT"
                     .to_owned(),
             ));
         };
@@ -188,7 +189,12 @@ async fn connect_one(target: &Target, credentials: Option<&Arc<Credentials>>) ->
             Endpoint::from_static("http://localhost").connect_with_connector(connector).await
         }
     };
-    connected.map_err(|error| innermost(&error))
+    connected.map_err(|error| match innermost(&error) {
+        late if late.to_string().contains("deadline has elapsed") => {
+            io::Error::other(format!("no answer within {}", humantime::format_duration(CONNECT_TIMEOUT)))
+        }
+        other => other,
+    })
 }
 
 /// The cause that a person can do something about.
@@ -200,7 +206,14 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> io::Error {
 
 /// What to do about it.
 fn hint(target: &Target, error: &io::Error) -> String {
+    let said = error.to_string();
     match target {
+        Target::Https(address) if said.contains("InvalidContentType") => {
+            format!(" (it does not speak TLS: http://{address} if that is its api.listen, with tls.insecure)")
+        }
+        Target::Http(address) if said.contains("connection closed") || said.contains("broken pipe") => {
+            format!(" (it may speak TLS alone: https://{address})")
+        }
         Target::Unix(path) if error.kind() == io::ErrorKind::PermissionDenied => {
             let group = group_of(path).unwrap_or_else(|| DEFAULT_GROUP.to_owned());
             format!(
@@ -238,7 +251,8 @@ mod tests {
         }
         let problem = |text: &str| text.parse::<Target>().unwrap_err();
         assert_eq!("10.0.0.1:7400".parse(), Ok(Target::Https("10.0.0.1:7400".into())));
-        assert!(problem("10.0.0.1").contains("neither unix:PATH nor HOST:PORT"));
+        assert!(problem("10.0.0.1").contains("no port: write 10.0.0.1:7400"));
+        assert!(problem("lb1.example").contains("neither unix:PATH nor HOST:PORT"));
         assert!(problem("/run/lbd/lbd.sock").contains("neither unix:PATH nor HOST:PORT"));
         assert!(problem("ftp://10.0.0.1:21").contains("neither unix:PATH nor HOST:PORT"));
         assert!(problem("http://10.0.0.1").contains("no port: write http://10.0.0.1:7400"));

@@ -1,6 +1,6 @@
 //! How a command fails, and with which exit code: the one place where the two are mapped.
 
-use std::{error::Error as _, fmt, path::Path, process::ExitCode};
+use std::{error::Error as _, fmt, path::Path, process::ExitCode, time::Duration};
 
 use lb_proto::REQUEST_ID_METADATA;
 use tonic::{Code, Status};
@@ -32,6 +32,12 @@ impl Failure {
     /// Something is wrong with a file.
     pub(crate) fn of_file(path: &Path, problem: impl fmt::Display) -> Self {
         Self::Usage(format!("{}: {problem}", path.display()))
+    }
+
+    /// What was waited for has not become so.
+    pub(crate) fn late(within: Duration, why: &str) -> Self {
+        let message = format!("not within {}: {why}", humantime::format_duration(within));
+        Self::Undecided { message, request_id: None }
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {
@@ -101,8 +107,9 @@ fn message(status: &Status) -> String {
         return format!("the server refuses it: {}", status.code().description().to_lowercase());
     }
     if status.details().is_empty() && (status.source().is_some() || MADE_HERE.iter().any(|made| said.contains(made))) {
-        return "the connection has ended without an answer, or what answers there is no lbd: is it what api.listen of a node has, and \
-                does it run ('systemctl status lbd')?"
+        return "the connection has ended without an answer, or what answers there is no lbd: is it what api.listen of a node has (and \
+                not cluster.listen, which is for nodes), http:// or https:// as it is there, and does it run ('systemctl status \
+                lbd')?"
             .to_owned();
     }
     said.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()

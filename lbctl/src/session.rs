@@ -7,10 +7,11 @@ use lb_proto::v1::{
     table_service_client::TableServiceClient,
 };
 use tonic::{Request, Response, transport::Channel};
+use tonic_types::StatusExt as _;
 
 use crate::{
     cli::{Format, Global},
-    exit::Failure,
+    exit::{Failure, complain},
     output::{self, Change},
 };
 
@@ -44,7 +45,15 @@ impl Session {
         let mut all: Option<M::Page> = None;
         loop {
             let client = self.table();
-            let mut page = self.read(message.clone(), |request| M::list(client, request)).await?;
+            let mut page = match self.answer(message.clone(), |request| M::list(client, request)).await {
+                // Nobody can confirm it; an operator in trouble wants to see what there is.
+                Err(status) if all.is_none() && is_without_majority(&status) && message.take_what_is_known() => {
+                    let said = status.message();
+                    complain(&format!("lbctl: warning: {said}. This is what the node that is asked knew last"));
+                    continue;
+                }
+                answer => answer.map_err(|status| Failure::from_status(&status, None))?,
+            };
             let more = message.go_on(&mut page);
             match &mut all {
                 None => all = Some(page),
@@ -106,7 +115,7 @@ impl Session {
     where
         F: Future<Output = Result<Response<T>, tonic::Status>>,
     {
-        let timeout = self.global.timeout;
+        let timeout = self.global.timeout();
         let mut request = Request::new(message);
         request.set_timeout(timeout);
         let late = || format!("no answer within {}", humantime::format_duration(timeout));
@@ -125,6 +134,11 @@ impl Session {
     }
 }
 
+/// The server itself says that no leader confirms what it knows.
+fn is_without_majority(status: &tonic::Status) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == "NO_LEADER")
+}
+
 /// What a change of the table came to.
 pub(crate) fn change(what: String, response: v1::MutationResponse) -> Change {
     let v1::MutationResponse { revision, unchanged, request_id, warnings, .. } = response;
@@ -141,6 +155,8 @@ pub(crate) trait PageOf: Clone {
     ) -> impl Future<Output = Result<Response<Self::Page>, tonic::Status>>;
     /// Asks for the page after this one, if there is one. Whether there is.
     fn go_on(&mut self, page: &mut Self::Page) -> bool;
+    /// Asks no longer for what a majority confirms. Whether it did before.
+    fn take_what_is_known(&mut self) -> bool;
     /// Puts the rows of a page behind those before.
     fn append(all: &mut Self::Page, page: Self::Page);
 }
@@ -162,6 +178,10 @@ macro_rules! paged {
                 // As new as the page before, whichever node answers.
                 self.at_least_revision = page.revision;
                 !self.page_token.is_empty()
+            }
+
+            fn take_what_is_known(&mut self) -> bool {
+                std::mem::replace(&mut self.at_least_revision, 1) == 0
             }
 
             fn append(all: &mut v1::$response, page: v1::$response) {

@@ -20,7 +20,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH, global = true)]
     pub(crate) config: PathBuf,
 
-    /// Read the configuration, report every fault with its key, and exit; opens and binds nothing.
+    /// Read the configuration, report every fault with its key, and what a start would refuse on this machine, and exit.
     #[arg(long)]
     pub(crate) check: bool,
 

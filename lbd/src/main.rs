@@ -9,6 +9,7 @@
 mod alarms;
 mod api;
 mod app;
+mod check;
 mod cli;
 mod clock;
 mod config;
@@ -35,7 +36,7 @@ mod terminal;
 mod traffic;
 mod web;
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser as _;
 
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
         }
     };
     if cli.check {
-        return check(&cli.config, &config);
+        return check::run(&cli.config, &config);
     }
     // The working process finds all that its parent has given.
     let user = match user(&config, cli.working_child_of.is_none()) {
@@ -139,21 +140,4 @@ fn user(config: &config::Config, is_first: bool) -> Result<Option<User>, UserErr
         user.own(&config.data_dir, &sockets.collect::<Vec<_>>())?;
     }
     Ok(user)
-}
-
-/// Says what a start would refuse, and what looks like a mistake.
-fn check(file: &Path, config: &config::Config) -> ExitCode {
-    config.suspicions().iter().for_each(|suspicion| terminal::complain(&format!("warning: {suspicion}")));
-    let interfaces = config.dataplane.as_ref().map(|dataplane| &*dataplane.interfaces).unwrap_or_default();
-    let (passing, lasting): (Vec<_>, Vec<_>) =
-        link::problems(interfaces).into_iter().partition(link::LinkError::is_of_the_moment);
-    for problem in passing {
-        terminal::complain(&format!("warning: on this machine, at this moment: {problem}"));
-    }
-    if lasting.is_empty() {
-        terminal::say(&format!("{}: ok", file.display()));
-        return ExitCode::SUCCESS;
-    }
-    lasting.iter().for_each(|problem| terminal::complain(&format!("lbd: {problem}")));
-    Exit::Unavailable.into()
 }

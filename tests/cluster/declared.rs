@@ -92,6 +92,14 @@ backends:
     };
     ensure!(weight()? == Some(3));
 
+    // What a file does not say is by default, the second time as the first.
+    let little =
+        format!("services: [{{name: bare, vip: {VIP_TEXT}, ports: [{{protocol: tcp, first: 81, last: 81}}]}}]");
+    let (code, done, _) = apply(&little)?;
+    ensure!(code == Some(0) && done.contains("+     checks: tcp (by default)\n"), "{done}");
+    unchanged(&little)?;
+    node.lbctl_ok(&["service", "remove", "bare"])?;
+
     // A field that is left out gets its default; a row that is left out goes where it is asked for, and not else.
     let less = "backends: [{service: dns, address: 192.168.3.91}]";
     let (code, done, _) = apply(less)?;

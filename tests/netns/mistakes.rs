@@ -277,23 +277,37 @@ fn call(socket: &Path, authority: &str) -> anyhow::Result<Vec<Frame>> {
     }
 }
 
-/// Of a port of a bond `--check` says what the start would say; of an interface that is not there yet it warns.
+/// Of a port of a bond and of files of TLS `--check` says what the start would say; of an interface or an address that is not there
+/// yet it warns.
 pub(crate) fn checked_as_started() -> anyhow::Result<()> {
     let site = Site::build(Plan { nodes: 1, servers: 0, two_interfaces: false, engine: "ring" })?;
     let node = &site.nodes[0];
     site.node_hosts[0].add_bridge("br7", "port7")?;
     let sound = fs::read_to_string(node.config())?;
-    let check = |interface: &str| -> anyhow::Result<Output> {
+    let check_with = |from: &str, to: &str| -> anyhow::Result<Output> {
         let file = node.config().with_extension("other.toml");
-        fs::write(&file, sound.replace("\"eth0\"", &format!("{interface:?}")))?;
+        ensure!(sound.contains(from), "{sound}");
+        fs::write(&file, sound.replace(from, to))?;
         let mut command = node.ns.command(binaries::directory()?.join("lbd"))?;
         Ok(command.args(["--check", "--config"]).arg(&file).output()?)
     };
+    let check = |interface: &str| check_with("\"eth0\"", &format!("{interface:?}"));
     ensure!(check("eth0")?.status.success());
     let port = check("port7")?;
     ensure!(port.status.code() == Some(69) && said(&port).contains("list br7 instead"), "{}", said(&port));
     let absent = check("eth9")?;
     ensure!(absent.status.success() && said(&absent).contains("there is no interface"), "{}", said(&absent));
+    let elsewhere = check_with(&format!("listen = {:?}", node.address), "listen = \"10.99.1.1:7401\"")?;
+    let told = said(&elsewhere);
+    ensure!(elsewhere.status.success() && told.contains("no interface has the address 10.99.1.1"), "{told}");
+    let keyless = check_with("lb1.key", "nobody.key")?;
+    ensure!(
+        keyless.status.code() == Some(65) && said(&keyless).contains("nobody.key: No such file"),
+        "{}",
+        said(&keyless)
+    );
+    let renamed = check_with("name = \"lb1\"", "name = \"lb2\"")?;
+    ensure!(renamed.status.code() == Some(65) && said(&renamed).contains("and this node is"), "{}", said(&renamed));
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::{Args, Subcommand, value_parser};
 
-use super::service::State;
+use super::{service::State, values};
 use crate::names;
 
 /// What can be said of a backend.
@@ -34,6 +34,7 @@ pub(crate) enum BackendCommand {
         #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
+        #[arg(value_parser = values::address)]
         ip: IpAddr,
         #[command(flatten)]
         options: BackendOptions,
@@ -46,7 +47,7 @@ pub(crate) enum BackendCommand {
         #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
-        #[arg(add = names::backends())]
+        #[arg(add = names::backends(), value_parser = values::address)]
         ip: IpAddr,
         #[command(flatten)]
         options: BackendOptions,
@@ -95,11 +96,11 @@ pub(crate) struct BackendNames {
     pub(crate) service: Option<String>,
     /// The backend's own address.
     #[arg(required_unless_present = "all_services")]
-    #[arg(add = names::backends())]
+    #[arg(add = names::backends(), value_parser = values::address)]
     pub(crate) ip: Option<IpAddr>,
     /// The machine with this address, in all services that it serves: all of them change at once, or none.
     #[arg(long, value_name = "IP", conflicts_with_all = ["service", "ip"])]
-    #[arg(add = names::backends())]
+    #[arg(add = names::backends(), value_parser = values::address)]
     pub(crate) all_services: Option<IpAddr>,
 }
 
@@ -109,6 +110,6 @@ pub(crate) struct BackendName {
     #[arg(add = names::services())]
     pub(crate) service: String,
     /// The backend's own address.
-    #[arg(add = names::backends())]
+    #[arg(add = names::backends(), value_parser = values::address)]
     pub(crate) ip: IpAddr,
 }

@@ -108,7 +108,7 @@ pub(crate) enum NodeCommand {
         /// The token; "-" reads it from standard input, so that it stands in no list of processes.
         token: String,
         /// The directory for NAME.pem, NAME.key, ca.pem and crl.pem; made if missing.
-        #[arg(long, value_name = "DIR", default_value = "/etc/lbd")]
+        #[arg(long, value_name = "DIR", default_value = "/etc/lbd/tls")]
         out: PathBuf,
     },
 }
@@ -130,7 +130,10 @@ pub(crate) enum ClusterCommand {
     /// are never two) or hold (they go on answering, until somebody else claims the VIP). failback: when a VIP
     /// goes back to the node that it prefers: never, or after that node has been able for a time such as 10m.
     ///
-    /// Example: lbctl cluster set timing=relaxed failback=10m
+    /// flow_tcp_s, flow_fin_s, flow_udp_s: after so many seconds of silence a flow is forgotten: of TCP, of TCP that has been
+    /// closed, of UDP.
+    ///
+    /// Example: lbctl cluster set timing=relaxed failback=10m flow_tcp_s=3600
     Set {
         /// KEY=VALUE.
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value, add = names::settings())]

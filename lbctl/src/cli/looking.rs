@@ -13,15 +13,15 @@ use crate::names;
 pub(crate) enum Object {
     /// A VIP.
     ///
-    /// Example: lbctl describe vip 192.0.2.1
+    /// Examples: lbctl get vip 192.0.2.1; lbctl describe vip 192.0.2.1
     Vip {
         /// The address.
-        #[arg(add = names::vips())]
+        #[arg(add = names::vips(), value_parser = values::address)]
         ip: IpAddr,
     },
     /// A service.
     ///
-    /// Example: lbctl describe service web
+    /// Examples: lbctl get service web; lbctl describe service web
     Service {
         /// Its name.
         #[arg(add = names::services())]
@@ -29,25 +29,25 @@ pub(crate) enum Object {
     },
     /// A backend.
     ///
-    /// Example: lbctl get backend web 192.0.2.11
+    /// Examples: lbctl get backend web 192.0.2.11; lbctl describe backend web 192.0.2.11
     Backend {
         /// The service.
         #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
-        #[arg(add = names::backends())]
+        #[arg(add = names::backends(), value_parser = values::address)]
         ip: IpAddr,
     },
     /// A segment.
     ///
-    /// Example: lbctl get segment 192.0.2.0/24
+    /// Examples: lbctl get segment 192.0.2.0/24; lbctl describe segment 192.0.2.0/24
     Segment {
         /// The network, such as 192.0.2.0/24.
         network: String,
     },
     /// A node.
     ///
-    /// Example: lbctl describe node lb1
+    /// Examples: lbctl get node lb1; lbctl describe node lb1
     Node {
         /// Its name.
         #[arg(add = names::nodes())]
@@ -77,7 +77,7 @@ pub(crate) enum WaitFor {
         #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
-        #[arg(add = names::backends())]
+        #[arg(add = names::backends(), value_parser = values::address)]
         ip: IpAddr,
     },
     /// A VIP has an owner.
@@ -85,7 +85,7 @@ pub(crate) enum WaitFor {
     /// Example: lbctl wait owned 192.0.2.1 --timeout 5s
     Owned {
         /// The address.
-        #[arg(add = names::vips())]
+        #[arg(add = names::vips(), value_parser = values::address)]
         ip: IpAddr,
         /// It is this node.
         #[arg(long, value_name = "NODE")]
@@ -100,7 +100,7 @@ pub(crate) enum WaitFor {
         #[arg(add = names::services())]
         service: String,
         /// The backend's own address.
-        #[arg(add = names::backends())]
+        #[arg(add = names::backends(), value_parser = values::address)]
         ip: Option<IpAddr>,
     },
     /// A node is a member of the cluster: it votes, and may own VIPs.
@@ -131,7 +131,7 @@ pub(crate) struct EventFilter {
 #[derive(Debug, Args)]
 pub(crate) struct Capture {
     /// Only frames to, from or asking for this address.
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = values::address)]
     pub(crate) vip: Option<IpAddr>,
     /// End after so many frames.
     #[arg(long, value_name = "N")]

@@ -71,9 +71,9 @@ pub(crate) struct Global {
     #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value = "table")]
     pub(crate) output: Format,
 
-    /// How long to wait for an answer, such as 500ms or 10s.
-    #[arg(long, global = true, help_heading = GLOBAL, default_value = "10s", value_parser = values::timeout)]
-    pub(crate) timeout: Duration,
+    /// How long to wait for an answer, such as 500ms or 10s [default: 10s]. Of a command that waits for something, how long it does.
+    #[arg(long, global = true, help_heading = GLOBAL, value_parser = values::timeout)]
+    pub(crate) timeout: Option<Duration>,
 
     /// Makes a retry safe: the same id twice applies once. Chosen and printed where it matters, if not
     /// given.
@@ -82,6 +82,11 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// For an answer.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(10))
+    }
+
     /// Where to call, and as whom to show oneself.
     pub(crate) fn said(&self) -> Said {
         let Self { cluster, endpoints, cert, key, ca, .. } = self;
@@ -165,10 +170,10 @@ pub(crate) enum Command {
     /// Example: lbctl flows --vip 192.0.2.1
     Flows {
         /// Only flows to this VIP.
-        #[arg(long, value_name = "IP")]
+        #[arg(long, value_name = "IP", value_parser = values::address)]
         vip: Option<IpAddr>,
         /// Only flows that go to this backend.
-        #[arg(long, value_name = "IP")]
+        #[arg(long, value_name = "IP", value_parser = values::address)]
         backend: Option<IpAddr>,
     },
     /// Write what the node that is asked receives, sends and drops into a pcapng file, with what becomes of each frame as its comment.
@@ -201,12 +206,13 @@ pub(crate) enum Command {
     /// Example: lbctl wait healthy web --timeout 1m
     #[command(subcommand)]
     Wait(WaitFor),
-    /// Make the table what a file says, in one change.
+    /// Make the table what a file says, in one change
     ///
-    /// The file is YAML or JSON: VIPs, services, backends, segments and settings by the API's field names, as 'lbctl export'
-    /// prints them. What would change is shown first. A row of the file becomes exactly what it says: a field that is left
-    /// out gets its default. Rows that the file does not have stay, unless --prune is given. Example, all of a web server's
-    /// table:
+    /// The file is YAML or JSON: VIPs, services, backends, segments and settings by
+    /// the API's field names, as 'lbctl export' prints them. What would change is
+    /// shown first. A row of the file becomes exactly what it says: a field that is
+    /// left out gets its default. Rows that the file does not have stay, unless
+    /// --prune is given. Example, all of a web server's table:
     ///
     ///   vips:
     ///     - address: 192.0.2.1

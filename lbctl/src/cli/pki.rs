@@ -13,7 +13,8 @@ pub(crate) struct PkiTarget {
     /// How many days it is valid; 365 for nodes, 90 for others, if not given.
     #[arg(long, value_parser = value_parser!(u32).range(1..=36500))]
     pub(crate) days: Option<u32>,
-    /// The directory for NAME.pem, NAME.key and ca.pem; made if missing. The working directory if not given.
+    /// The directory for NAME.pem, NAME.key and ca.pem; made if missing. If not given, the working directory, or that of the
+    /// certificate that is renewed.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }

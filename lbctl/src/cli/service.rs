@@ -28,7 +28,7 @@ pub(crate) enum ServiceCommand {
         name: String,
         /// The VIP it is on.
         #[arg(long, value_name = "IP")]
-        #[arg(add = names::vips())]
+        #[arg(add = names::vips(), value_parser = values::address)]
         vip: IpAddr,
         /// Its ports: 80/tcp, 5000-5999/udp or any/tcp. Repeat it for several.
         #[arg(long = "port", value_name = "PORT/PROTO", required = true)]

@@ -124,6 +124,22 @@ fn socket_address(text: &str, like: &str) -> Result<SocketAddr, String> {
 }
 
 /// For how long an answer is waited for.
+/// An address by itself.
+pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| {
+        let is_address = |bare: &&str| bare.parse::<IpAddr>().is_ok();
+        let network = text.split_once('/').map(|(bare, _)| bare).filter(is_address);
+        let port = text.rsplit_once(':').map(|(bare, _)| bare).filter(is_address);
+        match (network, port) {
+            (Some(bare), _) => format!("write {bare}: how long the network is say the interfaces of the nodes"),
+            (_, Some(bare)) => {
+                format!("write {bare}: with direct server return a backend serves the port that the client asks for")
+            }
+            _ => "it is no IPv4 or IPv6 address".to_owned(),
+        }
+    })
+}
+
 pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(86_400);
     let span =

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::values;
 use crate::names;
 use clap::{ArgGroup, Subcommand, ValueEnum};
 
@@ -20,8 +21,9 @@ pub(crate) enum VipCommand {
     /// Example: lbctl vip add 192.0.2.1 --prefer lb1
     Add {
         /// The address.
+        #[arg(value_parser = values::address)]
         ip: IpAddr,
-        /// The node that should own it while it is able to.
+        /// The node that should own it while it is able to: it gets it first, and back as the setting failback says.
         #[arg(long, value_name = "NODE")]
         #[arg(add = names::nodes())]
         prefer: Option<String>,
@@ -38,9 +40,9 @@ pub(crate) enum VipCommand {
     #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The address.
-        #[arg(add = names::vips())]
+        #[arg(add = names::vips(), value_parser = values::address)]
         ip: IpAddr,
-        /// The node that should own it, or "none".
+        /// The node that should own it, or "none"; it gets it back as the setting failback says, 'lbctl vip move' at once.
         #[arg(group = "what", long, value_name = "NODE")]
         #[arg(add = names::nodes())]
         prefer: Option<String>,
@@ -56,7 +58,7 @@ pub(crate) enum VipCommand {
     /// Example: lbctl vip remove 192.0.2.1
     Remove {
         /// The address.
-        #[arg(add = names::vips())]
+        #[arg(add = names::vips(), value_parser = values::address)]
         ip: IpAddr,
         /// With its services and their backends.
         #[arg(long)]
@@ -67,7 +69,7 @@ pub(crate) enum VipCommand {
     /// Example: lbctl vip move 192.0.2.1 lb2
     Move {
         /// The address.
-        #[arg(add = names::vips())]
+        #[arg(add = names::vips(), value_parser = values::address)]
         ip: IpAddr,
         /// The node.
         #[arg(add = names::nodes())]
@@ -94,7 +96,7 @@ pub(crate) enum SegmentCommand {
         #[arg(value_name = "CIDR")]
         network: String,
         /// A router there.
-        #[arg(long, value_name = "IP")]
+        #[arg(long, value_name = "IP", value_parser = values::address)]
         gateway: IpAddr,
     },
     /// Change what is said of a segment.
@@ -105,7 +107,7 @@ pub(crate) enum SegmentCommand {
         #[arg(value_name = "CIDR")]
         network: String,
         /// A router there.
-        #[arg(long, value_name = "IP")]
+        #[arg(long, value_name = "IP", value_parser = values::address)]
         gateway: IpAddr,
     },
     /// Say nothing of a segment any more.

@@ -50,7 +50,10 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
             let (service, address) = (names.service.clone().unwrap_or_default(), names.all_services.or(names.ip));
             set_state(session, names, State::Drain, "draining").await?;
             match address.filter(|_| wait) {
-                Some(address) => drained::wait(session, &service, address).await,
+                Some(address) => match session.global.timeout {
+                    Some(within) => drained::wait_for(session, &service, address, within).await,
+                    None => drained::wait(session, &service, address).await,
+                },
                 None => Ok(()),
             }
         }

@@ -16,9 +16,25 @@ pub(super) async fn run(session: &Session, local: bool) -> Result<(), Failure> {
     match session.format() {
         format if format.is_data() => output::object(format, &answer)?,
         _ if answer.found.is_empty() => output::print("nothing is wrong, as far as can be seen\n")?,
-        _ => answer.found.iter().try_for_each(tell)?,
+        _ => together(answer.found).iter().try_for_each(tell)?,
     }
     if is_wrong { Err(Failure::Differs) } else { Ok(()) }
+}
+
+/// What several nodes have found alike is told once.
+fn together(found: Vec<v1::Finding>) -> Vec<v1::Finding> {
+    let mut all: Vec<v1::Finding> = Vec::with_capacity(found.len());
+    for finding in found {
+        let is_alike = |of: &&mut v1::Finding| {
+            (&of.id, &of.object, &of.explanation, &of.mend)
+                == (&finding.id, &finding.object, &finding.explanation, &finding.mend)
+        };
+        match all.iter_mut().find(is_alike) {
+            Some(known) => known.node = format!("{}, {}", known.node, finding.node),
+            None => all.push(finding),
+        }
+    }
+    all
 }
 
 fn tell(finding: &v1::Finding) -> Result<(), Failure> {

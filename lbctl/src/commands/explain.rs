@@ -2,7 +2,7 @@
 
 use std::{fs::File, net::IpAddr, path::Path};
 
-use lb_proto::v1;
+use lb_proto::{label, v1};
 
 use super::pcap;
 use crate::{
@@ -31,9 +31,30 @@ pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Fail
         explained.push(answer);
     }
     match (session.format(), explained.as_slice()) {
-        (Format::Table | Format::Wide, [one]) if !many => output::print(&one.summary()),
+        (Format::Table | Format::Wide, [one]) if !many => {
+            output::print(&one.summary())?;
+            if one.verdict == NO_BACKEND { unavailable(session, &one.service).await } else { Ok(()) }
+        }
         (format, all) => output::list(format, "explanations", all),
     }
+}
+
+/// The verdict on a packet for which no backend can be chosen.
+const NO_BACKEND: &str = "no_backend";
+
+/// Why a service has no backend for a new flow.
+async fn unavailable(session: &Session, service: &str) -> Result<(), Failure> {
+    let request = v1::ListBackendsRequest { service: service.to_owned(), ..v1::ListBackendsRequest::default() };
+    let backends = session.read_all(request).await?.backends;
+    if backends.is_empty() {
+        return output::print("because    the service has no backend\n");
+    }
+    let line = |of: &v1::Backend| {
+        let (state, health) = (label::<v1::AdminState>(of.state), label::<v1::Health>(of.health));
+        let why = if of.health_reason.is_empty() { String::new() } else { format!(": {}", of.health_reason) };
+        format!("because    {} is {state}, weighs {} and is {health}{why}\n", of.address, of.weight())
+    };
+    output::print(&backends.iter().map(line).collect::<String>())
 }
 
 /// The frames of a capture in a file.

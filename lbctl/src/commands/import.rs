@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub(super) fn run(format: Format, of: Import) -> Result<(), Failure> {
+    let is_keepalived = of.keepalived.is_some();
     let (file, imported) = match of {
         Import { keepalived: Some(file), .. } => {
             let text = read(&file)?;
@@ -25,12 +26,16 @@ pub(super) fn run(format: Format, of: Import) -> Result<(), Failure> {
         Import { .. } => return Err(Failure::Usage("name --keepalived FILE or --ipvsadm FILE".to_owned())),
     };
     let Imported { document, notes } = imported;
+    if document.objects.is_empty() {
+        let what = if is_keepalived { "virtual_server or virtual_ipaddress of keepalived" } else { "rule of ipvsadm" };
+        return Err(Failure::of_file(&file, format!("there is no {what} in it that becomes anything here")));
+    }
     for (line, note) in &notes {
         complain(&format!("{}: line {line}: {note}", file.display()));
     }
     // For a file; a table would be none.
     let format = if format == Format::Json { Format::Json } else { Format::Yaml };
-    output::object(format, &declared::document(&document.objects, None))
+    output::object(format, &declared::document(&document.objects, None).without_empty_lists())
 }
 
 /// Comments are in whatever encoding their writer had.

@@ -88,7 +88,8 @@ fn issue(authority: &mut Authority, wanted: &Wanted, target: &PkiTarget) -> Resu
     write(&path("key"), key.as_bytes(), 0o600)?;
     write(&path("pem"), certificate.as_bytes(), 0o644)?;
     write(&out.join("ca.pem"), authority.certificate().as_bytes(), 0o644)?;
-    output::print(&format!("{}\n{}\n", path("pem").display(), path("key").display()))
+    let ca = out.join("ca.pem");
+    output::print(&format!("{}\n{}\n{}\n", path("pem").display(), path("key").display(), ca.display()))
 }
 
 /// What the authority knows of a certificate in a file.

@@ -15,21 +15,16 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(session: &Session, what: WaitFor) -> Result<(), Failure> {
-    let within = session.global.timeout;
+    let within = session.global.timeout();
     let deadline = Instant::now() + within;
-    let late = |why: String| Failure::Undecided {
-        message: format!("not within {}: {why}", humantime::format_duration(within)),
-        request_id: None,
-    };
     if let WaitFor::Drained { service, ip } = &what {
-        let drained = tokio::time::timeout_at(deadline, drained::wait(session, service, *ip)).await;
-        return drained.unwrap_or_else(|_| Err(late(format!("backend {service} {ip} has flows yet"))));
+        return drained::wait_for(session, service, *ip, within).await;
     }
     let mut told = String::new();
     loop {
         let Some(missing) = missing(session, &what).await? else { return Ok(()) };
         if Instant::now() + LOOK_EVERY > deadline {
-            return Err(late(missing));
+            return Err(Failure::late(within, &missing));
         }
         if missing != told {
             complain(&format!("{missing}..."));

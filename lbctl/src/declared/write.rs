@@ -83,6 +83,19 @@ pub(crate) fn document(objects: &[Object], settings: Option<&Object>) -> Shown {
     Shown::Map(settings.into_iter().chain(SHAPES.into_iter().map(list)).collect())
 }
 
+impl Shown {
+    /// Only the kinds of which there are rows: with the others 'apply --prune' would take all of theirs away.
+    pub(crate) fn without_empty_lists(self) -> Self {
+        match self {
+            Self::Map(entries) => {
+                let is_any = |(_, value): &(String, Self)| *value != Self::List(Vec::new());
+                Self::Map(entries.into_iter().filter(is_any).collect())
+            }
+            other => other,
+        }
+    }
+}
+
 /// Which fields of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fields {

@@ -4,10 +4,10 @@
 pub(crate) mod progress;
 pub(crate) mod views;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::{Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::{
@@ -50,6 +50,16 @@ pub(crate) fn list<T: Row>(format: Format, noun: &'static str, rows: &[T]) -> Re
             table.load_style(presets::NOTHING).set_header(shown.iter().map(|at| T::COLUMNS[*at].to_uppercase()));
             for cells in &all {
                 table.add_row(shown.iter().filter_map(|at| cells.get(*at)));
+            }
+            // On a terminal the last column, which is often a reason, is broken between words and not in them.
+            if format != Format::Wide
+                && io::stdout().is_terminal()
+                && let Ok((columns, _)) = ratatui::crossterm::terminal::size()
+            {
+                table.set_width(columns);
+                table.set_content_arrangement(ContentArrangement::Dynamic);
+                let firm = shown.len().saturating_sub(1);
+                table.set_constraints(std::iter::repeat_n(ColumnConstraint::ContentWidth, firm));
             }
             print(
                 &table

@@ -181,7 +181,10 @@ impl Row for v1::Node {
         };
         let is_troubled = |a: &&v1::Attachment| a.isolated || a.blind || a.misses_gateway;
         let segments: Vec<String> = self.attachments.iter().map(|a| format!("{} {}", a.interface, a.address)).collect();
-        let troubles: Vec<String> = self.attachments.iter().filter(is_troubled).map(troubled).collect();
+        // A node that votes and holds no lease is down, or not reached.
+        let silent = (self.voter && !self.ready && self.unfit.is_empty()).then(|| "NO LEASE".to_owned());
+        let attached = self.attachments.iter().filter(is_troubled).map(troubled);
+        let troubles: Vec<String> = silent.into_iter().chain(attached).collect();
         vec![
             self.name.clone(),
             self.id.to_string(),
@@ -305,7 +308,11 @@ impl Summary for v1::ExplainResponse {
             "" => line("vip", "none: the destination is no VIP".to_owned()),
             vip => {
                 let owner = if self.owner.is_empty() { "nobody" } else { &self.owner };
-                let here = if self.answers { ", which answers for it now" } else { "" };
+                let here = match (self.answers, *owner == self.node) {
+                    (true, _) => ", which answers for it now",
+                    (false, true) => ", which does not answer for it now: 'lbctl status' says why",
+                    (false, false) => "",
+                };
                 line("vip", format!("{vip}, owned by {owner}{here}"));
             }
         }

@@ -7,10 +7,10 @@ use lb_proto::{FieldMask, v1};
 use lb_raft_store::{
     View,
     table::{
-        AdminState, Affinity, Attachment, Backend, BackendKey, BackendPatch, BackendSettings, Cidr, DEFAULT_TABLE_SIZE,
-        Health, MacAddr, Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Segment, SegmentPatch,
-        SegmentSettings, Service, ServicePatch, ServiceSettings, Sign, Silence, Table, Tier, Unmatched, Vip, VipPatch,
-        VipSettings, Weight, check_cluster_address,
+        AdminState, Affinity, Attachment, Backend, BackendKey, BackendPatch, BackendSettings, Check, Cidr,
+        DEFAULT_TABLE_SIZE, Health, MacAddr, Mutation, Name, Node, NodeId, PortRange, Protocol, Role, Segment,
+        SegmentPatch, SegmentSettings, Service, ServicePatch, ServiceSettings, Sign, Silence, Table, Tier, Unmatched,
+        Vip, VipPatch, VipSettings, Weight, check_cluster_address,
     },
 };
 use tonic::Status;
@@ -143,6 +143,8 @@ fn port(range: &v1::PortRange) -> Result<PortRange, Status> {
         u16::try_from(value).map_err(|_| invalid(field, format!("{value} is not a port: 0 to 65535")))
     };
     let (first, last) = (number("ports.first", range.first)?, number("ports.last", range.last)?);
+    // One port alone.
+    let last = if last == 0 { first } else { last };
     match (first, last) {
         (0, 1..) => Err(invalid("ports.first", "0 stands for any port, and then last is 0 too")),
         _ => Ok(PortRange { protocol, first, last }),
@@ -217,8 +219,7 @@ pub(super) fn create_service(service: Option<&v1::Service>, table: &Table) -> Re
         (Some(checks), _) => checks::checks(checks)?,
         // Whoever says nothing of checks asks for none that there are not.
         (None, Some(present)) => present.settings.checks.clone(),
-        (None, None) if table.feature_level() < CHECKS_LEVEL => Vec::new(),
-        (None, None) => ServiceSettings::default_checks(&ports),
+        (None, None) => default_checks(&ports, table),
     };
     Ok(Mutation::CreateService(ServiceSettings {
         name,
@@ -240,16 +241,30 @@ pub(super) fn create_service(service: Option<&v1::Service>, table: &Table) -> Re
     }))
 }
 
-pub(super) fn update_service(request: &v1::UpdateServiceRequest) -> Result<Mutation, Status> {
+/// What is asked where nothing is said of it.
+fn default_checks(ports: &[PortRange], table: &Table) -> Vec<Check> {
+    if table.feature_level() < CHECKS_LEVEL { Vec::new() } else { ServiceSettings::default_checks(ports) }
+}
+
+pub(super) fn update_service(request: &v1::UpdateServiceRequest, table: &Table) -> Result<Mutation, Status> {
+    let name: Name = parsed("name", &request.name)?;
     let mask = Mask::new(request.update_mask.as_ref(), &SERVICE_FIELDS)?;
     let ports = if request.ports.is_empty() { None } else { Some(ports(&request.ports)?) };
+    let by_default = || {
+        let present = table.service(&name).map(|service| service.settings.ports.as_slice());
+        default_checks(ports.as_deref().or(present).unwrap_or_default(), table)
+    };
+    let checks = match request.checks.as_ref().map(checks::checks).transpose()? {
+        None if mask.names("checks") => Some(by_default()),
+        said => mask.pick("checks", said),
+    };
     Ok(Mutation::UpdateService(ServicePatch {
-        name: parsed("name", &request.name)?,
+        name,
         ports: mask.pick("ports", ports),
         affinity: mask.pick("affinity", request.affinity.map(affinity).transpose()?),
         min_healthy: mask.pick("min_healthy", request.min_healthy),
         fails_open: mask.pick("on_all_down", request.on_all_down.map(fails_open).transpose()?),
-        checks: mask.pick("checks", request.checks.as_ref().map(checks::checks).transpose()?),
+        checks,
         check_interval_ms: mask.pick("check_interval_ms", request.check_interval_ms),
         check_timeout_ms: mask.pick("check_timeout_ms", request.check_timeout_ms),
         check_jitter_percent: mask.pick("check_jitter_percent", request.check_jitter_percent),
@@ -290,11 +305,15 @@ impl<'a> Mask<'a> {
         }
     }
 
+    fn names(&self, field: &str) -> bool {
+        self.0.is_some_and(|paths| paths.iter().any(|path| path == field))
+    }
+
     /// What a field becomes; `None` if it stays.
     fn pick<T: Default>(&self, name: &str, value: Option<T>) -> Option<T> {
         match self.0 {
             None => value,
-            Some(paths) => paths.iter().any(|path| path == name).then(|| value.unwrap_or_default()),
+            Some(_) => self.names(name).then(|| value.unwrap_or_default()),
         }
     }
 }
@@ -366,7 +385,7 @@ pub(super) fn mutation(mutation: &v1::Mutation, table: &Table) -> Result<Mutatio
         Change::UpdateVip(request) => update_vip(request, table),
         Change::DeleteVip(request) => delete_vip(request),
         Change::CreateService(request) => create_service(request.service.as_ref(), table),
-        Change::UpdateService(request) => update_service(request),
+        Change::UpdateService(request) => update_service(request, table),
         Change::DeleteService(request) => delete_service(request),
         Change::CreateBackend(request) => create_backend(request.backend.as_ref()),
         Change::UpdateBackend(request) => update_backend(request),
@@ -593,7 +612,7 @@ mod tests {
         let request = v1::UpdateServiceRequest { name: "web".into(), ..v1::UpdateServiceRequest::default() };
         for field in SERVICE_FIELDS {
             let one = v1::UpdateServiceRequest { update_mask: mask(&[field]), ..request.clone() };
-            let Ok(Mutation::UpdateService(patch)) = update_service(&one) else { panic!("{field}") };
+            let Ok(Mutation::UpdateService(patch)) = update_service(&one, &Table::default()) else { panic!("{field}") };
             let nothing = ServicePatch::of("web".parse().unwrap());
             assert_ne!(patch, nothing, "{field} is not looked at");
         }

@@ -17,7 +17,10 @@ impl Context {
         let table = &view.table;
         let waiting = match status.node {
             Some(_) => String::new(),
-            None => format!("waiting to be added as {} at {}", config.name, config.cluster.advertise),
+            None => format!(
+                "waiting to be added: run 'lbctl node add {} {}' on a node of the cluster",
+                config.name, config.cluster.advertise
+            ),
         };
         let dataplane = self.dataplane.as_ref().map(|dataplane| v1::DataplaneStatus {
             engine: dataplane.engine().to_string(),

@@ -8,7 +8,7 @@ use lb_proto::{
     v1::{self, table_service_server::TableService},
 };
 use lb_raft_store::table::{
-    Applied, Attachment, Backend, Body, Cidr, Command, Effect, Mutation, Name, Table as TableOfAll, Vip,
+    Applied, Attachment, Backend, Body, Cidr, Command, Effect, Mutation, Name, NodeId, Table as TableOfAll, Vip,
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
@@ -140,7 +140,13 @@ fn warnings(vip: &Vip, table: &TableOfAll) -> Vec<String> {
              there that announces it"
         )];
     }
-    let Some(segment) = vip.settings.segment else { return Vec::new() };
+    let stays = vip.settings.prefer.filter(|_| table.settings().failback_s == 0).and_then(|prefer| {
+        let owner = vip.owner.map(|owner| owner.node).filter(|owner| *owner != prefer)?;
+        let name = |id: NodeId| table.node(id).map(|node| node.name.to_string()).unwrap_or_default();
+        let (owner, prefer) = (name(owner), name(prefer));
+        Some(format!("{address} stays on {owner} while that is able: failback is never. 'lbctl vip move {address} {prefer}' moves it"))
+    });
+    let Some(segment) = vip.settings.segment else { return stays.into_iter().collect() };
     let is_there = |attachment: &Attachment| attachment.segment() == Some(segment);
     let nowhere = !table.nodes().any(|node| node.attachments.iter().any(is_there));
     let warning = || {
@@ -148,7 +154,7 @@ fn warnings(vip: &Vip, table: &TableOfAll) -> Vec<String> {
             "no node has an address in {segment}, so nobody can own {address}: 'lbctl node list' shows their segments"
         )
     };
-    nowhere.then(warning).into_iter().collect()
+    nowhere.then(warning).into_iter().chain(stays).collect()
 }
 
 #[tonic::async_trait]
@@ -240,7 +246,7 @@ impl TableService for Table {
     async fn update_service(&self, request: Request<v1::UpdateServiceRequest>) -> Answer<v1::MutationResponse> {
         let call = Call::new("UpdateService", &request);
         let request = request.get_ref();
-        self.change(&call, request, |_| convert::update_service(request)).await
+        self.change(&call, request, |table| convert::update_service(request, table)).await
     }
 
     async fn delete_service(&self, request: Request<v1::DeleteServiceRequest>) -> Answer<v1::MutationResponse> {

@@ -116,12 +116,21 @@ impl Config {
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), hint(source))]
     Read { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Toml { path: PathBuf, source: toml::de::Error },
     #[error("{}:{}", path.display(), faults.iter().map(|fault| format!("\n  {fault}")).collect::<String>())]
     Faults { path: PathBuf, faults: Vec<Fault> },
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            ": --config names another file; lbd.toml(5) and deploy/config/lbd.example.toml show what stands in it"
+        }
+        _ => "",
+    }
 }
 
 /// Reads and checks a file.

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    io::ErrorKind,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -9,6 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use lb_proto::tls::{Certified, Credentials, CredentialsError, Identity, Paths, Role, Sources};
 use lb_raft_store::table::Name;
+use rustix::process::geteuid;
 use tokio::{sync::watch, time::timeout};
 
 /// How this node's TCP connections are secured. Clones are handles to the same.
@@ -41,7 +43,7 @@ impl Security {
         let Some(paths) = paths else { return Ok(Self::Plain) };
         let wanted = Identity::new(cluster.as_str(), Role::Node, name.as_str());
         let wanted = wanted.map_err(|error| wrong(paths, &error))?;
-        let first = Sources::read(paths)?;
+        let first = Sources::read(paths).map_err(whose)?;
         let present = ArcSwap::from_pointee(load(paths, &wanted, &first)?);
         let replaced = watch::Sender::default();
         Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, first, present, replaced })))
@@ -116,6 +118,20 @@ fn load(paths: &Paths, wanted: &Identity, sources: &Sources) -> Result<Credentia
     match credentials.identity() {
         identity if identity == wanted => Ok(credentials),
         identity => Err(wrong(paths, &format!("it is for {identity}, and this node is {wanted}"))),
+    }
+}
+
+/// A file that may not be read, with who would have read it.
+fn whose(error: CredentialsError) -> CredentialsError {
+    match error {
+        CredentialsError::Read { path, source } if source.kind() == ErrorKind::PermissionDenied => {
+            let uid = geteuid();
+            let name = nix::unistd::User::from_uid(uid.as_raw().into()).ok().flatten().map(|user| user.name);
+            let name = name.unwrap_or_else(|| uid.as_raw().to_string());
+            let problem = format!("{source}: lbd runs as the user {name}: chown {name} {}", path.display());
+            CredentialsError::Wrong { path, problem }
+        }
+        other => other,
     }
 }
 

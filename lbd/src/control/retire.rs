@@ -23,12 +23,14 @@ pub(crate) async fn retire(retiring: &Retiring) {
     if retiring.leave == Leave::AtOnce {
         return;
     }
-    let release = async || {
-        if let Some(lease) = lease {
-            retiring.ownership.release(lease).await;
-        }
+    let release = async || match lease {
+        Some(lease) => retiring.ownership.release(lease).await,
+        None => true,
     };
-    let Some(dataplane) = retiring.dataplane.clone() else { return release().await };
+    let Some(dataplane) = retiring.dataplane.clone() else {
+        release().await;
+        return;
+    };
     let status = retiring.consensus.status();
     let owned_any = if let Some(me) = status.node {
         let view = retiring.consensus.view();
@@ -42,7 +44,9 @@ pub(crate) async fn retire(retiring: &Retiring) {
     } else {
         false
     };
-    release().await;
+    if !release().await {
+        return;
+    }
     tracing::info!(took_ms = begun.elapsed().as_millis() as u64, "the VIPs are handed over");
     if !owned_any {
         return;

@@ -129,7 +129,7 @@ fn owners(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<String>
         let name = |node| name_of(if after.node(node).is_some() { after } else { before }, node);
         let why = because(cause, before);
         let asked = vips.iter().any(|vip| before.vip(*vip).is_some_and(|vip| vip.intent.is_some()));
-        let why = why.or_else(|| asked.then(|| "as it was to be".to_owned()));
+        let why = why.or_else(|| asked.then(|| "as it was asked to".to_owned()));
         let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         let (is_bad, reason) = match (from, to) {
             (Some(from), Some(to)) => (false, format!("{which} {has} moved from {} to {}{why}", name(from), name(to))),

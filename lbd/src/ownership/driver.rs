@@ -407,13 +407,15 @@ impl Ownership {
         stopped.await.ok().flatten()
     }
 
-    /// Hands everything over, for a stop. The dataplane must have fallen silent before.
-    pub(crate) async fn release(&self, lease: LeaseId) {
-        let Some(node) = self.inner.consensus.status().node else { return };
+    /// Hands everything over, for a stop. The dataplane must have fallen silent before. Whether that is agreed on.
+    pub(crate) async fn release(&self, lease: LeaseId) -> bool {
+        let Some(node) = self.inner.consensus.status().node else { return true };
         let command = Member::own_release(node, lease);
-        if let Err(error) = self.inner.consensus.propose(&command.into(), Instant::now() + LAST_PROPOSAL).await {
+        let released = self.inner.consensus.propose(&command.into(), Instant::now() + LAST_PROPOSAL).await;
+        if let Err(error) = &released {
             tracing::warn!(%error, "the VIPs were not handed over; the other nodes will notice");
         }
+        released.is_ok()
     }
 
     fn update_grants(&self, change: impl FnOnce(&mut Grants)) {

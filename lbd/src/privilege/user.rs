@@ -67,6 +67,17 @@ impl User {
         }
     }
 
+    /// Whether the modes of a file let it read that, as its owner, by its group or as anybody.
+    pub(crate) fn may_read(&self, path: &Path) -> bool {
+        let Ok(of) = fs::metadata(path) else { return false };
+        let bits = match () {
+            () if of.uid() == self.uid => 0o400,
+            () if of.gid() == self.gid => 0o040,
+            () => 0o004,
+        };
+        of.mode() & bits != 0
+    }
+
     fn is_mapped(&self) -> bool {
         let has = |file: &str, id: u32| {
             let map = fs::read_to_string(file).unwrap_or_default();
