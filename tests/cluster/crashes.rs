@@ -91,6 +91,10 @@ pub(crate) fn quorum_loss() -> anyhow::Result<()> {
     ensure!(message.contains("--request-id retry-me"), "{message}");
     let status = site.nodes[0].lbctl_json(&["status"])?;
     ensure!(status["stale"] == true, "a status without a quorum says so: {status}");
+    let list = site.nodes[0].lbctl(&["--timeout", "2s", "vip", "list", "-o", "name"])?;
+    let told = String::from_utf8_lossy(&list.stderr).into_owned();
+    ensure!(list.status.success() && list.stdout == format!("{VIP_TEXT}\n").as_bytes(), "{told}");
+    ensure!(told.contains("there is no leader") && told.contains("knew last"), "{told}");
     wait::until("the survivor of a minority answers for no VIP", SOON, || {
         site.nodes[0].lbctl_json(&["status"]).is_ok_and(|status| status["lease_valid_ms"] == 0)
     });
