@@ -85,6 +85,10 @@ impl Failure {
     /// From an answer to the request with that id.
     pub(crate) fn from_status(status: &Status, request_id: Option<&str>) -> Self {
         match status.code() {
+            // What changes nothing leaves nothing undecided.
+            Code::Unavailable | Code::Unknown if request_id.is_none() && is_of_nobody(status) => {
+                Self::Unreachable(message(status))
+            }
             // `Unknown` is a connection that broke in the middle: the server never says so itself.
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
                 let of_server = status.metadata().get(REQUEST_ID_METADATA).and_then(|id| id.to_str().ok());
@@ -100,13 +104,19 @@ impl Failure {
 const MADE_HERE: [&str; 5] =
     ["transport error", "protocol error", "grpc-status header missing", "h2 ", "error decoding"];
 
+/// No server has said it.
+fn is_of_nobody(status: &Status) -> bool {
+    let said = status.message();
+    status.details().is_empty() && (status.source().is_some() || MADE_HERE.iter().any(|made| said.contains(made)))
+}
+
 /// What a server says, as a terminal may have it; or what may be the matter where it says nothing that can be understood.
 fn message(status: &Status) -> String {
     let said = status.message();
     if said.is_empty() {
         return format!("the server refuses it: {}", status.code().description().to_lowercase());
     }
-    if status.details().is_empty() && (status.source().is_some() || MADE_HERE.iter().any(|made| said.contains(made))) {
+    if is_of_nobody(status) {
         return "the connection has ended without an answer, or what answers there is no lbd: is it what api.listen of a node has (and \
                 not cluster.listen, which is for nodes), http:// or https:// as it is there, and does it run ('systemctl status \
                 lbd')?"

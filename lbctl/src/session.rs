@@ -41,18 +41,32 @@ impl Session {
     }
 
     /// Reads a list to its end, page by page.
-    pub(crate) async fn read_all<M: PageOf>(&self, mut message: M) -> Result<M::Page, Failure> {
+    pub(crate) async fn read_all<M: PageOf>(&self, message: M) -> Result<M::Page, Failure> {
+        self.read_pages(message).await.map_err(|(status, _)| Failure::from_status(&status, None))
+    }
+
+    /// The same; where no majority confirms it, as the node that is asked knew it last. An operator in trouble wants to see that.
+    pub(crate) async fn read_known<M: PageOf>(&self, message: M) -> Result<M::Page, Failure> {
+        let (status, mut message) = match self.read_pages(message).await {
+            Ok(all) => return Ok(all),
+            Err(refused) => refused,
+        };
+        if !is_without_majority(&status) || !message.take_what_is_known() {
+            return Err(Failure::from_status(&status, None));
+        }
+        let said = status.message();
+        complain(&format!("lbctl: warning: {said}. This is what the node that is asked knew last"));
+        self.read_all(message).await
+    }
+
+    /// With what was asked for where it is not answered.
+    async fn read_pages<M: PageOf>(&self, mut message: M) -> Result<M::Page, (tonic::Status, M)> {
         let mut all: Option<M::Page> = None;
         loop {
             let client = self.table();
             let mut page = match self.answer(message.clone(), |request| M::list(client, request)).await {
-                // Nobody can confirm it; an operator in trouble wants to see what there is.
-                Err(status) if all.is_none() && is_without_majority(&status) && message.take_what_is_known() => {
-                    let said = status.message();
-                    complain(&format!("lbctl: warning: {said}. This is what the node that is asked knew last"));
-                    continue;
-                }
-                answer => answer.map_err(|status| Failure::from_status(&status, None))?,
+                Ok(page) => page,
+                Err(status) => return Err((status, message)),
             };
             let more = message.go_on(&mut page);
             match &mut all {

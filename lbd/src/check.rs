@@ -2,7 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -47,11 +47,15 @@ fn absent(config: &Config) -> impl Iterator<Item = String> {
     });
     // Any port will do: the one that is configured may be in use by the lbd that runs.
     let is_absent = |(_, address): &(&str, SocketAddr)| {
-        let bound = TcpListener::bind((address.ip(), 0));
+        let mut any_port = *address;
+        any_port.set_port(0);
+        let bound = TcpListener::bind(any_port);
         bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable)
     };
+    let of_metrics = config.metrics.iter().map(|metrics| ("metrics.listen", metrics.listen));
     of_cluster
         .chain(of_api)
+        .chain(of_metrics)
         .filter(is_absent)
         .map(|(key, address)| format!("{key}: no interface has the address {}", address.ip()))
 }
@@ -69,10 +73,11 @@ fn files(config: &Config) -> Vec<String> {
     // Root reads all; whom it becomes does not.
     let (Some(user), Some(paths)) = (user, paths) else { return Vec::new() };
     let files = [&paths.cert, &paths.key, &paths.ca].into_iter().chain(&paths.crl);
-    files
-        .filter(|path| !user.may_read(path))
-        .map(|path| {
-            format!("tls: {} cannot be read by the user {user}, whom lbd becomes: chown {user} {0}", path.display())
-        })
-        .collect()
+    let told = |path: &PathBuf| {
+        let (name, path) = (user.name(), path.display());
+        format!(
+            "tls: {path} cannot be read by the user {name}, whom lbd becomes: chown {name} {path}, and let it into the directory"
+        )
+    };
+    files.filter(|path| !user.may_read(path)).map(told).collect()
 }

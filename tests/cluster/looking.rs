@@ -84,11 +84,17 @@ fn waiting(run: &dyn Fn(&[&str]) -> anyhow::Result<Told>) -> anyhow::Result<()> 
         &["wait", "healthy", "web"],
         &["wait", "healthy", "web", "192.168.3.5"],
         &["wait", "member", "lb1"],
-        &["wait", "drained", "web", "192.168.3.5"],
     ] {
         let (code, _, why) = run(sound)?;
         ensure!(code == Some(0), "{sound:?}: {why}");
     }
+    for sound in ["drain", "enable"] {
+        ensure!(run(&["backend", sound, "echo", "192.168.3.6"])?.0 == Some(0), "{sound}");
+        let (code, _, why) = run(&["wait", "drained", "echo", "192.168.3.6"])?;
+        ensure!(code == Some(if sound == "drain" { 0 } else { 1 }), "{sound}: {code:?}: {why}");
+    }
+    let (code, _, why) = run(&["wait", "drained", "web", "192.168.3.5"])?;
+    ensure!(code == Some(1) && why.contains("is not drained"), "{code:?}: {why}");
     for (never, what) in [
         (&["wait", "owned", VIP_TEXT, "--by", "lb2"][..], "vip 192.168.2.1 is owned by lb1"),
         (&["wait", "healthy", "web", "192.168.3.99"], "service web has no backend 192.168.3.99"),

@@ -66,7 +66,7 @@ pub(crate) fn join_and_leave() -> anyhow::Result<()> {
 
     site.nodes[3].start()?;
     let waiting = site.nodes[3].lbctl_ok(&["status"])?;
-    ensure!(waiting.starts_with("waiting to be added as lb4 at 10.77.1.4:7401"), "{waiting}");
+    ensure!(waiting.starts_with("waiting to be added: run 'lbctl node add lb4 10.77.1.4:7401'"), "{waiting}");
     let refused = site.nodes[3].lbctl(&["vip", "add", "192.168.2.9"])?;
     ensure!(refused.status.code() == Some(1), "a node that waits takes no writes");
     site.nodes[1].lbctl_ok(&["node", "add", "lb4", "10.77.1.4:7401"])?;

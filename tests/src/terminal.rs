@@ -4,14 +4,18 @@ use std::{
     ffi::OsString,
     io::{self, Read as _, Write as _},
     process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 
 use crate::running::Running;
 
-/// For something to be drawn.
-const PATIENCE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+/// For what is waited for to be drawn.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Made by script(1), which is there on each Debian.
 pub struct Terminal {
@@ -53,11 +57,26 @@ impl Terminal {
     ///
     /// # Errors
     ///
-    /// With what was drawn, if the program ends before or draws nothing any more.
+    /// With what was drawn, if the program ends before, or draws something else for 20 seconds.
     pub fn until(&mut self, words: &[&str]) -> io::Result<&str> {
+        self.until_within(words, PATIENCE)
+    }
+
+    /// The same, for no longer than that.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn until_within(&mut self, words: &[&str], patience: Duration) -> io::Result<&str> {
         let mut buffer = [0; 4096];
+        let deadline = Instant::now() + patience;
         while !words.iter().all(|word| self.drawn.contains(word)) {
-            let ready = poll(&mut [PollFd::new(&self.screen, PollFlags::IN)], Some(&PATIENCE))?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            let ready = match poll(&mut [PollFd::new(&self.screen, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => continue,
+                ready => ready?,
+            };
             let count = if ready == 0 { 0 } else { self.screen.read(&mut buffer)? };
             if count == 0 {
                 return Err(io::Error::other(format!("not {words:?}, but {:?}", self.drawn)));

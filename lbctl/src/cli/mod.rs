@@ -26,14 +26,26 @@ pub(crate) use vip::{SegmentCommand, Unmatched, VipCommand};
 
 use crate::{connect::Target, contexts::Said, names};
 
+/// Of the file behind `--cluster`.
+const CONTEXTS: &str = "\
+Clusters by name: ~/.config/lbctl/config.toml, or the file that LBCTL_CONFIG names:
+
+  default = \"lab\"
+
+  [clusters.lab]
+  endpoints = [\"10.77.1.1:7400\", \"10.77.1.2:7400\"]
+  cert = \"/home/alice/.lbctl/alice.pem\"
+  key  = \"/home/alice/.lbctl/alice.key\"
+  ca   = \"/home/alice/.lbctl/ca.pem\"";
+
 /// Operates a cluster of lbd load balancers.
 ///
 /// Any node takes any command. Data goes to standard output, everything else to standard error. Exit
 /// codes: 0 done, also when it was already so; 1 refused by the server; 2 usage; 3 no endpoint can be
-/// reached; 4 no quorum or timed out: the change may or may not have happened, and a retry with the
+/// reached, or a question is left without an answer; 4 no quorum or timed out: the change may or may not have happened, and a retry with the
 /// printed request id applies it once; 5 done, but what was to be printed could not be.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, propagate_version = true)]
+#[command(version, max_term_width = 100, propagate_version = true, after_long_help = CONTEXTS)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -113,6 +125,11 @@ impl Format {
     /// Whether it is for programs: whole objects instead of lines.
     pub(crate) fn is_data(self) -> bool {
         matches!(self, Self::Json | Self::Yaml)
+    }
+
+    /// For what is printed to stand in a file: YAML, unless JSON is asked for.
+    pub(crate) fn of_file(self) -> Self {
+        if self == Self::Json { Self::Json } else { Self::Yaml }
     }
 }
 

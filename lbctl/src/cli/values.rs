@@ -123,7 +123,6 @@ fn socket_address(text: &str, like: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// For how long an answer is waited for.
 /// An address by itself.
 pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| {
@@ -140,6 +139,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     })
 }
 
+/// For how long an answer is waited for.
 pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(86_400);
     let span =

@@ -79,7 +79,7 @@ pub(super) async fn run(session: &Session, command: BackendCommand) -> Result<()
                 with_flows: !no_flows,
                 ..v1::ListBackendsRequest::default()
             };
-            let response = session.read_all(request).await?;
+            let response = session.read_known(request).await?;
             for silent in &response.silent_nodes {
                 eprintln!("the flows of a node are not counted: {silent}");
             }

@@ -80,9 +80,7 @@ pub(super) async fn document(session: &Session) -> Result<Shown, Failure> {
 
 pub(super) async fn export(session: &Session) -> Result<(), Failure> {
     let document = document(session).await?;
-    // For a file; a table would be none.
-    let format = if session.format() == Format::Json { Format::Json } else { Format::Yaml };
-    output::object(format, &document)
+    output::object(session.format().of_file(), &document)
 }
 
 pub(super) fn schema() -> Result<(), Failure> {

@@ -27,13 +27,15 @@ pub(super) async fn wait_for(
     within: Duration,
 ) -> Result<(), Failure> {
     let drained = tokio::time::timeout(within, wait(session, service, address)).await;
-    drained.unwrap_or_else(|_| Err(Failure::late(within, &format!("backend {service} {address} still has flows"))))
+    let which = if service.is_empty() { address.to_string() } else { format!("{service} {address}") };
+    drained.unwrap_or_else(|_| Err(Failure::late(within, &format!("backend {which} still has flows"))))
 }
 
 /// `service`: empty for all of them.
 pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> Result<(), Failure> {
+    // It clears itself when it is dropped, however this ends.
     let mut bar: Option<ProgressBar> = None;
-    let mut told: Option<Instant> = None;
+    let (mut told, mut is_known): (Option<Instant>, bool) = (None, false);
     loop {
         let request = v1::ListBackendsRequest {
             service: service.to_owned(),
@@ -43,6 +45,12 @@ pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> R
         };
         let mut client = session.table();
         let answer = session.read(request, |request| async move { client.list_backends(request).await }).await?;
+        if answer.backends.is_empty() && is_known {
+            drop(bar);
+            eprintln!("{address} is no backend any more");
+            return Ok(());
+        }
+        is_known = true;
         if answer.backends.is_empty() {
             let of =
                 if service.is_empty() { "no service has the".to_owned() } else { format!("service {service} has no") };
@@ -64,7 +72,7 @@ pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> R
                     format!("{address} has no flows any more on the nodes that answer; not on {}", silent.join(", "))
                 }
             };
-            bar.iter().for_each(ProgressBar::finish_and_clear);
+            drop(bar);
             eprintln!("{told}");
             return Ok(());
         };

@@ -42,12 +42,7 @@ pub(super) async fn run(session: &Session, filter: EventFilter) -> Result<(), Fa
         match (follow, session.format()) {
             (false, _) => all.push(event),
             (true, Format::Table | Format::Wide | Format::Name) => output::row(session.format(), &event)?,
-            // Each by itself, so that whoever reads them need not wait for the end.
-            (true, Format::Json) => output::line(&event)?,
-            (true, Format::Yaml) => {
-                output::print("---\n")?;
-                output::object(Format::Yaml, &event)?;
-            }
+            (true, format) => output::one_of_many(format, &event)?,
         }
     }
     if follow { Ok(()) } else { output::list(session.format(), "events", &all) }

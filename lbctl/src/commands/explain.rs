@@ -39,13 +39,13 @@ pub(super) async fn explain(session: &Session, what: Explain) -> Result<(), Fail
     }
 }
 
-/// The verdict on a packet for which no backend can be chosen.
+/// The verdict on a packet for which no backend can be chosen, as a transcript holds.
 const NO_BACKEND: &str = "no_backend";
 
 /// Why a service has no backend for a new flow.
 async fn unavailable(session: &Session, service: &str) -> Result<(), Failure> {
     let request = v1::ListBackendsRequest { service: service.to_owned(), ..v1::ListBackendsRequest::default() };
-    let backends = session.read_all(request).await?.backends;
+    let backends = session.read_known(request).await?.backends;
     if backends.is_empty() {
         return output::print("because    the service has no backend\n");
     }

@@ -33,9 +33,7 @@ pub(super) fn run(format: Format, of: Import) -> Result<(), Failure> {
     for (line, note) in &notes {
         complain(&format!("{}: line {line}: {note}", file.display()));
     }
-    // For a file; a table would be none.
-    let format = if format == Format::Json { Format::Json } else { Format::Yaml };
-    output::object(format, &declared::document(&document.objects, None).without_empty_lists())
+    output::object(format.of_file(), &declared::document(&document.objects, None).without_empty_lists())
 }
 
 /// Comments are in whatever encoding their writer had.

@@ -233,11 +233,7 @@ pub(super) async fn watch(session: &Session, filter: WatchFilter) -> Result<(), 
                 }
             }
             // Also one without a change: from its revision a program can go on.
-            Format::Json => output::line(&part)?,
-            Format::Yaml => {
-                output::print("---\n")?;
-                output::object(Format::Yaml, &part)?;
-            }
+            format => output::one_of_many(format, &part)?,
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn run(session: &Session, command: SegmentCommand) -> Result<()
             session.removed(what, response)
         }
         SegmentCommand::List => {
-            let response = session.read_all(v1::ListSegmentsRequest::default()).await?;
+            let response = session.read_known(v1::ListSegmentsRequest::default()).await?;
             output::list(session.format(), "segments", &response.segments)
         }
     }

@@ -76,7 +76,7 @@ pub(super) async fn run(session: &Session, command: ServiceCommand) -> Result<()
             session.removed(what, response)
         }
         ServiceCommand::List => {
-            let response = session.read_all(v1::ListServicesRequest::default()).await?;
+            let response = session.read_known(v1::ListServicesRequest::default()).await?;
             output::list(session.format(), "services", &response.services)
         }
     }

@@ -27,7 +27,9 @@ pub(super) async fn status(session: &Session, check: bool) -> Result<(), Failure
     if !check {
         return Ok(());
     }
-    let silent = |vip: &v1::Vip| (!vip.problem.is_empty()).then(|| format!("VIP {}: {}", vip.address, vip.problem));
+    // Those without an owner are among the warnings.
+    let is_new = |vip: &v1::Vip| !vip.problem.is_empty() && !vip.owner.is_empty();
+    let silent = |vip: &v1::Vip| is_new(vip).then(|| format!("VIP {}: {}", vip.address, vip.problem));
     let vips: Vec<String> = status.vip_owners.iter().filter_map(silent).collect();
     let waiting = (!status.waiting.is_empty()).then(|| status.waiting.clone());
     let wrong: Vec<String> = waiting.into_iter().chain(status.warnings).chain(vips).collect();

@@ -62,7 +62,7 @@ pub(super) async fn run(session: &Session, command: VipCommand) -> Result<(), Fa
             output::change(session.format(), &change)
         }
         VipCommand::List => {
-            let response = session.read_all(v1::ListVipsRequest::default()).await?;
+            let response = session.read_known(v1::ListVipsRequest::default()).await?;
             output::list(session.format(), "vips", &response.vips)
         }
     }

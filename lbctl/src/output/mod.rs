@@ -93,9 +93,15 @@ pub(crate) fn object(format: Format, value: &impl Serialize) -> Result<(), Failu
     print(&text)
 }
 
-/// Prints an object as JSON, in one line.
-pub(crate) fn line(value: &impl Serialize) -> Result<(), Failure> {
-    print(&(serde_json::to_string(value).map_err(io::Error::other)? + "\n"))
+/// Prints one of many as it comes, so that whoever reads them need not wait for the end: a line of JSON, or a document of YAML.
+pub(crate) fn one_of_many(format: Format, value: &impl Serialize) -> Result<(), Failure> {
+    match format {
+        Format::Yaml => {
+            print("---\n")?;
+            object(format, value)
+        }
+        _ => print(&(serde_json::to_string(value).map_err(io::Error::other)? + "\n")),
+    }
 }
 
 /// What a change came to.

@@ -250,6 +250,7 @@ pub(super) fn update_service(request: &v1::UpdateServiceRequest, table: &Table) 
     let name: Name = parsed("name", &request.name)?;
     let mask = Mask::new(request.update_mask.as_ref(), &SERVICE_FIELDS)?;
     let ports = if request.ports.is_empty() { None } else { Some(ports(&request.ports)?) };
+    let ports = mask.pick("ports", ports);
     let by_default = || {
         let present = table.service(&name).map(|service| service.settings.ports.as_slice());
         default_checks(ports.as_deref().or(present).unwrap_or_default(), table)
@@ -260,7 +261,7 @@ pub(super) fn update_service(request: &v1::UpdateServiceRequest, table: &Table) 
     };
     Ok(Mutation::UpdateService(ServicePatch {
         name,
-        ports: mask.pick("ports", ports),
+        ports,
         affinity: mask.pick("affinity", request.affinity.map(affinity).transpose()?),
         min_healthy: mask.pick("min_healthy", request.min_healthy),
         fails_open: mask.pick("on_all_down", request.on_all_down.map(fails_open).transpose()?),

@@ -1,5 +1,7 @@
 //! What the cluster looks like from here, and what is wrong.
 
+use std::collections::HashSet;
+
 use lb_proto::v1;
 use lb_raft_store::{
     View,
@@ -164,6 +166,9 @@ impl Context {
         if !unowned.is_empty() {
             warnings.push(format!("no node is able to own {}", unowned.join(", ")));
         }
+        // An interface with several addresses is told of once.
+        let mut told = HashSet::new();
+        warnings.retain(|warning| told.insert(warning.clone()));
         warnings
     }
 }

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use lb_proto::tls::Sources;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
 };
 
-use super::security::Security;
+use super::security::{self, Security};
 use crate::alarms::{Alarm, Alarms};
 
 /// The files are looked at so often.
@@ -29,7 +28,7 @@ pub(crate) async fn renew(security: Security, mut asked: watch::Receiver<()>, al
             _ = ticks.tick() => {}
             changed = asked.changed() => if changed.is_err() { return std::future::pending().await },
         }
-        let replaced = match Sources::read(&tls.paths) {
+        let replaced = match security::read(&tls.paths) {
             Ok(sources) if taken == sources => None,
             // What is not taken is tried again: it may become valid.
             Ok(sources) => Some(tls.load(&sources).inspect(|_| taken = sources.clone())),

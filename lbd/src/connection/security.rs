@@ -43,7 +43,7 @@ impl Security {
         let Some(paths) = paths else { return Ok(Self::Plain) };
         let wanted = Identity::new(cluster.as_str(), Role::Node, name.as_str());
         let wanted = wanted.map_err(|error| wrong(paths, &error))?;
-        let first = Sources::read(paths).map_err(whose)?;
+        let first = read(paths)?;
         let present = ArcSwap::from_pointee(load(paths, &wanted, &first)?);
         let replaced = watch::Sender::default();
         Ok(Self::Tls(Arc::new(Tls { paths: paths.clone(), wanted, first, present, replaced })))
@@ -119,6 +119,11 @@ fn load(paths: &Paths, wanted: &Identity, sources: &Sources) -> Result<Credentia
         identity if identity == wanted => Ok(credentials),
         identity => Err(wrong(paths, &format!("it is for {identity}, and this node is {wanted}"))),
     }
+}
+
+/// The files as they are now.
+pub(super) fn read(paths: &Paths) -> Result<Sources, CredentialsError> {
+    Sources::read(paths).map_err(whose)
 }
 
 /// A file that may not be read, with who would have read it.

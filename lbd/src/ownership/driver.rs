@@ -441,12 +441,12 @@ impl Ownership {
 fn shown(answered: &Answered, view: &View) -> String {
     let name = name_of(&view.table, answered.node);
     let said = match answered.verdict {
-        Verdict::Yes { .. } => "supports it",
-        Verdict::Stale => "its answers come back to it late",
-        Verdict::Withdrawn => "has withdrawn its support until it is heard steadily again",
-        Verdict::Unknown => "another lease or an older table than it has itself",
+        Verdict::Yes { .. } => "that it supported it then",
+        Verdict::Stale => "that its answers come back to it late",
+        Verdict::Withdrawn => "that it has withdrawn its support until it hears this node steadily again",
+        Verdict::Unknown => "that this node has another lease or an older table",
     };
-    format!("{name}, {} ms ago: {said}", answered.ago_ms)
+    format!("{name} said last, {} ms before, {said}", answered.ago_ms)
 }
 
 /// Binds the heartbeat's sockets.

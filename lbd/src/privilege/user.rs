@@ -67,15 +67,15 @@ impl User {
         }
     }
 
-    /// Whether the modes of a file let it read that, as its owner, by its group or as anybody.
+    /// How it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it may read a file. Tried by a thread that becomes it, and ends.
     pub(crate) fn may_read(&self, path: &Path) -> bool {
-        let Ok(of) = fs::metadata(path) else { return false };
-        let bits = match () {
-            () if of.uid() == self.uid => 0o400,
-            () if of.gid() == self.gid => 0o040,
-            () => 0o004,
-        };
-        of.mode() & bits != 0
+        let may = || self.enter().is_ok() && fs::File::open(path).is_ok();
+        std::thread::scope(|scope| scope.spawn(may).join().unwrap_or(false))
     }
 
     fn is_mapped(&self) -> bool {
@@ -144,7 +144,7 @@ impl User {
         if fs::metadata(dir)?.uid() == 0 { lchown(dir, Some(self.uid), Some(self.gid)) } else { Ok(()) }
     }
 
-    /// This thread, which must be the only one.
+    /// This thread alone: where there are others, they stay who they are.
     pub(super) fn enter(&self) -> Result<(), UserError> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         set_thread_groups(&[gid])
