@@ -89,6 +89,7 @@ fn judge(pipeline: &mut Pipeline, batch: &mut [Vec<u8>]) {
         pipeline.peek(black_box(frame), peek);
     }
     peeks.iter_mut().for_each(|peek| pipeline.look_ahead(peek));
+    peeks.iter().for_each(|peek| pipeline.look_closer(peek));
     for (frame, peek) in batch.iter_mut().zip(&peeks) {
         let verdict = pipeline.judge(0, FrameMeta::default(), frame, peek);
         assert!(matches!(verdict, Verdict::Forward { port: 0, .. }));

@@ -1,5 +1,7 @@
 //! What a dataplane is started with.
 
+use std::time::Duration;
+
 use crate::{
     guard,
     io::{EngineKind, PortConfig},
@@ -16,6 +18,8 @@ pub struct Config {
     pub workers: usize,
     /// Whether they go before all others on their cores, the kernel's receiving threads included ([`Scheduling`](crate::Scheduling)).
     pub realtime: bool,
+    /// So long after a frame a worker looks for the next one without sleeping: nothing, unless its core has nothing else to do.
+    pub busy_poll: Duration,
     /// Slots for flows, of 32 bytes, over all workers. Up to half of them all flows find one. Their memory is taken at the
     /// start, see [`Dataplane::is_warm`](crate::Dataplane::is_warm).
     pub flow_capacity: usize,

@@ -307,7 +307,7 @@ impl Dataplane {
         // What cannot be asked is not silent.
         let is_reached = |port: usize| ports[port].carrier && !ports[port].is_gone();
         for backend in table.snapshot.backends() {
-            if let Some(port) = backend.port.filter(|port| is_reached(*port)) {
+            if let Some(port) = backend.port().filter(|port| is_reached(*port)) {
                 let (mac, liveness) = (backend.mac(), backend.runtime.liveness());
                 each(SeenBackend { id: backend.id, address: backend.address, port, mac, liveness });
             }

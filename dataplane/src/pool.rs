@@ -5,6 +5,7 @@ use std::{
     fmt, io,
     sync::{Arc, atomic::Ordering, mpsc},
     thread,
+    time::Duration,
 };
 
 use thread_priority::{
@@ -123,6 +124,7 @@ impl Pool {
                 choices,
                 share: Share::new(own.index, fanout.clone()),
                 realtime: config.realtime,
+                busy_poll: config.busy_poll,
                 wake: own.mailbox.waker().and_then(Wake::new).map_err(resource("making an event descriptor"))?,
                 report,
             };
@@ -206,6 +208,7 @@ struct Start {
     choices: Vec<EngineKind>,
     share: Share,
     realtime: bool,
+    busy_poll: Duration,
     wake: Wake,
     report: mpsc::Sender<Result<Started, StartError>>,
 }
@@ -239,7 +242,7 @@ impl Start {
             Ok((sockets, factory)) => {
                 let scheduling = Scheduling::take_up(self.realtime);
                 let _ = self.report.send(Ok(Started { engine: factory.kind, reason, scheduling }));
-                let outcome = worker.run(sockets, factory, self.ports);
+                let outcome = worker.run(sockets, factory, self.ports, self.busy_poll);
                 (worker, outcome)
             }
             Err(error) => {

@@ -103,7 +103,15 @@ pub(crate) fn an_interface_stops(engine: &'static str) -> anyhow::Result<()> {
 }
 
 pub(crate) fn config(ports: Vec<PortConfig>, engine: &str, workers: usize, guard: guard::Ownership) -> Config {
-    Config { ports, engine: EngineKind::by_name(engine), workers, realtime: false, flow_capacity: 1 << 12, guard }
+    Config {
+        ports,
+        engine: EngineKind::by_name(engine),
+        workers,
+        realtime: false,
+        busy_poll: Duration::ZERO,
+        flow_capacity: 1 << 12,
+        guard,
+    }
 }
 
 /// A partial checksum, VIRTIO_NET_HDR_GSO_UDP, headers of 42 bytes, 1480 bytes a fragment; the checksum of UDP at 34 + 6.

@@ -15,7 +15,7 @@ use super::{
     hash::HashKey,
     maglev::{Candidate, Maglev},
     runtime::{BackendRef, BackendRuntime, Liveness, Peer, SLOT_BITS, VipId},
-    snapshot::{Backend, Service, Snapshot, Vip},
+    snapshot::{Backend, Service, Snapshot, Vip, VipParts},
     spec::{BackendSpec, BackendState, MAX_PORTS, ServiceSpec, TableSpec, VipSpec, broadcast},
 };
 use crate::{
@@ -91,26 +91,24 @@ impl Compiler {
                 let compiled = self.service(spec, hash_key, service, (at, index), &mut backends);
                 services.push(compiled);
             }
-            rules.sort_unstable();
             let (vip_count, workers) = (&mut self.vip_count, self.workers);
             let (id, traffic) = self.vips.entry(vip.address).or_insert_with(|| {
                 *vip_count += 1;
                 (VipId(*vip_count), Arc::new(TrafficByWorker::new(workers)))
             });
-            vips.push(Vip {
+            let parts = VipParts {
                 id: *id,
                 address: vip.address,
                 answer_on: vip.answer_on.iter().filter(|&&port| port < MAX_PORTS).fold(0, |set, port| set | 1 << port),
-                rules: rules.into(),
+                rules,
                 any,
                 rejects: vip.rejects,
                 is_served_here: services[first_service..].iter().any(|service: &Service| service.is_served_here),
                 traffic: traffic.clone(),
-            });
+            };
+            vips.push(parts.into());
         }
         let vips_at = vips.iter().zip(0..).map(|(vip, at)| (vip.address.into(), at)).collect();
-        let runtime = |backend: &Option<Backend>| backend.as_ref().map(|backend| backend.runtime.clone());
-        let runtimes = backends.iter().map(runtime).collect();
         let mut peer_macs: Vec<Mac> = spec.peer_addresses.iter().map(|(mac, _)| *mac).collect();
         peer_macs.sort_unstable();
         peer_macs.dedup();
@@ -123,7 +121,6 @@ impl Compiler {
             vips,
             services,
             backends,
-            runtimes,
             peer_macs,
             peer_addresses: spec.peer_addresses.iter().copied().collect(),
             never_sources: never_sources(spec),
@@ -161,7 +158,7 @@ impl Compiler {
                 reference: BackendRef::new(slot, self.generations[slot]),
                 address: backend.address,
                 service: index,
-                port: port_towards(spec, backend),
+                port: port_towards(spec, backend).and_then(|port| port.try_into().ok()),
                 is_self: own_port.is_some(),
                 state: backend.state,
                 given_mac: backend.mac,

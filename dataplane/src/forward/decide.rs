@@ -66,11 +66,12 @@ impl Place {
         &snapshot.services[self.service as usize]
     }
 
-    /// Has the processor fetch what [`decide`] will need most likely.
+    /// Has the processor fetch what [`decide`] will need most likely. The backend, if the flow is known.
     #[inline]
-    pub fn prefetch(&self, snapshot: &Snapshot, flows: &FlowTable) {
+    pub fn prefetch(&self, snapshot: &Snapshot, flows: &FlowTable) -> Option<BackendRef> {
         prefetch(&*snapshot.vips[self.vip as usize].traffic);
-        match flows.guess(self.hash, &self.key) {
+        let guess = flows.guess(self.hash, &self.key);
+        match guess {
             Some(backend) => snapshot.prefetch_backend(backend),
             None => {
                 if let Some(maglev) = &self.service(snapshot).maglev {
@@ -78,6 +79,7 @@ impl Place {
                 }
             }
         }
+        guess
     }
 }
 

@@ -44,7 +44,7 @@ pub fn egress(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backe
     if backend.is_self {
         return Ok(Egress::Local);
     }
-    let out = backend.port.ok_or(DropReason::BackendUnreachable)?;
+    let out = backend.port().ok_or(DropReason::BackendUnreachable)?;
     let mac = backend.mac().ok_or(DropReason::BackendUnresolved)?;
     if mac == source {
         return Err(DropReason::Hairpin.into());

@@ -20,8 +20,9 @@ use crate::{
     stats::TrafficByWorker,
 };
 
-/// A backend as workers see it.
+/// A backend as workers see it: in one line of the cache.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Backend {
     /// What the control plane calls it.
     pub id: u64,
@@ -32,7 +33,7 @@ pub struct Backend {
     /// The service that it serves.
     pub service: u32,
     /// The interface on whose segment it is; `None` if on none of this node's.
-    pub port: Option<usize>,
+    pub(super) port: Option<u8>,
     /// It is this node: its frames are for the node's own kernel.
     pub is_self: bool,
     /// What it takes.
@@ -43,7 +44,14 @@ pub struct Backend {
     pub runtime: Arc<BackendRuntime>,
 }
 
+const _: () = assert!(size_of::<Option<Backend>>() == 64);
+
 impl Backend {
+    /// The interface on whose segment it is; `None` if on none of this node's.
+    pub fn port(&self) -> Option<usize> {
+        self.port.map(usize::from)
+    }
+
     /// Its MAC address, if known.
     pub fn mac(&self) -> Option<Mac> {
         self.given_mac.or_else(|| self.runtime.mac())
@@ -69,35 +77,91 @@ pub struct Service {
     pub is_served_here: bool,
 }
 
-/// A VIP as workers see it.
+/// A VIP as workers see it. What each of its frames needs stands in the first line of the cache.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Vip {
+    /// Packets and bytes of all its services.
+    pub traffic: Arc<TrafficByWorker>,
     /// What flow entries call it.
     pub id: VipId,
-    /// The address.
-    pub address: IpAddr,
-    /// A bit for each interface on which it is answered.
-    pub answer_on: u64,
+    rules: Rules,
     /// Whoever asks for a port that no service takes is told so.
     pub rejects: bool,
     /// This node is a backend of one of its services, and takes flows.
     pub is_served_here: bool,
-    /// Which service takes which ports, sorted by protocol and first port.
-    pub(super) rules: Box<[(PortRangeSpec, u32)]>,
+    /// A bit for each interface on which it is answered.
+    pub answer_on: u64,
+    /// The address.
+    pub address: IpAddr,
+    /// All rules, where there are many.
+    many: Box<[Rule]>,
+}
+
+const _: () = assert!(std::mem::offset_of!(Vip, answer_on) <= 64);
+
+/// Ports, and the service that takes them.
+type Rule = (PortRangeSpec, u32);
+
+/// So many of a VIP's rules are found without a detour.
+const FEW: usize = 3;
+
+/// Which service takes which ports.
+#[derive(Debug)]
+#[repr(C)]
+struct Rules {
     /// The services that take any other port.
+    any: [u32; 2],
+    /// Sorted by protocol and first port.
+    few: [Rule; FEW],
+    /// How many of the few there are; more than there can be, if all stand elsewhere.
+    count: u8,
+}
+
+/// For no service.
+const NONE: u32 = u32::MAX;
+
+/// A VIP as it is compiled.
+pub(super) struct VipParts {
+    pub(super) id: VipId,
+    pub(super) address: IpAddr,
+    pub(super) answer_on: u64,
+    pub(super) rejects: bool,
+    pub(super) is_served_here: bool,
+    pub(super) rules: Vec<Rule>,
     pub(super) any: [Option<u32>; 2],
-    /// Packets and bytes of all its services.
-    pub traffic: Arc<TrafficByWorker>,
+    pub(super) traffic: Arc<TrafficByWorker>,
+}
+
+impl From<VipParts> for Vip {
+    fn from(parts: VipParts) -> Self {
+        let VipParts { id, address, answer_on, rejects, is_served_here, mut rules, any, traffic } = parts;
+        rules.sort_unstable();
+        let unused = (PortRangeSpec { protocol: Protocol::Tcp, first: 0, last: 0 }, NONE);
+        let mut few = [unused; FEW];
+        let is_few = rules.len() <= FEW;
+        if is_few {
+            few[..rules.len()].copy_from_slice(&rules);
+        }
+        let count = if is_few { rules.len() as u8 } else { u8::MAX };
+        let many = if is_few { Box::default() } else { rules.into() };
+        let rules = Rules { any: any.map(|service| service.unwrap_or(NONE)), few, count };
+        Self { traffic, id, rules, rejects, is_served_here, answer_on, address, many }
+    }
 }
 
 impl Vip {
     /// The service that takes a port.
+    #[inline]
     pub fn service(&self, protocol: Protocol, port: u16) -> Option<u32> {
-        let after = self.rules.partition_point(|(range, _)| (range.protocol, range.first) <= (protocol, port));
-        let named = after.checked_sub(1).map(|at| &self.rules[at]);
+        let is_before = |(range, _): &Rule| (range.protocol, range.first) <= (protocol, port);
+        let named = match self.rules.few.get(..usize::from(self.rules.count)) {
+            Some(few) => few.iter().rev().find(|rule| is_before(rule)),
+            None => self.many.partition_point(is_before).checked_sub(1).map(|at| &self.many[at]),
+        };
         match named {
             Some((range, service)) if range.protocol == protocol && port <= range.last => Some(*service),
-            _ => self.any[protocol as usize],
+            _ => Some(self.rules.any[protocol as usize]).filter(|service| *service != NONE),
         }
     }
 
@@ -123,8 +187,6 @@ pub struct Snapshot {
     /// The services.
     pub services: Vec<Service>,
     pub(super) backends: Vec<Option<Backend>>,
-    /// Of the backends, by their slots: closer together, so that they can be fetched early.
-    pub(super) runtimes: Vec<Option<Arc<BackendRuntime>>>,
     /// The MAC addresses of the other load balancers, sorted.
     pub(super) peer_macs: Vec<Mac>,
     /// Which addresses are their own, where one of them is a backend.
@@ -150,12 +212,17 @@ impl Snapshot {
         self.vips_at.get(&address).copied()
     }
 
-    /// Has the processor fetch what a frame to a backend needs.
+    /// Has the processor fetch a backend.
     #[inline]
     pub(crate) fn prefetch_backend(&self, reference: BackendRef) {
-        if let Some((backend, runtime)) = self.backends.get(reference.slot()).zip(self.runtimes.get(reference.slot())) {
-            prefetch(backend);
-            runtime.as_deref().inspect(|runtime| prefetch(*runtime));
+        self.backends.get(reference.slot()).inspect(|backend| prefetch(*backend));
+    }
+
+    /// And what its frames change and are changed by, when the backend is there.
+    #[inline]
+    pub(crate) fn prefetch_runtime(&self, reference: BackendRef) {
+        if let Some(Some(backend)) = self.backends.get(reference.slot()) {
+            prefetch(&*backend.runtime);
         }
     }
 
@@ -234,5 +301,47 @@ impl Hasher for AddressHasher {
     fn write_u128(&mut self, value: u128) {
         self.write_u64((value >> 64) as u64);
         self.write_u64(value as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many rules there are, the greatest range that begins at or before a port counts, and else whoever takes any.
+    #[test]
+    fn few_rules_and_many_say_the_same() {
+        let range = |protocol, first, last| PortRangeSpec { protocol, first, last };
+        let all = [
+            range(Protocol::Tcp, 80, 80),
+            range(Protocol::Udp, 53, 53),
+            range(Protocol::Tcp, 1000, 2000),
+            range(Protocol::Udp, 80, 90),
+            range(Protocol::Tcp, 443, 443),
+        ];
+        for count in 0..=all.len() {
+            for any in [[None, None], [Some(7), None], [Some(7), Some(8)]] {
+                let rules: Vec<Rule> = all[..count].iter().copied().zip(10..).collect();
+                let vip = Vip::from(VipParts {
+                    id: VipId(1),
+                    address: [192, 0, 2, 1].into(),
+                    answer_on: 0,
+                    rejects: false,
+                    is_served_here: false,
+                    rules: rules.clone(),
+                    any,
+                    traffic: Arc::new(TrafficByWorker::new(1)),
+                });
+                assert_eq!(vip.many.is_empty(), count <= FEW);
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    for port in [0, 1, 53, 79, 80, 81, 443, 999, 1000, 1500, 2000, 2001, u16::MAX] {
+                        let takes = |(of, _): &&Rule| of.protocol == protocol && (of.first..=of.last).contains(&port);
+                        let named = rules.iter().find(takes).map(|(_, service)| *service);
+                        let expected = named.or(any[protocol as usize]);
+                        assert_eq!(vip.service(protocol, port), expected, "{count} {any:?} {protocol:?} {port}");
+                    }
+                }
+            }
+        }
     }
 }

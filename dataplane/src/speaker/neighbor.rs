@@ -159,7 +159,7 @@ impl Neighbors {
         let mut wanted: HashMap<Key, Vec<Arc<BackendRuntime>>> = HashMap::new();
         for backend in snapshot.backends() {
             let asked_for = backend.given_mac.is_none() && !backend.is_self;
-            if let (true, Some(port)) = (asked_for, backend.port) {
+            if let (true, Some(port)) = (asked_for, backend.port()) {
                 wanted.entry((port, backend.address)).or_default().push(backend.runtime.clone());
             }
         }

@@ -36,11 +36,13 @@ pub struct Peek {
     pub(super) found: Option<(u32, TupleHash)>,
     /// What the lookahead has found.
     pub(super) place: Option<Result<Place, DropReason>>,
+    /// The backend that the flow had, most likely.
+    pub(super) guess: Option<BackendRef>,
 }
 
 impl Peek {
     /// Before the first peek.
-    pub const NOTHING: Self = Self { flow: None, found: None, place: None };
+    pub const NOTHING: Self = Self { flow: None, found: None, place: None, guess: None };
 }
 
 /// A frame to be judged.

@@ -107,10 +107,13 @@ impl Worker {
         (engine, control): (Box<dyn Engine<Pipeline>>, Option<Control>),
         factory: EngineFactory,
         ports: Vec<PortConfig>,
+        busy_poll: Duration,
     ) -> io::Result<()> {
         let mut sockets = Reopening::new(engine, control, factory, ports);
         sockets.engine.set_filter(&self.table.filter)?;
         let published = self.published.clone();
+        let busy_poll_ns = busy_poll.as_nanos() as u64;
+        let (mut was_busy, mut awake_until_ns) = (false, 0);
         while !published.stop.load(Ordering::Acquire) {
             self.take_up(&mut *sockets.engine);
             let pipeline = &mut self.pipeline;
@@ -123,12 +126,17 @@ impl Worker {
             progress.expect(index, pipeline.now_ns);
             pipeline.tick();
             let now_ns = self.pipeline.now_ns;
+            if was_busy {
+                // The next frame may be nearer than a wake-up takes.
+                awake_until_ns = now_ns + busy_poll_ns;
+            }
             sockets.serve_control(&mut self.pipeline, now_ns)?;
             self.open_mail();
             self.send_outbox(&mut *sockets.engine)?;
-            let idle = self.idle().min(sockets.patience());
+            let is_awake = now_ns < awake_until_ns;
+            let idle = if is_awake { Duration::ZERO } else { self.idle().min(sockets.patience()) };
             progress.expect(index, self.pipeline.now_ns + idle.as_nanos() as u64);
-            sockets.engine.turn(idle, &mut self.pipeline)?;
+            was_busy = sockets.engine.turn(idle, &mut self.pipeline)?;
             self.send_outbox(&mut *sockets.engine)?;
             if self.pipeline.now_ns >= self.count_at_ns {
                 self.count_at_ns = self.pipeline.now_ns + COUNT_EVERY_NS;

@@ -1,5 +1,5 @@
-//! A worker's judgement of frames, without a thread, a socket or a ring: [`Pipeline::peek`], [`Pipeline::look_ahead`] and
-//! [`Pipeline::judge`] are the whole way of a frame. [`super::classify`] decides; here the decision is carried out: the
+//! A worker's judgement of frames, without a thread, a socket or a ring: [`Pipeline::peek`], [`Pipeline::look_ahead`],
+//! [`Pipeline::look_closer`] and [`Pipeline::judge`] are the whole way of a frame. [`super::classify`] decides; here the decision is carried out: the
 //! frame is rewritten, counted, held, handed off or answered.
 //!
 //! Before: an engine of [`crate::io`] receives. After: it sends what the verdict says, and [`super`] sends the outbox.
@@ -163,10 +163,16 @@ impl Pipeline {
         if let (Some(flow), Some((vip, hash))) = (&peek.flow, peek.found) {
             let place = Place::at(&self.snapshot, vip, &flow.tuple, hash);
             if let Ok(place) = &place {
-                place.prefetch(&self.snapshot, &self.flows);
+                peek.guess = place.prefetch(&self.snapshot, &self.flows);
             }
             peek.place = Some(place);
         }
+    }
+
+    /// The last look before the judgement: what the lookahead has had fetched says where more is.
+    #[inline]
+    pub fn look_closer(&self, peek: &Peek) {
+        peek.guess.inspect(|backend| self.snapshot.prefetch_runtime(*backend));
     }
 
     /// The whole way of a frame that was peeked at. Rewritten in place if it goes anywhere.
@@ -650,6 +656,11 @@ impl FrameJudge for Pipeline {
     #[inline]
     fn look_ahead(&self, peek: &mut Peek) {
         self.look_ahead(peek);
+    }
+
+    #[inline]
+    fn look_closer(&self, peek: &Peek) {
+        self.look_closer(peek);
     }
 
     fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Peek) -> Verdict {

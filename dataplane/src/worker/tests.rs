@@ -40,8 +40,8 @@ const FRAMES: u64 = 300_000;
 struct Sink(u64);
 
 impl Engine<Pipeline> for Sink {
-    fn turn(&mut self, _: Duration, _: &mut Pipeline) -> io::Result<()> {
-        Ok(())
+    fn turn(&mut self, _: Duration, _: &mut Pipeline) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn send(&mut self, frames: &[Parting<'_>], _: &mut Pipeline) -> io::Result<()> {
@@ -202,6 +202,7 @@ fn judge(pipeline: &mut Pipeline, meta: FrameMeta, frame: &mut [u8]) -> Verdict 
     let mut peek = Peek::NOTHING;
     pipeline.peek(frame, &mut peek);
     pipeline.look_ahead(&mut peek);
+    pipeline.look_closer(&peek);
     pipeline.judge(0, meta, frame, &peek)
 }
 

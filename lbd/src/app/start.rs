@@ -19,6 +19,7 @@ pub(super) fn dataplane(
         engine: section.engine,
         workers: section.workers,
         realtime: section.realtime,
+        busy_poll: section.busy_poll,
         flow_capacity: section.flows,
         guard,
     })?;

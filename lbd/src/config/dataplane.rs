@@ -1,5 +1,7 @@
 //! `[dataplane]`.
 
+use std::time::Duration;
+
 use lb_dataplane::{
     Config,
     forward::{spec::MAX_PORTS, steering::MAX_WORKERS},
@@ -18,6 +20,8 @@ pub(crate) struct Dataplane {
     pub(crate) workers: usize,
     /// Whether these go before all others on their cores.
     pub(crate) realtime: bool,
+    /// How long after a frame these look for the next one without sleeping.
+    pub(crate) busy_poll: Duration,
     /// Slots for flows, over all workers.
     pub(crate) flows: usize,
 }
@@ -25,6 +29,8 @@ pub(crate) struct Dataplane {
 /// Slots for flows take 32 bytes each: from 2 MiB to 8 GiB.
 const MIN_FLOWS: usize = 1 << 16;
 const MAX_FLOWS: usize = 1 << 28;
+/// One of that long is as good as never sleeping where anything comes.
+const MAX_BUSY_POLL_US: usize = 10_000;
 
 /// `None` on a witness. `is_given`: the file has the section.
 pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Option<Dataplane> {
@@ -32,6 +38,8 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     let engine = dataplane.optional("engine", parse_engine).flatten();
     let workers = dataplane.integer("workers", 1..=MAX_WORKERS).unwrap_or(1);
     let realtime = dataplane.flag("realtime", false);
+    let busy_poll = dataplane.integer("busy_poll_us", 0..=MAX_BUSY_POLL_US).unwrap_or(0);
+    let busy_poll = Duration::from_micros(busy_poll.try_into().unwrap_or(0));
     let flows = dataplane.integer("flows", MIN_FLOWS..=MAX_FLOWS).unwrap_or(Config::DEFAULT_FLOW_CAPACITY);
     match role {
         Role::Lb if interfaces.is_empty() && !dataplane.has_fault("interfaces") => {
@@ -54,7 +62,7 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     if interfaces.len() > MAX_PORTS {
         dataplane.fault("interfaces", "at most 64 are supported");
     }
-    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime, flows })
+    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime, busy_poll, flows })
 }
 
 fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {

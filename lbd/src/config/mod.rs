@@ -84,6 +84,17 @@ impl Config {
                  must carry UDP too"
             ));
         }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if let Some(dataplane) = &self.dataplane
+            && !dataplane.busy_poll.is_zero()
+            && dataplane.workers >= cores
+        {
+            suspicions.push(format!(
+                "dataplane.busy_poll_us: {} of {cores} cores are for workers, which stay awake while frames come: nothing is left for \
+                 the kernel's receiving and for lbd's other threads",
+                dataplane.workers
+            ));
+        }
         suspicions
     }
 
@@ -92,6 +103,7 @@ impl Config {
         let engine = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.engine);
         let interfaces = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone());
         let realtime = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.realtime);
+        let busy_poll = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.busy_poll);
         let flows = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.flows);
         let keys = [
             ("node.name", self.name != read.name),
@@ -107,6 +119,7 @@ impl Config {
             ("dataplane.interfaces", interfaces(self) != interfaces(read)),
             ("dataplane.engine", engine(self) != engine(read)),
             ("dataplane.realtime", realtime(self) != realtime(read)),
+            ("dataplane.busy_poll_us", busy_poll(self) != busy_poll(read)),
             ("dataplane.flows", flows(self) != flows(read)),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

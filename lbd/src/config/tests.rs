@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 const MINIMAL: &str = r#"
@@ -28,8 +30,14 @@ fn a_minimal_file_has_defaults_for_the_rest() {
     assert_eq!(config.cluster.advertise, "127.0.0.1:7401");
     assert!(!config.cluster.bootstrap && config.tls.paths.is_none());
     assert_eq!(config.api, [ApiListener::Unix("/run/lbd/lbd.sock".into())]);
-    let dataplane =
-        Dataplane { interfaces: vec!["eth0".into()], engine: None, workers: 1, realtime: false, flows: 1 << 21 };
+    let dataplane = Dataplane {
+        interfaces: vec!["eth0".into()],
+        engine: None,
+        workers: 1,
+        realtime: false,
+        busy_poll: Duration::ZERO,
+        flows: 1 << 21,
+    };
     assert_eq!(config.dataplane, Some(dataplane));
 }
 

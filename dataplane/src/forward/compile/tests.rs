@@ -265,7 +265,7 @@ fn a_vip_of_either_family_may_have_backends_of_the_other() {
     (for_v6.tuple.source, for_v6.tuple.destination) = (IpAddr::V6("2001:db8:1::9".parse().unwrap()).into(), v6.into());
     assert_eq!(address_of(&snapshot, &mut flows, &for_v4), Ok("2001:db8::5".parse().unwrap()));
     assert_eq!(address_of(&snapshot, &mut flows, &for_v6), Ok(IpAddr::from([10, 0, 0, 8])));
-    assert!(snapshot.backends().all(|backend| backend.port == Some(0)), "both are on the segment");
+    assert!(snapshot.backends().all(|backend| backend.port() == Some(0)), "both are on the segment");
 }
 
 #[test]

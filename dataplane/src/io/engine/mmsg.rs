@@ -98,6 +98,7 @@ impl MmsgEngine {
             }
         }
         peeks[..received].iter_mut().for_each(|peek| judge.look_ahead(peek));
+        peeks[..received].iter().for_each(|peek| judge.look_closer(peek));
         for (index, peek) in peeks.iter().enumerate().take(received) {
             let (len, vlan_tagged) = self.batch.received(index);
             let bytes = self.batch.buffer(index, len);
@@ -223,13 +224,13 @@ impl Batch {
 }
 
 impl<J: FrameJudge> Engine<J> for MmsgEngine {
-    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<()> {
+    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<bool> {
         let mut busy = false;
         for port in 0..self.ports.len() {
             busy |= self.drain_port(port, judge);
         }
         if busy || wait.is_zero() {
-            return Ok(());
+            return Ok(busy);
         }
         let receivers = self.ports.iter().map(|port| port.receiver.as_fd());
         let mut waiting: Vec<PollFd<'_>> =
@@ -240,7 +241,7 @@ impl<J: FrameJudge> Engine<J> for MmsgEngine {
             Err(error) => return Err(error.into()),
         }
         self.wake.reset();
-        Ok(())
+        Ok(false)
     }
 
     fn send(&mut self, frames: &[Parting<'_>], judge: &mut J) -> io::Result<()> {

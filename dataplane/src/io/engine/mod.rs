@@ -86,6 +86,8 @@ pub(crate) trait FrameJudge {
     fn peek(&self, frame: &[u8], peek: &mut Self::Peek);
     /// The second look.
     fn look_ahead(&self, peek: &mut Self::Peek);
+    /// The third look.
+    fn look_closer(&self, peek: &Self::Peek);
     /// Judges a frame, and rewrites it in place if it goes anywhere.
     fn judge(&mut self, port: usize, meta: FrameMeta, frame: &mut [u8], peek: &Self::Peek) -> Verdict;
     /// Counts a frame that never was whole.
@@ -97,8 +99,8 @@ pub(crate) trait FrameJudge {
 /// Moves frames between the sockets and whoever judges them.
 pub(crate) trait Engine<J> {
     /// Judges and sends a batch of every interface that has frames; waits for at most `wait` if none
-    /// has.
-    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<()>;
+    /// has. Whether there were any.
+    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<bool>;
     /// Sends frames that are not of the present batch, with as few system calls as it can. `judge` is told of those that
     /// are not taken, now or with the next turn.
     fn send(&mut self, frames: &[Parting<'_>], judge: &mut J) -> io::Result<()>;

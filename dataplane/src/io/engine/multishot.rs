@@ -167,7 +167,7 @@ impl MultishotEngine {
     }
 
     /// Judges and sends a batch of what has come. The buffers that are free again go back to the kernel.
-    fn judge_batch<J: FrameJudge>(&mut self, judge: &mut J) -> io::Result<()> {
+    fn judge_batch<J: FrameJudge>(&mut self, judge: &mut J) -> io::Result<bool> {
         let mut events = mem::take(&mut self.events);
         self.uring.reap(&mut events, BATCH);
         let mut received = [const { None }; BATCH];
@@ -202,10 +202,11 @@ impl MultishotEngine {
         }
         self.events = events;
         received.iter_mut().flatten().for_each(|received| judge.look_ahead(&mut received.peek));
+        received.iter().flatten().for_each(|received| judge.look_closer(&received.peek));
         received.iter().flatten().for_each(|received| self.frame(received, judge));
         self.uring.submit()?;
         self.buffers.provide(received.iter().flatten().map(|received| received.id));
-        Ok(())
+        Ok(received[0].is_some())
     }
 
     /// One received frame.
@@ -231,7 +232,7 @@ impl MultishotEngine {
 }
 
 impl<J: FrameJudge> Engine<J> for MultishotEngine {
-    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<()> {
+    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<bool> {
         self.arm()?;
         // Completions run only when they are asked for, so also a busy turn asks.
         let idle = self.uring.is_idle();

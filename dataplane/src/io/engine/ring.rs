@@ -95,7 +95,7 @@ impl RingEngine {
         Ok(judged > 0)
     }
 
-    /// Judges frames that stand in the ring: first two looks at some of them, then their judgement. How many.
+    /// Judges frames that stand in the ring: first three looks at some of them, then their judgement. How many.
     fn judge_whole<J: FrameJudge>(&mut self, port: usize, judge: &mut J) -> usize {
         let mut frames = [const { None }; LOOKAHEAD];
         let count = self.ports[port].ring.take_whole(&mut frames);
@@ -104,6 +104,7 @@ impl RingEngine {
             judge.peek(&bytes[VnetHeader::LEN..], peek);
         }
         peeks[..count].iter_mut().for_each(|peek| judge.look_ahead(peek));
+        peeks[..count].iter().for_each(|peek| judge.look_closer(peek));
         for (Whole { bytes, meta }, peek) in frames.into_iter().flatten().zip(&peeks) {
             let verdict = judge.judge(port, meta, &mut bytes[VnetHeader::LEN..], peek);
             if let Some(departure) = departure(verdict, port, bytes) {
@@ -182,7 +183,7 @@ impl RingEngine {
 }
 
 impl<J: FrameJudge> Engine<J> for RingEngine {
-    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<()> {
+    fn turn(&mut self, wait: Duration, judge: &mut J) -> io::Result<bool> {
         let mut busy = false;
         for port in 0..self.ports.len() {
             busy |= self.drain_port(port, judge)?;
@@ -191,7 +192,7 @@ impl<J: FrameJudge> Engine<J> for RingEngine {
             self.wait(wait)?;
         }
         self.reap(judge);
-        Ok(())
+        Ok(busy)
     }
 
     fn send(&mut self, frames: &[Parting<'_>], _: &mut J) -> io::Result<()> {

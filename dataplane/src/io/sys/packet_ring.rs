@@ -23,6 +23,7 @@ const BLOCK_BYTES: u32 = 128 << 10;
 /// Slot header, addresses, alignment, vnet header, Ethernet header and a VLAN tag: what the kernel
 /// puts before the IP packet, rounded up.
 const HEADROOM: u32 = 128;
+const CACHE_LINE: u32 = 64;
 
 /// linux/if_packet.h
 const TP_STATUS_COPY: u32 = 1 << 1;
@@ -57,7 +58,8 @@ pub(in crate::io) struct PacketRing {
     start: NonNull<u8>,
     bytes: usize,
     slot_size: usize,
-    slot_count: usize,
+    /// Where each slot begins: a block's end may stay empty.
+    offsets: Box<[u32]>,
     turn: Turn,
     socket: PacketSocket,
 }
@@ -97,17 +99,35 @@ impl Filled {
     }
 }
 
+/// How a ring's memory is shared out.
+struct Geometry {
+    slot_size: u32,
+    block_count: u32,
+    /// Where each slot begins.
+    offsets: Box<[u32]>,
+}
+
+impl Geometry {
+    /// For frames of this MTU. A slot is an odd number of cache lines, so that the beginnings of slots, which are looked at
+    /// most, share no sets of the caches; for the longest MTU it is a block.
+    fn of(mtu: u32) -> Self {
+        let lines = (mtu + HEADROOM).div_ceil(CACHE_LINE) | 1;
+        let slot_size = (lines * CACHE_LINE).min(BLOCK_BYTES);
+        let slots_per_block = BLOCK_BYTES / slot_size;
+        let block_count = SLOTS.div_ceil(slots_per_block).min(MAX_RING_BYTES / BLOCK_BYTES);
+        let offset = |slot| slot / slots_per_block * BLOCK_BYTES + slot % slots_per_block * slot_size;
+        Self { slot_size, block_count, offsets: (0..block_count * slots_per_block).map(offset).collect() }
+    }
+}
+
 impl PacketRing {
     /// The receive buffer that its socket needs: for GSO frames, which do not stand in the ring.
     pub(in crate::io) const RECEIVE_BUFFER: libc::c_int = 16 << 20;
 
     /// The ring of a socket that receives nothing yet, with slots for the port's MTU.
     pub(in crate::io) fn map(socket: PacketSocket, port: &PortConfig) -> Result<Self, SocketError> {
-        let slot_size = (port.mtu + HEADROOM).next_power_of_two().clamp(2048, BLOCK_BYTES);
-        let slot_count = SLOTS.min(MAX_RING_BYTES / slot_size);
-        let slots_per_block = BLOCK_BYTES / slot_size;
-        let block_count = slot_count / slots_per_block;
-        debug_assert!(slot_count.is_power_of_two() && slot_size.is_power_of_two());
+        let Geometry { slot_size, block_count, offsets } = Geometry::of(port.mtu);
+        let slot_count = offsets.len() as u32;
         socket.request_ring(RingRequest { block_size: BLOCK_BYTES, block_count, slot_size, slot_count })?;
         let bytes = (BLOCK_BYTES * block_count) as usize;
         // SAFETY: a new shared mapping of the ring just requested, at an address of the kernel's choice.
@@ -123,14 +143,7 @@ impl PacketRing {
         };
         let mapped = if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast::<u8>()) };
         let start = mapped.ok_or_else(|| socket.error("mapping the ring", io::Error::last_os_error()))?;
-        Ok(Self {
-            start,
-            bytes,
-            slot_size: slot_size as usize,
-            slot_count: slot_count as usize,
-            turn: Turn::new(slot_count as usize),
-            socket,
-        })
+        Ok(Self { start, bytes, slot_size: slot_size as usize, offsets, turn: Turn::new(slot_count as usize), socket })
     }
 
     /// Takes the next frames that stand in the ring whole, up to one that does not. They are ours until
@@ -173,11 +186,11 @@ impl PacketRing {
 
     /// Frames that wait in it, and how many it has room for.
     pub(in crate::io) fn waiting(&self) -> (usize, usize) {
-        (self.turn.waiting(|index| self.status(index)), self.slot_count)
+        (self.turn.waiting(|index| self.status(index)), self.offsets.len())
     }
 
     fn status(&self, index: usize) -> &AtomicU32 {
-        // SAFETY: a slot header inside the mapping, aligned to the slot's size; the status word is shared with the
+        // SAFETY: a slot header inside the mapping, aligned to a line of the cache; the status word is shared with the
         // kernel and therefore only touched atomically.
         unsafe { &(*self.slot(index).as_ptr()).status }
     }
@@ -199,7 +212,7 @@ impl PacketRing {
 
     /// Gives the slots of all taken frames back to the kernel. Nobody may read them any more.
     pub(in crate::io) fn give_back(&mut self) {
-        let mut turn = std::mem::replace(&mut self.turn, Turn::new(self.slot_count));
+        let mut turn = std::mem::replace(&mut self.turn, Turn::new(self.offsets.len()));
         turn.give_back(|index| self.status(index));
         self.turn = turn;
     }
@@ -224,10 +237,9 @@ impl PacketRing {
     }
 
     fn slot(&self, index: usize) -> NonNull<SlotHeader> {
-        // Slots fill their blocks without a gap: both sizes are powers of two.
-        let offset = index * self.slot_size;
+        let offset = self.offsets[index] as usize;
         debug_assert!(offset + self.slot_size <= self.bytes);
-        // SAFETY: index < slot_count, so the offset is inside the mapping.
+        // SAFETY: `offsets` are those of slots inside the mapping, and the index is checked.
         unsafe { self.start.add(offset).cast() }
     }
 }
@@ -236,5 +248,25 @@ impl Drop for PacketRing {
     fn drop(&mut self) {
         // SAFETY: the mapping of `open`, unmapped once, before the socket's descriptor is closed.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_hold_a_frame_and_lie_in_their_blocks() {
+        for mtu in [68, 1280, 1500, 1504, 9000, 65_535, 65_536] {
+            let Geometry { slot_size, block_count, offsets } = Geometry::of(mtu);
+            assert!(slot_size >= mtu + HEADROOM && slot_size.is_multiple_of(CACHE_LINE), "{mtu}: {slot_size}");
+            assert!(block_count * BLOCK_BYTES <= MAX_RING_BYTES && offsets.len() >= 256, "{mtu}: {block_count}");
+            // As the kernel counts them (packet_set_ring): whole blocks.
+            assert_eq!(offsets.len() as u32, BLOCK_BYTES / slot_size * block_count, "{mtu}");
+            for (before, after) in offsets.iter().zip(&offsets[1..]) {
+                assert!(before + slot_size <= *after, "{mtu}: {before}, {after}");
+            }
+            assert!(offsets.iter().all(|at| at % BLOCK_BYTES + slot_size <= BLOCK_BYTES), "{mtu}");
+        }
     }
 }

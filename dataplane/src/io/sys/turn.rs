@@ -26,7 +26,7 @@ impl Status for AtomicU32 {
     }
 }
 
-/// Our place in a ring of so many slots, a power of two.
+/// Our place in a ring of so many slots.
 pub(super) struct Turn {
     slots: usize,
     /// The next slot that the kernel will fill.
@@ -37,8 +37,14 @@ pub(super) struct Turn {
 
 impl Turn {
     pub(super) fn new(slots: usize) -> Self {
-        debug_assert!(slots.is_power_of_two());
+        debug_assert!(slots > 0);
         Self { slots, next: 0, taken: 0 }
+    }
+
+    /// The slot that is so many behind another one; a round at most.
+    fn ahead(&self, slot: usize, by: usize) -> usize {
+        let at = slot + by;
+        if at < self.slots { at } else { at - self.slots }
     }
 
     /// The next slot and its status, if the kernel has filled it. It is ours as soon as [`Self::take`] follows.
@@ -52,7 +58,7 @@ impl Turn {
 
     /// How many slots the kernel has filled that are not taken. It fills them in order, so that a few looks find where they end.
     pub(super) fn waiting<'a, S: Status + 'a>(&self, status: impl Fn(usize) -> &'a S) -> usize {
-        let is_filled = |ahead: usize| status((self.next + ahead) & (self.slots - 1)).acquire() & TP_STATUS_USER != 0;
+        let is_filled = |ahead: usize| status(self.ahead(self.next, ahead)).acquire() & TP_STATUS_USER != 0;
         let (mut filled, mut beyond) = (0, self.slots - self.taken);
         while filled < beyond {
             let middle = filled.midpoint(beyond);
@@ -63,15 +69,15 @@ impl Turn {
 
     /// Takes the slot that is filled.
     pub(super) fn take(&mut self) {
-        self.next = (self.next + 1) & (self.slots - 1);
+        self.next = self.ahead(self.next, 1);
         self.taken += 1;
     }
 
     /// Gives all slots that were taken back to the kernel. Nobody may read them any more.
     pub(super) fn give_back<'a, S: Status + 'a>(&mut self, status: impl Fn(usize) -> &'a S) {
-        let oldest = self.next + self.slots - self.taken;
+        let oldest = self.ahead(self.next, self.slots - self.taken);
         for offset in 0..self.taken {
-            status((oldest + offset) & (self.slots - 1)).release(TP_STATUS_KERNEL);
+            status(self.ahead(oldest, offset)).release(TP_STATUS_KERNEL);
         }
         self.taken = 0;
     }
@@ -102,15 +108,30 @@ mod tests {
 
     #[test]
     fn slots_that_wait_are_counted() {
-        for (next, filled) in [(0, 0), (0, 1), (6, 5), (3, 7), (5, 8)] {
-            let ring: [AtomicU32; 8] = std::array::from_fn(|_| AtomicU32::new(TP_STATUS_KERNEL));
-            (0..filled).for_each(|ahead| ring[(next + ahead) % 8].release(TP_STATUS_USER));
-            let mut turn = Turn { slots: 8, next, taken: 0 };
+        for (next, filled) in [(0, 0), (0, 1), (6, 5), (3, 6), (5, 7)] {
+            let ring: [AtomicU32; 7] = std::array::from_fn(|_| AtomicU32::new(TP_STATUS_KERNEL));
+            (0..filled).for_each(|ahead| ring[(next + ahead) % 7].release(TP_STATUS_USER));
+            let mut turn = Turn { slots: 7, next, taken: 0 };
             assert_eq!(turn.waiting(|at| &ring[at]), filled, "{next}");
             if filled > 0 {
                 turn.take();
                 assert_eq!(turn.waiting(|at| &ring[at]), filled - 1, "{next}, with one taken");
             }
+        }
+    }
+
+    #[test]
+    fn what_was_taken_is_given_back_across_the_end() {
+        for (next, taken) in [(0, 0), (5, 4), (2, 7), (6, 1), (0, 7)] {
+            let ring: [AtomicU32; 7] = std::array::from_fn(|_| AtomicU32::new(TP_STATUS_USER));
+            let mut turn = Turn { slots: 7, next, taken: 0 };
+            (0..taken).for_each(|_| turn.take());
+            turn.give_back(|at| &ring[at]);
+            let given: Vec<usize> = (0..7).filter(|at| ring[*at].acquire() == TP_STATUS_KERNEL).collect();
+            let mut expected: Vec<usize> = (0..taken).map(|ahead| (next + ahead) % 7).collect();
+            expected.sort_unstable();
+            assert_eq!(given, expected, "{next}, {taken}");
+            assert_eq!((turn.next, turn.taken), ((next + taken) % 7, 0));
         }
     }
 

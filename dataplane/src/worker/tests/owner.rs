@@ -39,6 +39,7 @@ fn answered(pipeline: &mut Pipeline, port: usize) -> Vec<bool> {
         let (mut frame, mut peek) = (frame, Peek::NOTHING);
         pipeline.peek(&frame, &mut peek);
         pipeline.look_ahead(&mut peek);
+        pipeline.look_closer(&peek);
         let verdict = pipeline.judge(port, FrameMeta::default(), &mut frame, &peek);
         verdict == Verdict::Answer || empty_outbox(pipeline) > 0
     };

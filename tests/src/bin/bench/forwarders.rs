@@ -35,6 +35,8 @@ pub(crate) enum Forwarder {
     },
     /// The same, its worker before all others on the core (`dataplane.realtime`).
     Realtime(EngineKind),
+    /// The same, its worker awake for a while after each frame (`dataplane.busy_poll_us`).
+    BusyPolling(EngineKind),
     Nftables,
     /// A bridge of the kernel, whose only port takes frames back (hairpin).
     Bridge,
@@ -48,6 +50,7 @@ impl fmt::Display for Forwarder {
             Self::Captured { only_drops: false } => f.write_str("with a capture of all"),
             Self::Captured { only_drops: true } => f.write_str("with one of drops"),
             Self::Realtime(kind) => write!(f, "lbd, {kind}, realtime"),
+            Self::BusyPolling(kind) => write!(f, "lbd, {kind}, busy polling"),
             Self::Nftables => f.write_str("nftables fwd"),
             Self::Bridge => f.write_str("kernel bridge"),
         }
@@ -85,7 +88,7 @@ impl Forwarder {
     pub(crate) fn threads(self) -> &'static str {
         match self {
             Self::Reference => REFERENCE_THREAD,
-            Self::Engine(_) | Self::Realtime(_) | Self::Captured { .. } => "dataplane",
+            Self::Engine(_) | Self::Realtime(_) | Self::BusyPolling(_) | Self::Captured { .. } => "dataplane",
             Self::Nftables | Self::Bridge => "",
         }
     }
@@ -94,11 +97,12 @@ impl Forwarder {
     pub(crate) fn during<T>(self, site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         match self {
             Self::Reference => with_reference(site, work),
-            Self::Engine(kind) => with_engine(site, kind, false, |_| work()),
-            Self::Captured { only_drops } => {
-                with_engine(site, EngineKind::Ring, false, |dataplane| while_captured(dataplane, only_drops, work))
-            }
-            Self::Realtime(kind) => with_engine(site, kind, true, |_| work()),
+            Self::Engine(kind) => with_engine(site, kind, Manner::Usual, |_| work()),
+            Self::Captured { only_drops } => with_engine(site, EngineKind::Ring, Manner::Usual, |dataplane| {
+                while_captured(dataplane, only_drops, work)
+            }),
+            Self::Realtime(kind) => with_engine(site, kind, Manner::Realtime, |_| work()),
+            Self::BusyPolling(kind) => with_engine(site, kind, Manner::BusyPolling, |_| work()),
             Self::Nftables => with_nftables(site, work),
             Self::Bridge => with_bridge(site, work),
         }
@@ -128,11 +132,22 @@ fn while_captured<T>(
     })
 }
 
+/// How a worker waits for its turn and for frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    Usual,
+    Realtime,
+    BusyPolling,
+}
+
+/// As the documents recommend it.
+const BUSY_POLL: Duration = Duration::from_micros(200);
+
 /// Does some work while an engine forwards.
 pub(crate) fn with_engine<T>(
     site: &Site,
     kind: EngineKind,
-    realtime: bool,
+    manner: Manner,
     work: impl FnOnce(&Dataplane) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let dataplane = site.namespace.enter(|| {
@@ -143,7 +158,8 @@ pub(crate) fn with_engine<T>(
             ports: vec![port],
             engine: Some(kind),
             workers: 1,
-            realtime,
+            realtime: manner == Manner::Realtime,
+            busy_poll: if manner == Manner::BusyPolling { BUSY_POLL } else { Duration::ZERO },
             flow_capacity,
             guard: guard::Ownership::Own,
         };

@@ -28,7 +28,7 @@ use lb_tests::sys;
 use crate::{
     bulk::Segment,
     chain::{Chain, FEW_FLOWS, Figures, GENERATOR_CPU, KNOWN_FLOWS, LB_CPU, LB_MAC, Load, VIP},
-    forwarders::{Forwarder, Site, with_engine},
+    forwarders::{Forwarder, Manner, Site, with_engine},
     helper::{Helper, Task},
 };
 
@@ -262,7 +262,7 @@ fn headroom() -> anyhow::Result<()> {
         "saturated", "received", "forwarded", "lost at the ring", "sends failed"
     );
     for _ in 0..ROUNDS {
-        with_engine(&site, EngineKind::Ring, false, |dataplane| {
+        with_engine(&site, EngineKind::Ring, Manner::Usual, |dataplane| {
             let saturated = chain.measure(&Load::default(), RING.threads())?.forwarded;
             let offer = |offered: f64| {
                 let load = Load { offered: offered as u64, ..Load::default() };
@@ -289,21 +289,29 @@ fn headroom() -> anyhow::Result<()> {
 }
 
 fn latencies() -> anyhow::Result<()> {
-    println!("\nA frame there and back, one at a time on one core, microseconds; medians of {ROUNDS} rounds");
-    let chain = Chain::build(false)?;
-    // All on one core: a wake-up across cores takes longer than everything else, above all between virtual ones.
-    let site = Site { cpu: GENERATOR_CPU, ..site(&chain, 1, FEW_FLOWS) };
-    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: GENERATOR_CPU })?;
+    println!("\nA frame there and back, one at a time, microseconds; medians of {ROUNDS} rounds");
     let [ring, multishot, mmsg] = ENGINES;
-    let rows = present(&[Forwarder::Nftables, Forwarder::Bridge, ring, multishot, mmsg]);
+    // A wake-up across cores takes longer than everything else, above all between virtual ones.
+    latencies_on("all on one core", GENERATOR_CPU, &[Forwarder::Nftables, Forwarder::Bridge, ring, multishot, mmsg])?;
+    let busy = Forwarder::BusyPolling(EngineKind::Ring);
+    latencies_on("the load balancer on a core of its own", LB_CPU, &[Forwarder::Nftables, ring, busy])
+}
+
+fn latencies_on(which: &str, cpu: usize, forwarders: &[Forwarder]) -> anyhow::Result<()> {
+    let chain = Chain::build(false)?;
+    let site = Site { cpu, ..site(&chain, 1, FEW_FLOWS) };
+    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu })?;
+    let _generator_awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: GENERATOR_CPU })?;
+    let rows = present(forwarders);
     let round = |_| rows.iter().map(|row| latency::round_trip(&chain, &site, *row)).collect();
     let rounds: Vec<Vec<(f64, f64)>> = (0..ROUNDS).map(round).collect::<anyhow::Result<_>>()?;
-    println!("  {:22} {:>8} {:>8} {:>12}", "", "p50", "p99", "p50 - first");
+    println!("  {which:40} {:>8} {:>8} {:>12} {:>8}", "p50", "p99", "p50 - first", "x first");
     for (at, forwarder) in rows.iter().enumerate() {
         let p50 = median(rounds.iter().map(|round| round[at].0));
         let p99 = median(rounds.iter().map(|round| round[at].1));
         let added = median(rounds.iter().map(|round| round[at].0 - round[0].0));
-        println!("  {:22} {p50:8.1} {p99:8.1} {added:12.1}", forwarder.to_string());
+        let ratio = median(rounds.iter().map(|round| round[at].0 / round[0].0));
+        println!("  {:40} {p50:8.1} {p99:8.1} {added:12.1} {ratio:8.2}", forwarder.to_string());
     }
     Ok(())
 }
