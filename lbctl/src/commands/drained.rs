@@ -45,17 +45,17 @@ pub(super) async fn wait(session: &Session, service: &str, address: IpAddr) -> R
         };
         let mut client = session.table();
         let answer = session.read(request, |request| async move { client.list_backends(request).await }).await?;
-        if answer.backends.is_empty() && is_known {
-            drop(bar);
-            eprintln!("{address} is no backend any more");
-            return Ok(());
-        }
-        is_known = true;
         if answer.backends.is_empty() {
+            if is_known {
+                drop(bar);
+                eprintln!("{address} is no backend any more");
+                return Ok(());
+            }
             let of =
                 if service.is_empty() { "no service has the".to_owned() } else { format!("service {service} has no") };
             return Err(Failure::Refused(format!("{of} backend {address}: 'lbctl backend list' shows them")));
         }
+        is_known = true;
         if let Some(active) = answer.backends.iter().find(|backend| backend.state() == v1::AdminState::Active) {
             let service = &active.service;
             return Err(Failure::Refused(format!(
