@@ -9,6 +9,7 @@
 mod alarms;
 mod api;
 mod app;
+mod bind;
 mod check;
 mod cli;
 mod clock;

@@ -59,6 +59,7 @@ const LBD: &[&str] = &[
     "traffic",
     "peers",
     "exit",
+    "bind",
     "health",
     "control",
     "doctor",

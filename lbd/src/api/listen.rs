@@ -1,15 +1,6 @@
-//! The listeners: bound before anything else starts, so that a taken address is told at once.
+//! The listeners: bound before anything else starts, so that a taken address is told.
 
-use std::{
-    fs, io,
-    net::{SocketAddr, TcpListener},
-    os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _},
-        net::UnixListener,
-    },
-    path::Path,
-    time::Duration,
-};
+use std::{io, net::TcpListener, os::unix::net::UnixListener, time::Duration};
 
 use lb_proto::{
     DESCRIPTORS, MAX_MESSAGE_LEN,
@@ -17,10 +8,6 @@ use lb_proto::{
         cluster_service_server::ClusterServiceServer, node_service_server::NodeServiceServer,
         raft_service_server::RaftServiceServer, table_service_server::TableServiceServer,
     },
-};
-use rustix::{
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
 use tokio::{
     runtime::Handle,
@@ -34,11 +21,15 @@ use super::{
     Context, bounds::Bounds, cluster::Cluster, methods::unruled, node::Node, roles::Roles, serving, table::Table,
 };
 use crate::{
+    bind,
     config::ApiListener,
     connection::{Refusals, Room, Security, Watched, incoming, incoming_unix},
     exit::Failure,
     raft::RaftServer,
 };
+
+/// The key of the API's addresses.
+const KEY: &str = "api.listen";
 
 /// The API's sockets, bound and not served yet.
 pub(crate) struct Listeners {
@@ -51,11 +42,8 @@ impl Listeners {
         let mut bound = Self { tcp: Vec::new(), unix: Vec::new() };
         for listener in listeners {
             match listener {
-                ApiListener::Tcp(address) => bound.tcp.push(bind_tcp("api.listen", *address)?),
-                ApiListener::Unix(path) => {
-                    let socket = |source| Failure::Socket { path: path.clone(), source };
-                    bound.unix.push(bind_unix(path).map_err(socket)?);
-                }
+                ApiListener::Tcp(address) => bound.tcp.push(bind::tcp(KEY, *address)?),
+                ApiListener::Unix(path) => bound.unix.push(bind::unix(KEY, path)?),
             }
         }
         Ok(bound)
@@ -169,75 +157,4 @@ fn log_end(what: &str, outcome: Result<(), tonic::transport::Error>) {
     if let Err(error) = outcome {
         tracing::error!(%error, "{what} ended");
     }
-}
-
-/// Binds, or says who has the address.
-pub(crate) fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).map_err(|source| {
-        let holder = match source.kind() {
-            io::ErrorKind::AddrInUse => holder_of(address),
-            io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)".into(),
-            _ => String::new(),
-        };
-        Failure::Listen { key, address, source, holder }
-    })
-}
-
-/// The directory is made if missing; a socket that nobody serves any more is replaced.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent().filter(|dir| !dir.is_dir()) {
-        fs::create_dir_all(dir)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
-    }
-    if let Ok(found) = fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            let problem = "there is something that is no socket: name another path, or move it away";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
-        }
-        if is_served(path)? {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another lbd serves it"));
-        }
-        fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
-}
-
-/// Whether somebody serves a socket; without waiting for one that has stopped, whose queue is full.
-fn is_served(path: &Path) -> io::Result<bool> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    let connected = connect(&socket, &SocketAddrUnix::new(path)?);
-    Ok(matches!(connected, Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS)))
-}
-
-/// Who listens on an address, from /proc: the socket's inode, then the process that has it open.
-fn holder_of(address: SocketAddr) -> String {
-    let unknown = " (another process listens there: 'ss -ltnp' shows which)".to_owned();
-    let Some(inode) = listening_inode(address) else { return unknown };
-    let wanted = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else { continue };
-        let descriptors = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        let holds = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_str() == Some(&wanted));
-        if descriptors.into_iter().any(holds) {
-            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return format!(" ({} with process id {pid} listens there)", command.trim());
-        }
-    }
-    unknown
-}
-
-fn listening_inode(address: SocketAddr) -> Option<u64> {
-    const LISTEN: &str = "0A";
-    let file = if address.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
-    let port = format!(":{:04X}", address.port());
-    fs::read_to_string(file).ok()?.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { return None };
-        (local.ends_with(&port) && state == LISTEN).then(|| inode.parse().ok()).flatten()
-    })
 }

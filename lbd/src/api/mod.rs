@@ -23,4 +23,4 @@ mod table;
 mod watch;
 
 pub(crate) use context::Context;
-pub(crate) use listen::{Listeners, bind_tcp, serve_nodes};
+pub(crate) use listen::{Listeners, serve_nodes};

@@ -18,7 +18,8 @@ use tokio::{
 use self::stop::Signals;
 use crate::{
     alarms::Alarms,
-    api::{Context, Listeners, bind_tcp, serve_nodes},
+    api::{Context, Listeners, serve_nodes},
+    bind,
     config::{Config, Metrics},
     connection::{Refusals, Security},
     control::{InForce, Leave, Retiring, Takeovers, retire},
@@ -28,7 +29,7 @@ use crate::{
     flow_key::FlowKey,
     link,
     metrics::{Collect, Flows},
-    ownership::{self, Fitness, Ownership},
+    ownership::{Fitness, Ownership},
     peers::Peers,
     raft::{Channels, RaftServer, TonicTransport},
     supervise::Parent,
@@ -77,12 +78,11 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
         .cluster
         .listen
         .iter()
-        .map(|address| bind_tcp("cluster.listen", *address))
+        .map(|address| bind::tcp("cluster.listen", *address))
         .collect::<Result<Vec<_>, _>>()?;
-    let heartbeat_sockets =
-        ownership::bind(&config.cluster.listen).map_err(|(address, source)| Failure::Heartbeat { address, source })?;
+    let heartbeat_sockets = bind::heartbeats(&config.cluster.listen)?;
     let api_listeners = Listeners::bind(&config.api)?;
-    let metrics_listener = config.metrics.map(|metrics| bind_tcp("metrics.listen", metrics.listen)).transpose()?;
+    let metrics_listener = config.metrics.map(|metrics| bind::tcp("metrics.listen", metrics.listen)).transpose()?;
     let settings = Settings {
         cluster_name: config.cluster.name.clone(),
         name: config.name.clone(),

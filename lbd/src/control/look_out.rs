@@ -106,8 +106,7 @@ impl LookOut {
         let Some(dataplane) = &self.dataplane else { return };
         let fitness = self.ownership.fitness();
         fitness.set(Cause::Guard, dataplane.guard_problem());
-        let cold = || "the memory of its flow table is not there yet".to_owned();
-        fitness.set(Cause::Memory, (!dataplane.is_warm()).then(cold));
+        if dataplane.is_warm() { fitness.set(Cause::Memory, None) } else { fitness.not_yet(Cause::Memory) }
     }
 
     fn look_at_flows(&self, totals: &Totals, before: &mut u64) {

@@ -55,7 +55,8 @@ fn nodes(change: &Change, tell: &mut impl FnMut(Kind, bool, String, Vec<String>)
                 if old.unfit != new.unfit {
                     let (is_bad, reason) = match new.unfit.as_str() {
                         "" => (false, format!("node {name} can own VIPs again")),
-                        why => (true, format!("node {name} can own no VIP: {why}")),
+                        // A start takes a moment, and is no trouble.
+                        why => (old.starts == new.starts, format!("node {name} can own no VIP: {why}")),
                     };
                     tell(Kind::Node, is_bad, reason, object);
                 }

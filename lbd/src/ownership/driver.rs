@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, UdpSocket},
+    net::UdpSocket,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     backoff::Backoff,
     distance::{RoundTrips, longest_round_trip_ns, timing_for},
-    fitness::{Fitness, Part},
+    fitness::{Fitness, Part, Unfit},
     grants::{Grants, Plan},
     heartbeat::{Heard, Heartbeat, Input, Report, Start},
     last_heard::LastHeard,
@@ -235,12 +235,15 @@ impl Ownership {
                 self.update_grants(|grants| grants.hold(lease));
             }
             Report::Obituary(datagrams) => self.inner.parent.on_death_send(&datagrams),
-            Report::Unfit(reason) => {
-                let alarm = |reason: &String| format!("this node can own no VIP: {reason}");
+            Report::Unfit(unfit) => {
+                let told = |unfit: &Unfit| format!("this node can own no VIP: {}", unfit.reason);
                 // It is told when the reason is another one, which is worth a line.
                 self.inner.alarms.set(Alarm::Unfit, None);
-                self.inner.alarms.set(Alarm::Unfit, reason.as_ref().map(alarm));
-                self.inner.unfit.send_replace(reason);
+                match &unfit {
+                    Some(start) if start.is_start() => tracing::info!("{}", told(start)),
+                    _ => self.inner.alarms.set(Alarm::Unfit, unfit.as_ref().map(told)),
+                }
+                self.inner.unfit.send_replace(unfit.map(|unfit| unfit.reason));
             }
             Report::Valid(valid, answers) => self.tell_of_lease(me, valid, &answers),
             Report::Heard(heard) => self.tell_of_peers(me, heard),
@@ -447,9 +450,4 @@ fn shown(answered: &Answered, view: &View) -> String {
         Verdict::Unknown => "that this node has another lease or an older table",
     };
     format!("{name} said last, {} ms before, {said}", answered.ago_ms)
-}
-
-/// Binds the heartbeat's sockets.
-pub(crate) fn bind(listen: &[SocketAddr]) -> Result<Vec<UdpSocket>, (SocketAddr, std::io::Error)> {
-    listen.iter().map(|address| UdpSocket::bind(address).map_err(|error| (*address, error))).collect()
 }

@@ -89,6 +89,11 @@ pub(crate) enum Cause {
     Memory,
 }
 
+/// What keeps every node from its work in its first moments.
+const STARTING: &str = "it is starting: its first table, or the memory of its flow table, is not there yet";
+/// After so long it is no matter of the start any more.
+const START_NS: u64 = 10_000_000_000;
+
 /// Why a node does not do its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unfit {
@@ -98,6 +103,11 @@ pub(super) struct Unfit {
 }
 
 impl Unfit {
+    /// It is so at every start, and ends by itself.
+    pub(super) fn is_start(&self) -> bool {
+        self.of == Of::Start
+    }
+
     /// Whether it is the same as before, but for figures.
     pub(super) fn is_same(&self, before: &Self) -> bool {
         self.of == before.of
@@ -106,6 +116,7 @@ impl Unfit {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Of {
+    Start,
     Cause(Cause),
     Worker(usize),
     Part(Part),
@@ -123,16 +134,18 @@ struct Known {
     vitals: Vitals,
     /// Absent on a witness.
     progress: Option<Arc<Progress>>,
+    /// When it has begun.
+    began_ns: u64,
 }
 
 impl Fitness {
     /// Of a node whose workers show themselves there.
     pub(crate) fn new(progress: Option<Arc<Progress>>) -> Self {
-        let fitness = Self { inner: Arc::new(Known { progress, ..Known::default() }) };
+        let fitness = Self { inner: Arc::new(Known { progress, began_ns: boottime_ns(), ..Known::default() }) };
         if fitness.inner.progress.is_some() {
             // Until somebody says otherwise.
-            fitness.set(Cause::Memory, Some("the memory of its flow table is not there yet".into()));
-            fitness.set(Cause::Table, Some("the first table is not in force yet".into()));
+            fitness.not_yet(Cause::Memory);
+            fitness.not_yet(Cause::Table);
         }
         fitness
     }
@@ -150,11 +163,18 @@ impl Fitness {
         }
     }
 
+    /// What a start brings is not there yet.
+    pub(crate) fn not_yet(&self, cause: Cause) {
+        self.set(cause, Some(STARTING.to_owned()));
+    }
+
     /// Why this node does not do its work, if it does not. `stall_ns`: for so long a worker may be late; `None` where nobody is
     /// judged by that, because whoever asks was away itself.
     pub(super) fn unfit(&self, stall_ns: Option<u64>, now_ns: u64) -> Option<Unfit> {
         if let Some((cause, reason)) = self.inner.causes.lock().unwrap_or_else(PoisonError::into_inner).iter().next() {
-            return Some(Unfit { of: Of::Cause(*cause), reason: reason.clone() });
+            let is_start = reason == STARTING && now_ns < self.inner.began_ns + START_NS;
+            let of = if is_start { Of::Start } else { Of::Cause(*cause) };
+            return Some(Unfit { of, reason: reason.clone() });
         }
         let stall_ns = stall_ns?;
         if let Some((worker, late_ns)) = self.late_worker(now_ns).filter(|(_, late_ns)| *late_ns > stall_ns) {
@@ -184,6 +204,28 @@ const HANGS_NS: u64 = 5_000_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_every_start_brings_is_no_trouble_until_it_lasts() {
+        let fitness = Fitness::new(None);
+        let begun_ns = fitness.inner.began_ns;
+        let at = |later_ns: u64| fitness.unfit(None, begun_ns + later_ns);
+        fitness.not_yet(Cause::Memory);
+        fitness.not_yet(Cause::Table);
+        let first = at(0).unwrap();
+        assert!(first.is_start(), "{first:?}");
+        fitness.set(Cause::Memory, None);
+        fitness.set(Cause::Table, None);
+        fitness.not_yet(Cause::Memory);
+        assert!(at(1).unwrap().is_same(&first), "one start, told once");
+        let late = at(START_NS).unwrap();
+        assert!(!late.is_start() && !late.is_same(&first) && late.reason == first.reason, "{late:?}");
+        fitness.set(Cause::Guard, Some("no guard".into()));
+        assert!(!at(0).unwrap().is_start(), "a real trouble is told at once");
+        fitness.set(Cause::Guard, None);
+        fitness.set(Cause::Memory, None);
+        assert_eq!(at(0), None);
+    }
 
     #[test]
     fn a_part_that_has_begun_must_go_on() {

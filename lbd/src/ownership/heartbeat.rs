@@ -77,7 +77,7 @@ pub(super) enum Report {
     /// What the parent process shall send when this one is dead.
     Obituary(Vec<(SocketAddr, Vec<u8>)>),
     /// Why the node does not do its work, or that it does.
-    Unfit(Option<String>),
+    Unfit(Option<Unfit>),
     /// The lease has run out, and what the others answered last; or it is valid again.
     Valid(bool, Vec<Answered>),
     /// Which nodes answer heartbeats, and whether those are enough.
@@ -414,7 +414,7 @@ impl Runner {
                 self.member.on_fitness(unfit.is_none(), now_ns);
                 self.settle(None);
             }
-            self.report(Report::Unfit(unfit.as_ref().map(|unfit| unfit.reason.clone())));
+            self.report(Report::Unfit(unfit.clone()));
             self.unfit = unfit;
         }
     }

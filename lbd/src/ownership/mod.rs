@@ -33,7 +33,7 @@ mod watchdog;
 mod simulation;
 
 pub(crate) use backoff::Backoff;
-pub(crate) use driver::{Ownership, bind};
+pub(crate) use driver::Ownership;
 pub(crate) use fitness::{Cause, Fitness, Part};
 pub(crate) use grants::{Grants, Plan};
 pub(crate) use heartbeat::addresses;

@@ -8,12 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use super::{error::StoreError, keys};
 
 /// For a store that closes to let go of its files.
 const CLOSING: Duration = Duration::from_secs(5);
+/// For the process that had the store before to end: after SIGKILL its files stay open until its last thread is gone,
+/// and whoever started it may start the next one sooner.
+const ENDING: Duration = Duration::from_secs(2);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Held for as long as any part of the store is in use; the kernel drops it with the process.
@@ -38,21 +44,24 @@ fn give_back(file: &File) {
 pub(super) fn wait_for_sled(path: &Path) -> Result<(), StoreError> {
     let failed = |error| StoreError::io("lock", path, error);
     let file = File::open(path).map_err(failed)?;
-    let deadline = Instant::now() + CLOSING;
+    acquire(&file, CLOSING).map_err(|error| failed(error.into()))?;
+    // Given back right before sled takes it.
+    give_back(&file);
+    Ok(())
+}
+
+/// Tries again for so long while somebody else holds it.
+fn acquire(file: &File, patience: Duration) -> rustix::io::Result<()> {
+    let deadline = Instant::now() + patience;
     loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // Given back right before sled takes it.
-            Ok(()) => {
-                give_back(&file);
-                return Ok(());
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
-            Err(error) => return Err(failed(error.into())),
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+            decided => return decided,
         }
     }
 }
 
-/// Takes the directory for this process.
+/// Takes the directory for this process, also from one that is just ending.
 pub(super) fn lock(dir: &Path) -> Result<DirLock, StoreError> {
     let path = dir.join(keys::LOCK_FILE);
     let at = |step: &'static str| {
@@ -61,9 +70,9 @@ pub(super) fn lock(dir: &Path) -> Result<DirLock, StoreError> {
     };
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(at("open"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match acquire(&file, ENDING) {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
+        Err(Errno::WOULDBLOCK) => {
             let mut holder = String::new();
             // Only to name the holder: an unreadable note takes nothing away from the refusal.
             let _ = file.read_to_string(&mut holder);
