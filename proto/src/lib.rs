@@ -4,11 +4,13 @@
 pub mod cause;
 mod labels;
 pub mod rates;
+mod reason;
 #[cfg(feature = "tls")]
 pub mod tls;
 
 pub use labels::{Label, label};
 pub use prost_types::FieldMask;
+pub use reason::Reason;
 
 /// Package `lb.v1`. With the feature `serde` its messages can be serialized: fields by their names in the .proto files, enums
 /// by their labels.

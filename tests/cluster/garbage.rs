@@ -2,6 +2,7 @@
 //! of it inside.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     io::{Read as _, Write as _},
     os::unix::net::{UnixListener, UnixStream},
@@ -17,7 +18,10 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use lb_proto::{ERROR_DOMAIN, Reason};
 use lb_tests::binaries;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// One of each kind: a list, a change, a stream, and those that ask several things.
 const COMMANDS: [&[&str]; 10] = [
@@ -36,6 +40,10 @@ const COMMANDS: [&[&str]; 10] = [
 const INSIDES: [&str; 9] =
     ["panicked", "Status {", "Some(", "Error {", "Error(", "transport error", "h2 protocol", "hyper", "tonic"];
 const TIMEOUT: &str = "2s";
+/// Those of the commands that change something.
+const CHANGES: [&[&str]; 3] = [COMMANDS[2], COMMANDS[3], COMMANDS[9]];
+/// What a server says of an error.
+const SAID: &str = "that cannot be: do something else";
 
 fn complaint(socket: &Path, arguments: &[&str]) -> anyhow::Result<String> {
     let mut command = Command::new(binaries::directory()?.join("lbctl"));
@@ -69,8 +77,11 @@ fn answer_with(socket: &Path, bytes: &'static [u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Answers each call with an error of gRPC.
-fn refuse_with(socket: &Path, code: &'static str, message: &'static str) -> anyhow::Result<()> {
+/// Answers each call with an error of gRPC, as its headers are made.
+fn refuse_with(
+    socket: &Path,
+    refusal: impl Fn() -> Response<tonic::body::Body> + Clone + Send + 'static,
+) -> anyhow::Result<()> {
     let listener = UnixListener::bind(socket)?;
     listener.set_nonblocking(true)?;
     thread::spawn(move || {
@@ -78,10 +89,10 @@ fn refuse_with(socket: &Path, code: &'static str, message: &'static str) -> anyh
         runtime.block_on(async move {
             let listener = tokio::net::UnixListener::from_std(listener).expect("a listener");
             while let Ok((stream, _)) = listener.accept().await {
-                let service = tower::service_fn(move |_: Request<hyper::body::Incoming>| async move {
-                    let answer = Response::builder().header("content-type", "application/grpc");
-                    let answer = answer.header("grpc-status", code).header("grpc-message", message);
-                    Ok::<_, Infallible>(answer.body(tonic::body::Body::empty()).expect("a response"))
+                let refusal = refusal.clone();
+                let service = tower::service_fn(move |_: Request<hyper::body::Incoming>| {
+                    let answer = refusal();
+                    async move { Ok::<_, Infallible>(answer) }
                 });
                 tokio::spawn(async move {
                     let builder = Builder::new(TokioExecutor::new());
@@ -112,9 +123,27 @@ pub(crate) fn is_told_clearly() -> anyhow::Result<()> {
     let codes = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16", "99"];
     for code in codes {
         let socket = root.path().join(format!("code{code}"));
-        refuse_with(&socket, code, "it said%1B[31m %00so%0A")?;
+        refuse_with(&socket, move || {
+            let answer = Response::builder().header("content-type", "application/grpc");
+            let answer = answer.header("grpc-status", code).header("grpc-message", "it said%1B[31m %00so%0A");
+            answer.body(tonic::body::Body::empty()).expect("a response")
+        })?;
         for arguments in COMMANDS {
             complaint(&socket, arguments)?;
+        }
+    }
+    // Each error that the API has, as it is sent.
+    for reason in Reason::ALL {
+        let socket = root.path().join(reason.label());
+        let details = ErrorDetails::with_error_info(reason.label(), ERROR_DOMAIN, HashMap::new());
+        let status = Status::with_error_details(reason.code(), SAID, details);
+        refuse_with(&socket, move || status.clone().into_http())?;
+        for arguments in COMMANDS {
+            let told = complaint(&socket, arguments)?;
+            ensure!(told.contains(SAID), "{} of {arguments:?} is told as: {told}", reason.label());
+            let may_be_done = matches!(reason.code(), Code::Unavailable | Code::DeadlineExceeded);
+            let is_change = CHANGES.contains(&arguments);
+            ensure!(told.contains("To retry safely: --request-id") == (may_be_done && is_change), "{told}");
         }
     }
     Ok(())

@@ -1,9 +1,9 @@
-//! The one place where errors become gRPC status codes. Details are a `google.rpc.ErrorInfo` whose
-//! reason is the code's name and whose metadata names the field or the rule.
+//! The one place where errors become gRPC statuses. Details are a `google.rpc.ErrorInfo` with one of the API's reasons, which
+//! have their codes, and whose metadata names the field or the rule.
 
 use std::{collections::HashMap, time::Duration};
 
-use lb_proto::{ERROR_DOMAIN, REQUEST_ID_METADATA};
+use lb_proto::{ERROR_DOMAIN, REQUEST_ID_METADATA, Reason};
 use lb_raft_store::{
     MembershipError, ProposeError,
     table::{Rejection, RejectionKind, RequestId},
@@ -13,24 +13,24 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// The table refused it.
 pub(super) fn rejected(rejection: &Rejection) -> Status {
-    let (code, reason) = match rejection.kind {
-        RejectionKind::InvalidArgument => (Code::InvalidArgument, "INVALID_ARGUMENT"),
-        RejectionKind::NotFound => (Code::NotFound, "NOT_FOUND"),
-        RejectionKind::AlreadyExists => (Code::AlreadyExists, "ALREADY_EXISTS"),
-        RejectionKind::FailedPrecondition => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
-        RejectionKind::ResourceExhausted => (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
+    let reason = match rejection.kind {
+        RejectionKind::InvalidArgument => Reason::InvalidArgument,
+        RejectionKind::NotFound => Reason::NotFound,
+        RejectionKind::AlreadyExists => Reason::AlreadyExists,
+        RejectionKind::FailedPrecondition => Reason::FailedPrecondition,
+        RejectionKind::ResourceExhausted => Reason::ResourceExhausted,
     };
-    with_info(code, reason, &rejection.message, &rejection.subject)
+    with_info(reason, &rejection.message, &rejection.subject)
 }
 
 /// It is one of several mutations that is wrong: the field is named as one of its.
 pub(super) fn of_mutation(at: usize, error: Status) -> Status {
     let details = error.get_error_details();
     let subject = details.error_info().and_then(|info| info.metadata.get("subject")).cloned().unwrap_or_default();
-    let reason = details.error_info().map_or_else(|| "INVALID_ARGUMENT".to_owned(), |info| info.reason.clone());
+    let reason = details.error_info().and_then(|info| Reason::of(&info.reason)).unwrap_or(Reason::InvalidArgument);
     let field = format!("mutations[{at}].{subject}");
     let message = format!("mutations[{at}]: {}", error.message());
-    with_info(error.code(), &reason, &message, &field)
+    with_info(reason, &message, &field)
 }
 
 /// A bound is reached.
@@ -40,20 +40,21 @@ pub(super) fn exhausted(what: &str, message: impl std::fmt::Display) -> Status {
 
 /// The node has as much to do as it takes.
 pub(super) fn busy(message: &str) -> Status {
-    with_info(Code::ResourceExhausted, "BUSY", message, "")
+    with_info(Reason::Busy, message, "")
 }
 
 /// The node ends: another one goes on.
 pub(super) fn stopping() -> Status {
-    with_info(Code::Unavailable, "STOPPING", "this node stops: go on by another one", "")
+    with_info(Reason::Stopping, "this node stops: go on by another one", "")
 }
 
 /// A caller of a stream reads too slowly: from where it can go on.
 pub(super) fn too_slow(resume_from: u64) -> Status {
+    const REASON: Reason = Reason::TooSlow;
     let message = format!("what changes is read too slowly: watch again from revision {resume_from}");
     let metadata = HashMap::from([("resume_from".to_owned(), resume_from.to_string())]);
-    let details = ErrorDetails::with_error_info("TOO_SLOW", ERROR_DOMAIN, metadata);
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    let details = ErrorDetails::with_error_info(REASON.label(), ERROR_DOMAIN, metadata);
+    Status::with_error_details(REASON.code(), message, details)
 }
 
 /// A field's value can never be right.
@@ -63,26 +64,26 @@ pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
 
 /// The caller is known, and may not do that.
 pub(super) fn forbidden(message: &str) -> Status {
-    with_info(Code::PermissionDenied, "PERMISSION_DENIED", message, "")
+    with_info(Reason::PermissionDenied, message, "")
 }
 
 /// The caller is nobody.
 pub(super) fn unauthenticated(message: &str) -> Status {
-    with_info(Code::Unauthenticated, "UNAUTHENTICATED", message, "")
+    with_info(Reason::Unauthenticated, message, "")
 }
 
 /// No majority agreed.
 pub(super) fn not_proposed(error: &ProposeError, request: Option<&RequestId>) -> Status {
-    let (code, reason) = match error {
-        ProposeError::NotAMember => (Code::FailedPrecondition, "WAITING_TO_BE_ADDED"),
-        ProposeError::NoLeader => (Code::Unavailable, "NO_LEADER"),
-        ProposeError::TimedOut => (Code::DeadlineExceeded, "TIMED_OUT"),
-        ProposeError::TooNew { .. } => (Code::FailedPrecondition, "FEATURE_LEVEL"),
-        ProposeError::Refused(_) => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
-        ProposeError::NoSpace { .. } => (Code::ResourceExhausted, "NO_SPACE"),
-        ProposeError::Broken(_) => (Code::Unavailable, "STORE_BROKEN"),
+    let reason = match error {
+        ProposeError::NotAMember => Reason::WaitingToBeAdded,
+        ProposeError::NoLeader => Reason::NoLeader,
+        ProposeError::TimedOut => Reason::TimedOut,
+        ProposeError::TooNew { .. } => Reason::FeatureLevel,
+        ProposeError::Refused(_) => Reason::FailedPrecondition,
+        ProposeError::NoSpace { .. } => Reason::NoSpace,
+        ProposeError::Broken(_) => Reason::StoreBroken,
     };
-    let mut status = with_info(code, reason, &error.to_string(), "");
+    let mut status = with_info(reason, &error.to_string(), "");
     if let Some(value) = request.and_then(|request| request.as_str().parse().ok()) {
         status.metadata_mut().insert(REQUEST_ID_METADATA, value);
     }
@@ -91,13 +92,13 @@ pub(super) fn not_proposed(error: &ProposeError, request: Option<&RequestId>) ->
 
 /// A node was not added or removed.
 pub(super) fn membership(error: &MembershipError) -> Status {
-    let (code, reason) = match error {
-        MembershipError::NotAMember => (Code::FailedPrecondition, "WAITING_TO_BE_ADDED"),
-        MembershipError::NoLeader => (Code::Unavailable, "NO_LEADER"),
-        MembershipError::Refused(_) => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
-        MembershipError::TimedOut(_) => (Code::DeadlineExceeded, "TIMED_OUT"),
+    let reason = match error {
+        MembershipError::NotAMember => Reason::WaitingToBeAdded,
+        MembershipError::NoLeader => Reason::NoLeader,
+        MembershipError::Refused(_) => Reason::FailedPrecondition,
+        MembershipError::TimedOut(_) => Reason::TimedOut,
     };
-    with_info(code, reason, &error.to_string(), "")
+    with_info(reason, &error.to_string(), "")
 }
 
 /// It cannot be done as things are.
@@ -107,12 +108,12 @@ pub(super) fn precondition(subject: &str, message: &str) -> Status {
 
 /// What was asked for did not come about in time.
 pub(super) fn timed_out(message: &str) -> Status {
-    with_info(Code::DeadlineExceeded, "TIMED_OUT", message, "")
+    with_info(Reason::TimedOut, message, "")
 }
 
 /// What is named is not there.
 pub(super) fn not_found(message: &str) -> Status {
-    with_info(Code::NotFound, "NOT_FOUND", message, "")
+    with_info(Reason::NotFound, message, "")
 }
 
 /// A status goes into headers, which have little room: a message that quotes all of a long text would not arrive at all.
@@ -122,12 +123,13 @@ const LONGEST_DETAIL: usize = 150;
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// `subject`: the field or the rule, if there is one.
-fn with_info(code: Code, reason: &str, message: &str, subject: &str) -> Status {
+fn with_info(reason: Reason, message: &str, subject: &str) -> Status {
+    let code = reason.code();
     let subject = cut(subject, LONGEST_DETAIL);
     let metadata = HashMap::from([("subject".to_owned(), subject.clone())]);
     let message = cut(message, LONGEST_MESSAGE);
     let metadata = if subject.is_empty() { HashMap::new() } else { metadata };
-    let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
+    let mut details = ErrorDetails::with_error_info(reason.label(), ERROR_DOMAIN, metadata);
     if code == Code::InvalidArgument {
         details.add_bad_request_violation(subject, cut(&message, LONGEST_DETAIL));
     }
