@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use clap::{Args, Subcommand, value_parser};
+use clap::{Args, Subcommand};
 
 use super::{service::State, values};
 use crate::names;
@@ -10,8 +10,8 @@ use crate::names;
 /// What can be said of a backend.
 #[derive(Debug, Args)]
 pub(crate) struct BackendOptions {
-    /// Its share of new flows, 0 to 1000; with 0 it takes none and keeps those it has. 1 unless said.
-    #[arg(long, value_parser = value_parser!(u32).range(0..=1000))]
+    /// Its share of new flows, 0 to 1000; with 0 it takes none and keeps those it has. A new one has 1.
+    #[arg(long, value_parser = values::number(0..=1000))]
     pub(crate) weight: Option<u32>,
     /// Its MAC address, where it shall not be resolved by ARP or neighbour discovery; "none" to resolve it.
     #[arg(long)]
@@ -19,8 +19,8 @@ pub(crate) struct BackendOptions {
     /// What it takes.
     #[arg(long, value_enum)]
     pub(crate) state: Option<State>,
-    /// 2: it takes new flows only while too few of tier 1 do, see --min-healthy of the service. 1 unless said.
-    #[arg(long, value_parser = value_parser!(u32).range(1..=2))]
+    /// 2: it takes new flows only while too few of tier 1 do, see --min-healthy of the service. A new one has 1.
+    #[arg(long, value_parser = values::number(1..=2))]
     pub(crate) tier: Option<u32>,
 }
 

@@ -2,8 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use clap::{Subcommand, ValueEnum};
+
+use super::values;
 use crate::names;
-use clap::{Subcommand, ValueEnum, value_parser};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
@@ -91,7 +93,7 @@ pub(crate) enum NodeCommand {
         #[arg(long, value_name = "IP|DNS")]
         san: Vec<String>,
         /// How many days the certificate is valid.
-        #[arg(long, default_value = "365", value_parser = value_parser!(u32).range(1..=36500))]
+        #[arg(long, default_value = "365", value_parser = values::number(1..=36500))]
         days: u32,
         /// For how long the token works, such as 10m.
         #[arg(long, default_value = "10m", value_parser = humantime::parse_duration, value_name = "DURATION")]

@@ -113,7 +113,7 @@ pub(crate) enum Format {
     Table,
     /// For people, with all columns.
     Wide,
-    /// The names alone, one a line.
+    /// Of a list the names alone, one a line.
     Name,
     /// For programs; errors, too, on standard error.
     Json,

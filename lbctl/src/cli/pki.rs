@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, value_parser};
+use clap::{Args, Subcommand};
 use lb_proto::tls;
 
 use super::values;
@@ -11,7 +11,7 @@ use super::values;
 #[derive(Debug, Args)]
 pub(crate) struct PkiTarget {
     /// How many days it is valid; 365 for nodes, 90 for others, if not given.
-    #[arg(long, value_parser = value_parser!(u32).range(1..=36500))]
+    #[arg(long, value_parser = values::number(1..=36500))]
     pub(crate) days: Option<u32>,
     /// The directory for NAME.pem, NAME.key and ca.pem; made if missing. If not given, the working directory, or that of the
     /// certificate that is renewed.
@@ -29,7 +29,7 @@ pub(crate) enum PkiCommand {
         #[arg(long, default_value = "lb")]
         cluster: String,
         /// How many days it is valid.
-        #[arg(long, default_value = "3650", value_parser = value_parser!(u32).range(1..=36500))]
+        #[arg(long, default_value = "3650", value_parser = values::number(1..=36500))]
         days: u32,
     },
     /// Issue a certificate and its key.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use clap::{Args, Subcommand, ValueEnum, value_parser};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
     check::{self, Check},
@@ -38,7 +38,7 @@ pub(crate) enum ServiceCommand {
         affinity: Option<Affinity>,
         /// Entries of its Maglev table: 4093, 16381, 65537 or 655373. About a hundred times the number
         /// of backends; fixed for good.
-        #[arg(long, value_name = "SIZE", value_parser = value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "SIZE", value_parser = values::number(1..=u32::MAX))]
         table_size: Option<u32>,
         #[command(flatten)]
         options: ServiceOptions,
@@ -82,35 +82,35 @@ pub(crate) struct ServiceOptions {
     /// What the owner of the VIP asks each backend.
     #[arg(long = "check", value_name = "CHECK", help = check::HELP)]
     pub(crate) checks: Vec<Check>,
-    /// From one question to the next. 1s unless said.
+    /// From one question to the next. A new one has 1s.
     #[arg(long, value_name = "TIME", value_parser = values::milliseconds)]
     pub(crate) check_interval: Option<u32>,
-    /// For so long an answer is waited for. 500ms unless said.
+    /// For so long an answer is waited for. A new one has 500ms.
     #[arg(long, value_name = "TIME", value_parser = values::milliseconds)]
     pub(crate) check_timeout: Option<u32>,
-    /// Intervals are longer or shorter by up to so many percent. 10 unless said.
-    #[arg(long, value_name = "PERCENT", value_parser = value_parser!(u32).range(1..=50))]
+    /// Intervals are longer or shorter by up to so many percent. A new one has 10.
+    #[arg(long, value_name = "PERCENT", value_parser = values::number(1..=50))]
     pub(crate) check_jitter: Option<u32>,
-    /// So many good answers in a row make a backend healthy. 2 unless said.
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    /// So many good answers in a row make a backend healthy. A new one has 2.
+    #[arg(long, value_name = "N", value_parser = values::number(1..=u32::MAX))]
     pub(crate) rise: Option<u32>,
-    /// So many bad ones make it unhealthy. 3 unless said.
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    /// So many bad ones make it unhealthy. A new one has 3.
+    #[arg(long, value_name = "N", value_parser = values::number(1..=u32::MAX))]
     pub(crate) fall: Option<u32>,
-    /// A drained backend keeps its flows for so long. 5m unless said.
+    /// A drained backend keeps its flows for so long. A new one has 5m.
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     pub(crate) drain_timeout: Option<u32>,
-    /// A backend that begins to take flows takes an eighth of its share at first, and all of it after so long. 0s, at once,
-    /// unless said.
+    /// A backend that begins to take flows takes an eighth of its share at first, and all of it after so long. A new
+    /// one has 0s: at once.
     #[arg(long, value_name = "TIME", value_parser = values::seconds_or_none)]
     pub(crate) slow_start: Option<u32>,
-    /// With fewer backends of tier 1 that take new flows than this, those of tier 2 take them, too. 1 unless said.
+    /// With fewer backends of tier 1 that take new flows than this, those of tier 2 take them, too. A new one has 1.
     #[arg(long, value_name = "N")]
     pub(crate) min_healthy: Option<u32>,
-    /// What becomes of new flows where nothing good was found of any backend. drop unless said.
+    /// What becomes of new flows where nothing good was found of any backend. A new one has drop.
     #[arg(long, value_enum)]
     pub(crate) on_all_down: Option<OnAllDown>,
-    /// What becomes of the TCP flows that a backend had when it is down. reselect unless said.
+    /// What becomes of the TCP flows that a backend had when it is down. A new one has reselect.
     #[arg(long, value_enum)]
     pub(crate) on_backend_down: Option<OnBackendDown>,
 }

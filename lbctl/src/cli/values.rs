@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     str::FromStr,
     time::Duration,
 };
@@ -151,6 +152,18 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A number within bounds, which are named where it is not.
+pub(super) fn number(within: RangeInclusive<u32>) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync {
+    move |text| {
+        let number = text.parse().ok().filter(|number| within.contains(number));
+        let bounds = match within.clone().into_inner() {
+            (first, u32::MAX) => format!("{first} or more"),
+            (first, last) => format!("{first} to {last}"),
+        };
+        number.ok_or_else(|| format!("it is no number of {bounds}"))
+    }
+}
+
 /// A time in whole milliseconds.
 pub(super) fn milliseconds(text: &str) -> Result<u32, String> {
     let span = timeout(text)?;
@@ -230,6 +243,16 @@ mod tests {
         assert!(long.len() < 200 && long.contains("(8000 bytes)"), "{long}");
         let long = problem::<Endpoint>(&"ü".repeat(50_000));
         assert!(long.len() < 300, "{long}");
+    }
+
+    #[test]
+    fn numbers_have_their_bounds() {
+        let (weight, rise) = (number(0..=1000), number(1..=u32::MAX));
+        assert_eq!((weight("1000"), rise("7")), (Ok(1000), Ok(7)));
+        for wrong in ["1001", "-1", "", "x", "99999999999"] {
+            assert_eq!(weight(wrong).unwrap_err(), "it is no number of 0 to 1000", "{wrong}");
+        }
+        assert_eq!(rise("0").unwrap_err(), "it is no number of 1 or more");
     }
 
     #[test]

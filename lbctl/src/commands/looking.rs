@@ -1,6 +1,6 @@
 //! `lbctl get`, `describe` and `watch`: one object, all about it, and what changes.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use lb_proto::v1;
 use prost::Message;
@@ -138,13 +138,30 @@ pub(super) async fn describe(session: &Session, object: &Object) -> Result<(), F
         Found::Segment(row) => fields(&SEGMENT, row),
         Found::Node(row, _) => cells(row),
     };
+    let fields: Vec<(String, String)> = fields.into_iter().map(|(name, value)| for_people(&name, value)).collect();
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let lines = fields.into_iter().map(|(name, value)| format!("{:width$}  {value}\n", name.replace('_', " ")));
+    let lines = fields.into_iter().map(|(name, value)| format!("{name:width$}  {value}\n"));
     output::print(&format!("{name}\n\n{}", lines.collect::<String>()))?;
     section("vips", &around.vips)?;
     section("services", &around.services)?;
     section("backends", &around.backends)?;
     section("events", &around.events)
+}
+
+/// A field of the API without what its name says of the unit, which stands at the value.
+fn for_people(name: &str, value: String) -> (String, String) {
+    type Shown = fn(u64) -> String;
+    const UNITS: [(&str, Shown); 4] = [
+        ("_ms", |number| humantime::format_duration(Duration::from_millis(number)).to_string()),
+        ("_s", |number| humantime::format_duration(Duration::from_secs(number)).to_string()),
+        ("_percent", |number| format!("{number} %")),
+        ("_eighths", |number| format!("{number}/8")),
+    ];
+    let known = UNITS
+        .iter()
+        .find_map(|(suffix, shown)| Some((name.strip_suffix(suffix)?.to_owned(), shown(value.parse().ok()?))));
+    let (name, value) = known.unwrap_or_else(|| (name.to_owned(), value));
+    (name.replace('_', " "), value)
 }
 
 #[derive(serde::Serialize)]

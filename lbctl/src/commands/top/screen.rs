@@ -12,6 +12,8 @@ use ratatui::{
 
 use super::data::Data;
 
+/// Between two columns.
+const GAP: u16 = 1;
 /// Rows that a page key goes by.
 const PAGE: u16 = 10;
 
@@ -44,7 +46,7 @@ impl Tab {
     fn columns(self) -> &'static [(&'static str, u16)] {
         match self {
             Self::Vips => {
-                &[("VIP", 16), ("OWNER", 10), ("PACKETS/S", 10), ("MBIT/S", 8), ("NEW/S", 8), ("PROBLEM", 22)]
+                &[("VIP", 16), ("OWNER", 10), ("PACKETS/S", 10), ("MBIT/S", 7), ("NEW/S", 7), ("PROBLEM", 22)]
             }
             Self::Backends => {
                 &[("BACKEND", 16), ("SERVICE", 12), ("HEALTH", 12), ("PACKETS/S", 10), ("NEW/S", 8), ("WHY", 16)]
@@ -182,15 +184,19 @@ impl Screen {
         let columns = self.tab.columns();
         let head = Row::new(columns.iter().map(|(name, _)| Cell::from(*name)))
             .style(Style::new().add_modifier(Modifier::BOLD));
+        let fixed: u16 = columns.iter().map(|(_, width)| width + GAP).sum();
+        // The last column has what is left of a wide terminal.
+        let room = |at: usize| match columns.get(at) {
+            Some((_, width)) if at + 1 == columns.len() => width + area.width.saturating_sub(fixed - GAP),
+            Some((_, width)) => *width,
+            None => 0,
+        };
         let rows = rows.into_iter().map(|Shown { cells, is_bad, .. }| {
+            let cells = cells.into_iter().enumerate().map(|(at, cell)| fitting(cell, room(at).into()));
             Row::new(cells).style(if is_bad { Style::new().fg(Color::Red) } else { Style::new() })
         });
-        // The last column has what is left of a wide terminal.
-        let width = |(at, (_, width)): (usize, &(&str, u16))| match at + 1 == columns.len() {
-            true => Constraint::Min(*width),
-            false => Constraint::Length(*width),
-        };
-        let table = Table::new(rows, columns.iter().enumerate().map(width))
+        let table = Table::new(rows, (0..columns.len()).map(|at| Constraint::Length(room(at))))
+            .column_spacing(GAP)
             .header(head)
             .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
         frame.render_stateful_widget(table, area, &mut self.table);
@@ -222,6 +228,17 @@ fn rate(value: Option<f64>) -> String {
         Some(value) if value >= 1e4 => format!("{:.1} k", value / 1e3),
         Some(value) => format!("{value:.0}"),
     }
+}
+
+/// What is cut says so.
+fn fitting(mut cell: String, room: usize) -> String {
+    const CUT: &str = "...";
+    if cell.chars().count() > room {
+        let kept = cell.char_indices().nth(room.saturating_sub(CUT.len())).map_or(cell.len(), |(at, _)| at);
+        cell.truncate(kept);
+        cell.push_str(CUT);
+    }
+    cell
 }
 
 fn vips(data: &Data) -> Vec<Shown> {
@@ -358,7 +375,7 @@ mod tests {
         let data = data(50_000);
         let shown = lines(&mut screen, Some(&data), None);
         assert!(shown[0].starts_with("lab  seen by lb2  leader nobody") && shown[1] == "all is well", "{shown:#?}");
-        assert_eq!(shown[3], "VIP              OWNER      PACKETS/S  MBIT/S   NEW/S    PROBLEM");
+        assert_eq!(shown[3], "VIP              OWNER      PACKETS/S  MBIT/S  NEW/S   PROBLEM");
         assert!(
             shown[4].starts_with("192.0.2.1        lb1        -") && shown[5].contains("no node is able to own"),
             "{shown:#?}"
@@ -395,5 +412,17 @@ mod tests {
             [rate(None), rate(Some(12.4)), rate(Some(12_340.0)), rate(Some(3.2e6))],
             ["-", "12", "12.3 k", "3.20 M"]
         );
+    }
+
+    #[test]
+    fn what_is_cut_says_so() {
+        assert_eq!(fitting("2001:db8::1".into(), 11), "2001:db8::1");
+        assert_eq!(fitting("2001:db8:1::1".into(), 11), "2001:db8...");
+        assert_eq!(fitting("größe".into(), 4), "g...");
+        let mut known = data(7);
+        known.status.vip_owners[1].problem = "no node is able to own it, and nobody knows why".to_owned();
+        let shown = lines(&mut Screen::default(), Some(&known), None);
+        let row = shown.iter().find(|line| line.contains("192.0.2.2")).unwrap();
+        assert!(row.ends_with("...") && row.len() == 80, "{row:?}");
     }
 }
