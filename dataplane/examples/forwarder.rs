@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         engine: None,
         workers: 1,
         realtime: false,
+        accelerate: Default::default(),
         busy_poll: Duration::ZERO,
         flow_capacity: Config::DEFAULT_FLOW_CAPACITY,
         guard: guard::Ownership::Own,

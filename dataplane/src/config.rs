@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    accel::Accelerate,
     guard,
     io::{EngineKind, PortConfig},
 };
@@ -23,6 +24,8 @@ pub struct Config {
     /// Slots for flows, of 32 bytes, over all workers. Up to half of them all flows find one. Their memory is taken at the
     /// start, see [`Dataplane::is_warm`](crate::Dataplane::is_warm).
     pub flow_capacity: usize,
+    /// Whether an XDP program forwards known flows.
+    pub accelerate: Accelerate,
     /// Whose the guard's table is.
     pub guard: guard::Ownership,
 }

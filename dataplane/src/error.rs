@@ -25,9 +25,22 @@ pub enum StartError {
     /// A thread, an event descriptor or the flow table.
     #[error("{0}: {1}")]
     Resource(&'static str, io::Error),
+    /// The accelerator is asked for, and cannot be had.
+    #[error("the accelerator: {}", accelerator_problem(.0))]
+    Accelerator(io::Error),
     /// None, or more than are supported.
     #[error("{0} workers: must be from 1 to {MAX_WORKERS}")]
     Workers(usize),
+}
+
+/// Why there is no accelerator, and what to do.
+pub(crate) fn accelerator_problem(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "the kernel takes no program ({error}): it wants CAP_BPF and CAP_NET_ADMIN, and not those of a user namespace"
+        ),
+        _ => error.to_string(),
+    }
 }
 
 impl StartError {
@@ -36,6 +49,7 @@ impl StartError {
         match self {
             Self::Engine { source: EngineError::Socket(error), .. } => error.is_permission(),
             Self::Guard(error) => error.is_permission(),
+            Self::Accelerator(error) => error.kind() == io::ErrorKind::PermissionDenied,
             _ => false,
         }
     }

@@ -14,8 +14,9 @@ use std::{
 };
 
 use crate::{
+    accel::{Accelerate, Accelerator, AcceleratorReport},
     config::Config,
-    error::StartError,
+    error::{StartError, accelerator_problem},
     forward::{
         compile::Compiler,
         flow::{FlowEntry, FlowTable, Tick},
@@ -46,6 +47,8 @@ pub struct Dataplane {
     config: Config,
     published: Arc<Published>,
     steering_key: u32,
+    /// Why there is no accelerator, where one would do.
+    not_accelerated: Option<String>,
     publisher: Arc<Mutex<Publisher>>,
     guarding: Arc<Guarding>,
     /// The memory of the flow tables is there.
@@ -152,7 +155,8 @@ impl Dataplane {
         // Known interfaces, no VIPs: frames that come before the first table are dropped.
         let ports = config.ports.iter().map(empty_port).collect();
         let spec = TableSpec { ports, ..TableSpec::default() };
-        let published = Arc::new(Published::new(compiler.compile(&spec)));
+        let (accelerator, not_accelerated) = accelerate(config)?;
+        let published = Arc::new(Published::new(compiler.compile(&spec), accelerator));
         // Random: it need not be the same on other nodes, and nobody outside shall know it.
         let steering_key = RandomState::new().hash_one(config.workers) as u32;
         let steering = Steering::new(config.workers, steering_key);
@@ -168,6 +172,7 @@ impl Dataplane {
             config: config.clone(),
             published,
             steering_key,
+            not_accelerated,
             publisher,
             guarding,
             warm,
@@ -203,13 +208,17 @@ impl Dataplane {
         let steering = Steering::new(workers, self.steering_key);
         let moved = move_flows(&former, &mut flows, steering, &snapshot);
         drop(former);
-        self.published.table.store(Arc::new(Table::new(snapshot)));
+        let table = Arc::new(Table::new(snapshot));
+        self.published.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
+        self.published.table.store(table);
         let reason = pool.running.engine_reason.take();
         match Pool::start(&config, &self.published, steering, flows, speaker) {
             Ok(running) => pool.running = running.because(reason),
             Err(error) => {
                 tracing::error!(%error, workers = before, "back to the former number of workers, without the flow table");
-                self.published.table.store(Arc::new(Table::new(publisher.recompile(before))));
+                let table = Arc::new(Table::new(publisher.recompile(before)));
+                self.published.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
+                self.published.table.store(table);
                 let flows = flow_tables(config.flow_capacity, before, timeouts)?;
                 let steering = Steering::new(before, self.steering_key);
                 pool.running = Pool::start(&config, &self.published, steering, flows, None)?.because(reason);
@@ -239,8 +248,10 @@ impl Dataplane {
         publisher.spec.clone_from(spec);
         let snapshot = publisher.compiler.compile(spec);
         let generation = snapshot.generation;
-        let before = self.published.table.swap(Arc::new(Table::new(snapshot)));
+        let table = Arc::new(Table::new(snapshot));
+        let before = self.published.table.swap(table.clone());
         self.workers().wake();
+        self.published.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
         if both.vips.len() > wanted.vips.len() {
             self.wait_for_table(generation, Duration::from_secs(1));
             publisher.install(&wanted)?;
@@ -387,6 +398,12 @@ impl Dataplane {
         &self.published.progress
     }
 
+    /// How the accelerator fares, or why there is none; `None` where none was asked for.
+    pub fn accelerator(&self) -> Option<Result<AcceleratorReport, String>> {
+        let at_work = self.published.accelerator.as_ref().map(|accelerator| Ok(accelerator.report()));
+        at_work.or_else(|| self.not_accelerated.clone().map(Err))
+    }
+
     /// The counters.
     pub fn report(&self) -> Report {
         let pool = lock(&self.pool);
@@ -479,10 +496,27 @@ impl Dataplane {
     fn stop_workers(&self) {
         self.published.lease.revoke();
         lock(&self.pool).running.stop(&self.published);
+        self.published.accelerator.iter().for_each(|accelerator| accelerator.pause());
     }
 
     fn workers(&self) -> Arc<Workers> {
         lock(&self.pool).running.workers.clone()
+    }
+}
+
+/// The accelerator, if there is to be one; or why it is not there, where that is no reason not to start.
+fn accelerate(config: &Config) -> Result<(Option<Arc<Accelerator>>, Option<String>), StartError> {
+    if config.accelerate == Accelerate::Off {
+        return Ok((None, None));
+    }
+    match Accelerator::start(config.accelerate, &config.ports, (config.flow_capacity / 2).max(1)) {
+        Ok(accelerator) => Ok((Some(Arc::new(accelerator)), None)),
+        Err(error) if config.accelerate == Accelerate::Auto => {
+            let problem = accelerator_problem(&error);
+            tracing::info!("nothing is accelerated: {problem}");
+            Ok((None, Some(problem)))
+        }
+        Err(error) => Err(StartError::Accelerator(error)),
     }
 }
 

@@ -11,6 +11,7 @@
 //! forwarded, answered or dropped with a counted [`verdict::DropReason`].
 #![deny(unsafe_code)]
 
+mod accel;
 mod config;
 mod error;
 pub mod forward;
@@ -26,9 +27,11 @@ pub mod stats;
 pub mod verdict;
 pub mod worker;
 
+pub use accel::{Accelerate, Acceleration, AcceleratorReport};
 pub use config::Config;
 pub use error::StartError;
 pub use handle::{Dataplane, SeenBackend};
+pub use io::XdpMode;
 pub use pool::Scheduling;
 pub use query::{BackendReport, Explanation, Kind, Outcome, Question, Report, VipReport, WorkerReport};
 pub use speaker::permit::{Grant, LeaseClock, boottime_ns};

@@ -45,7 +45,7 @@ use crate::{
     cli::{Cli, Command},
     config::ApiListener,
     exit::Exit,
-    privilege::{User, UserError},
+    privilege::{Programs, User, UserError},
     supervise::Parent,
 };
 
@@ -101,8 +101,9 @@ fn main() -> ExitCode {
             Exit::Software.into()
         });
     };
-    let became = user.as_ref().map_or(Ok(()), privilege::become_user_with_what_is_used);
-    let confined = privilege::keep_what_is_used();
+    let programs = if config.accelerates() { Programs::Accelerator } else { Programs::None };
+    let became = user.as_ref().map_or(Ok(()), |user| privilege::become_user_with_what_is_used(user, programs));
+    let confined = privilege::keep_what_is_used(programs);
     telemetry::start(cli.log_format);
     match (&user, became) {
         (Some(user), Ok(())) => tracing::info!(%user, "started by root, it goes on as this user"),

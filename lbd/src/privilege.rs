@@ -9,6 +9,7 @@ use rustix::{
     thread::{CapabilitySet, capabilities, set_capabilities, set_keep_capabilities, set_no_new_privs},
 };
 
+pub(crate) use calls::Programs;
 pub(crate) use user::{User, UserError};
 
 /// Packet sockets; the nftables guard and large buffers; real-time priority; locked memory.
@@ -17,18 +18,25 @@ const USED: CapabilitySet = CapabilitySet::NET_RAW
     .union(CapabilitySet::SYS_NICE)
     .union(CapabilitySet::IPC_LOCK);
 
-/// For the working process, before it has more threads than one.
-pub(crate) fn become_user_with_what_is_used(user: &User) -> Result<(), UserError> {
-    set_keep_capabilities(true).map_err(UserError::Refused)?;
-    user.enter()?;
-    keep(USED).map_err(UserError::Refused)
+fn used(programs: Programs) -> CapabilitySet {
+    match programs {
+        Programs::None => USED,
+        Programs::Accelerator => USED.union(CapabilitySet::BPF),
+    }
 }
 
 /// For the working process, before it has more threads than one.
-pub(crate) fn keep_what_is_used() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn become_user_with_what_is_used(user: &User, programs: Programs) -> Result<(), UserError> {
+    set_keep_capabilities(true).map_err(UserError::Refused)?;
+    user.enter()?;
+    keep(used(programs)).map_err(UserError::Refused)
+}
+
+/// For the working process, before it has more threads than one.
+pub(crate) fn keep_what_is_used(programs: Programs) -> Result<(), Box<dyn std::error::Error>> {
     set_no_new_privs(true)?;
-    keep(USED)?;
-    Ok(calls::filter()?)
+    keep(used(programs))?;
+    Ok(calls::filter(programs)?)
 }
 
 /// For the parent, when the working process is started: it waits, and sends what it was given.

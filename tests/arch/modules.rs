@@ -11,12 +11,14 @@ use super::{
 /// From the lowest to the highest; a module belongs to the longest name that it starts with.
 const DATAPLANE: &[&str] = &[
     "io::sys::memory",
+    "io::sys::bpf",
     "verdict",
     "packet",
     "stats",
     "forward",
     "io::cbpf",
     "io",
+    "accel",
     "speaker",
     "query",
     "worker",

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::ensure;
 use lb_dataplane::{
-    Config, Dataplane,
+    Accelerate, Config, Dataplane,
     forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, VipSpec},
     guard::{self, Guard},
     io::{EngineKind, PortConfig},
@@ -109,6 +109,7 @@ pub(crate) fn config(ports: Vec<PortConfig>, engine: &str, workers: usize, guard
         workers,
         realtime: false,
         busy_poll: Duration::ZERO,
+        accelerate: Accelerate::Off,
         flow_capacity: 1 << 12,
         guard,
     }

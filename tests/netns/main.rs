@@ -1,5 +1,6 @@
 //! One node, real frames: the worked example, shares, flows, and what must never leave a node.
 
+mod accelerated;
 mod answers;
 mod backend_script;
 mod captures;
@@ -21,7 +22,11 @@ mod quotes;
 mod services;
 mod silence;
 
-use lb_tests::{runner::Test, site::ENGINES};
+use lb_tests::{
+    runner::Test,
+    site::{ALL_ENGINES, ENGINES},
+    sys::bpf,
+};
 
 fn main() -> std::process::ExitCode {
     lb_tests::runner::main(
@@ -29,14 +34,29 @@ fn main() -> std::process::ExitCode {
         [
             Test::each("example_on_one_interface", &["ring", "multishot", "mmsg"], example::one_interface),
             Test::each("example_on_two_interfaces", &["ring", "multishot", "mmsg"], example::two_interfaces),
+            Test::once("known_flows_are_accelerated", accelerated::forwards_what_is_known).needs(bpf::may_load),
+            Test::once("accelerated_flows_go_on_after_a_crash", accelerated::goes_on_after_a_crash)
+                .needs(bpf::may_load),
+            Test::once("an_accelerator_comes_and_goes_under_connections", accelerated::is_switched_under_connections)
+                .needs(bpf::may_load),
+            Test::once("nothing_is_accelerated_during_captures", accelerated::is_quiet_during_captures)
+                .needs(bpf::may_load),
             Test::once("udp_flows_land_by_weight_each_on_one_backend", flows::shares),
             Test::once("backends_come_and_go_under_open_connections", flows::backends_come_and_go),
             Test::once("workers_come_and_go_under_open_connections", flows::workers_come_and_go),
-            Test::each("services_take_ports_and_ranges_and_tie_clients", &ENGINES, services::ports_and_affinity),
-            Test::each("flows_of_dead_and_drained_backends_are_placed_anew", &ENGINES, services::flows_are_placed_anew),
+            Test::each("services_take_ports_and_ranges_and_tie_clients", &ALL_ENGINES, services::ports_and_affinity),
+            Test::each(
+                "flows_of_dead_and_drained_backends_are_placed_anew",
+                &ALL_ENGINES,
+                services::flows_are_placed_anew,
+            ),
             Test::once("workers_take_real_time_priority_where_they_may", flows::realtime),
             Test::once("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),
-            Test::each("foreign_tagged_and_looping_frames_are_counted_and_dropped", &ENGINES, silence::foreign_frames),
+            Test::each(
+                "foreign_tagged_and_looping_frames_are_counted_and_dropped",
+                &ALL_ENGINES,
+                silence::foreign_frames,
+            ),
             Test::once("packets_are_counted_exactly_over_a_restart", counts::are_exact),
             Test::once("frames_are_captured_with_what_becomes_of_them", captures::as_a_file),
             Test::once("a_routed_vip_is_served", flows::routed_vip),
@@ -49,7 +69,7 @@ fn main() -> std::process::ExitCode {
             Test::each("a_smaller_mtu_behind_the_client_is_found", &ENGINES, large::path_mtu_behind_the_client),
             Test::each("a_smaller_mtu_towards_the_backends_is_told", &ENGINES, large::path_mtu_at_the_node),
             Test::each("gso_frames_are_segmented_where_the_interface_does_not", &ENGINES, large::segmented),
-            Test::each("fragments_reach_one_backend_in_any_order", &ENGINES, large::fragments),
+            Test::each("fragments_reach_one_backend_in_any_order", &ALL_ENGINES, large::fragments),
             Test::each("nodes_are_backends_themselves", &ENGINES, own_backend::served),
             Test::once("ports_that_nobody_serves_are_refused", answers::refusals),
             Test::once("a_node_explains_and_lists_its_flows", answers::explained),

@@ -12,7 +12,14 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{binaries, netns::Namespace, pki::Pki, sys, topology::Host, wait};
+use crate::{
+    binaries,
+    netns::Namespace,
+    pki::Pki,
+    sys::{self, reference},
+    topology::Host,
+    wait,
+};
 
 /// For anything that a healthy cluster does at once.
 pub const SOON: Duration = Duration::from_secs(15);
@@ -43,7 +50,8 @@ pub struct NodeConfig<'a> {
     pub address: &'a str,
     /// Its `[dataplane]` interfaces; none for a witness.
     pub interfaces: &'a [&'a str],
-    /// The engine, and behind a slash the number of workers.
+    /// The engine, behind a slash the number of workers, and behind a plus the accelerator: "ring/3+xdp". Where no accelerator
+    /// is named, that of the environment variable `LB_ACCELERATOR`.
     pub engine: &'a str,
     /// Whether it creates the cluster.
     pub bootstrap: bool,
@@ -68,8 +76,16 @@ impl LbNode {
         let (role, dataplane) = match config.interfaces {
             [] => ("witness", String::new()),
             names => {
-                let (engine, workers) = config.engine.split_once('/').unwrap_or((config.engine, "1"));
-                ("lb", format!("[dataplane]\ninterfaces = {names:?}\nengine = {engine:?}\nworkers = {workers}\n"))
+                let by_all = std::env::var("LB_ACCELERATOR").unwrap_or_else(|_| "off".to_owned());
+                let (engine, accelerator) = config.engine.split_once('+').unwrap_or((config.engine, &by_all));
+                let (engine, workers) = engine.split_once('/').unwrap_or((engine, "1"));
+                if accelerator != "off" {
+                    names.iter().try_for_each(|name| host.ns.enter(|| reference::keep_tags(name)))?;
+                }
+                let dataplane = format!(
+                    "[dataplane]\ninterfaces = {names:?}\nengine = {engine:?}\naccelerator = {accelerator:?}\nworkers = {workers}\n"
+                );
+                ("lb", dataplane)
             }
         };
         let pki = Pki::below(root.path())?;

@@ -55,7 +55,7 @@ impl Flood {
         let stop = Arc::<AtomicBool>::default();
         let (stopped, namespace) = (stop.clone(), net.switch().clone());
         let flood = move || {
-            namespace.enter(|| match Generator::new(ifindex, rate, &flows) {
+            namespace.enter(|| match Generator::new(ifindex, rate, &flows, &frames[0]) {
                 Ok(generator) => {
                     while !stopped.load(Ordering::Relaxed) {
                         generator.run(&frames[0], TURNS)?;

@@ -43,20 +43,27 @@ impl Test {
 
     fn trials(self) -> Vec<Trial> {
         type Body = Box<dyn FnOnce() -> anyhow::Result<()> + Send>;
-        let bodies: Vec<(String, Body)> = match self.run {
-            Run::Once(test) => vec![(self.name.to_owned(), Box::new(test))],
+        let lacking = (self.needs)().err();
+        let bodies: Vec<(String, Body, Option<String>)> = match self.run {
+            Run::Once(test) => vec![(self.name.to_owned(), Box::new(test), lacking)],
             Run::Each(engines, test) => engines
                 .iter()
-                .map(|engine| (format!("{}[{engine}]", self.name), Box::new(move || test(engine)) as Body))
+                .map(|engine| {
+                    // With an accelerator.
+                    let program = if engine.contains('+') { sys::bpf::may_load().err() } else { None };
+                    let body = Box::new(move || test(engine)) as Body;
+                    (format!("{}[{engine}]", self.name), body, lacking.clone().or(program))
+                })
                 .collect(),
         };
-        let lacking = (self.needs)().err();
-        if let Some(lacking) = &lacking {
-            eprintln!("{} is ignored: {lacking}", self.name);
-        }
         let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
-        let trial = |(name, body): (String, Body)| Trial::test(name, move || body().map_err(failed));
-        bodies.into_iter().map(|body| trial(body).with_ignored_flag(lacking.is_some())).collect()
+        let trial = |(name, body, lacking): (String, Body, Option<String>)| {
+            if let Some(lacking) = &lacking {
+                eprintln!("{name} is ignored: {lacking}");
+            }
+            Trial::test(name, move || body().map_err(failed)).with_ignored_flag(lacking.is_some())
+        };
+        bodies.into_iter().map(trial).collect()
     }
 }
 

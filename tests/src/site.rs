@@ -43,6 +43,8 @@ pub const HTTP_ADDRESS: SocketAddrV4 = SocketAddrV4::new(VIP, HTTP);
 pub const HTTP_ADDRESSES: [SocketAddr; 2] = [SocketAddr::V4(HTTP_ADDRESS), SocketAddr::new(IpAddr::V6(VIP6), HTTP)];
 /// Every engine that a node can run, and the first one with three workers.
 pub const ENGINES: [&str; 4] = ["ring", "ring/3", "multishot", "mmsg"];
+/// The same, and one with an accelerator: for what an accelerator could do otherwise.
+pub const ALL_ENGINES: [&str; 5] = ["ring", "ring/3", "multishot", "mmsg", "ring+xdp"];
 /// For a connection that must come about.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 

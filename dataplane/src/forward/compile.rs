@@ -16,7 +16,7 @@ use super::{
     maglev::{Candidate, Maglev},
     runtime::{BackendRef, BackendRuntime, Liveness, Peer, SLOT_BITS, VipId},
     snapshot::{Backend, Service, Snapshot, Vip, VipParts},
-    spec::{BackendSpec, BackendState, MAX_PORTS, ServiceSpec, TableSpec, VipSpec, broadcast},
+    spec::{BackendSpec, BackendState, MAX_PORTS, PortRangeSpec, ServiceSpec, TableSpec, VipSpec, broadcast},
 };
 use crate::{
     packet::{Address, Mac},
@@ -37,7 +37,8 @@ pub struct Compiler {
     slot_count: usize,
     generations: Vec<u32>,
     free: VecDeque<usize>,
-    vips: BTreeMap<IpAddr, (VipId, Arc<TrafficByWorker>)>,
+    vips: BTreeMap<IpAddr, KeptVip>,
+    ports_version: u32,
     vip_count: u32,
     maglevs: HashMap<String, Built>,
     peers: Vec<Peer>,
@@ -46,22 +47,35 @@ pub struct Compiler {
 /// Slots that are freed and not yet used again.
 const RESTING_SLOTS: usize = 1024;
 
+/// Which service takes which ports.
+type PortsOf = Vec<(String, Vec<PortRangeSpec>)>;
+
+#[derive(Debug)]
+struct KeptVip {
+    id: VipId,
+    traffic: Arc<TrafficByWorker>,
+    ports: PortsOf,
+    /// Counts up with each change of them, over all VIPs.
+    ports_version: u32,
+}
+
 #[derive(Debug)]
 struct Kept {
     slot: usize,
     runtime: Arc<BackendRuntime>,
+    /// In the last snapshot.
+    state: BackendState,
 }
 
 impl Compiler {
     /// From the next snapshot on there are so many. The workers so far count nothing any more.
     pub(crate) fn set_workers(&mut self, workers: usize) {
         self.workers = workers;
-        for (_, traffic) in self.vips.values_mut() {
-            *traffic = Arc::new(traffic.divided_anew(workers));
+        for vip in self.vips.values_mut() {
+            vip.traffic = Arc::new(vip.traffic.divided_anew(workers));
         }
         for Kept { runtime, .. } in self.slots.values_mut() {
-            let renewed = BackendRuntime::new(runtime.traffic.divided_anew(workers));
-            renewed.resolve(runtime.mac(), runtime.liveness());
+            let renewed = runtime.renewed(runtime.traffic.divided_anew(workers));
             *runtime = Arc::new(renewed);
         }
     }
@@ -78,6 +92,7 @@ impl Compiler {
         sorted.sort_unstable_by_key(|vip| vip.address);
         for (vip, at) in sorted.into_iter().zip(0..) {
             let first_service = services.len();
+            let (id, traffic, ports_version) = self.keep_vip(vip);
             let mut rules = Vec::new();
             let mut any = [None, None];
             for service in &vip.services {
@@ -89,22 +104,17 @@ impl Compiler {
                     }
                 }
                 let compiled = self.service(spec, hash_key, service, (at, index), &mut backends);
-                services.push(compiled);
+                services.push(Service { ports_version, ..compiled });
             }
-            let (vip_count, workers) = (&mut self.vip_count, self.workers);
-            let (id, traffic) = self.vips.entry(vip.address).or_insert_with(|| {
-                *vip_count += 1;
-                (VipId(*vip_count), Arc::new(TrafficByWorker::new(workers)))
-            });
             let parts = VipParts {
-                id: *id,
+                id,
                 address: vip.address,
                 answer_on: vip.answer_on.iter().filter(|&&port| port < MAX_PORTS).fold(0, |set, port| set | 1 << port),
                 rules,
                 any,
                 rejects: vip.rejects,
                 is_served_here: services[first_service..].iter().any(|service: &Service| service.is_served_here),
-                traffic: traffic.clone(),
+                traffic,
             };
             vips.push(parts.into());
         }
@@ -142,6 +152,10 @@ impl Compiler {
         let mut is_served_here = false;
         for backend in &service.backends {
             let kept = self.keep(backend.id);
+            if takes(backend.state) < takes(kept.state) {
+                kept.runtime.loses_flows();
+            }
+            kept.state = backend.state;
             let (slot, runtime) = (kept.slot, kept.runtime.clone());
             if backends.len() <= slot {
                 backends.resize_with(slot + 1, || None);
@@ -188,10 +202,26 @@ impl Compiler {
             maglev,
             members: members.into(),
             is_served_here,
+            ports_version: 0,
         }
     }
 
-    fn keep(&mut self, id: u64) -> &Kept {
+    /// What goes on with a VIP, and the version of its services' ports.
+    fn keep_vip(&mut self, vip: &VipSpec) -> (VipId, Arc<TrafficByWorker>, u32) {
+        let ports: PortsOf = vip.services.iter().map(|service| (service.name.clone(), service.ports.clone())).collect();
+        let kept = self.vips.entry(vip.address).or_insert_with(|| {
+            self.vip_count += 1;
+            let traffic = Arc::new(TrafficByWorker::new(self.workers));
+            KeptVip { id: VipId(self.vip_count), traffic, ports: PortsOf::new(), ports_version: 0 }
+        });
+        if kept.ports != ports {
+            self.ports_version += 1;
+            (kept.ports, kept.ports_version) = (ports, self.ports_version);
+        }
+        (kept.id, kept.traffic.clone(), kept.ports_version)
+    }
+
+    fn keep(&mut self, id: u64) -> &mut Kept {
         self.slots.entry(id).or_insert_with(|| {
             // A freed slot rests until others have been freed after it; its generation then tells flow
             // entries of its former backend that this is another one.
@@ -205,7 +235,8 @@ impl Compiler {
                 self.generations[slot] = (self.generations[slot] % ((1 << (32 - SLOT_BITS)) - 1)) + 1;
                 slot
             };
-            Kept { slot, runtime: Arc::new(BackendRuntime::new(TrafficByWorker::new(self.workers))) }
+            let runtime = Arc::new(BackendRuntime::new(TrafficByWorker::new(self.workers)));
+            Kept { slot, runtime, state: BackendState::Down }
         })
     }
 
@@ -224,6 +255,15 @@ impl Compiler {
         self.vips.retain(|address, _| vips.contains(address));
         let names: HashSet<&str> = services().map(|service| service.name.as_str()).collect();
         self.maglevs.retain(|name, _| names.contains(name.as_str()));
+    }
+}
+
+/// Of how many protocols a backend keeps the flows that it has.
+fn takes(state: BackendState) -> u32 {
+    match state {
+        BackendState::Active | BackendState::Draining => 2,
+        BackendState::Silent => 1,
+        BackendState::Down => 0,
     }
 }
 

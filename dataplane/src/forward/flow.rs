@@ -39,7 +39,13 @@ impl Tick {
         self.0.wrapping_sub(earlier.0) & TICK_MASK
     }
 
-    const fn from_secs(secs: u64) -> u32 {
+    /// As a number, for whoever counts time alike.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+
+    /// How many pass in so many seconds.
+    pub(crate) const fn from_secs(secs: u64) -> u32 {
         ((secs * 1_000_000_000) >> TICK_SHIFT) as u32
     }
 }

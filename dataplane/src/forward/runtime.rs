@@ -4,13 +4,18 @@
 use std::{
     num::NonZeroU32,
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use super::spec::PeerSpec;
-use crate::{packet::Mac, stats::TrafficByWorker};
+use crate::{io::sys::bpf::Words, packet::Mac, stats::TrafficByWorker};
+
+/// A MAC address in a word, as programs in the kernel read it: in network order, and a byte that says that there is one.
+pub(crate) fn mac_word(mac: Option<Mac>) -> u64 {
+    mac.map_or(0, |Mac([a, b, c, d, e, f])| u64::from_ne_bytes([a, b, c, d, e, f, 1, 0]))
+}
 
 /// Names a backend in a flow entry: its slot and the slot's generation. Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,7 +44,7 @@ impl BackendRef {
         self.0.get()
     }
 
-    pub(super) fn slot(self) -> usize {
+    pub(crate) fn slot(self) -> usize {
         (self.get() & ((1 << SLOT_BITS) - 1)) as usize
     }
 }
@@ -50,6 +55,10 @@ impl BackendRef {
 pub struct BackendRuntime {
     /// Packets and bytes that were forwarded to it.
     pub traffic: TrafficByWorker,
+    /// How often it has lost flows that it had: those that come back to it are others.
+    losses: AtomicU32,
+    /// Where else its MAC address is shown.
+    shown_in: OnceLock<(Arc<Words>, usize)>,
     /// The MAC in the low 48 bits, a bit that says that there is one, and above it what became of the questions for it.
     resolved: AtomicU64,
 }
@@ -73,7 +82,25 @@ pub enum Liveness {
 
 impl BackendRuntime {
     pub(super) fn new(traffic: TrafficByWorker) -> Self {
-        Self { traffic, resolved: AtomicU64::new(0) }
+        Self { traffic, losses: AtomicU32::new(0), shown_in: OnceLock::new(), resolved: AtomicU64::new(0) }
+    }
+
+    /// The same for other counters.
+    pub(super) fn renewed(&self, traffic: TrafficByWorker) -> Self {
+        let renewed = Self::new(traffic);
+        renewed.losses.store(self.losses(), Ordering::Relaxed);
+        renewed.resolve(self.mac(), self.liveness());
+        renewed
+    }
+
+    /// It is in a state in which flows that it had are placed anew.
+    pub(super) fn loses_flows(&self) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that has been so.
+    pub(crate) fn losses(&self) -> u32 {
+        self.losses.load(Ordering::Relaxed)
     }
 
     /// Its MAC address, if known.
@@ -96,6 +123,16 @@ impl BackendRuntime {
     pub(crate) fn resolve(&self, mac: Option<Mac>, liveness: Liveness) {
         let raw = mac.map_or(0, |Mac([a, b, c, d, e, f])| u64::from_be_bytes([0, 1, a, b, c, d, e, f]));
         self.resolved.store(raw | (liveness as u64) << LIVENESS_SHIFT, Ordering::Relaxed);
+        if let Some((words, at)) = self.shown_in.get() {
+            words[*at].store(mac_word(mac), Ordering::Relaxed);
+        }
+    }
+
+    /// From now on whoever reads these words sees its MAC address at that place.
+    pub(crate) fn show_mac_in(&self, words: &Arc<Words>, at: usize) {
+        if self.shown_in.set((words.clone(), at)).is_ok() {
+            words[at].store(mac_word(self.mac()), Ordering::Relaxed);
+        }
     }
 }
 

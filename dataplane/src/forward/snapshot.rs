@@ -75,6 +75,8 @@ pub struct Service {
     pub members: Box<[u32]>,
     /// This node is one of its backends, and takes flows.
     pub is_served_here: bool,
+    /// Another one when it or another service of its VIP has got other ports.
+    pub ports_version: u32,
 }
 
 /// A VIP as workers see it. What each of its frames needs stands in the first line of the cache.
@@ -188,7 +190,7 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     pub(super) backends: Vec<Option<Backend>>,
     /// The MAC addresses of the other load balancers, sorted.
-    pub(super) peer_macs: Vec<Mac>,
+    pub(crate) peer_macs: Vec<Mac>,
     /// Which addresses are their own, where one of them is a backend.
     pub(crate) peer_addresses: HashSet<(Mac, IpAddr)>,
     /// From where no frame comes that is for a VIP: the VIPs, this node's own addresses, and the broadcast addresses of its

@@ -18,6 +18,7 @@ pub(crate) mod wake;
 pub use check_socket::CheckSocket;
 pub use engine::{EngineError, EngineKind};
 pub use sys::{
-    offload::{merges_received, segments_tcp},
+    bpf::XdpMode,
+    offload::{driver, merges_received, segments_tcp, takes_tags_off},
     socket::{PortConfig, SocketError},
 };

@@ -58,6 +58,12 @@ impl Traffic {
         self.bytes.add(frame_len as u64);
     }
 
+    /// Frames that others have sent.
+    pub(crate) fn count_all(&self, packets: u64, bytes: u64) {
+        self.packets.add(packets);
+        self.bytes.add(bytes);
+    }
+
     /// A frame that was counted was not sent.
     pub(crate) fn take_back(&self, frame_len: u32) {
         self.packets.take_back();

@@ -86,6 +86,7 @@ impl Worker {
         let handoff = Handoff::new(workers, handle.index);
         let stats = handle.stats.clone();
         let mut pipeline = Pipeline::of_worker(table.snapshot.clone(), flows, stats, permit, speaker, handoff);
+        pipeline.accelerator.clone_from(&published.accelerator);
         pipeline.now_ns = boottime_ns();
         pipeline.adopt(table.snapshot.clone());
         Self {
@@ -136,6 +137,7 @@ impl Worker {
             let is_awake = now_ns < awake_until_ns;
             let idle = if is_awake { Duration::ZERO } else { self.idle().min(sockets.patience()) };
             progress.expect(index, self.pipeline.now_ns + idle.as_nanos() as u64);
+            self.pipeline.keep_accelerator();
             was_busy = sockets.engine.turn(idle, &mut self.pipeline)?;
             self.send_outbox(&mut *sockets.engine)?;
             if self.pipeline.now_ns >= self.count_at_ns {
@@ -151,6 +153,7 @@ impl Worker {
                     self.pipeline.excuse_silence();
                 }
                 self.pipeline.count_flows();
+                self.pipeline.count_accelerated();
             }
         }
         self.handle.stats.ring_full.add(sockets.engine.lost().frames);

@@ -15,6 +15,7 @@ use super::{
     tap::{Before, Taps},
 };
 use crate::{
+    accel::{Accelerator, FRESH_S},
     forward::{
         decide::{Place, Why},
         egress::Egress,
@@ -22,6 +23,7 @@ use crate::{
         fragment::{Course, Fragments, Waiting},
         runtime::BackendRef,
         snapshot::{Backend, Snapshot, Vip},
+        spec::Timeouts,
     },
     io::{engine::FrameJudge, sys::memory::prefetch},
     packet::{
@@ -68,6 +70,7 @@ pub struct Pipeline {
     pub(super) echoes: Limiter,
     pub(super) outbox: Vec<Outgoing>,
     pub(super) taps: Taps,
+    pub(super) accelerator: Option<Arc<Accelerator>>,
     pub(super) stats: Arc<WorkerStats>,
     /// Which part of the counters of VIPs and backends is this worker's.
     index: usize,
@@ -109,6 +112,7 @@ impl Pipeline {
             echoes: Limiter::new(ECHOES_PER_S),
             outbox: Vec::new(),
             taps: Taps::default(),
+            accelerator: None,
             stats,
             index: handoff.as_ref().map_or(0, Handoff::index),
             routers: handoff.as_ref().map(Handoff::routers).unwrap_or_default(),
@@ -126,7 +130,11 @@ impl Pipeline {
 
     /// Works with a new table from the next frame on.
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
-        self.flows.set_timeouts(snapshot.timeouts);
+        let Timeouts { tcp_s, fin_s, udp_s } = snapshot.timeouts;
+        // So long at most an accelerator has frames of a flow before one comes here.
+        let unseen_s = if self.accelerator.is_some() { FRESH_S } else { 0 };
+        let timeouts = Timeouts { tcp_s: tcp_s.saturating_add(unseen_s), fin_s, udp_s: udp_s.saturating_add(unseen_s) };
+        self.flows.set_timeouts(timeouts);
         if let Some(speaker) = &mut self.speaker {
             speaker.adopt(&snapshot, &self.permit, self.now_ns);
             speaker.adopt_backends(&snapshot, self.now_ns);
@@ -264,6 +272,12 @@ impl Pipeline {
                     note_router(&self.snapshot, &self.routers, port, frame, flow, self.now_ns);
                 }
                 self.count_flow(why, vip, backend);
+                if let (Some(accelerator), Some(Why::Known), Some(flow), Egress::Port(out, _)) =
+                    (&self.accelerator, why, &peek.flow, egress)
+                    && meta.vnet.partial_checksum().is_none()
+                {
+                    accelerator.enter_flow(&self.snapshot, flow, (port, out), backend, self.now_ns);
+                }
                 dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
             }
             Intent::Reformed { vip, backend, why, egress, form } => {
@@ -299,6 +313,29 @@ impl Pipeline {
         // What other workers have handed over is sent beside the engine.
         self.taps.judged((&self.snapshot, port, self.now_ns), &before, frame, verdict, is_from_wire);
         verdict
+    }
+
+    /// The worker is at work: the accelerator may go on, unless somebody captures what it would not show.
+    pub(super) fn keep_accelerator(&self) {
+        if let (Some(accelerator), true) = (&self.accelerator, self.speaker.is_some()) {
+            match self.taps.is_empty() {
+                true => accelerator.go_on(self.now_ns),
+                false => accelerator.pause(),
+            }
+        }
+    }
+
+    /// Counts what the accelerator has forwarded, as if it had come here.
+    pub(super) fn count_accelerated(&self) {
+        let (Some(accelerator), true) = (&self.accelerator, self.speaker.is_some()) else { return };
+        let forwarded = accelerator.harvest(&self.snapshot, |backend, packets, bytes| {
+            backend.runtime.traffic.of(self.index).count_all(packets, bytes);
+            if let Some((vip, _)) = self.snapshot.served_by(backend.reference) {
+                vip.traffic.of(self.index).count_all(packets, bytes);
+            }
+        });
+        self.stats.received.add(forwarded);
+        self.stats.forwarded.add(forwarded);
     }
 
     /// A backend was chosen for a flow.

@@ -16,6 +16,7 @@ use super::{
     tap::TapList,
 };
 use crate::{
+    accel::Accelerator,
     forward::{
         snapshot::Snapshot,
         steering::{MAX_WORKERS, Steering},
@@ -35,6 +36,7 @@ pub(crate) struct Published {
     pub(crate) taps: Arc<TapList>,
     pub(crate) lease: Arc<LeaseClock>,
     pub(crate) progress: Arc<Progress>,
+    pub(crate) accelerator: Option<Arc<Accelerator>>,
     pub(crate) stop: AtomicBool,
 }
 
@@ -93,8 +95,9 @@ impl Table {
 
 impl Published {
     /// With a first table; nothing is owned.
-    pub(crate) fn new(snapshot: Snapshot) -> Self {
+    pub(crate) fn new(snapshot: Snapshot, accelerator: Option<Arc<Accelerator>>) -> Self {
         Self {
+            accelerator,
             table: ArcSwap::from_pointee(Table::new(snapshot)),
             owned: ArcSwap::default(),
             taps: Arc::default(),

@@ -108,7 +108,7 @@ fn flow_table() -> FlowTable {
 fn workers(count: usize) -> Vec<Worker> {
     let mut compiler = Compiler::default();
     compiler.set_workers(count);
-    let published = Arc::new(Published::new(compiler.compile(&spec())));
+    let published = Arc::new(Published::new(compiler.compile(&spec()), None));
     published.owned.store(owned());
     published.lease.set(u64::MAX);
     let (workers, inboxes) = Workers::new(Steering::new(count, 0x5eed_1234)).unwrap();
@@ -597,5 +597,6 @@ fn what_a_worker_holds_when_it_ends_is_counted() {
     assert_eq!((received, ended), (2 * frames.len() as u64, received));
 }
 
+mod accelerated;
 mod hostile;
 mod owner;

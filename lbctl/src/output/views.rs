@@ -205,6 +205,29 @@ impl Row for v1::Node {
     }
 }
 
+/// A line on the accelerator: in which mode it sees which interfaces, and how much of what it sees is its own.
+fn accelerator(of: &v1::AcceleratorStatus) -> String {
+    if !of.problem.is_empty() {
+        return format!("xdp       none: {}\n", of.problem);
+    }
+    let shown = |at: &v1::AcceleratedInterface| {
+        let mode = if at.mode.is_empty() { "not accelerated" } else { &at.mode };
+        let reason = if at.reason.is_empty() { String::new() } else { format!(" ({})", at.reason) };
+        format!("{} {mode}{reason}", at.interface)
+    };
+    let interfaces: Vec<String> = of.interfaces.iter().map(shown).collect();
+    let share = |part: u64| {
+        let all: u64 = of.forwarded + of.passed.iter().map(|passed| passed.frames).sum::<u64>();
+        part * 100 / all.max(1)
+    };
+    let partial: u64 = of.passed.iter().filter(|passed| passed.reason == "partial_checksum").map(|of| of.frames).sum();
+    let partial = match share(partial) {
+        0 => String::new(),
+        percent => format!(", {percent} % with partial checksums"),
+    };
+    format!("xdp       {}; {} % of all frames{partial}\n", interfaces.join(", "), share(of.forwarded))
+}
+
 impl Summary for v1::GetStatusResponse {
     fn summary(&self) -> String {
         if !self.waiting.is_empty() {
@@ -225,6 +248,8 @@ impl Summary for v1::GetStatusResponse {
         // Nothing to tell if it is normal and shall be.
         let scheduling = self.dataplane.iter().map(|d| d.scheduling.as_str()).find(|how| !["", "normal"].contains(how));
         let scheduling = scheduling.map(|how| format!(", {how}")).unwrap_or_default();
+        let accelerator =
+            self.dataplane.iter().find_map(|d| d.accelerator.as_ref()).map(accelerator).unwrap_or_default();
         let unowned = match self.unowned_vips {
             0 => String::new(),
             count => format!(", {count} WITHOUT OWNER"),
@@ -232,7 +257,7 @@ impl Summary for v1::GetStatusResponse {
         let warnings: String = self.warnings.iter().map(|warning| format!("WARNING   {warning}\n")).collect();
         format!(
             "{warnings}cluster   {} ({})\nnode      {} (lbd {}, lease {lease})\nleader    {leader} (term {})\n\
-             table     revision {}: {}{unowned}, {}, {}\nengine    {engine}{scheduling}\n\n",
+             table     revision {}: {}{unowned}, {}, {}\nengine    {engine}{scheduling}\n{accelerator}\n",
             self.cluster,
             self.cluster_id,
             self.node,

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use lb_dataplane::{Acceleration, AcceleratorReport};
 use lb_proto::v1;
 use lb_raft_store::{
     View,
@@ -10,6 +11,25 @@ use lb_raft_store::{
 
 use super::{Context, convert};
 use crate::{alarms::Alarm, events::Event, health::unserved};
+
+fn accelerator(of: Result<AcceleratorReport, String>) -> v1::AcceleratorStatus {
+    let AcceleratorReport { interfaces, forwarded, passed } = match of {
+        Ok(report) => report,
+        Err(problem) => return v1::AcceleratorStatus { problem, ..v1::AcceleratorStatus::default() },
+    };
+    let interface = |of: Acceleration| v1::AcceleratedInterface {
+        interface: of.interface,
+        mode: of.mode.map(|mode| mode.to_string()).unwrap_or_default(),
+        reason: of.reason.unwrap_or_default(),
+    };
+    let passed = passed.into_iter().map(|(reason, frames)| v1::PassedCount { reason: reason.to_owned(), frames });
+    v1::AcceleratorStatus {
+        problem: String::new(),
+        interfaces: interfaces.into_iter().map(interface).collect(),
+        forwarded,
+        passed: passed.collect(),
+    }
+}
 
 impl Context {
     /// All that this node knows of its cluster. `stale`: nobody has confirmed it; `brief`: without the VIPs.
@@ -30,6 +50,7 @@ impl Context {
             workers: u32::try_from(dataplane.worker_count()).unwrap_or(u32::MAX),
             running: dataplane.is_running(),
             scheduling: dataplane.scheduling().to_string(),
+            accelerator: dataplane.accelerator().map(accelerator),
         });
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         v1::GetStatusResponse {

@@ -20,6 +20,7 @@ pub(super) fn dataplane(
         workers: section.workers,
         realtime: section.realtime,
         busy_poll: section.busy_poll,
+        accelerate: section.accelerator,
         flow_capacity: section.flows,
         guard,
     })?;

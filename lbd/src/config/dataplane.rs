@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_dataplane::{
-    Config,
+    Accelerate, Config,
     forward::{spec::MAX_PORTS, steering::MAX_WORKERS},
     io::EngineKind,
 };
@@ -22,6 +22,8 @@ pub(crate) struct Dataplane {
     pub(crate) realtime: bool,
     /// How long after a frame these look for the next one without sleeping.
     pub(crate) busy_poll: Duration,
+    /// Whether an XDP program forwards known flows.
+    pub(crate) accelerator: Accelerate,
     /// Slots for flows, over all workers.
     pub(crate) flows: usize,
 }
@@ -40,6 +42,7 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     let realtime = dataplane.flag("realtime", false);
     let busy_poll = dataplane.integer("busy_poll_us", 0..=MAX_BUSY_POLL_US).unwrap_or(0);
     let busy_poll = Duration::from_micros(busy_poll.try_into().unwrap_or(0));
+    let accelerator = dataplane.optional("accelerator", parse_accelerator).unwrap_or_default();
     let flows = dataplane.integer("flows", MIN_FLOWS..=MAX_FLOWS).unwrap_or(Config::DEFAULT_FLOW_CAPACITY);
     match role {
         Role::Lb if interfaces.is_empty() && !dataplane.has_fault("interfaces") => {
@@ -62,7 +65,7 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     if interfaces.len() > MAX_PORTS {
         dataplane.fault("interfaces", "at most 64 are supported");
     }
-    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime, busy_poll, flows })
+    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime, busy_poll, accelerator, flows })
 }
 
 fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {
@@ -72,6 +75,15 @@ fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {
         return Err(format!("{text:?} is none of \"auto\", {}", names.join(", ")));
     }
     Ok(kind)
+}
+
+fn parse_accelerator(text: &str) -> Result<Accelerate, String> {
+    match text {
+        "off" => Ok(Accelerate::Off),
+        "auto" => Ok(Accelerate::Auto),
+        "xdp" => Ok(Accelerate::Xdp),
+        _ => Err(format!("{text:?} is none of \"off\", \"auto\", \"xdp\"")),
+    }
 }
 
 fn interface_name(text: &str) -> Result<String, String> {

@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lb_dataplane::Accelerate;
 use lb_raft_store::table::{Name, Role};
 
 pub(crate) use api::ApiListener;
@@ -98,12 +99,18 @@ impl Config {
         suspicions
     }
 
+    /// Whether this node has an accelerator, if it can.
+    pub(crate) fn accelerates(&self) -> bool {
+        self.dataplane.as_ref().is_some_and(|dataplane| dataplane.accelerator != Accelerate::Off)
+    }
+
     /// The keys of which another value was read since the start and takes effect only with the next one.
     pub(crate) fn differences(&self, read: &Self) -> Vec<&'static str> {
         let engine = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.engine);
         let interfaces = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone());
         let realtime = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.realtime);
         let busy_poll = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.busy_poll);
+        let accelerator = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.accelerator);
         let flows = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.flows);
         let keys = [
             ("node.name", self.name != read.name),
@@ -120,6 +127,7 @@ impl Config {
             ("dataplane.engine", engine(self) != engine(read)),
             ("dataplane.realtime", realtime(self) != realtime(read)),
             ("dataplane.busy_poll_us", busy_poll(self) != busy_poll(read)),
+            ("dataplane.accelerator", accelerator(self) != accelerator(read)),
             ("dataplane.flows", flows(self) != flows(read)),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

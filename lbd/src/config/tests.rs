@@ -36,6 +36,7 @@ fn a_minimal_file_has_defaults_for_the_rest() {
         workers: 1,
         realtime: false,
         busy_poll: Duration::ZERO,
+        accelerator: Accelerate::Off,
         flows: 1 << 21,
     };
     assert_eq!(config.dataplane, Some(dataplane));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use lb_dataplane::{Dataplane, io::merges_received};
+use lb_dataplane::{AcceleratorReport, Dataplane, io::merges_received};
 use lb_proto::v1;
 use lb_raft_store::{Consensus, View};
 use rustix::{
@@ -125,6 +125,7 @@ impl Doctor {
         });
         let Ok((seen, report, conflicts)) = first.await else { return };
         readings.seen = seen.into_iter().collect();
+        readings.not_accelerated = not_accelerated(dataplane.accelerator());
         (readings.reports[0], readings.conflicts[0]) = (report, conflicts);
         let plan = readings.me.map(|me| self.ownership.grants().borrow().plan(me, table));
         let owns = |vip| plan.as_ref().is_some_and(|plan| plan.answered.contains_key(&vip));
@@ -132,6 +133,18 @@ impl Doctor {
         let asked = dataplane.clone();
         let second = spawn_blocking(move || (asked.report(), asked.conflicts())).await;
         (readings.reports[1], readings.conflicts[1]) = second.unwrap_or_default();
+    }
+}
+
+/// Interfaces whose frames should be accelerated and are not, and why.
+fn not_accelerated(of: Option<Result<AcceleratorReport, String>>) -> Vec<(String, String)> {
+    match of {
+        None => Vec::new(),
+        Some(Err(problem)) => vec![("all".to_owned(), problem)],
+        Some(Ok(report)) => {
+            let without = report.interfaces.into_iter().filter(|of| of.mode.is_none());
+            without.map(|of| (of.interface, of.reason.unwrap_or_default())).collect()
+        }
     }
 }
 

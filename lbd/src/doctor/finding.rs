@@ -48,6 +48,7 @@ ids! {
     MtuDiffers = "mtu-differs", Warning;
     NodeFar = "node-far", Warning;
     NodeSilent = "node-silent", Error;
+    NotAccelerated = "not-accelerated", Warning;
     Quorum = "quorum", Error;
     RaftBehind = "raft-behind", Warning;
     ReversePathFilter = "reverse-path-filter", Error;

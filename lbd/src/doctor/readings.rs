@@ -16,6 +16,8 @@ use crate::{alarms::Alarm, health::Presence, link::Link};
 pub(super) struct Readings {
     pub(super) me: Option<NodeId>,
     pub(super) links: Vec<Link>,
+    /// Interfaces whose frames should be accelerated and are not, with the reason.
+    pub(super) not_accelerated: Vec<(String, String)>,
     /// Interfaces that merge what they receive.
     pub(super) merging: Vec<String>,
     pub(super) alarms: Vec<(Alarm, String)>,

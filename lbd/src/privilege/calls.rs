@@ -84,14 +84,34 @@ const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS) as u64;
 
+/// What the working process loads into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Programs {
+    /// Nothing.
+    None,
+    /// The accelerator.
+    Accelerator,
+}
+
+/// The commands of bpf(2) that the accelerator needs (linux/bpf.h, enum bpf_cmd): to make a map, to set and to remove an element, to
+/// load a program, and to put it on an interface.
+const OF_ACCELERATOR: [u64; 5] = [0, 2, 3, 5, 28];
+
 /// For this thread, and those that it starts from now on.
-pub(super) fn filter() -> Result<(), Error> {
+pub(super) fn filter(programs: Programs) -> Result<(), Error> {
     let all = ALLOWED.iter().copied().chain([OLDER]).flatten();
     let mut rules: BTreeMap<i64, _> = all.map(|number| (*number, Vec::new())).collect();
     // Threads, and no namespaces: of clone(2) the flags are looked at. Those of clone3(2) are behind a pointer, so that libc
     // does without it.
     let is_in_the_same = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(NAMESPACES), 0)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_in_the_same])?]);
+    if programs == Programs::Accelerator {
+        let is = |command| {
+            let same = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command)?;
+            SeccompRule::new(vec![same])
+        };
+        rules.insert(libc::SYS_bpf, OF_ACCELERATOR.into_iter().map(is).collect::<Result<_, _>>()?);
+    }
     let refused = SeccompAction::Errno(Errno::NOSYS.raw_os_error().cast_unsigned());
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, ARCH.try_into()?)?;
     apply_filter(&BpfProgram::try_from(filter)?)
@@ -107,7 +127,7 @@ mod tests {
     fn no_program_is_started_and_all_else_goes_on() {
         // The filter is for this thread alone.
         let filtered = thread::spawn(|| {
-            filter().unwrap();
+            filter(Programs::None).unwrap();
             let started = Command::new("/bin/true").status().map_err(|error| error.raw_os_error());
             let unmounted = rustix::mount::unmount("/no/such/place", rustix::mount::UnmountFlags::DETACH);
             let read = fs::read_to_string("/proc/self/status").is_ok();

@@ -79,20 +79,60 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     unsafe { attributes.call(BPF_PROG_LOAD) }.map(owned)
 }
 
+/// Whether programs may be loaded: not from within a user namespace. The error says so for people.
+pub fn may_load() -> Result<(), String> {
+    let nothing = load(&[(0xb7, 0, 0, XDP_DROP), (0x95, 0, 0, 0)]);
+    nothing.map(drop).map_err(|error| format!("the kernel takes no XDP program from it ({error})"))
+}
+
+/// Has the driver of an interface of the calling thread's namespace run a program.
+fn attach(program: &[Instruction], ifindex: u32) -> io::Result<OwnedFd> {
+    let program = load(program)?;
+    let attributes = Attributes::default()
+        .u32(program.as_raw_fd().cast_unsigned())
+        .u32(ifindex)
+        .u32(BPF_XDP)
+        .u32(XDP_FLAGS_DRV_MODE);
+    // SAFETY: this command has no addresses.
+    unsafe { attributes.call(BPF_LINK_CREATE) }.map(owned)
+}
+
 /// Swallows all frames that reach an interface, until it is dropped.
 pub struct Sink(#[allow(dead_code, reason = "held for its effect")] OwnedFd);
 
 impl Sink {
     /// Attaches to an interface of the calling thread's namespace.
     pub fn attach(ifindex: u32) -> io::Result<Self> {
-        let program = load(&[(0xb7, 0, 0, XDP_DROP), (0x95, 0, 0, 0)])?;
-        let attributes = Attributes::default()
-            .u32(program.as_raw_fd().cast_unsigned())
-            .u32(ifindex)
-            .u32(BPF_XDP)
-            .u32(XDP_FLAGS_DRV_MODE);
-        // SAFETY: this command has no addresses.
-        unsafe { attributes.call(BPF_LINK_CREATE) }.map(|fd| Self(owned(fd)))
+        attach(&[(0xb7, 0, 0, XDP_DROP), (0x95, 0, 0, 0)], ifindex).map(Self)
+    }
+}
+
+/// Sends all frames that reach an interface back to where they came from, until it is dropped.
+pub struct Reflector(#[allow(dead_code, reason = "held for its effect")] OwnedFd);
+
+impl Reflector {
+    /// Attaches to an interface of the calling thread's namespace.
+    pub fn attach(ifindex: u32) -> io::Result<Self> {
+        let program = [
+            (0x61, 0x12, 0, 0),        //  0 r2 = data
+            (0x61, 0x13, 4, 0),        //  1 r3 = data_end
+            (0xbf, 0x24, 0, 0),        //  2 r4 = r2
+            (0x07, 0x04, 0, 14),       //  3 r4 += 14
+            (0x2d, 0x34, 10, 0),       //  4 if r4 > r3 goto drop
+            (0x61, 0x25, 0, 0),        //  5 r5, r0: the destination
+            (0x69, 0x20, 4, 0),        //  6
+            (0x61, 0x24, 6, 0),        //  7 r4, r3: the source
+            (0x69, 0x23, 10, 0),       //  8
+            (0x63, 0x42, 0, 0),        //  9 exchanged
+            (0x6b, 0x32, 4, 0),        // 10
+            (0x63, 0x52, 6, 0),        // 11
+            (0x6b, 0x02, 10, 0),       // 12
+            (0xb7, 0x00, 0, XDP_TX),   // 13 return XDP_TX
+            (0x95, 0x00, 0, 0),        // 14
+            (0xb7, 0x00, 0, XDP_DROP), // 15 drop: return XDP_DROP
+            (0x95, 0x00, 0, 0),        // 16
+        ];
+        attach(&program, ifindex).map(Self)
     }
 }
 
@@ -132,13 +172,17 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Frames leave at this rate, each of a random flow.
-    pub fn new(ifindex: u32, packets_per_second: u64, flows: &Flows) -> io::Result<Self> {
+    /// Frames like this one leave at this rate, each of a random flow.
+    pub fn new(ifindex: u32, packets_per_second: u64, flows: &Flows, frame: &[u8]) -> io::Result<Self> {
         let attributes = Attributes::default().u32(BPF_MAP_TYPE_ARRAY).u32(4).u32(16).u32(1);
         // SAFETY: this command has no addresses.
         let state = unsafe { attributes.call(BPF_MAP_CREATE) }.map(owned)?;
         let interval = (u64::from(BURST.cast_unsigned()) * 1_000_000_000 / packets_per_second) as i32;
-        let program = load(&pacing_program(state.as_raw_fd(), interval, flows))?;
+        let mut addresses = [0; 3];
+        for (word, bytes) in addresses.iter_mut().zip(frame.as_chunks().0) {
+            *word = i32::from_ne_bytes(*bytes);
+        }
+        let program = load(&pacing_program(state.as_raw_fd(), interval, flows, addresses))?;
         Ok(Self { program, _state: state, ifindex })
     }
 
@@ -171,7 +215,7 @@ impl Generator {
 }
 
 /// The state is the moment of the next burst and what is left of the present one.
-fn pacing_program(map: i32, interval: i32, flows: &Flows) -> Vec<Instruction> {
+fn pacing_program(map: i32, interval: i32, flows: &Flows, addresses: [i32; 3]) -> Vec<Instruction> {
     const PSEUDO_MAP_FD: u8 = 1;
     let number = |address: Ipv4Addr| u32::from(address).cast_signed();
     vec![
@@ -182,13 +226,13 @@ fn pacing_program(map: i32, interval: i32, flows: &Flows) -> Vec<Instruction> {
         (0x18, PSEUDO_MAP_FD << 4 | 1, 0, map),            //  4 r1 = map
         (0x00, 0x00, 0, 0),                                //  5 (second half)
         (0x85, 0x00, 0, 1),                                //  6 r0 = map_lookup_elem
-        (0x15, 0x00, 40, 0),                               //  7 if r0 == 0 goto drop
+        (0x15, 0x00, 43, 0),                               //  7 if r0 == 0 goto drop
         (0xbf, 0x09, 0, 0),                                //  8 r9 = r0
         (0x79, 0x91, 8, 0),                                //  9 r1 = left
         (0x55, 0x01, 10, 0),                               // 10 if r1 != 0 goto take
         (0x85, 0x00, 0, 5),                                // 11 r0 = ktime_get_ns
         (0x79, 0x92, 0, 0),                                // 12 r2 = next
-        (0xad, 0x20, 34, 0),                               // 13 if r0 < r2 goto drop
+        (0xad, 0x20, 37, 0),                               // 13 if r0 < r2 goto drop
         (0x07, 0x02, 0, interval),                         // 14 r2 += interval
         (0xbf, 0x23, 0, 0),                                // 15 r3 = r2
         (0x07, 0x03, 0, 100_000),                          // 16 r3 += 100 us
@@ -202,28 +246,31 @@ fn pacing_program(map: i32, interval: i32, flows: &Flows) -> Vec<Instruction> {
         (0x61, 0x68, 4, 0),                                // 24 r8 = data_end
         (0xbf, 0x72, 0, 0),                                // 25 r2 = r7
         (0x07, 0x02, 0, 36),                               // 26 r2 += 36
-        (0x2d, 0x82, 20, 0),                               // 27 if r2 > r8 goto drop
-        (0x85, 0x00, 0, 7),                                // 28 r0 = get_prandom_u32
-        (0x57, 0x00, 0, (flows.count - 1).cast_signed()),  // 29 r0 &= count - 1
-        (0xbf, 0x09, 0, 0),                                // 30 r9 = r0, the flow
-        (0xbf, 0x91, 0, 0),                                // 31 r1 = r9
-        (0x57, 0x01, 0, (Flows::PORTS - 1).cast_signed()), // 32 r1 &= PORTS - 1
-        (0x07, 0x01, 0, Flows::FIRST_PORT as i32),         // 33 r1 += FIRST_PORT
-        (0xdc, 0x01, 0, 16),                               // 34 r1 = htobe16(r1)
-        (0x6b, 0x17, 34, 0),                               // 35 the UDP source port = r1
-        (0xbf, 0x91, 0, 0),                                // 36 r1 = r9
-        (0x77, 0x01, 0, Flows::PORTS.ilog2() as i32),      // 37 r1 /= PORTS
-        (0x07, 0x01, 0, number(flows.source)),             // 38 r1 += source
-        (0xdc, 0x01, 0, 32),                               // 39 r1 = htobe32(r1)
-        (0x63, 0x17, 26, 0),                               // 40 the source address = r1
-        (0xbf, 0x91, 0, 0),                                // 41 r1 = r9
-        (0x97, 0x01, 0, flows.destinations.cast_signed()), // 42 r1 %= destinations
-        (0x07, 0x01, 0, number(flows.destination)),        // 43 r1 += destination
-        (0xdc, 0x01, 0, 32),                               // 44 r1 = htobe32(r1)
-        (0x63, 0x17, 30, 0),                               // 45 the destination address = r1
-        (0xb7, 0x00, 0, XDP_TX),                           // 46 r0 = XDP_TX
-        (0x95, 0x00, 0, 0),                                // 47 exit
-        (0xb7, 0x00, 0, XDP_DROP),                         // 48 drop: r0 = XDP_DROP
-        (0x95, 0x00, 0, 0),                                // 49 exit
+        (0x2d, 0x82, 23, 0),                               // 27 if r2 > r8 goto drop
+        (0x62, 0x07, 0, addresses[0]), // 28 the MAC addresses, which whoever had the page has changed
+        (0x62, 0x07, 4, addresses[1]), // 29
+        (0x62, 0x07, 8, addresses[2]), // 30
+        (0x85, 0x00, 0, 7),            // 31 r0 = get_prandom_u32
+        (0x57, 0x00, 0, (flows.count - 1).cast_signed()), // 32 r0 &= count - 1
+        (0xbf, 0x09, 0, 0),            // 33 r9 = r0, the flow
+        (0xbf, 0x91, 0, 0),            // 34 r1 = r9
+        (0x57, 0x01, 0, (Flows::PORTS - 1).cast_signed()), // 35 r1 &= PORTS - 1
+        (0x07, 0x01, 0, Flows::FIRST_PORT as i32), // 36 r1 += FIRST_PORT
+        (0xdc, 0x01, 0, 16),           // 37 r1 = htobe16(r1)
+        (0x6b, 0x17, 34, 0),           // 38 the UDP source port = r1
+        (0xbf, 0x91, 0, 0),            // 39 r1 = r9
+        (0x77, 0x01, 0, Flows::PORTS.ilog2() as i32), // 40 r1 /= PORTS
+        (0x07, 0x01, 0, number(flows.source)), // 41 r1 += source
+        (0xdc, 0x01, 0, 32),           // 42 r1 = htobe32(r1)
+        (0x63, 0x17, 26, 0),           // 43 the source address = r1
+        (0xbf, 0x91, 0, 0),            // 44 r1 = r9
+        (0x97, 0x01, 0, flows.destinations.cast_signed()), // 45 r1 %= destinations
+        (0x07, 0x01, 0, number(flows.destination)), // 46 r1 += destination
+        (0xdc, 0x01, 0, 32),           // 47 r1 = htobe32(r1)
+        (0x63, 0x17, 30, 0),           // 48 the destination address = r1
+        (0xb7, 0x00, 0, XDP_TX),       // 49 r0 = XDP_TX
+        (0x95, 0x00, 0, 0),            // 50 exit
+        (0xb7, 0x00, 0, XDP_DROP),     // 51 drop: r0 = XDP_DROP
+        (0x95, 0x00, 0, 0),            // 52 exit
     ]
 }

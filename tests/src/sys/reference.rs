@@ -192,10 +192,29 @@ pub fn disable_tso(interface: &str) -> io::Result<()> {
     set_offload(interface, ETHTOOL_STSO, false)
 }
 
+/// Has whatever leaves by an interface leave with its checksums.
+pub fn complete_checksums(interface: &str) -> io::Result<()> {
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    set_offload(interface, ETHTOOL_STXCSUM, false)
+}
+
+/// Has an interface leave VLAN tags on the frames that it receives.
+pub fn keep_tags(interface: &str) -> io::Result<()> {
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETHTOOL_SFLAGS: u32 = 0x26;
+    const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+    let flags = ethtool(interface, [ETHTOOL_GFLAGS, 0])?;
+    ethtool(interface, [ETHTOOL_SFLAGS, flags & !ETH_FLAG_RXVLAN]).map(drop)
+}
+
 fn set_offload(interface: &str, command: u32, on: bool) -> io::Result<()> {
+    ethtool(interface, [command, u32::from(on)]).map(drop)
+}
+
+/// A struct ethtool_value: a command, and what it gives or gets.
+fn ethtool(interface: &str, mut value: [u32; 2]) -> io::Result<u32> {
     const SIOCETHTOOL: u64 = 0x8946;
     let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    let mut value = [command, u32::from(on)];
     // SAFETY: plain data for which zero is a value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(15)) {
@@ -204,7 +223,7 @@ fn set_offload(interface: &str, command: u32, on: bool) -> io::Result<()> {
     request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
     // SAFETY: the request names an interface and points at a struct ethtool_value, both alive.
     let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if outcome == 0 { Ok(value[1]) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Gives a thread real-time priority, so that it runs as soon as it has something to do.

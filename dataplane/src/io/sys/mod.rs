@@ -1,5 +1,6 @@
-//! What the kernel offers: memory, packet sockets and their rings, io_uring, offloads.
+//! What the kernel offers: memory, packet sockets and their rings, io_uring, offloads, programs.
 
+pub(crate) mod bpf;
 pub mod memory;
 pub(in crate::io) mod offload;
 pub(in crate::io) mod packet_ring;

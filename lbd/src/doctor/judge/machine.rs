@@ -116,6 +116,14 @@ fn interfaces(readings: &Readings, table: &Table, found: &mut Vec<v1::Finding>) 
 }
 
 fn of_frames(readings: &Readings, found: &mut Vec<v1::Finding>) {
+    for (interface, reason) in &readings.not_accelerated {
+        found.push(finding(
+            Id::NotAccelerated,
+            format!("interface {interface}"),
+            reason.clone(),
+            "what the reason names; or dataplane.accelerator = \"off\", and a start",
+        ));
+    }
     let changes = readings.reports[1].totals.backend_mac_changed;
     if changes > MAC_CHANGES.max(MAC_CHANGES_EACH * readings.seen.len() as u64) {
         found.push(finding(
@@ -234,6 +242,8 @@ mod tests {
             ids(&Readings { guard_problem: guard, forwards: Some(true), ..Readings::default() }),
             ["forwarding-without-guard"]
         );
+        let not_accelerated = vec![("eth0".to_owned(), "it is gone".to_owned())];
+        assert_eq!(ids(&Readings { not_accelerated, ..Readings::default() }), ["not-accelerated"]);
         let mut readings = Readings::default();
         readings.reports[1].totals.backend_mac_changed = MAC_CHANGES + 1;
         assert_eq!(ids(&readings), ["backend-mac-changes"]);

@@ -133,7 +133,7 @@ impl Chain {
                 let link = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).up();
                 handle.link().set(link.build()).execute().await
             })?;
-            namespace.enter(|| reference::enable_gro(name))?;
+            namespace.enter(|| reference::enable_gro(name).and_then(|()| reference::keep_tags(name)))?;
         }
         let (lb_ifindex, generator_ifindex) = (lb.ifindex("l0")?, generator.ifindex("g0")?);
         let mut chain = Self { lb, generator, lb_ifindex, generator_ifindex, sink: None, receiver: None, xdp: false };

@@ -14,13 +14,16 @@ use std::{
 
 use anyhow::Context as _;
 use lb_dataplane::{
-    Config, Dataplane, TapFilter,
+    Accelerate, Config, Dataplane, TapFilter, XdpMode,
     forward::spec::{BackendSpec, BackendState, PortRangeSpec, PortSpec, ServiceSpec, TableSpec, Timeouts, VipSpec},
     guard::{self, Guard},
     io::{EngineKind, PortConfig},
     packet::{Mac, Protocol},
 };
-use lb_tests::{netns::Namespace, sys::reference};
+use lb_tests::{
+    netns::Namespace,
+    sys::{bpf, reference},
+};
 
 use crate::chain::pin;
 
@@ -37,6 +40,10 @@ pub(crate) enum Forwarder {
     Realtime(EngineKind),
     /// The same, its worker awake for a while after each frame (`dataplane.busy_poll_us`).
     BusyPolling(EngineKind),
+    /// The ring engine, with the accelerator in front of it (`dataplane.accelerator`).
+    Accelerated,
+    /// A program that swaps the MAC addresses of each frame and sends it back: nothing can be faster.
+    Reflector,
     Nftables,
     /// A bridge of the kernel, whose only port takes frames back (hairpin).
     Bridge,
@@ -51,6 +58,8 @@ impl fmt::Display for Forwarder {
             Self::Captured { only_drops: true } => f.write_str("with one of drops"),
             Self::Realtime(kind) => write!(f, "lbd, {kind}, realtime"),
             Self::BusyPolling(kind) => write!(f, "lbd, {kind}, busy polling"),
+            Self::Accelerated => f.write_str("lbd, accelerator"),
+            Self::Reflector => f.write_str("bare XDP reflector"),
             Self::Nftables => f.write_str("nftables fwd"),
             Self::Bridge => f.write_str("kernel bridge"),
         }
@@ -88,8 +97,10 @@ impl Forwarder {
     pub(crate) fn threads(self) -> &'static str {
         match self {
             Self::Reference => REFERENCE_THREAD,
-            Self::Engine(_) | Self::Realtime(_) | Self::BusyPolling(_) | Self::Captured { .. } => "dataplane",
-            Self::Nftables | Self::Bridge => "",
+            Self::Engine(_) | Self::Realtime(_) | Self::BusyPolling(_) | Self::Accelerated | Self::Captured { .. } => {
+                "dataplane"
+            }
+            Self::Nftables | Self::Bridge | Self::Reflector => "",
         }
     }
 
@@ -103,6 +114,18 @@ impl Forwarder {
             }),
             Self::Realtime(kind) => with_engine(site, kind, Manner::Realtime, |_| work()),
             Self::BusyPolling(kind) => with_engine(site, kind, Manner::BusyPolling, |_| work()),
+            Self::Accelerated => with_engine(site, EngineKind::Ring, Manner::Accelerated, |dataplane| {
+                let modes = dataplane.accelerator().context("an accelerator")?.map_err(anyhow::Error::msg)?.interfaces;
+                anyhow::ensure!(
+                    modes.iter().all(|of| of.mode == Some(XdpMode::Native)),
+                    "not in the driver: {modes:?}"
+                );
+                work()
+            }),
+            Self::Reflector => {
+                let _reflector = site.namespace.enter(|| bpf::Reflector::attach(site.ifindex))?;
+                work()
+            }
             Self::Nftables => with_nftables(site, work),
             Self::Bridge => with_bridge(site, work),
         }
@@ -138,6 +161,7 @@ pub(crate) enum Manner {
     Usual,
     Realtime,
     BusyPolling,
+    Accelerated,
 }
 
 /// As the documents recommend it.
@@ -159,6 +183,7 @@ pub(crate) fn with_engine<T>(
             engine: Some(kind),
             workers: 1,
             realtime: manner == Manner::Realtime,
+            accelerate: if manner == Manner::Accelerated { Accelerate::Xdp } else { Accelerate::Off },
             busy_poll: if manner == Manner::BusyPolling { BUSY_POLL } else { Duration::ZERO },
             flow_capacity,
             guard: guard::Ownership::Own,
@@ -249,7 +274,11 @@ fn with_nftables<T>(site: &Site, work: impl FnOnce() -> anyhow::Result<T>) -> an
         Protocol::Udp => "udp",
     };
     let map: Vec<String> = site.backends.iter().zip(0..).map(|(mac, number)| format!("{number} : {mac}")).collect();
-    let Site { interface, vip, mac, port, .. } = site;
+    let Site { interface, mac, port, .. } = site;
+    let vip = match site.vips {
+        1 => site.vip.to_string(),
+        vips => format!("{}-{}", site.vip, Ipv4Addr::from(u32::from(site.vip) + vips - 1)),
+    };
     let rules = format!(
         "table netdev bench {{\n chain in {{\n type filter hook ingress device {interface} priority 0; policy accept;\n \
          ip daddr {vip} {protocol} dport {port} ether saddr set {mac} ether daddr set \

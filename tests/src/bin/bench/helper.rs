@@ -81,8 +81,8 @@ fn generate(ifindex: u32, xdp: bool, load: &Load) -> io::Result<()> {
         let frames: Vec<Vec<u8>> = (0..load.flows.min(KNOWN_FLOWS)).map(|flow| load.frame(flow)).collect();
         return reference::generate(ifindex, &frames, &AtomicBool::new(false));
     }
-    let generator = bpf::Generator::new(ifindex, load.offered, &load.flows())?;
     let template = load.frame(0);
+    let generator = bpf::Generator::new(ifindex, load.offered, &load.flows(), &template)?;
     // The end of a run takes some 20 ms, in which nothing is sent; a signal ends one at once.
     loop {
         generator.run(&template, u32::MAX)?;

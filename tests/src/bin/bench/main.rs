@@ -1,5 +1,5 @@
 //! The benchmark: `cargo lb-bench`. Packets forwarded per second at a saturating rate, all load-balancer work on one
-//! core, each engine and its peers in one run; then what many VIPs, many flows and new flows cost, the latency at low
+//! core, each engine and its peers in one run; the accelerator beside them; then what many VIPs, many flows and new flows cost, the latency at low
 //! load, bulk TCP, and what health checks, watchers, pages and TLS cost. What a packet costs without the kernel: `cargo bench -p lb-dataplane`.
 //!
 //! Absolute numbers are those of this machine; quote the ratios.
@@ -41,15 +41,17 @@ const ENGINES: [Forwarder; 3] = [RING, Forwarder::Engine(EngineKind::Multishot),
 const COUNTED: Duration = Duration::from_millis(300);
 /// Until a million flows are known, and the memory for them is there.
 const LEARNING: Duration = Duration::from_millis(4000);
+/// Until hardly one of them is unknown to the accelerator, which takes two frames of each: most are lost meanwhile.
+const LEARNING_TWICE: Duration = Duration::from_millis(20_000);
 /// Of [`Load::flows`], so many that each packet opens another one.
 const NEW_FLOWS: u32 = 1 << 28;
 
 const HELP: &str =
-    "usage: cargo lb-bench [saturation | tables | captures | headroom | latency | bulk | checks | watchers | pages | tls]...
+    "usage: cargo lb-bench [saturation | accelerator | tables | captures | headroom | latency | bulk | checks | watchers | pages | tls]...
 
 Measures on two cores: one does all load-balancer work, the other one generates and swallows the packets. As root, for
 XDP, pinned kernel threads and nftables; as an ordinary user the figures flatter everyone. Without arguments all tables
-are printed, which takes some eleven minutes.";
+are printed, which takes some fifteen minutes.";
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -63,8 +65,9 @@ fn main() -> ExitCode {
         );
     }
     type Part = fn() -> anyhow::Result<()>;
-    let parts: [(&str, Part); 10] = [
+    let parts: [(&str, Part); 11] = [
         ("saturation", saturation),
+        ("accelerator", accelerator),
         ("tables", tables),
         ("captures", captures),
         ("headroom", headroom),
@@ -186,6 +189,53 @@ fn saturation() -> anyhow::Result<()> {
                 of(|figures| figures.process_us),
                 of(|figures| figures.softirq_us)
             );
+        }
+    }
+    Ok(())
+}
+
+/// More than a bare program sends back on one core.
+const FLOOD: u64 = 8_000_000;
+/// What a site of some size has.
+const MODERATE: u64 = 200_000;
+
+fn accelerator() -> anyhow::Result<()> {
+    println!(
+        "\nThe accelerator (XDP in the driver): microseconds of one core a forwarded packet, all of receiving and sending in it"
+    );
+    println!("included; medians of {ROUNDS} rounds, also of the ratios within a round");
+    let chain = Chain::build(true)?;
+    let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
+    const ROOMY: usize = Config::DEFAULT_FLOW_CAPACITY;
+    let rows = present(&[Forwarder::Reflector, Forwarder::Accelerated, RING, Forwarder::Nftables]);
+    let flood = Load { offered: FLOOD, ..Load::default() };
+    let million = Load { vips: 1000, flows: 1 << 20, warm_up: LEARNING, ..flood };
+    let loads = [
+        ("60 bytes, 16384 flows", flood),
+        ("512 bytes", Load { size: 512, ..flood }),
+        ("1400 bytes", Load { size: 1400, ..flood }),
+        ("1000 VIPs, 1 million flows", million),
+        ("only new flows", Load { flows: NEW_FLOWS, ..flood }),
+        ("200000 packets a second", Load { offered: MODERATE, ..flood }),
+    ];
+    for (name, load) in loads {
+        let rounds = rounds(&rows, |forwarder| {
+            let learns = *forwarder == Forwarder::Accelerated && load.warm_up == LEARNING;
+            let warm_up = if learns { LEARNING_TWICE } else { load.warm_up };
+            measure(&chain, *forwarder, &Load { warm_up, ..load }, ROOMY)
+        })?;
+        let cost = |of: &Figures| of.process_us + of.softirq_us * of.received / of.forwarded;
+        let row = |wanted| rows.iter().position(|row| *row == wanted);
+        println!("  {name:28} {:>10} {:>8} {:>8} {:>8} {:>12}", "packets/s", "us", "x ring", "x nft", "of reflector");
+        for (at, forwarder) in rows.iter().enumerate() {
+            let forwarded = median(rounds.iter().map(|round| round[at].forwarded));
+            let us = median(rounds.iter().map(|round| cost(&round[at])));
+            let against = |wanted| {
+                let of = |round: &Vec<Figures>| row(wanted).map_or(f64::NAN, |to| cost(&round[to]) / cost(&round[at]));
+                median(rounds.iter().map(of))
+            };
+            let [ring, nft, bare] = [RING, Forwarder::Nftables, Forwarder::Reflector].map(against);
+            println!("  {:28} {forwarded:10.0} {us:8.2} {ring:8.2} {nft:8.2} {bare:12.2}", forwarder.to_string());
         }
     }
     Ok(())

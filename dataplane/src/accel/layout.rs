@@ -1,0 +1,214 @@
+//! What the program and this process both know, as `bpf/accelerator.bpf.c` has it. Pure.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{
+    forward::{
+        flow::Tick,
+        runtime::mac_word,
+        snapshot::{Backend, Snapshot},
+        spec::{BackendState, PortSpec},
+    },
+    io::sys::bpf::{MapKind, MapShape},
+    packet::{Address, Mac, Protocol, Tuple},
+};
+
+/// Backends in higher slots are not forwarded to.
+pub(super) const SLOTS: usize = 16_384;
+/// Of processors beyond that frames are passed.
+pub(super) const PROCESSORS: usize = 256;
+/// Interfaces with higher indexes are not accelerated.
+pub(super) const PORTS: usize = 4096;
+
+/// Words of the elements of arrays, and where in them is what.
+pub(super) const VALID_UNTIL: usize = 0;
+pub(super) const FRESH: usize = 1;
+pub(super) const STRANGERS: usize = 2;
+pub(super) const HASH_KEY: usize = 3;
+pub(super) const MASKS: usize = 4;
+const SETTINGS_WORDS: usize = 5;
+pub(super) const PORT_WORDS: usize = 2;
+pub(super) const BACKEND_WORDS: usize = 4;
+pub(super) const NAME: usize = 0;
+pub(super) const GIVEN_MAC: usize = 1;
+pub(super) const RESOLVED_MAC: usize = 2;
+pub(super) const WAY: usize = 3;
+pub(super) const TRAFFIC_WORDS: usize = 2;
+pub(super) const PROCESSOR_WORDS: usize = 16;
+
+/// Why frames were passed to the usual way, in the order of the program's counters, of which the first is that of frames
+/// that were not.
+pub(super) const PASSED: [&str; 8] =
+    ["stale", "not_ours", "odd", "partial_checksum", "unknown", "expired", "backend", "too_big"];
+
+/// Flows of either family stand in groups of 256 bytes, in which they are looked for.
+const GROUP_BYTES: usize = 256;
+/// Words of a flow, with one address in a word or in two.
+const V4_WORDS: usize = 4;
+const V6_WORDS: usize = 8;
+/// In the upper half of the word of ports: it is a flow of UDP.
+const UDP_FLOW: u64 = 1 << 63;
+
+/// How many groups there are for about so many flows: a power of two.
+pub(super) fn groups(flows: usize, family: Family) -> usize {
+    (flows / (GROUP_BYTES / 8 / family.words())).next_power_of_two()
+}
+
+/// Of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn words(self) -> usize {
+        match self {
+            Self::V4 => V4_WORDS,
+            Self::V6 => V6_WORDS,
+        }
+    }
+}
+
+/// The maps, with so many groups of flows.
+pub(super) fn shapes(processors: usize, groups: [usize; 2]) -> [MapShape; 9] {
+    let map = |name, kind, (key_bytes, value_bytes), entries| MapShape { name, kind, key_bytes, value_bytes, entries };
+    let array = |name, words: usize, entries| map(name, MapKind::Array, (4, words * 8), entries);
+    [
+        array("settings", SETTINGS_WORDS, 1),
+        array("ports", PORT_WORDS, PORTS),
+        map("strangers", MapKind::Hash, (8, 8), 4096),
+        array("flows_v4", GROUP_BYTES / 8, groups[0]),
+        array("flows_v6", GROUP_BYTES / 8, groups[1]),
+        array("backends", BACKEND_WORDS, SLOTS),
+        array("traffic", TRAFFIC_WORDS, processors * SLOTS),
+        array("processors", PROCESSOR_WORDS, processors),
+        map("devices", MapKind::DevmapHash, (4, 8), 64),
+    ]
+}
+
+/// A flow as it is looked for: its addresses, its ports and its protocol.
+pub(super) struct FlowAt {
+    pub(super) family: Family,
+    addresses: [u64; 4],
+    /// The ports in the lower half, and [`UDP_FLOW`].
+    ports: u64,
+    hash: u64,
+}
+
+impl FlowAt {
+    pub(super) fn new(tuple: &Tuple, hash_key: u64) -> Self {
+        let ports = [tuple.source_port.to_be_bytes(), tuple.destination_port.to_be_bytes()];
+        let ports = u64::from(u32::from_ne_bytes(laid(&[ports.as_flattened()])));
+        let ports = ports | if tuple.protocol == Protocol::Udp { UDP_FLOW } else { 0 };
+        let [source, destination] = [tuple.source, tuple.destination];
+        let word = |address: Address| u32::from_ne_bytes(address.last_word().to_be_bytes());
+        let (family, addresses) = match source.is_ipv4() && destination.is_ipv4() {
+            true => (Family::V4, [u64::from(word(destination)) << 32 | u64::from(word(source)), 0, 0, 0]),
+            false => {
+                let [[a, b], [c, d]] = [source, destination].map(|of| of.halves().map(u64::swap_bytes));
+                (
+                    Family::V6,
+                    if cfg!(target_endian = "little") { [a, b, c, d] } else { [a, b, c, d].map(u64::swap_bytes) },
+                )
+            }
+        };
+        let counted = if family == Family::V4 { 1 } else { 4 };
+        let hash = addresses[..counted].iter().fold(hash_key, |hash, word| mixed(hash, *word));
+        // As the program has them: the mark stands one bit above the ports there.
+        let hash = mixed(hash, (ports & UDP_FLOW) >> 31 | ports & u64::from(u32::MAX));
+        Self { family, addresses, ports, hash }
+    }
+
+    /// Enters it into the table of its family, in place of itself, of nothing, or of what was entered longest ago.
+    pub(super) fn enter(&self, table: &[AtomicU64], backend: u64, now: Tick) {
+        let (words, addresses) = match self.family {
+            Family::V4 => (V4_WORDS, 1),
+            Family::V6 => (V6_WORDS, 4),
+        };
+        let in_group = GROUP_BYTES / 8;
+        let groups = table.len() / in_group;
+        let group = (self.hash >> 8) as usize & (groups - 1);
+        let group = &table[group * in_group..(group + 1) * in_group];
+        let first = self.hash as usize % (in_group / words);
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        let stamp = u64::from(now.number()) << 32 | self.ports;
+        // Where it stands, else the best place.
+        let slots = || (0..in_group / words).map(|i| (first + i) % (in_group / words)).map(|at| &group[at * words..]);
+        let mark = u64::from(u32::MAX) | UDP_FLOW;
+        let is_it = |slot: &&[AtomicU64]| {
+            load(&slot[addresses]) & mark == self.ports
+                && slot.iter().zip(&self.addresses[..addresses]).all(|(word, wanted)| load(word) == *wanted)
+        };
+        let age = |slot: &&[AtomicU64]| match load(&slot[addresses + 1]) {
+            0 => u32::MAX,
+            _ => now.number().wrapping_sub((load(&slot[addresses]) >> 32) as u32) & 0x1fff_ffff,
+        };
+        let Some(slot) = slots().find(is_it).or_else(|| slots().rev().max_by_key(age)) else { return };
+        let store = |at: usize, value: u64| slot[at].store(value, Ordering::Release);
+        if is_it(&slot) && load(&slot[addresses + 1]) == backend {
+            return store(addresses, stamp);
+        }
+        // Nobody finds it here until all is written.
+        store(addresses + 1, 0);
+        self.addresses[..addresses].iter().enumerate().for_each(|(at, word)| store(at, *word));
+        store(addresses, stamp);
+        store(addresses + 2, backend ^ self.hash);
+        store(addresses + 1, backend);
+    }
+}
+
+/// Spreads a word over all bits.
+fn mixed(hash: u64, word: u64) -> u64 {
+    let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^ hash >> 32
+}
+
+/// Some fields, one behind the other.
+fn laid<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut rest = &mut bytes[..];
+    for field in fields {
+        let (place, behind) = rest.split_at_mut(field.len());
+        place.copy_from_slice(field);
+        rest = behind;
+    }
+    bytes
+}
+
+/// What entries of flows call a backend, as long as the ports of its service stay as they are and it loses no flows: both counts
+/// only grow.
+pub(super) fn name(snapshot: &Snapshot, backend: &Backend) -> u64 {
+    let ports = snapshot.services.get(backend.service as usize).map_or(0, |service| service.ports_version);
+    let version = ports.wrapping_add(backend.runtime.losses());
+    u64::from(version) << 32 | u64::from(backend.reference.get())
+}
+
+/// The words of a backend but for its MAC address that is resolved. `None`: no frame goes to it by this way.
+pub(super) fn backend(snapshot: &Snapshot, backend: &Backend) -> Option<[u64; 3]> {
+    let takes: u64 = match backend.state {
+        BackendState::Active | BackendState::Draining => 0b11,
+        BackendState::Silent => 0b01,
+        BackendState::Down => return None,
+    };
+    let port = snapshot.ports.get(backend.port().filter(|_| !backend.is_self)?)?;
+    let way = takes << 32 | u64::from(port.ifindex);
+    Some([name(snapshot, backend), mac_word(backend.given_mac), way])
+}
+
+/// The words of an interface.
+pub(super) fn port(port: &PortSpec, redirects: bool) -> [u64; PORT_WORDS] {
+    // No frame is longer that comes whole.
+    let mtu = u16::try_from(port.mtu).unwrap_or(u16::MAX);
+    [u64::from_ne_bytes(laid(&[&port.mac.0, &mtu.to_ne_bytes()])), redirects.into()]
+}
+
+/// The bit of a stranger in the word that tells of most stations that they are none.
+pub(super) fn stranger_bit(key: [u8; 8]) -> u64 {
+    1 << (key[5] & 63)
+}
+
+/// Who sends frames that were balanced before.
+pub(super) fn stranger(mac: Mac) -> [u8; 8] {
+    laid(&[&mac.0])
+}

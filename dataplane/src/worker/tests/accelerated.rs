@@ -1,0 +1,179 @@
+//! What the accelerator's program makes of frames, beside what a worker makes of them: the same, or nothing.
+
+use super::*;
+use crate::accel::{Accelerator, FRESH_S};
+
+/// The loopback interface: a test run wants one that is there.
+const LOOPBACK: u32 = 1;
+/// linux/bpf.h, enum xdp_action
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+/// Frames of the short form. `LB_FUZZ_FRAMES=10000000` runs more.
+const FRAMES: u64 = 60_000;
+
+/// A worker that enters flows, and the accelerator. `None` where the kernel does not let us have one.
+fn accelerated(redirects: bool) -> Option<(Pipeline, Arc<Accelerator>)> {
+    let Some(accelerator) = Accelerator::detached(LOOPBACK, redirects) else {
+        eprintln!("skipped: the kernel takes no program from whom has no CAP_BPF");
+        return None;
+    };
+    let accelerator = Arc::new(accelerator);
+    let (mut pipeline, _) = pipeline();
+    let mut spec = spec();
+    spec.ports[0].ifindex = LOOPBACK;
+    pipeline.accelerator = Some(accelerator.clone());
+    adopt(&mut pipeline, &accelerator, &mut Compiler::default(), &spec);
+    pipeline.keep_accelerator();
+    Some((pipeline, accelerator))
+}
+
+fn adopt(pipeline: &mut Pipeline, accelerator: &Accelerator, compiler: &mut Compiler, spec: &TableSpec) {
+    let snapshot = Arc::new(compiler.compile(spec));
+    accelerator.follow(&snapshot);
+    pipeline.adopt(snapshot);
+}
+
+/// Has the program and then the worker look at a frame. Whether the program has forwarded it, or what is wrong.
+fn both(pipeline: &mut Pipeline, accelerator: &Accelerator, frame: &[u8]) -> Result<bool, String> {
+    let ran = accelerator.run(frame, LOOPBACK);
+    let mut judged = frame.to_vec();
+    let verdict = judge(pipeline, FrameMeta::default(), &mut judged);
+    empty_outbox(pipeline);
+    match ran.verdict {
+        XDP_PASS if ran.frame == frame => Ok(false),
+        XDP_PASS => Err("it was changed and passed".into()),
+        XDP_TX | XDP_REDIRECT => match verdict {
+            Verdict::Forward { trailer: 0, .. } if ran.frame == judged => Ok(true),
+            _ => Err(format!("the worker says {verdict:?} and {judged:02x?}, the program {:02x?}", ran.frame)),
+        },
+        other => Err(format!("the program ends with {other}")),
+    }
+}
+
+#[test]
+fn known_flows_are_forwarded_as_a_worker_does() {
+    for redirects in [false, true] {
+        let Some((mut pipeline, accelerator)) = accelerated(redirects) else { return };
+        let mut look = |frame: &[u8]| both(&mut pipeline, &accelerator, frame).unwrap();
+        let frames = sound();
+        // TCP from the first segment after the SYN on that was seen twice, UDP from the third datagram on; either family.
+        let v6 = |write: &dyn Fn(etherparse::PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8>| {
+            write(PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv6(CLIENT6.octets(), VIP6.octets(), 64))
+        };
+        let data6 = v6(&|packet| {
+            let mut frame = Vec::new();
+            packet.tcp(40000, 80, 1, 9).ack(2).write(&mut frame, b"data").unwrap();
+            frame
+        });
+        let [syn, data, udp, syn6, udp6] = [0, 1, 3, 6, 7].map(|at| frames[at].clone());
+        assert!(!look(&syn) && !look(&data) && !look(&data) && look(&data), "TCP");
+        assert!(!look(&udp) && !look(&udp) && look(&udp) && look(&udp), "UDP");
+        assert!(!look(&syn6) && !look(&data6) && look(&data6), "TCP over IPv6");
+        assert!(!look(&udp6) && !look(&udp6) && look(&udp6), "UDP over IPv6");
+        // A SYN begins another connection on the same ports.
+        let again = |flags: u8| {
+            let mut frame = data.clone();
+            frame[47] = flags;
+            frame
+        };
+        assert!(!look(&again(0x02)) && !look(&data) && look(&data), "after a SYN");
+        assert!(!look(&again(0x11)) && look(&data), "a FIN is for the worker");
+        let report = accelerator.report();
+        assert_eq!(report.forwarded, 7);
+        assert!(report.passed.contains(&("unknown", 12)), "{report:?}");
+    }
+}
+
+#[test]
+fn what_the_table_says_holds_for_the_accelerator_at_once() {
+    let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+    let udp = sound()[3].clone();
+    let mut compiler = Compiler::default();
+    let mut spec = spec();
+    spec.ports[0].ifindex = LOOPBACK;
+    let mut warm = |pipeline: &mut Pipeline, spec: &TableSpec| {
+        adopt(pipeline, &accelerator, &mut compiler, spec);
+        (0..4).map(|_| both(pipeline, &accelerator, &udp).unwrap()).collect::<Vec<_>>()
+    };
+    let known = [false, false, true, true];
+    assert_eq!(warm(&mut pipeline, &spec), known);
+    assert_eq!(warm(&mut pipeline, &spec), [true; 4], "an unchanged table");
+    spec.vips[0].services[0].backends[0].state = BackendState::Draining;
+    assert_eq!(warm(&mut pipeline, &spec), [true; 4], "a drained backend keeps its flows");
+    spec.vips[0].services[0].backends[0].state = BackendState::Down;
+    assert_eq!(warm(&mut pipeline, &spec), [false; 4], "one that is down has none");
+    spec.vips[0].services[0].backends[0].state = BackendState::Active;
+    let again = warm(&mut pipeline, &spec);
+    assert!(!again[0] && again[3], "what it lost is not its own again, whoever has it now");
+    spec.vips[0].services[0].ports[1].first = 52;
+    assert!(!warm(&mut pipeline, &spec)[0], "other ports");
+    spec.ports[0].mtu = 60;
+    assert_eq!(warm(&mut pipeline, &spec), [false; 4], "it does not fit");
+    spec.ports[0].mtu = 1500;
+    assert!(warm(&mut pipeline, &spec)[3]);
+    spec.peer_addresses = vec![(ROUTER, [192, 168, 2, 12].into())];
+    assert_eq!(warm(&mut pipeline, &spec), [false; 4], "another load balancer has sent it");
+    spec.peer_addresses.clear();
+    assert!(warm(&mut pipeline, &spec)[3]);
+    spec.vips.remove(0);
+    assert_eq!(warm(&mut pipeline, &spec), [false; 4], "the VIP is gone");
+}
+
+#[test]
+fn entries_are_good_for_a_while_and_nothing_without_a_worker() {
+    let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+    let udp = sound()[3].clone();
+    let look = |pipeline: &mut Pipeline| both(pipeline, &accelerator, &udp).unwrap();
+    // Entered by a clock that is behind.
+    let now_ns = pipeline.now_ns;
+    pipeline.set_time(now_ns - (u64::from(FRESH_S) + 1) * 1_000_000_000);
+    assert_eq!([0; 4].map(|_| look(&mut pipeline)), [false; 4], "too old");
+    pipeline.set_time(now_ns);
+    assert!(!look(&mut pipeline) && look(&mut pipeline));
+    accelerator.pause();
+    assert_eq!([0; 3].map(|_| look(&mut pipeline)), [false; 3]);
+    assert!(accelerator.report().passed.contains(&("stale", 3)));
+    pipeline.keep_accelerator();
+    assert!(look(&mut pipeline));
+    // What it has forwarded is counted where a worker's frames are.
+    let (_, before) = counted(std::iter::once(&*pipeline.stats));
+    pipeline.count_accelerated();
+    let (received, ended) = counted(std::iter::once(&*pipeline.stats));
+    assert_eq!(received, ended);
+    assert_eq!(ended - before, accelerator.report().forwarded);
+    let backend = pipeline.snapshot.backends().next().unwrap();
+    assert!(backend.runtime.traffic.packets() >= 2);
+}
+
+/// Frames and their mutations, each of which the program passes as it is or forwards as the worker does.
+#[test]
+fn mutations_are_passed_or_forwarded_alike() {
+    let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+    let frames = std::env::var("LB_FUZZ_FRAMES").ok().and_then(|frames| frames.parse().ok()).unwrap_or(FRAMES);
+    let (mut random, sound, mut forwarded) = (Rng::with_seed(7), sound(), 0);
+    for round in 0..frames {
+        let mut frame = sound[random.usize(..sound.len())].clone();
+        if round % 4 > 0 {
+            mutate(&mut random, &mut frame);
+        }
+        // The kernel runs nothing on less.
+        if !(14..1500).contains(&frame.len()) {
+            continue;
+        }
+        match both(&mut pipeline, &accelerator, &frame) {
+            Ok(by_program) => forwarded += u64::from(by_program),
+            Err(problem) => panic!("round {round}: {problem}: {frame:02x?}"),
+        }
+    }
+    assert!(forwarded > frames / 50, "{forwarded} of {frames}");
+}
+
+#[test]
+fn a_fault_of_the_accelerator_is_found() {
+    let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+    let udp = sound()[3].clone();
+    assert_eq!([0; 3].map(|_| both(&mut pipeline, &accelerator, &udp)), [Ok(false), Ok(false), Ok(true)]);
+    accelerator.confuse();
+    assert!(both(&mut pipeline, &accelerator, &udp).is_err());
+}
