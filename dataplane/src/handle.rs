@@ -509,7 +509,7 @@ fn accelerate(config: &Config) -> Result<(Option<Arc<Accelerator>>, Option<Strin
     if config.accelerate == Accelerate::Off {
         return Ok((None, None));
     }
-    match Accelerator::start(config.accelerate, &config.ports, (config.flow_capacity / 2).max(1)) {
+    match Accelerator::start(config.accelerate, &config.ports, config.flow_capacity) {
         Ok(accelerator) => Ok((Some(Arc::new(accelerator)), None)),
         Err(error) if config.accelerate == Accelerate::Auto => {
             let problem = accelerator_problem(&error);
