@@ -40,6 +40,8 @@ char settings SECTION("maps"), ports SECTION("maps"), strangers SECTION("maps"),
 #define PORTS 4096            /* interfaces, by their indexes */
 #define TICK_SHIFT 26         /* as forward/flow.rs counts time: units of 2^26 ns */
 #define TICK_MASK ((1u << 29) - 1)
+#define SECOND 15             /* ticks */
+#define AHEAD 16              /* ticks by which clocks may differ */
 
 struct settings {             /* one element, which user space has mapped */
 	__u64 valid_until_ns;     /* CLOCK_BOOTTIME: from then on all is passed */
@@ -106,7 +108,7 @@ INLINE int pass(struct processor *here, enum passed reason)
 struct packet {
 	__u32 takes;
 	__u32 room;               /* bytes behind the Ethernet header */
-	__u32 stamp;              /* of the flow's entry */
+	__u32 stamp, *stamped;    /* of the flow's entry, and where */
 	__u64 sum;                /* of the pseudo-header, not folded */
 	__u64 backend;            /* by the flow's entry */
 };
@@ -124,7 +126,7 @@ INLINE __u16 folded(__u64 sum)
  * this machine (CHECKSUM_PARTIAL): XDP would lose that, the usual way does not. By chance it is so for one frame in 65536,
  * which takes the usual way, too.
  */
-struct transport { __u32 ports; __u8 opens, breaks; };
+struct transport { __u32 ports; __u8 changes; };
 
 INLINE enum passed transport(struct packet *packet, struct transport *read, void *at, void *end, __u32 protocol, __u32 within)
 {
@@ -135,8 +137,7 @@ INLINE enum passed transport(struct packet *packet, struct transport *read, void
 		if (tcp->check == folded(packet->sum))
 			return PARTIAL;
 		read->ports = *(__u32 *)tcp;
-		read->opens = tcp->syn;
-		read->breaks = tcp->fin | tcp->rst;
+		read->changes = tcp->syn | tcp->fin | tcp->rst;
 		packet->takes = TCP_BIT;
 		return FORWARDED;
 	}
@@ -147,14 +148,14 @@ INLINE enum passed transport(struct packet *packet, struct transport *read, void
 		if (udp->check == folded(packet->sum))
 			return PARTIAL;
 		read->ports = *(__u32 *)udp;
-		read->opens = read->breaks = 0;
+		read->changes = 0;
 		packet->takes = UDP_BIT;
 		return FORWARDED;
 	}
 	return ODD;
 }
 
-/* Keyed, so that nobody outside can choose flows that meet in one group. */
+/* Keyed, so that it is not the same on two nodes or after a start; who aims at a group displaces entries, and no more. */
 INLINE __u64 mixed(__u64 hash, __u64 word)
 {
 	hash = (hash ^ word) * 0x9e3779b97f4a7c15;
@@ -163,7 +164,7 @@ INLINE __u64 mixed(__u64 hash, __u64 word)
 
 /*
  * An entry of the packet's flow, if it is whole. A SYN may begin another flow, and FIN and RST change what the worker knows: they
- * take the usual way.
+ * take the usual way, and the worker forgets the entry.
  */
 #define TAKE(packet, read, entry, hash) \
 	do { \
@@ -171,11 +172,10 @@ INLINE __u64 mixed(__u64 hash, __u64 word)
 		(packet)->stamp = *(volatile __u32 *)&(entry)->stamp; \
 		if (*(volatile __u64 *)&(entry)->check != (backend ^ (hash))) \
 			return UNKNOWN; \
-		if ((read).opens) \
-			(entry)->backend = 0; \
-		if ((read).opens | (read).breaks) \
+		if ((read).changes) \
 			return UNKNOWN; \
 		(packet)->backend = backend; \
+		(packet)->stamped = &(entry)->stamp; \
 		return FORWARDED; \
 	} while (0)
 
@@ -283,10 +283,14 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 
 	__u64 name = packet.backend;
 	__u32 now = (here->now_ns >> TICK_SHIFT) & TICK_MASK, slot = name & (SLOTS - 1);
-	__u32 age = (now - packet.stamp) & TICK_MASK;
-	/* Half of the range: it was entered by a clock that is a jiffy ahead of this one. */
-	if (age > set->fresh && age < TICK_MASK / 2)
+	/* An entry may come from a clock that is somewhat ahead. */
+	__u32 age = (now + AHEAD - packet.stamp) & TICK_MASK, fresh = set->fresh + AHEAD;
+	if (age > fresh) {
+		/* One frame is for the worker. Those behind it go on, and if it is lost, one of the next second is. */
+		if (age <= fresh + SECOND && packet.stamped)
+			*packet.stamped = ((now - set->fresh + SECOND) & TICK_MASK) | (packet.stamp & UDP_FLOW);
 		return pass(here, EXPIRED);
+	}
 	struct backend *backend = map_lookup(&backends, &slot);
 	if (!backend || !name || backend->name != name || !(backend->takes & packet.takes))
 		return pass(here, BACKEND);

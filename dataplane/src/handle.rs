@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    accel::{Accelerate, Accelerator, AcceleratorReport},
+    accel::{Accelerate, Accelerator, AcceleratorReport, FRESH_S},
     config::Config,
     error::{StartError, accelerator_problem},
     forward::{
@@ -246,7 +246,9 @@ impl Dataplane {
         self.guarding.note(NOT_INSTALLED, installed.as_ref().copied().map_err(|error| error as _));
         installed?;
         publisher.spec.clone_from(spec);
-        let snapshot = publisher.compiler.compile(spec);
+        publisher.spec.timeouts.unseen_s = self.published.accelerator.as_ref().map_or(0, |_| FRESH_S);
+        let Publisher { compiler, spec, .. } = &mut *publisher;
+        let snapshot = compiler.compile(spec);
         let generation = snapshot.generation;
         let table = Arc::new(Table::new(snapshot));
         let before = self.published.table.swap(table.clone());

@@ -130,3 +130,17 @@ reasons! {
     /// The outgoing queue was full.
     SendFailed = "send_failed",
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documents_say_of_each_reason_whether_it_is_trouble() {
+        let document = include_str!("../../docs/operations.md");
+        let section = document.split("\n## ").find(|section| section.starts_with("Drops\n")).unwrap();
+        for reason in DropReason::ALL {
+            assert!(section.contains(&format!("`{}`", reason.label())), "{reason:?}");
+        }
+    }
+}

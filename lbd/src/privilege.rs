@@ -35,8 +35,10 @@ pub(crate) fn become_user_with_what_is_used(user: &User, programs: Programs) -> 
 /// For the working process, before it has more threads than one.
 pub(crate) fn keep_what_is_used(programs: Programs) -> Result<(), Box<dyn std::error::Error>> {
     set_no_new_privs(true)?;
-    keep(used(programs))?;
-    Ok(calls::filter(programs)?)
+    let kept = keep(used(programs));
+    // Whatever became of that.
+    calls::filter(programs)?;
+    Ok(kept?)
 }
 
 /// For the parent, when the working process is started: it waits, and sends what it was given.
@@ -48,10 +50,12 @@ pub(crate) fn keep_nothing(user: Option<&User>) -> Result<(), UserError> {
 }
 
 fn keep(wanted: CapabilitySet) -> io::Result<()> {
-    let mut sets = capabilities(None)?;
+    let before = capabilities(None)?;
+    let mut sets = before;
     sets.permitted = sets.permitted.intersection(wanted);
     sets.inheritable = sets.inheritable.intersection(wanted);
     // Becoming another user has put them out of effect.
     sets.effective = sets.permitted;
-    set_capabilities(None, sets)
+    // A unit that gives no more needs no call that its filter refuses.
+    if sets == before { Ok(()) } else { set_capabilities(None, sets) }
 }

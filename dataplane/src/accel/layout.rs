@@ -7,7 +7,7 @@ use crate::{
         flow::Tick,
         runtime::mac_word,
         snapshot::{Backend, Snapshot},
-        spec::{BackendState, PortSpec},
+        spec::PortSpec,
     },
     io::sys::bpf::{MapKind, MapShape},
     packet::{Address, Mac, Protocol, Tuple},
@@ -46,6 +46,10 @@ const GROUP_BYTES: usize = 256;
 /// Words of a flow, with one address in a word or in two.
 const V4_WORDS: usize = 4;
 const V6_WORDS: usize = 8;
+/// Of a stamp, the bits of its tick.
+const TICK_MASK: u32 = (1 << 29) - 1;
+/// By so many ticks, 8 s, entries differ in how long they are good.
+const JITTER: u32 = 120;
 /// In the upper half of the word of ports: it is a flow of UDP.
 const UDP_FLOW: u64 = 1 << 63;
 
@@ -66,6 +70,14 @@ impl Family {
         match self {
             Self::V4 => V4_WORDS,
             Self::V6 => V6_WORDS,
+        }
+    }
+
+    /// Of these, for the addresses; behind them stand the ports and the stamp, the backend, and the check.
+    fn addresses(self) -> usize {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 4,
         }
     }
 }
@@ -113,40 +125,51 @@ impl FlowAt {
                 )
             }
         };
-        let counted = if family == Family::V4 { 1 } else { 4 };
-        let hash = addresses[..counted].iter().fold(hash_key, |hash, word| mixed(hash, *word));
+        let hash = addresses[..family.addresses()].iter().fold(hash_key, |hash, word| mixed(hash, *word));
         // As the program has them: the mark stands one bit above the ports there.
         let hash = mixed(hash, (ports & UDP_FLOW) >> 31 | ports & u64::from(u32::MAX));
         Self { family, addresses, ports, hash }
     }
 
+    /// The places in the table of its family where it may stand, the likeliest first.
+    fn places<'a>(&self, table: &'a [AtomicU64]) -> impl DoubleEndedIterator<Item = &'a [AtomicU64]> + use<'a> {
+        const IN_GROUP: usize = GROUP_BYTES / 8;
+        let words = self.family.words();
+        let group = (self.hash >> 8) as usize & (table.len() / IN_GROUP - 1);
+        let group = &table[group * IN_GROUP..(group + 1) * IN_GROUP];
+        let (first, count) = (self.hash as usize, IN_GROUP / words);
+        (0..count).map(move |i| (first + i) % count).map(move |at| &group[at * words..(at + 1) * words])
+    }
+
+    /// Whether it stands there, whole or not.
+    fn stands_in(&self, place: &[AtomicU64]) -> bool {
+        let (addresses, mark) = (self.family.addresses(), u64::from(u32::MAX) | UDP_FLOW);
+        load(&place[addresses]) & mark == self.ports
+            && place.iter().zip(&self.addresses[..addresses]).all(|(word, wanted)| load(word) == *wanted)
+    }
+
+    /// Takes it out of the table of its family.
+    pub(super) fn forget(&self, table: &[AtomicU64]) {
+        for place in self.places(table).filter(|place| self.stands_in(place)) {
+            place[self.family.addresses() + 1].store(0, Ordering::Release);
+        }
+    }
+
     /// Enters it into the table of its family, in place of itself, of nothing, or of what was entered longest ago.
     pub(super) fn enter(&self, table: &[AtomicU64], backend: u64, now: Tick) {
-        let (words, addresses) = match self.family {
-            Family::V4 => (V4_WORDS, 1),
-            Family::V6 => (V6_WORDS, 4),
-        };
-        let in_group = GROUP_BYTES / 8;
-        let groups = table.len() / in_group;
-        let group = (self.hash >> 8) as usize & (groups - 1);
-        let group = &table[group * in_group..(group + 1) * in_group];
-        let first = self.hash as usize % (in_group / words);
-        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        let stamp = u64::from(now.number()) << 32 | self.ports;
-        // Where it stands, else the best place.
-        let slots = || (0..in_group / words).map(|i| (first + i) % (in_group / words)).map(|at| &group[at * words..]);
-        let mark = u64::from(u32::MAX) | UDP_FLOW;
-        let is_it = |slot: &&[AtomicU64]| {
-            load(&slot[addresses]) & mark == self.ports
-                && slot.iter().zip(&self.addresses[..addresses]).all(|(word, wanted)| load(word) == *wanted)
-        };
+        let addresses = self.family.addresses();
+        // Flows that begin together do not end together.
+        let entered = now.number().wrapping_sub((self.hash >> 56) as u32 % JITTER) & TICK_MASK;
+        let stamp = u64::from(entered) << 32 | self.ports;
         let age = |slot: &&[AtomicU64]| match load(&slot[addresses + 1]) {
             0 => u32::MAX,
-            _ => now.number().wrapping_sub((load(&slot[addresses]) >> 32) as u32) & 0x1fff_ffff,
+            _ => now.number().wrapping_sub((load(&slot[addresses]) >> 32) as u32) & TICK_MASK,
         };
-        let Some(slot) = slots().find(is_it).or_else(|| slots().rev().max_by_key(age)) else { return };
+        let own = self.places(table).find(|place| self.stands_in(place));
+        let Some(slot) = own.or_else(|| self.places(table).rev().max_by_key(age)) else { return };
         let store = |at: usize, value: u64| slot[at].store(value, Ordering::Release);
-        if is_it(&slot) && load(&slot[addresses + 1]) == backend {
+        let is_whole = load(&slot[addresses + 2]) == backend ^ self.hash;
+        if own.is_some() && load(&slot[addresses + 1]) == backend && is_whole {
             return store(addresses, stamp);
         }
         // Nobody finds it here until all is written.
@@ -156,6 +179,10 @@ impl FlowAt {
         store(addresses + 2, backend ^ self.hash);
         store(addresses + 1, backend);
     }
+}
+
+fn load(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Relaxed)
 }
 
 /// Spreads a word over all bits.
@@ -180,17 +207,17 @@ fn laid<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
 /// only grow.
 pub(super) fn name(snapshot: &Snapshot, backend: &Backend) -> u64 {
     let ports = snapshot.services.get(backend.service as usize).map_or(0, |service| service.ports_version);
-    let version = ports.wrapping_add(backend.runtime.losses());
+    let version = ports.wrapping_add(backend.losses);
     u64::from(version) << 32 | u64::from(backend.reference.get())
 }
 
 /// The words of a backend but for its MAC address that is resolved. `None`: no frame goes to it by this way.
 pub(super) fn backend(snapshot: &Snapshot, backend: &Backend) -> Option<[u64; 3]> {
-    let takes: u64 = match backend.state {
-        BackendState::Active | BackendState::Draining => 0b11,
-        BackendState::Silent => 0b01,
-        BackendState::Down => return None,
-    };
+    let keeps = |protocol| u64::from(backend.state.keeps(protocol));
+    let takes = keeps(Protocol::Tcp) | keeps(Protocol::Udp) << 1;
+    if takes == 0 {
+        return None;
+    }
     let port = snapshot.ports.get(backend.port().filter(|_| !backend.is_self)?)?;
     let way = takes << 32 | u64::from(port.ifindex);
     Some([name(snapshot, backend), mac_word(backend.given_mac), way])

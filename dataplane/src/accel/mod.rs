@@ -1,11 +1,12 @@
 //! The accelerator: an XDP program that forwards frames of known flows before they become packets of the kernel.
 //!
 //! It is a cache of what the workers have decided. A worker that forwards a frame of a flow that it knows enters the flow
-//! ([`Accelerator::enter_flow`]); for a while, less than the flow's timeout, the program forwards its frames by itself, and then passes one
+//! ([`Accelerator::enter_flow`]); for a minute the program forwards its frames by itself, and then passes one
 //! again, by which the worker sees that the flow lives. So there is one truth, the workers' flow tables, whatever becomes of
 //! the program. Whom it may forward to stands in its table of backends, which is written with each published table
 //! ([`Accelerator::follow`]). When nobody pushes its deadline forward it passes everything.
 
+mod attach;
 mod features;
 mod layout;
 
@@ -14,13 +15,16 @@ use std::{
     hash::BuildHasher as _,
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+pub use attach::{Accelerate, Acceleration};
+
+use attach::Interfaces;
 use layout::{
-    BACKEND_WORDS, FRESH, Family, FlowAt, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PORT_WORDS, PORTS, PROCESSOR_WORDS,
+    BACKEND_WORDS, FRESH, Family, FlowAt, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PORT_WORDS, PROCESSOR_WORDS,
     PROCESSORS, RESOLVED_MAC, SLOTS, STRANGERS, TRAFFIC_WORDS, VALID_UNTIL, WAY,
 };
 
@@ -31,9 +35,8 @@ use crate::{
         spec::PortSpec,
     },
     io::{
-        PortConfig, XdpMode, driver,
-        sys::bpf::{Link, Map, Program, Words},
-        takes_tags_off,
+        PortConfig,
+        sys::bpf::{Map, Program, Words},
     },
     packet::{FlowPacket, Mac},
 };
@@ -42,29 +45,13 @@ use crate::{
 const OBJECT: &[u8] = include_bytes!("../../bpf/accelerator.bpf.o");
 /// So long after a worker's last turn the tables are good.
 const VALID_NS: u64 = 10_000_000_000;
+const VALID_STEP_NS: u64 = 1_000_000_000;
 /// An entry is good for so long, and flows are remembered for so much longer where there is an accelerator: the worker sees
 /// one packet of each in that time.
 pub(crate) const FRESH_S: u32 = 60;
-/// Interfaces of these drivers lead to machines that leave checksums to hardware which there is not: native XDP would have
-/// them made in software, and turns the sender's segmentation off.
-const VIRTUAL: [&str; 3] = ["veth", "virtio_net", "tun"];
-
-/// Whether an XDP program forwards known flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Accelerate {
-    /// None does.
-    #[default]
-    Off,
-    /// On each interface that can have one, in the mode that suits it.
-    Auto,
-    /// On all of them, in the driver where that can be: else nothing starts.
-    Xdp,
-}
-
 /// A running accelerator.
 #[derive(Debug)]
 pub(crate) struct Accelerator {
-    choice: Accelerate,
     program: Program,
     strangers: Map,
     devices: Map,
@@ -76,37 +63,12 @@ pub(crate) struct Accelerator {
     backends: Arc<Words>,
     traffic: Words,
     processors: Words,
-    ports: Mutex<Ports>,
+    interfaces: Mutex<Interfaces>,
+    /// Stations whose frames were balanced before, as they stand in the map.
+    known_strangers: Mutex<HashSet<[u8; 8]>>,
     /// A bit for each interface whose frames it sees.
     sees: AtomicU64,
     harvested: Mutex<Harvested>,
-}
-
-#[derive(Debug, Default)]
-struct Ports {
-    all: Vec<Port>,
-    strangers: HashSet<[u8; 8]>,
-}
-
-#[derive(Debug)]
-struct Port {
-    name: String,
-    ifindex: u32,
-    /// Or why it is not there.
-    attached: Result<Attached, String>,
-    /// Why it is not in the better mode.
-    reason: Option<String>,
-    /// What the program knows of it.
-    entered: Option<[u64; PORT_WORDS]>,
-}
-
-#[derive(Debug)]
-struct Attached {
-    mode: XdpMode,
-    /// Its frames have to leave by the map of devices.
-    redirects: bool,
-    /// `None` in a test run.
-    _link: Option<Link>,
 }
 
 /// What was read of the program's counters.
@@ -114,17 +76,6 @@ struct Attached {
 struct Harvested {
     forwarded: u64,
     by_slot: Vec<[u64; TRAFFIC_WORDS]>,
-}
-
-/// How the frames of an interface are accelerated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Acceleration {
-    /// The interface.
-    pub interface: String,
-    /// The mode; `None` if they are not.
-    pub mode: Option<XdpMode>,
-    /// Why they are not, or not in the better mode.
-    pub reason: Option<String>,
 }
 
 /// What the program has done, over all processors.
@@ -153,7 +104,6 @@ impl Accelerator {
         let known = [&settings, &of_ports, &strangers, &flows_v4, &flows_v6, &backends, &traffic, &counts, &devices];
         let program = Program::load(OBJECT, "accelerator", &known)?;
         let accelerator = Self {
-            choice,
             program,
             of_ports: of_ports.words()?,
             settings: settings.words()?,
@@ -166,7 +116,8 @@ impl Accelerator {
             hash_key: RandomState::new().hash_one(processors),
             strangers,
             devices,
-            ports: Mutex::default(),
+            interfaces: Mutex::new(Interfaces::new(choice)),
+            known_strangers: Mutex::default(),
             sees: AtomicU64::new(0),
             harvested: Mutex::default(),
         };
@@ -185,12 +136,28 @@ impl Accelerator {
         Ok(accelerator)
     }
 
+    /// Has the program see the frames of these interfaces, and forgets those that are gone.
+    fn attach(&self, wanted: &[(String, u32)]) {
+        let mut interfaces = self.lock_interfaces();
+        for ifindex in interfaces.follow(&self.program, wanted) {
+            if let Some(word) = self.of_ports.get(ifindex as usize * PORT_WORDS) {
+                word.store(0, Ordering::Relaxed);
+            }
+            // What is not there any more is found by nobody.
+            let _ = self.devices.remove(&ifindex.to_ne_bytes());
+        }
+        self.sees.store(interfaces.seen(), Ordering::Release);
+    }
+
     /// Works by a table from now on: at once, but not at one moment. A frame is forwarded by the one before or by this
     /// one, and where that is not sure, passed.
     pub(crate) fn follow(&self, snapshot: &Snapshot) {
         let all: Vec<(String, u32)> = snapshot.ports.iter().map(|port| (port.name.clone(), port.ifindex)).collect();
         self.attach(&all);
-        self.enter_ports(&snapshot.ports, &snapshot.peer_macs);
+        self.enter_ports(&snapshot.ports);
+        let own = snapshot.ports.iter().map(|port| port.mac);
+        // No host has that of zeros.
+        self.enter_strangers(own.chain(snapshot.peer_macs.iter().copied()).chain([Mac([0; 6])]));
         self.settings[FRESH].store(Tick::from_secs(FRESH_S.into()).into(), Ordering::Relaxed);
         let mut known: Vec<Option<&Backend>> = vec![None; SLOTS];
         for backend in snapshot.backends() {
@@ -221,138 +188,43 @@ impl Accelerator {
         words[NAME].store(name, Ordering::Release);
     }
 
-    /// Has the program see the frames of these interfaces, which may be others than before under the same names.
-    fn attach(&self, wanted: &[(String, u32)]) {
-        let mut ports = self.lock_ports();
-        for (at, (name, ifindex)) in wanted.iter().enumerate() {
-            if ports.all.get(at).is_some_and(|port| port.ifindex == *ifindex) {
+    fn enter_ports(&self, specs: &[PortSpec]) {
+        for (spec, redirects) in specs.iter().zip(self.lock_interfaces().ways()) {
+            let Some(redirects) = redirects else { continue };
+            let first = spec.ifindex as usize * PORT_WORDS;
+            let words = &self.of_ports[first..first + PORT_WORDS];
+            let value = layout::port(spec, redirects);
+            if words.iter().zip(value).all(|(word, value)| word.load(Ordering::Relaxed) == value) {
                 continue;
             }
-            let (attached, reason) = self.attach_one(name, *ifindex, wanted);
-            match &attached {
-                Ok(attached) => {
-                    let mode = attached.mode;
-                    tracing::info!(reason = reason.as_deref(), "{name} is accelerated ({mode} XDP)");
-                }
-                Err(reason) => tracing::info!("{name} is not accelerated: {reason}"),
-            }
-            let port = Port { name: name.clone(), ifindex: *ifindex, attached, reason, entered: None };
-            match ports.all.get_mut(at) {
-                Some(place) => {
-                    let before = std::mem::replace(place, port);
-                    self.forget_port(&before);
-                }
-                None => ports.all.push(port),
-            }
-        }
-        let sees = ports.all.iter().enumerate().filter(|(_, port)| port.attached.is_ok());
-        self.sees.store(sees.fold(0, |bits, (at, _)| bits | 1 << at), Ordering::Release);
-    }
-
-    fn forget_port(&self, port: &Port) {
-        if let Some(word) = self.of_ports.get(port.ifindex as usize * PORT_WORDS) {
-            word.store(0, Ordering::Relaxed);
-        }
-        // What is not there any more is found by nobody.
-        let _ = self.devices.remove(&port.ifindex.to_ne_bytes());
-    }
-
-    fn attach_one(
-        &self,
-        name: &str,
-        ifindex: u32,
-        all: &[(String, u32)],
-    ) -> (Result<Attached, String>, Option<String>) {
-        if ifindex == 0 {
-            return (Err("it is gone".to_owned()), None);
-        }
-        if ifindex as usize >= PORTS {
-            return (Err(format!("its index is {ifindex}, and those below {PORTS} are looked after")), None);
-        }
-        if takes_tags_off(name).unwrap_or(false) {
-            let reason = format!(
-                "it takes VLAN tags off before XDP sees a frame, so that those of other VLANs look like ours: ethtool -K {name} rxvlan off"
-            );
-            return (Err(reason), None);
-        }
-        let driver = driver(name).unwrap_or_default();
-        let native = self.may_be_native(&driver, ifindex, all);
-        let attach = |mode| {
-            let redirects = mode == XdpMode::Native && driver == "veth";
-            let link = self.program.attach(ifindex, mode)?;
-            Ok(Attached { mode, redirects, _link: Some(link) })
-        };
-        let mut reason = native.err();
-        if reason.is_none() {
-            match attach(XdpMode::Native) {
-                Ok(attached) => return (Ok(attached), None),
-                Err(error) => reason = Some(refused(&error)),
-            }
-        }
-        match attach(XdpMode::Generic) {
-            Ok(attached) => (Ok(attached), reason),
-            Err(error) => (Err(refused(&error)), None),
-        }
-    }
-
-    /// Whether the driver can run it, and frames arrive that it sends.
-    fn may_be_native(&self, driver: &str, ifindex: u32, all: &[(String, u32)]) -> Result<(), String> {
-        if self.choice == Accelerate::Auto && VIRTUAL.contains(&driver) {
-            return Err(format!("{driver} is faster so: whoever sends there leaves checksums and segments to it"));
-        }
-        let unknown = |error: io::Error| format!("the kernel does not say what its driver can do ({error})");
-        let has = |features: u64, wanted: u64| features & wanted == wanted;
-        if !has(features::of(ifindex).map_err(unknown)?, features::BASIC | features::REDIRECT) {
-            return Err(format!("its driver ({driver}) has no native XDP"));
-        }
-        // By XDP_TX drivers send without it, but for veth, which loses such frames.
-        let leaves_by = |other: u32| other != ifindex || driver == "veth";
-        for (name, other) in all.iter().filter(|(_, other)| *other != 0 && leaves_by(*other)) {
-            if !has(features::of(*other).map_err(unknown)?, features::NDO_XMIT) {
-                return Err(format!("{name}, by which frames leave, does not send what a program hands over"));
-            }
-        }
-        Ok(())
-    }
-
-    fn enter_ports(&self, specs: &[PortSpec], peers: &[Mac]) {
-        let mut ports = self.lock_ports();
-        for (port, spec) in ports.all.iter_mut().zip(specs) {
-            let Ok(attached) = &port.attached else { continue };
-            let value = layout::port(spec, attached.redirects);
-            if port.entered == Some(value) {
-                continue;
-            }
-            let index = spec.ifindex.to_ne_bytes();
             let device = [spec.ifindex.to_ne_bytes(), [0; 4]];
             // Where it is not known, its frames are passed.
-            if let Err(error) = self.devices.set(&index, device.as_flattened()) {
-                tracing::warn!(%error, "{} is not accelerated", port.name);
-                continue;
+            match self.devices.set(&spec.ifindex.to_ne_bytes(), device.as_flattened()) {
+                Ok(()) => words.iter().zip(value).rev().for_each(|(word, value)| word.store(value, Ordering::Release)),
+                Err(error) => tracing::warn!(%error, "{} is not accelerated", spec.name),
             }
-            let words = self.of_ports.iter().skip(spec.ifindex as usize * PORT_WORDS);
-            for (word, value) in words.zip(value).collect::<Vec<_>>().into_iter().rev() {
-                word.store(value, Ordering::Release);
-            }
-            port.entered = Some(value);
         }
-        let own = specs.iter().map(|port| port.mac);
-        let wanted: HashSet<[u8; 8]> = own.chain(peers.iter().copied()).map(layout::stranger).collect();
-        for key in wanted.difference(&ports.strangers) {
+    }
+
+    /// Other load balancers, and this one.
+    fn enter_strangers(&self, all: impl Iterator<Item = Mac>) {
+        let mut known = self.known_strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted: HashSet<[u8; 8]> = all.map(layout::stranger).collect();
+        let bits = |of: &HashSet<[u8; 8]>| of.iter().fold(0, |bits, key| bits | layout::stranger_bit(*key));
+        for key in wanted.difference(&known) {
             if let Err(error) = self.strangers.set(key, &[0; 8]) {
                 tracing::warn!(%error, "the accelerator does not know a load balancer");
             }
         }
-        for key in ports.strangers.difference(&wanted) {
+        self.settings[STRANGERS].store(bits(&wanted), Ordering::Release);
+        for key in known.difference(&wanted) {
             let _ = self.strangers.remove(key);
         }
-        let bits = wanted.iter().fold(0, |bits, key| bits | layout::stranger_bit(*key));
-        self.settings[STRANGERS].store(bits, Ordering::Release);
-        ports.strangers = wanted;
+        *known = wanted;
     }
 
-    fn lock_ports(&self) -> std::sync::MutexGuard<'_, Ports> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_interfaces(&self) -> MutexGuard<'_, Interfaces> {
+        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A frame of a flow that a worker knows goes from one interface to a backend on another: its next ones need not come to
@@ -371,17 +243,32 @@ impl Accelerator {
         if !is_seen || packet.opens || packet.ends || packet.resets || backend.reference.slot() >= SLOTS {
             return;
         }
+        let (flow, table) = self.find(packet);
+        flow.enter(table, layout::name(snapshot, backend), Tick::from_ns(now_ns));
+    }
+
+    /// Its next frame is for a worker.
+    pub(crate) fn forget_flow(&self, packet: &FlowPacket) {
+        let (flow, table) = self.find(packet);
+        flow.forget(table);
+    }
+
+    fn find(&self, packet: &FlowPacket) -> (FlowAt, &Words) {
         let flow = FlowAt::new(&packet.tuple, self.hash_key);
         let table = match flow.family {
             Family::V4 => &self.flows_v4,
             Family::V6 => &self.flows_v6,
         };
-        flow.enter(table, layout::name(snapshot, backend), Tick::from_ns(now_ns));
+        (flow, table)
     }
 
     /// The tables are good for a while: a worker that works says so again and again.
     pub(crate) fn go_on(&self, now_ns: u64) {
-        self.settings[VALID_UNTIL].store(now_ns + VALID_NS, Ordering::Relaxed);
+        let until_ns = &self.settings[VALID_UNTIL];
+        // Every frame on every processor reads it: it is written seldom.
+        if until_ns.load(Ordering::Relaxed) < now_ns + VALID_NS - VALID_STEP_NS {
+            until_ns.store(now_ns + VALID_NS, Ordering::Relaxed);
+        }
     }
 
     /// Everything is passed from now on.
@@ -421,13 +308,8 @@ impl Accelerator {
 
     /// How it fares.
     pub(crate) fn report(&self) -> AcceleratorReport {
-        let shown = |port: &Port| Acceleration {
-            interface: port.name.clone(),
-            mode: port.attached.as_ref().ok().map(|attached| attached.mode),
-            reason: port.attached.as_ref().err().or(port.reason.as_ref()).cloned(),
-        };
         AcceleratorReport {
-            interfaces: self.lock_ports().all.iter().map(shown).collect(),
+            interfaces: self.lock_interfaces().shown(),
             forwarded: self.count(0),
             passed: PASSED.iter().zip(1..).map(|(reason, at)| (*reason, self.count(at))).collect(),
         }
@@ -440,9 +322,7 @@ impl Accelerator {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
             started => started.unwrap(),
         };
-        let attached = Ok(Attached { mode: XdpMode::Native, redirects, _link: None });
-        let port = Port { name: "test".into(), ifindex, attached, reason: None, entered: None };
-        accelerator.lock_ports().all.push(port);
+        accelerator.lock_interfaces().pretend(ifindex, redirects);
         Some(accelerator)
     }
 
@@ -464,15 +344,6 @@ impl Accelerator {
 impl Drop for Accelerator {
     fn drop(&mut self) {
         self.pause();
-    }
-}
-
-/// Why the kernel does not attach it, in words where there are.
-fn refused(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => "another program has it (ip link show)".to_owned(),
-        Some(libc::ERANGE) => format!("its MTU is too large for native XDP ({error})"),
-        _ => error.to_string(),
     }
 }
 

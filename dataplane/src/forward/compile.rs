@@ -19,7 +19,7 @@ use super::{
     spec::{BackendSpec, BackendState, MAX_PORTS, PortRangeSpec, ServiceSpec, TableSpec, VipSpec, broadcast},
 };
 use crate::{
-    packet::{Address, Mac},
+    packet::{Address, Mac, Protocol},
     stats::TrafficByWorker,
 };
 
@@ -65,6 +65,7 @@ struct Kept {
     runtime: Arc<BackendRuntime>,
     /// In the last snapshot.
     state: BackendState,
+    losses: u32,
 }
 
 impl Compiler {
@@ -75,7 +76,8 @@ impl Compiler {
             vip.traffic = Arc::new(vip.traffic.divided_anew(workers));
         }
         for Kept { runtime, .. } in self.slots.values_mut() {
-            let renewed = runtime.renewed(runtime.traffic.divided_anew(workers));
+            let renewed = BackendRuntime::new(runtime.traffic.divided_anew(workers));
+            renewed.resolve(runtime.mac(), runtime.liveness());
             *runtime = Arc::new(renewed);
         }
     }
@@ -152,11 +154,10 @@ impl Compiler {
         let mut is_served_here = false;
         for backend in &service.backends {
             let kept = self.keep(backend.id);
-            if takes(backend.state) < takes(kept.state) {
-                kept.runtime.loses_flows();
-            }
+            let loses = |protocol| kept.state.keeps(protocol) && !backend.state.keeps(protocol);
+            kept.losses += u32::from([Protocol::Tcp, Protocol::Udp].into_iter().any(loses));
             kept.state = backend.state;
-            let (slot, runtime) = (kept.slot, kept.runtime.clone());
+            let (slot, runtime, losses) = (kept.slot, kept.runtime.clone(), kept.losses);
             if backends.len() <= slot {
                 backends.resize_with(slot + 1, || None);
             }
@@ -175,6 +176,7 @@ impl Compiler {
                 port: port_towards(spec, backend).and_then(|port| port.try_into().ok()),
                 is_self: own_port.is_some(),
                 state: backend.state,
+                losses,
                 given_mac: backend.mac,
                 runtime,
             });
@@ -236,7 +238,7 @@ impl Compiler {
                 slot
             };
             let runtime = Arc::new(BackendRuntime::new(TrafficByWorker::new(self.workers)));
-            Kept { slot, runtime, state: BackendState::Down }
+            Kept { slot, runtime, state: BackendState::Down, losses: 0 }
         })
     }
 
@@ -255,15 +257,6 @@ impl Compiler {
         self.vips.retain(|address, _| vips.contains(address));
         let names: HashSet<&str> = services().map(|service| service.name.as_str()).collect();
         self.maglevs.retain(|name, _| names.contains(name.as_str()));
-    }
-}
-
-/// Of how many protocols a backend keeps the flows that it has.
-fn takes(state: BackendState) -> u32 {
-    match state {
-        BackendState::Active | BackendState::Draining => 2,
-        BackendState::Silent => 1,
-        BackendState::Down => 0,
     }
 }
 

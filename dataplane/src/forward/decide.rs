@@ -1,7 +1,6 @@
 //! A packet of a VIP: which service, which backend, and why.
 
 use super::{
-    egress::keeps,
     flow::{FlowKey, FlowTable, Known, Tick},
     hash::TupleHash,
     runtime::BackendRef,
@@ -148,7 +147,7 @@ fn choose<'a>(
     // The backend that the flow had, while it serves this service and keeps the flow.
     let had = |reference: BackendRef| {
         let backend = snapshot.backend(reference)?;
-        (backend.service == place.service && keeps(backend, protocol)).then_some(backend)
+        (backend.service == place.service && backend.state.keeps(protocol)).then_some(backend)
     };
     let service = place.service(snapshot);
     if let Known::Flow(reference) = known {

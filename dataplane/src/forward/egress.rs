@@ -1,11 +1,8 @@
 //! How a frame gets to its backend: by which interface and to which MAC address, or why it does not. Pure.
 
-use super::{
-    snapshot::{Backend, Snapshot},
-    spec::BackendState,
-};
+use super::snapshot::{Backend, Snapshot};
 use crate::{
-    packet::{ETHERNET_HEADER_LEN, Mac, Protocol},
+    packet::{ETHERNET_HEADER_LEN, Mac},
     verdict::DropReason,
 };
 
@@ -54,13 +51,4 @@ pub fn egress(snapshot: &Snapshot, source: Mac, wire_len: usize, backend: &Backe
         return Err(NotSent::TooBig { mtu, way });
     }
     Ok(way)
-}
-
-/// Whether a backend still gets the packets of the flows that it has.
-pub fn keeps(backend: &Backend, protocol: Protocol) -> bool {
-    match backend.state {
-        BackendState::Active | BackendState::Draining => true,
-        BackendState::Silent => protocol == Protocol::Tcp,
-        BackendState::Down => false,
-    }
 }

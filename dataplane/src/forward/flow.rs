@@ -58,7 +58,7 @@ const RESET_S: u32 = 10;
 const SILENT_S: u64 = 300;
 const SILENT: u32 = Tick::from_secs(SILENT_S);
 /// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
-const PORT_REUSE: u32 = Tick::from_secs(3);
+const PORT_REUSE_S: u64 = 3;
 
 /// The state of a flow, guessed from what the client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +216,7 @@ pub enum Known {
 pub struct FlowTable {
     slots: HugeSlice<Slot>,
     timeouts: [u32; STATES],
+    port_reuse: u32,
     remembered: u64,
     displaced: u64,
     not_remembered: u64,
@@ -236,7 +237,8 @@ impl FlowTable {
     /// For at most `capacity` flows, rounded up to a power of two.
     pub fn new(capacity: usize, timeouts: Timeouts) -> std::io::Result<Self> {
         let slots = HugeSlice::new(capacity.next_power_of_two().max(GROUP))?;
-        let mut table = Self { slots, timeouts: [0; STATES], remembered: 0, displaced: 0, not_remembered: 0 };
+        let mut table =
+            Self { slots, timeouts: [0; STATES], port_reuse: 0, remembered: 0, displaced: 0, not_remembered: 0 };
         table.set_timeouts(timeouts);
         Ok(table)
     }
@@ -248,9 +250,12 @@ impl FlowTable {
 
     /// From now on flows are remembered for so long.
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
-        let ticks = |secs: u32| Tick::from_secs(secs.into());
-        let Timeouts { tcp_s, fin_s, udp_s } = timeouts;
-        self.timeouts = [HALF_OPEN_S, tcp_s, fin_s, RESET_S, udp_s].map(ticks);
+        let Timeouts { tcp_s, fin_s, udp_s, unseen_s } = timeouts;
+        let ticks = |secs: u32, unseen_s: u32| Tick::from_secs(u64::from(secs) + u64::from(unseen_s));
+        let seen = |secs| ticks(secs, 0);
+        let others = |secs| ticks(secs, unseen_s);
+        self.timeouts = [seen(HALF_OPEN_S), others(tcp_s), others(fin_s), seen(RESET_S), others(udp_s)];
+        self.port_reuse = Tick::from_secs(PORT_REUSE_S + u64::from(unseen_s));
     }
 
     /// Has the processor fetch the slot in which a flow stands most likely: the table is larger than its caches, and
@@ -280,9 +285,9 @@ impl FlowTable {
     /// Looks a packet's flow up and, if it is known, notes that it lives.
     #[inline]
     pub fn touch(&mut self, hash: TupleHash, key: &FlowKey, packet: &FlowPacket, now: Tick) -> Known {
-        let timeouts = self.timeouts;
+        let (timeouts, port_reuse) = (self.timeouts, self.port_reuse);
         let Some(slot) = self.group(hash).find(|slot| slot.is(key)) else { return Known::No };
-        let known = known(slot, &timeouts, packet.opens, now);
+        let known = known(slot, (&timeouts, port_reuse), packet.opens, now);
         if let Known::Flow(_) = known {
             let state = match packet.opens | packet.ends | packet.resets {
                 false => after_data(slot.state()),
@@ -297,7 +302,7 @@ impl FlowTable {
     pub fn peek(&self, hash: TupleHash, key: &FlowKey, opens: bool, now: Tick) -> Known {
         let start = self.group_start(hash);
         let slot = self.slots[start..start + GROUP].iter().find(|slot| slot.is(key));
-        slot.map_or(Known::No, |slot| known(slot, &self.timeouts, opens, now))
+        slot.map_or(Known::No, |slot| known(slot, (&self.timeouts, self.port_reuse), opens, now))
     }
 
     /// Remembers a flow's backend, if its group has room.
@@ -448,11 +453,11 @@ fn is_expired(slot: &Slot, timeouts: &[u32; STATES], now: Tick) -> bool {
     now.since(slot.last_seen()) > timeouts[slot.state_number()]
 }
 
-fn known(slot: &Slot, timeouts: &[u32; STATES], opens: bool, now: Tick) -> Known {
+fn known(slot: &Slot, (timeouts, port_reuse): (&[u32; STATES], u32), opens: bool, now: Tick) -> Known {
     let backend = BackendRef::from_raw(slot.backend);
     match () {
         () if is_expired(slot, timeouts, now) => Known::No,
-        () if opens && now.since(slot.last_seen()) > PORT_REUSE => Known::Reused(backend),
+        () if opens && now.since(slot.last_seen()) > port_reuse => Known::Reused(backend),
         () => Known::Flow(backend),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -55,8 +55,6 @@ impl BackendRef {
 pub struct BackendRuntime {
     /// Packets and bytes that were forwarded to it.
     pub traffic: TrafficByWorker,
-    /// How often it has lost flows that it had: those that come back to it are others.
-    losses: AtomicU32,
     /// Where else its MAC address is shown.
     shown_in: OnceLock<(Arc<Words>, usize)>,
     /// The MAC in the low 48 bits, a bit that says that there is one, and above it what became of the questions for it.
@@ -82,25 +80,7 @@ pub enum Liveness {
 
 impl BackendRuntime {
     pub(super) fn new(traffic: TrafficByWorker) -> Self {
-        Self { traffic, losses: AtomicU32::new(0), shown_in: OnceLock::new(), resolved: AtomicU64::new(0) }
-    }
-
-    /// The same for other counters.
-    pub(super) fn renewed(&self, traffic: TrafficByWorker) -> Self {
-        let renewed = Self::new(traffic);
-        renewed.losses.store(self.losses(), Ordering::Relaxed);
-        renewed.resolve(self.mac(), self.liveness());
-        renewed
-    }
-
-    /// It is in a state in which flows that it had are placed anew.
-    pub(super) fn loses_flows(&self) {
-        self.losses.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How often that has been so.
-    pub(crate) fn losses(&self) -> u32 {
-        self.losses.load(Ordering::Relaxed)
+        Self { traffic, shown_in: OnceLock::new(), resolved: AtomicU64::new(0) }
     }
 
     /// Its MAC address, if known.

@@ -38,6 +38,8 @@ pub struct Backend {
     pub is_self: bool,
     /// What it takes.
     pub state: BackendState,
+    /// How often it has lost flows that it had: those that come to it again are others.
+    pub losses: u32,
     /// Its MAC, where it was given and is not to be resolved.
     pub given_mac: Option<Mac>,
     /// Its counters and its resolved MAC.

@@ -161,6 +161,17 @@ pub enum BackendState {
     Down,
 }
 
+impl BackendState {
+    /// Whether a backend still gets the packets of the flows of a protocol that it has.
+    pub fn keeps(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Active | Self::Draining => true,
+            Self::Silent => protocol == Protocol::Tcp,
+            Self::Down => false,
+        }
+    }
+}
+
 /// Whom this node listens for on a segment of ours: another load balancer, or a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerSpec {
@@ -185,10 +196,12 @@ pub struct Timeouts {
     pub fin_s: u32,
     /// A flow of UDP, which nobody opens or closes.
     pub udp_s: u32,
+    /// So long a flow may live without a worker's seeing it: an accelerator forwards its packets. All others are longer by that.
+    pub unseen_s: u32,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { tcp_s: 7200, fin_s: 120, udp_s: 30 }
+        Self { tcp_s: 7200, fin_s: 120, udp_s: 30, unseen_s: 0 }
     }
 }

@@ -15,7 +15,7 @@ use super::{
     tap::{Before, Taps},
 };
 use crate::{
-    accel::{Accelerator, FRESH_S},
+    accel::Accelerator,
     forward::{
         decide::{Place, Why},
         egress::Egress,
@@ -23,7 +23,6 @@ use crate::{
         fragment::{Course, Fragments, Waiting},
         runtime::BackendRef,
         snapshot::{Backend, Snapshot, Vip},
-        spec::Timeouts,
     },
     io::{engine::FrameJudge, sys::memory::prefetch},
     packet::{
@@ -130,11 +129,7 @@ impl Pipeline {
 
     /// Works with a new table from the next frame on.
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
-        let Timeouts { tcp_s, fin_s, udp_s } = snapshot.timeouts;
-        // So long at most an accelerator has frames of a flow before one comes here.
-        let unseen_s = if self.accelerator.is_some() { FRESH_S } else { 0 };
-        let timeouts = Timeouts { tcp_s: tcp_s.saturating_add(unseen_s), fin_s, udp_s: udp_s.saturating_add(unseen_s) };
-        self.flows.set_timeouts(timeouts);
+        self.flows.set_timeouts(snapshot.timeouts);
         if let Some(speaker) = &mut self.speaker {
             speaker.adopt(&snapshot, &self.permit, self.now_ns);
             speaker.adopt_backends(&snapshot, self.now_ns);
@@ -266,6 +261,12 @@ impl Pipeline {
         let mut memory = Remembering { flows: &mut self.flows, fragments: &mut self.fragments, decided: None };
         let intent = judge.classify(&Arrival { port, meta, frame, peek, came }, &mut memory);
         let decided = memory.decided;
+        if let (Some(accelerator), Some(flow)) = (&self.accelerator, &peek.flow)
+            && (flow.opens || flow.ends || flow.resets)
+        {
+            // What the flow is from now on its next packet tells.
+            accelerator.forget_flow(flow);
+        }
         let verdict = match intent {
             Intent::Forward { vip, backend, why, egress } => {
                 if let (Some(Why::Maglev { .. }), Some(flow)) = (why, &peek.flow) {

@@ -9,9 +9,9 @@ use crate::names;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
-    /// Add a machine on which lbd runs and waits; returns when it votes.
+    /// Add a machine on which lbd runs and waits; returns when it votes, and a moment before it may own VIPs.
     ///
-    /// Example: lbctl node add lb2 10.77.1.2:7401
+    /// Example: lbctl node add lb2 10.77.1.2:7401 && lbctl wait member lb2
     Add {
         /// Its node.name.
         name: String,

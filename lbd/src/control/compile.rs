@@ -56,7 +56,7 @@ fn compile_vip(vip: &Vip, services: Vec<ServiceSpec>, links: &[Link]) -> VipSpec
 }
 
 fn compile_timeouts(FlowTimeouts { tcp_s, fin_s, udp_s }: FlowTimeouts) -> Timeouts {
-    Timeouts { tcp_s, fin_s, udp_s }
+    Timeouts { tcp_s, fin_s, udp_s, ..Timeouts::default() }
 }
 
 /// Whom this node listens for on its segments: the other nodes, and the gateways.

@@ -1,5 +1,6 @@
 //! Which system calls the working process may make from its start on (seccomp(2)): what files, the network, io_uring, threads and
-//! clocks need. It starts no program, traces no process, mounts nothing and loads nothing into the kernel; whoever has got it to
+//! clocks need. It starts no program, traces no process, mounts nothing and loads nothing into the kernel but an accelerator, where it
+//! has one; whoever has got it to
 //! do what he wants cannot do so by itself either. What is not here is answered ENOSYS, as by
 //! a kernel that does not have it: libraries then do without.
 

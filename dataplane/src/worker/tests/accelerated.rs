@@ -29,7 +29,8 @@ fn accelerated(redirects: bool) -> Option<(Pipeline, Arc<Accelerator>)> {
 }
 
 fn adopt(pipeline: &mut Pipeline, accelerator: &Accelerator, compiler: &mut Compiler, spec: &TableSpec) {
-    let snapshot = Arc::new(compiler.compile(spec));
+    let timeouts = Timeouts { unseen_s: FRESH_S, ..spec.timeouts };
+    let snapshot = Arc::new(compiler.compile(&TableSpec { timeouts, ..spec.clone() }));
     accelerator.follow(&snapshot);
     pipeline.adopt(snapshot);
 }
@@ -48,6 +49,93 @@ fn both(pipeline: &mut Pipeline, accelerator: &Accelerator, frame: &[u8]) -> Res
             _ => Err(format!("the worker says {verdict:?} and {judged:02x?}, the program {:02x?}", ran.frame)),
         },
         other => Err(format!("the program ends with {other}")),
+    }
+}
+
+/// As in life: what the program forwards the worker does not see. Which backend's it is, or why not.
+fn live(pipeline: &mut Pipeline, accelerator: &Accelerator, frame: &[u8]) -> (bool, Option<Vec<u8>>) {
+    let ran = accelerator.run(frame, LOOPBACK);
+    if ran.verdict != XDP_PASS {
+        return (true, Some(ran.frame[..6].to_vec()));
+    }
+    let mut judged = frame.to_vec();
+    let verdict = judge(pipeline, FrameMeta::default(), &mut judged);
+    empty_outbox(pipeline);
+    (false, matches!(verdict, Verdict::Forward { .. }).then(|| judged[..6].to_vec()))
+}
+
+/// A worker that sees one packet of a flow in a minute takes it for no other, whatever its table of backends has become meanwhile.
+#[test]
+fn a_flow_that_a_worker_seldom_sees_keeps_its_backend() {
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 6]);
+    for after in [None, Some(0x04), Some(0x02), Some(0x11)] {
+        let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+        let data = sound()[1].clone();
+        let flagged = |flags: u8| {
+            let mut frame = data.clone();
+            frame[47] = flags;
+            frame
+        };
+        let mut compiler = Compiler::default();
+        let mut spec = spec();
+        (spec.ports[0].ifindex, spec.timeouts.fin_s) = (LOOPBACK, 10);
+        adopt(&mut pipeline, &accelerator, &mut compiler, &spec);
+        // The program's clock cannot be set: what is past is so for both.
+        let end_ns = pipeline.now_ns;
+        let go_to = |pipeline: &mut Pipeline, before_s: u64| pipeline.set_time(end_ns - before_s * 1_000_000_000);
+        go_to(&mut pipeline, 50);
+        let seen: Vec<_> = (0..4).map(|_| live(&mut pipeline, &accelerator, &data)).collect();
+        assert!(seen.iter().all(|(_, to)| to.as_deref() == Some(&BACKEND.0[..])) && seen[3].0, "{seen:?}");
+        // The backend that it has takes no new flows any more, and another one does.
+        let backends = &mut spec.vips[0].services[0].backends;
+        backends[0].state = BackendState::Draining;
+        let address = [192, 168, 2, 6].into();
+        backends.push(BackendSpec { id: 7, address, mac: Some(OTHER), weight: 1, state: BackendState::Active });
+        adopt(&mut pipeline, &accelerator, &mut compiler, &spec);
+        // The worker has seen its first packets alone, and then a segment that changes what it knows.
+        if let Some(flags) = after {
+            go_to(&mut pipeline, 34);
+            assert!(!live(&mut pipeline, &accelerator, &flagged(flags)).0, "{flags:#x} is for the worker");
+        }
+        // A SYN opens another connection, which a drained backend does not get.
+        let kept = if after == Some(0x02) { OTHER } else { BACKEND };
+        for before_s in [33, 22, 11] {
+            go_to(&mut pipeline, before_s);
+            let (_, to) = live(&mut pipeline, &accelerator, &data);
+            assert_eq!(to.as_deref(), Some(&kept.0[..]), "{after:x?}, {before_s} s before the end");
+        }
+        // Whatever the program had in the meantime, the worker still knows.
+        go_to(&mut pipeline, 0);
+        accelerator.pause();
+        assert_eq!(live(&mut pipeline, &accelerator, &data), (false, Some(kept.0.to_vec())), "{after:x?}");
+    }
+}
+
+/// What stands in the table from before a SYN does not come back by a segment that was behind in the ring.
+#[test]
+fn an_entry_ends_with_its_connection() {
+    let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+    let data = sound()[1].clone();
+    (0..4).for_each(|_| drop(live(&mut pipeline, &accelerator, &data)));
+    let mut syn = data.clone();
+    syn[47] = 0x02;
+    // In the ring: data of the old connection, then the SYN.
+    assert_eq!(accelerator.run(&syn, LOOPBACK).verdict, XDP_PASS);
+    for frame in [&data, &syn] {
+        judge(&mut pipeline, FrameMeta::default(), &mut frame.clone());
+    }
+    assert_eq!(accelerator.run(&data, LOOPBACK).verdict, XDP_PASS, "whose it is the worker says");
+}
+
+#[test]
+fn frames_from_no_station_are_for_the_worker() {
+    let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+    let mut udp = sound()[3].clone();
+    (0..3).for_each(|_| drop(live(&mut pipeline, &accelerator, &udp)));
+    assert!(live(&mut pipeline, &accelerator, &udp).0);
+    for source in [[0; 6], OWN.0, [0xff; 6], [3, 0, 0, 0, 0, 1]] {
+        udp[6..12].copy_from_slice(&source);
+        assert_eq!(live(&mut pipeline, &accelerator, &udp), (false, None), "{source:?}");
     }
 }
 
@@ -78,10 +166,10 @@ fn known_flows_are_forwarded_as_a_worker_does() {
             frame
         };
         assert!(!look(&again(0x02)) && !look(&data) && look(&data), "after a SYN");
-        assert!(!look(&again(0x11)) && look(&data), "a FIN is for the worker");
+        assert!(!look(&again(0x11)) && !look(&data) && look(&data), "a FIN is for the worker");
         let report = accelerator.report();
         assert_eq!(report.forwarded, 7);
-        assert!(report.passed.contains(&("unknown", 12)), "{report:?}");
+        assert!(report.passed.contains(&("unknown", 13)), "{report:?}");
     }
 }
 
