@@ -118,11 +118,9 @@ impl FlowAt {
         let (family, addresses) = match source.is_ipv4() && destination.is_ipv4() {
             true => (Family::V4, [u64::from(word(destination)) << 32 | u64::from(word(source)), 0, 0, 0]),
             false => {
-                let [[a, b], [c, d]] = [source, destination].map(|of| of.halves().map(u64::swap_bytes));
-                (
-                    Family::V6,
-                    if cfg!(target_endian = "little") { [a, b, c, d] } else { [a, b, c, d].map(u64::swap_bytes) },
-                )
+                // As they stand in the frame.
+                let [[a, b], [c, d]] = [source, destination].map(|of| of.halves().map(u64::to_be));
+                (Family::V6, [a, b, c, d])
             }
         };
         let hash = addresses[..family.addresses()].iter().fold(hash_key, |hash, word| mixed(hash, *word));
