@@ -37,7 +37,6 @@ char settings SECTION("maps"), ports SECTION("maps"), strangers SECTION("maps"),
 	devices SECTION("maps");
 
 #define SLOTS 16384           /* backends that can be forwarded to */
-#define PORTS 4096            /* interfaces, by their indexes */
 #define TICK_SHIFT 26         /* as forward/flow.rs counts time: units of 2^26 ns */
 #define TICK_MASK ((1u << 29) - 1)
 #define SECOND 15             /* ticks */
@@ -77,7 +76,7 @@ struct flow_v6 {
 struct group_v4 { struct flow_v4 flow[GROUP_V4]; };
 struct group_v6 { struct flow_v6 flow[GROUP_V6]; };
 struct backend {              /* index: its slot */
-	__u64 name;               /* what entries of flows call it, and the version of its service's ports; 0: none */
+	__u64 name;               /* what entries of flows call it, and its version; 0: none */
 	__u64 given_mac;          /* six bytes and one that says that there are; goes before the other */
 	__u64 resolved_mac;       /* written by a worker as it learns it */
 	__u32 interface;

@@ -208,17 +208,13 @@ impl Dataplane {
         let steering = Steering::new(workers, self.steering_key);
         let moved = move_flows(&former, &mut flows, steering, &snapshot);
         drop(former);
-        let table = Arc::new(Table::new(snapshot));
-        self.published.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
-        self.published.table.store(table);
+        self.published.put_in_force(snapshot);
         let reason = pool.running.engine_reason.take();
         match Pool::start(&config, &self.published, steering, flows, speaker) {
             Ok(running) => pool.running = running.because(reason),
             Err(error) => {
                 tracing::error!(%error, workers = before, "back to the former number of workers, without the flow table");
-                let table = Arc::new(Table::new(publisher.recompile(before)));
-                self.published.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
-                self.published.table.store(table);
+                self.published.put_in_force(publisher.recompile(before));
                 let flows = flow_tables(config.flow_capacity, before, timeouts)?;
                 let steering = Steering::new(before, self.steering_key);
                 pool.running = Pool::start(&config, &self.published, steering, flows, None)?.because(reason);
@@ -253,7 +249,8 @@ impl Dataplane {
         let table = Arc::new(Table::new(snapshot));
         let before = self.published.table.swap(table.clone());
         self.workers().wake();
-        self.published.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
+        // After them: it may wait for the kernel's lock on all links.
+        self.published.accelerate_by(&table);
         if both.vips.len() > wanted.vips.len() {
             self.wait_for_table(generation, Duration::from_secs(1));
             publisher.install(&wanted)?;

@@ -8,6 +8,7 @@
 
 mod attach;
 mod features;
+mod flows;
 mod layout;
 
 use std::{
@@ -23,9 +24,10 @@ use std::{
 pub use attach::{Accelerate, Acceleration};
 
 use attach::Interfaces;
+use flows::{Family, FlowAt};
 use layout::{
-    BACKEND_WORDS, FRESH, Family, FlowAt, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PORT_WORDS, PROCESSOR_WORDS,
-    PROCESSORS, RESOLVED_MAC, SLOTS, STRANGERS, TRAFFIC_WORDS, VALID_UNTIL, WAY,
+    BACKEND_WORDS, FRESH, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PORT_WORDS, PROCESSOR_WORDS, PROCESSORS,
+    RESOLVED_MAC, SLOTS, STRANGERS, TRAFFIC_WORDS, VALID_UNTIL, WAY,
 };
 
 use crate::{
@@ -96,7 +98,7 @@ impl Accelerator {
     /// The kernel does not take it, or it is asked for and some interface cannot have it.
     pub(crate) fn start(choice: Accelerate, ports: &[PortConfig], flows: usize) -> io::Result<Self> {
         let processors = possible_processors()?;
-        let groups = [layout::groups(flows, Family::V4), layout::groups(flows / 4, Family::V6)];
+        let groups = [flows::groups(flows, Family::V4), flows::groups(flows / 4, Family::V6)];
         let [settings, of_ports, strangers, flows_v4, flows_v6, backends, traffic, counts, devices] =
             layout::shapes(processors, groups).map(Map::new);
         let (settings, of_ports, strangers, backends) = (settings?, of_ports?, strangers?, backends?);
@@ -121,6 +123,7 @@ impl Accelerator {
             sees: AtomicU64::new(0),
             harvested: Mutex::default(),
         };
+        accelerator.settings[FRESH].store(Tick::from_secs(FRESH_S.into()).into(), Ordering::Release);
         accelerator.settings[HASH_KEY].store(accelerator.hash_key, Ordering::Release);
         let [v4, v6] = groups.map(|groups| groups as u64 - 1);
         accelerator.settings[MASKS].store(v6 << 32 | v4, Ordering::Release);
@@ -158,15 +161,8 @@ impl Accelerator {
         let own = snapshot.ports.iter().map(|port| port.mac);
         // No host has that of zeros.
         self.enter_strangers(own.chain(snapshot.peer_macs.iter().copied()).chain([Mac([0; 6])]));
-        self.settings[FRESH].store(Tick::from_secs(FRESH_S.into()).into(), Ordering::Relaxed);
-        let mut known: Vec<Option<&Backend>> = vec![None; SLOTS];
-        for backend in snapshot.backends() {
-            if let Some(place) = known.get_mut(backend.reference.slot()) {
-                *place = Some(backend);
-            }
-        }
-        for (slot, backend) in known.into_iter().enumerate() {
-            self.enter_backend(slot, snapshot, backend);
+        for slot in 0..SLOTS {
+            self.enter_backend(slot, snapshot, snapshot.member(slot as u32));
         }
     }
 
@@ -240,7 +236,7 @@ impl Accelerator {
     ) {
         let both = 1 << came_by | 1 << leaves_by;
         let is_seen = self.sees.load(Ordering::Relaxed) & both == both;
-        if !is_seen || packet.opens || packet.ends || packet.resets || backend.reference.slot() >= SLOTS {
+        if !is_seen || packet.is_flagged() || backend.reference.slot() >= SLOTS {
             return;
         }
         let (flow, table) = self.find(packet);

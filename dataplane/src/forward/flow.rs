@@ -289,7 +289,7 @@ impl FlowTable {
         let Some(slot) = self.group(hash).find(|slot| slot.is(key)) else { return Known::No };
         let known = known(slot, (&timeouts, port_reuse), packet.opens, now);
         if let Known::Flow(_) = known {
-            let state = match packet.opens | packet.ends | packet.resets {
+            let state = match packet.is_flagged() {
                 false => after_data(slot.state()),
                 true => after_flags(slot.state(), packet),
             };

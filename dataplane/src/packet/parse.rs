@@ -88,6 +88,12 @@ pub struct FlowPacket {
 }
 
 impl FlowPacket {
+    /// TCP: it opens, ends or breaks off a connection.
+    #[inline]
+    pub fn is_flagged(&self) -> bool {
+        self.opens | self.ends | self.resets
+    }
+
     /// Some packet of a flow of which no bytes are at hand.
     pub fn of(tuple: Tuple) -> Self {
         Self { tuple, opens: false, ends: false, resets: false, transport_at: 0, headers_len: 0 }

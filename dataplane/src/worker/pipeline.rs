@@ -262,7 +262,7 @@ impl Pipeline {
         let intent = judge.classify(&Arrival { port, meta, frame, peek, came }, &mut memory);
         let decided = memory.decided;
         if let (Some(accelerator), Some(flow)) = (&self.accelerator, &peek.flow)
-            && (flow.opens || flow.ends || flow.resets)
+            && flow.is_flagged()
         {
             // What the flow is from now on its next packet tells.
             accelerator.forget_flow(flow);

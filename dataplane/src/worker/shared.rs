@@ -106,6 +106,18 @@ impl Published {
             stop: AtomicBool::new(false),
         }
     }
+
+    /// A table for workers that do not work yet.
+    pub(crate) fn put_in_force(&self, snapshot: Snapshot) {
+        let table = Arc::new(Table::new(snapshot));
+        self.accelerate_by(&table);
+        self.table.store(table);
+    }
+
+    /// The accelerator, if there is one, works by a table.
+    pub(crate) fn accelerate_by(&self, table: &Table) {
+        self.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
+    }
 }
 
 /// The workers of a pool, as each of them and the control plane see them.
