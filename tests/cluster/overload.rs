@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use lb_proto::v1::{self, mutation::Change, table_service_client::TableServiceClient};
 use lb_tests::{
     grpc,
@@ -125,14 +125,30 @@ pub(crate) fn callers() -> anyhow::Result<()> {
     let wrong = counts.wrong.lock().map_err(|_| anyhow::anyhow!("a panic"))?.clone();
     ensure!(wrong.is_none(), "{}", wrong.unwrap_or_default());
     ensure!(load(&counts.written) >= u64::from(size.writers), "not each writer was served");
+    let lapsed: Vec<String> = lapses().into_iter().filter(|line| !lapsed.contains(line)).collect();
+    if let Some(first) = lapsed.first() {
+        bail!("a lease has lapsed: {lapsed:#?}\n{}", logs_around(&site, first));
+    }
     ensure!(site.nodes[0].epoch_of(VIP_TEXT) == epoch, "the VIP has moved");
-    ensure!(lapses() == lapsed, "a lease has lapsed: {:#?}", lapses());
     ensure!(peak_mib(&site)? < 1024, "{} MiB are resident", peak_mib(&site)?);
     wait::until_ok(PATIENCE, || {
         let status = site.nodes[1].lbctl(&["status", "--check"])?;
         ensure!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
         Ok(())
     })
+}
+
+/// What all nodes logged before a line of one of them, and right after it.
+fn logs_around(site: &Site, line: &str) -> String {
+    let of_node = |node: &lb_tests::cluster::LbNode| {
+        let log = node.log();
+        // Each begins with its time, in a form that is sorted by it.
+        let lines: Vec<&str> = log.lines().collect();
+        let at = lines.iter().rposition(|of| *of <= line).unwrap_or(0);
+        let around = &lines[at.saturating_sub(200)..lines.len().min(at + 20)];
+        format!("---- {}\n{}\n", node.name, around.join("\n"))
+    };
+    site.nodes.iter().map(of_node).collect()
 }
 
 async fn fill(site: &Site, size: &Size) -> anyhow::Result<()> {
