@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         workers: 1,
         realtime: false,
         accelerate: Default::default(),
+        link_keeper: None,
         busy_poll: Duration::ZERO,
         flow_capacity: Config::DEFAULT_FLOW_CAPACITY,
         guard: guard::Ownership::Own,

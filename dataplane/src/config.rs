@@ -1,9 +1,9 @@
 //! What a dataplane is started with.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    accel::Accelerate,
+    accel::{Accelerate, LinkKeeper},
     guard,
     io::{EngineKind, PortConfig},
 };
@@ -26,6 +26,8 @@ pub struct Config {
     pub flow_capacity: usize,
     /// Whether an XDP program forwards known flows.
     pub accelerate: Accelerate,
+    /// Who keeps that program on its interfaces when this process crashes, if somebody does.
+    pub link_keeper: Option<Arc<dyn LinkKeeper>>,
     /// Whose the guard's table is.
     pub guard: guard::Ownership,
 }

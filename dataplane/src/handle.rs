@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    accel::{Accelerate, Accelerator, AcceleratorReport, FRESH_S},
+    accel::{Accelerate, Accelerator, AcceleratorReport, FRESH_S, OfBefore},
     config::Config,
     error::{StartError, accelerator_problem},
     forward::{
@@ -166,8 +166,12 @@ impl Dataplane {
         let running = Pool::start(config, &published, steering, flows, None)?;
         let publisher = Arc::new(Mutex::new(Publisher { compiler, spec, guard, guarded: None, not_looked_at: 0 }));
         let guarding = Arc::<Guarding>::default();
-        let (kept, fares, ports) = (publisher.clone(), guarding.clone(), config.ports.clone());
-        let keeper = Keeper::start(move || lock(&kept).keep_guard(&ports, &fares))?;
+        let (kept, fares, ports, in_force) =
+            (publisher.clone(), guarding.clone(), config.ports.clone(), published.clone());
+        let keeper = Keeper::start(move || {
+            lock(&kept).keep_guard(&ports, &fares);
+            in_force.take_over_accelerator();
+        })?;
         Ok(Self {
             config: config.clone(),
             published,
@@ -505,10 +509,11 @@ impl Dataplane {
 
 /// The accelerator, if there is to be one; or why it is not there, where that is no reason not to start.
 fn accelerate(config: &Config) -> Result<(Option<Arc<Accelerator>>, Option<String>), StartError> {
+    let of_before = OfBefore::new(config.link_keeper.as_ref());
     if config.accelerate == Accelerate::Off {
         return Ok((None, None));
     }
-    match Accelerator::start(config.accelerate, &config.ports, config.flow_capacity) {
+    match Accelerator::start(config.accelerate, &config.ports, config.flow_capacity, of_before) {
         Ok(accelerator) => Ok((Some(Arc::new(accelerator)), None)),
         Err(error) if config.accelerate == Accelerate::Auto => {
             let problem = accelerator_problem(&error);

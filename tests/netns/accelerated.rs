@@ -1,12 +1,13 @@
 //! A node with an accelerator: it forwards what is known, and nobody notices.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use lb_tests::{
     cluster::SOON,
+    faults::{Fault, Watch, measure},
+    manager::ServiceManager,
     site::{HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP},
-    sys::reference,
     traffic::HttpClient,
     wait,
 };
@@ -14,11 +15,11 @@ use serde_json::Value;
 
 const ACCELERATED: Plan = Plan { nodes: 1, servers: 2, two_interfaces: false, engine: "ring+xdp" };
 const BULK: usize = 3_000_000;
+/// Streams are known after that, and a process that is dead is missed.
+const AT_WORK: Duration = Duration::from_millis(500);
 
-/// A site whose client sends whole checksums, as one on another machine does.
 fn site(plan: Plan) -> anyhow::Result<Site> {
     let mut site = Site::build(plan)?;
-    site.client.ns.enter(|| reference::complete_checksums("eth0"))?;
     site.start_both()?;
     Ok(site)
 }
@@ -83,6 +84,52 @@ pub(crate) fn goes_on_after_a_crash() -> anyhow::Result<()> {
             http.upload(BULK).is_ok() && forwarded(&site).is_ok_and(|forwarded| forwarded > 1000)
         });
     }
+    Ok(())
+}
+
+/// Of streams that are known, and of many clients, nothing is lost when the owner's working process is killed.
+pub(crate) fn loses_nothing_in_a_takeover() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 3, ..ACCELERATED })?;
+    site.start()?;
+    let neighbor = site.add_neighbor()?;
+    for at_leader in [false, true] {
+        let outcome = measure(&mut site, &neighbor, Fault::WorkerKilled, at_leader)?;
+        let (lost, failed) = (outcome.lost, outcome.crowd.failed());
+        ensure!(lost == 0 && failed == 0, "{lost} datagrams were lost; {:?}", outcome.crowd);
+    }
+    Ok(())
+}
+
+/// Nor when there is no other node, and a service manager starts it anew.
+pub(crate) fn loses_nothing_in_a_restart() -> anyhow::Result<()> {
+    let mut site = Site::build(ACCELERATED)?;
+    site.nodes[0].manager = Some(ServiceManager::start(&site.root.path().join("notify"))?);
+    site.start()?;
+    let neighbor = site.add_neighbor()?;
+    // Until the VIP is answered for the first time.
+    Watch::start(&site, &neighbor)?.finish()?;
+    let kept = |site: &Site| site.nodes[0].manager.as_ref().map(ServiceManager::kept).unwrap_or_default();
+    for both in [false, true] {
+        let watch = Watch::start(&site, &neighbor)?;
+        watch.go_on(AT_WORK);
+        ensure!(kept(&site).len() == 1, "the manager keeps {:?}", kept(&site));
+        if both {
+            site.nodes[0].kill()?;
+        } else {
+            site.nodes[0].kill_worker()?;
+            site.nodes[0].wait_for_end(SOON)?;
+        }
+        watch.go_on(AT_WORK);
+        site.nodes[0].start()?;
+        wait::until("the new process forwards", SOON, || forwarded(&site).is_ok_and(|forwarded| forwarded > 1000));
+        watch.go_on(AT_WORK);
+        let seen = watch.finish()?;
+        let (lost, failed) = (seen.lost(), seen.crowd.failed());
+        ensure!(lost == 0 && failed == 0, "both killed: {both}: {lost} datagrams were lost; {:?}", seen.crowd);
+    }
+    // What it takes off itself nobody keeps.
+    site.nodes[0].terminate()?;
+    ensure!(kept(&site).is_empty(), "the manager keeps {:?}", kept(&site));
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub(crate) fn two_interfaces(engine: &'static str) -> anyhow::Result<()> {
 }
 
 fn example(two_interfaces: bool, engine: &'static str) -> anyhow::Result<()> {
-    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces, engine })?;
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces, engine })?.with_offloads()?;
     site.start_both()?;
     ensure!(site.servers[0].address == Ipv4Addr::new(192, 168, 3, 5));
     let status = site.nodes[0].lbctl_json(&["status"])?;

@@ -110,6 +110,7 @@ pub(crate) fn config(ports: Vec<PortConfig>, engine: &str, workers: usize, guard
         realtime: false,
         busy_poll: Duration::ZERO,
         accelerate: Accelerate::Off,
+        link_keeper: None,
         flow_capacity: 1 << 12,
         guard,
     }

@@ -69,7 +69,7 @@ pub(crate) fn path_mtu_at_the_node(engine: &'static str) -> anyhow::Result<()> {
 
 /// The way to the backends goes by an interface that takes no GSO frames: the kernel segments them, and it is counted.
 pub(crate) fn segmented(engine: &'static str) -> anyhow::Result<()> {
-    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?;
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: true, engine })?.with_offloads()?;
     site.start_both()?;
     let node = &site.node_hosts[0];
     node.ns.enter(|| lb_tests::sys::reference::disable_tso("eth1"))?;

@@ -37,6 +37,10 @@ fn main() -> std::process::ExitCode {
             Test::once("known_flows_are_accelerated", accelerated::forwards_what_is_known).needs(bpf::may_load),
             Test::once("accelerated_flows_go_on_after_a_crash", accelerated::goes_on_after_a_crash)
                 .needs(bpf::may_load),
+            Test::once("accelerated_flows_lose_nothing_in_a_takeover", accelerated::loses_nothing_in_a_takeover)
+                .needs(bpf::may_load),
+            Test::once("accelerated_flows_lose_nothing_in_a_restart", accelerated::loses_nothing_in_a_restart)
+                .needs(bpf::may_load),
             Test::once("an_accelerator_comes_and_goes_under_connections", accelerated::is_switched_under_connections)
                 .needs(bpf::may_load),
             Test::once("nothing_is_accelerated_during_captures", accelerated::is_quiet_during_captures)

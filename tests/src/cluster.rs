@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::{
     binaries,
+    manager::ServiceManager,
     netns::Namespace,
     pki::Pki,
     sys::{self, reference},
@@ -36,6 +37,8 @@ pub struct LbNode {
     pub program: &'static str,
     /// Environment variables for its processes.
     pub environment: Vec<(String, String)>,
+    /// Who starts it, if it is not started by the test itself.
+    pub manager: Option<ServiceManager>,
     dir: PathBuf,
     child: Option<Child>,
     /// A thread of its dataplane that is halted.
@@ -57,6 +60,14 @@ pub struct NodeConfig<'a> {
     pub bootstrap: bool,
 }
 
+/// An engine without its accelerator, and the accelerator; where it names none, that of the environment variable `LB_ACCELERATOR`.
+pub(crate) fn accelerated(engine: &str) -> (&str, String) {
+    match engine.split_once('+') {
+        Some((engine, accelerator)) => (engine, accelerator.to_owned()),
+        None => (engine, std::env::var("LB_ACCELERATOR").unwrap_or_else(|_| "off".to_owned())),
+    }
+}
+
 impl LbNode {
     /// Writes the configuration; [`Self::start`] starts it.
     pub fn new(host: &Host, root: &TempDir, config: &NodeConfig<'_>) -> anyhow::Result<Self> {
@@ -68,6 +79,7 @@ impl LbNode {
             ns: host.ns.clone(),
             program: "lbd",
             environment: Vec::new(),
+            manager: None,
             dir,
             child: None,
             halted: None,
@@ -76,8 +88,7 @@ impl LbNode {
         let (role, dataplane) = match config.interfaces {
             [] => ("witness", String::new()),
             names => {
-                let by_all = std::env::var("LB_ACCELERATOR").unwrap_or_else(|_| "off".to_owned());
-                let (engine, accelerator) = config.engine.split_once('+').unwrap_or((config.engine, &by_all));
+                let (engine, accelerator) = accelerated(config.engine);
                 let (engine, workers) = engine.split_once('/').unwrap_or((engine, "1"));
                 if accelerator != "off" {
                     names.iter().try_for_each(|name| host.ns.enter(|| reference::keep_tags(name)))?;
@@ -145,7 +156,11 @@ impl LbNode {
     /// Starts it and does not wait.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
-        let mut command = self.ns.command(binaries::directory()?.join(self.program))?;
+        let program = binaries::directory()?.join(self.program);
+        let mut command = self.ns.command(if self.manager.is_some() { Path::new("sh") } else { &program })?;
+        if let Some(manager) = &self.manager {
+            manager.starting(&program, &mut command)?;
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().context("starting lbd")?);

@@ -16,6 +16,7 @@ pub mod flood;
 pub mod follower;
 pub mod frame;
 pub mod grpc;
+pub mod manager;
 pub mod netns;
 pub mod nft;
 pub mod observe;

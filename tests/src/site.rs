@@ -110,7 +110,7 @@ impl Server {
 impl Site {
     /// Builds the machines and the cables, and starts the servers; the nodes are not started.
     pub fn build(plan: Plan) -> anyhow::Result<Self> {
-        let net = Network::new()?;
+        let net = Network::for_engine(plan.engine)?;
         let lans: (&str, &str) = if plan.two_interfaces { ("vips", "servers") } else { ("lan", "lan") };
         for segment in ["clients", "nodes", lans.0] {
             net.segment(segment)?;
@@ -271,6 +271,15 @@ impl Site {
             client: SocketAddr::new(client, 40_000),
             service: SocketAddr::new(vip, service_port),
         }
+    }
+
+    /// Whoever sends leaves checksums and segments to hardware, also where it would not for an accelerator: such frames are
+    /// then the workers'.
+    pub fn with_offloads(self) -> anyhow::Result<Self> {
+        let servers = self.servers.iter().map(|server| &server.host);
+        let all = self.node_hosts.iter().chain([&self.client, &self.router]).chain(servers);
+        all.into_iter().try_for_each(Host::leave_checksums)?;
+        Ok(self)
     }
 
     /// Waits until every running node knows every server's MAC address for both services.

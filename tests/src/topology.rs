@@ -22,14 +22,18 @@ use rtnetlink::{
 };
 
 use crate::{
+    cluster::accelerated,
     distance::Distance,
     netns::{Namespace, index_of},
+    sys::reference,
 };
 
 /// All segments of a test, and the ports of their hosts.
 pub struct Network {
     switch: Namespace,
     next: Cell<u16>,
+    /// Whatever its hosts send leaves them with whole checksums.
+    completes_checksums: bool,
 }
 
 /// Which way a cable is cut, seen from the host.
@@ -85,7 +89,13 @@ impl Network {
         }
         switch.sysctl("ipv6.conf.all.disable_ipv6", "1", true)?;
         switch.sysctl("ipv6.conf.default.disable_ipv6", "1", true)?;
-        Ok(Self { switch, next: Cell::new(1) })
+        Ok(Self { switch, next: Cell::new(1), completes_checksums: false })
+    }
+
+    /// The same, for accelerators: its hosts send whole checksums, as those do that are on other machines.
+    pub fn for_engine(engine: &str) -> io::Result<Self> {
+        let completes_checksums = accelerated(engine).1 != "off";
+        Ok(Self { completes_checksums, ..Self::new()? })
     }
 
     /// The switch, to capture at its ports.
@@ -132,6 +142,9 @@ impl Network {
             let port = index_of(&handle, &switch_port).await?;
             handle.link().set(LinkUnspec::new_with_index(port).controller(bridge).up().build()).execute().await
         })?;
+        if self.completes_checksums {
+            host.ns.enter(|| reference::complete_checksums(interface, true))?;
+        }
         for address in addresses {
             host.add_address(interface, address)?;
         }
@@ -197,6 +210,12 @@ impl Network {
 }
 
 impl Host {
+    /// Leaves checksums and segments of what it sends to hardware.
+    pub fn leave_checksums(&self) -> io::Result<()> {
+        let interfaces: Vec<String> = self.ports.borrow().keys().cloned().collect();
+        self.ns.enter(|| interfaces.iter().try_for_each(|name| reference::complete_checksums(name, false)))
+    }
+
     /// An interface of this host.
     pub fn port(&self, interface: &str) -> Port {
         self.ports.borrow()[interface].clone()

@@ -2,28 +2,20 @@
 
 use std::io;
 
-use super::{features, layout::PORTS};
-use crate::io::{
-    XdpMode, driver,
-    sys::bpf::{Link, Program},
-    takes_tags_off,
+use super::{
+    choice::Accelerate,
+    features,
+    kept::{KeptLink, OfBefore},
+    layout::PORTS,
 };
+use crate::io::{XdpMode, driver, sys::bpf::Program, takes_tags_off};
 
 /// Interfaces of these drivers lead to machines that leave checksums to hardware which there is not: native XDP would have
 /// them made in software, and turns the sender's segmentation off.
 const VIRTUAL: [&str; 3] = ["veth", "virtio_net", "tun"];
 
-/// Whether an XDP program forwards known flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Accelerate {
-    /// None does.
-    #[default]
-    Off,
-    /// On each interface that can have one, in the mode that suits it.
-    Auto,
-    /// On all of them, in the driver where that can be: else nothing starts.
-    Xdp,
-}
+/// Why an interface is in the mode that it is in.
+const AS_BEFORE: &str = "the process before has found the other one not to suit it";
 
 /// How the frames of an interface are accelerated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +33,7 @@ pub struct Acceleration {
 pub(super) struct Interfaces {
     choice: Accelerate,
     all: Vec<Interface>,
+    of_before: OfBefore,
 }
 
 #[derive(Debug)]
@@ -59,13 +52,13 @@ struct Attached {
     /// Its frames have to leave by the map of devices.
     redirects: bool,
     /// `None` in a test run.
-    _link: Option<Link>,
+    link: Option<KeptLink>,
 }
 
 impl Interfaces {
     /// None yet.
-    pub(super) fn new(choice: Accelerate) -> Self {
-        Self { choice, all: Vec::new() }
+    pub(super) fn new(choice: Accelerate, of_before: OfBefore) -> Self {
+        Self { choice, all: Vec::new(), of_before }
     }
 
     /// Has the program see the frames of these interfaces, which may be others than before under the same names; again where it
@@ -95,7 +88,32 @@ impl Interfaces {
         if is_new {
             self.demote(program);
         }
+        self.of_before.end_all();
         gone
+    }
+
+    /// Has this program see the frames that as yet the one of the process before sees.
+    pub(super) fn take_over(&mut self, program: &Program) {
+        for interface in &mut self.all {
+            let Ok(Attached { link: Some(link), .. }) = &mut interface.attached else { continue };
+            if !link.is_of_before() {
+                continue;
+            }
+            match link.update(program) {
+                Ok(()) => tracing::info!("{} was accelerated meanwhile, and is taken over", interface.name),
+                // It is tried anew with the next table.
+                Err(error) => {
+                    interface.attached = Err(refused(&error));
+                    interface.tell(None);
+                }
+            }
+        }
+    }
+
+    /// Whether there is something to be taken over.
+    pub(super) fn has_some_of_before(&self) -> bool {
+        let is_of_before = |link: &KeptLink| link.is_of_before();
+        self.all.iter().any(|of| of.attached.as_ref().is_ok_and(|on| on.link.as_ref().is_some_and(is_of_before)))
     }
 
     /// Drivers lose what programs send to an interface that does not take it: then none of them is in the driver. Many take it
@@ -114,7 +132,8 @@ impl Interfaces {
             interface.reason = Some(format!("{other}, by which frames leave, does not send what a program hands over"));
             // One mode goes before the other comes.
             interface.attached = Err(String::new());
-            interface.attached = on(program, interface.ifindex, XdpMode::Generic, false);
+            let generic = (interface.ifindex, XdpMode::Generic);
+            interface.attached = on(&self.of_before, program, self.choice, generic, false);
             interface.tell(None);
         }
     }
@@ -142,11 +161,11 @@ impl Interfaces {
     /// The program is on an interface, as far as a test run of it goes.
     #[cfg(test)]
     pub(super) fn pretend(&mut self, ifindex: u32, redirects: bool) {
-        let attached = Ok(Attached { mode: XdpMode::Native, redirects, _link: None });
+        let attached = Ok(Attached { mode: XdpMode::Native, redirects, link: None });
         self.all.push(Interface { name: "test".into(), ifindex, attached, reason: None });
     }
 
-    fn attach_one(&self, program: &Program, name: &str, ifindex: u32) -> Interface {
+    fn attach_one(&mut self, program: &Program, name: &str, ifindex: u32) -> Interface {
         let not = |reason: String| Interface { name: name.to_owned(), ifindex, attached: Err(reason), reason: None };
         if ifindex == 0 {
             return not("it is gone".to_owned());
@@ -158,13 +177,19 @@ impl Interfaces {
             return not(reason);
         }
         let driver = driver(name).unwrap_or_default();
-        let native = self.may_be_native(&driver, ifindex).and_then(|()| {
-            let redirects = driver == "veth";
-            on(program, ifindex, XdpMode::Native, redirects)
-        });
-        let (attached, reason) = match native {
+        let by_device_map = |mode| mode == XdpMode::Native && driver == "veth";
+        let may_be_native = self.may_be_native(&driver, ifindex);
+        if let Some((mode, link)) = self.of_before.take(self.choice, ifindex) {
+            let reason =
+                (mode == XdpMode::Generic).then(|| may_be_native.err().unwrap_or_else(|| AS_BEFORE.to_owned()));
+            let attached = Ok(Attached { mode, redirects: by_device_map(mode), link: Some(link) });
+            return Interface { name: name.to_owned(), ifindex, attached, reason };
+        }
+        self.of_before.end(ifindex);
+        let on = |mode| on(&self.of_before, program, self.choice, (ifindex, mode), by_device_map(mode));
+        let (attached, reason) = match may_be_native.and_then(|()| on(XdpMode::Native)) {
             Ok(attached) => (Ok(attached), None),
-            Err(reason) => (on(program, ifindex, XdpMode::Generic, false), Some(reason)),
+            Err(reason) => (on(XdpMode::Generic), Some(reason)),
         };
         Interface { name: name.to_owned(), ifindex, attached, reason }
     }
@@ -202,9 +227,15 @@ impl Interface {
     }
 }
 
-fn on(program: &Program, ifindex: u32, mode: XdpMode, redirects: bool) -> Result<Attached, String> {
-    let link = program.attach(ifindex, mode).map_err(|error| refused(&error))?;
-    Ok(Attached { mode, redirects, _link: Some(link) })
+fn on(
+    of_before: &OfBefore,
+    program: &Program,
+    choice: Accelerate,
+    (ifindex, mode): (u32, XdpMode),
+    redirects: bool,
+) -> Result<Attached, String> {
+    let link = of_before.attach(program, choice, (ifindex, mode)).map_err(|error| refused(&error))?;
+    Ok(Attached { mode, redirects, link: Some(link) })
 }
 
 /// What is to be done about an interface that takes VLAN tags off.

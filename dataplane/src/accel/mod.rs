@@ -5,10 +5,16 @@
 //! again, by which the worker sees that the flow lives. So there is one truth, the workers' flow tables, whatever becomes of
 //! the program. Whom it may forward to stands in its table of backends, which is written with each published table
 //! ([`Accelerator::follow`]). When nobody pushes its deadline forward it passes everything.
+//!
+//! When this process crashes, the program stays where it is as long as somebody keeps it ([`LinkKeeper`]), and forwards until that
+//! deadline. The next process has a program and tables of its own, and takes the place of the one before when it can do as
+//! well ([`Accelerator::take_over`]).
 
 mod attach;
+mod choice;
 mod features;
 mod flows;
+mod kept;
 mod layout;
 
 use std::{
@@ -21,7 +27,10 @@ use std::{
     },
 };
 
-pub use attach::{Accelerate, Acceleration};
+pub use attach::Acceleration;
+pub use choice::Accelerate;
+pub use kept::LinkKeeper;
+pub(crate) use kept::OfBefore;
 
 use attach::Interfaces;
 use flows::{Family, FlowAt};
@@ -33,8 +42,9 @@ use layout::{
 use crate::{
     forward::{
         flow::Tick,
+        runtime::Liveness,
         snapshot::{Backend, Snapshot},
-        spec::PortSpec,
+        spec::{BackendState, PortSpec},
     },
     io::{
         PortConfig,
@@ -96,7 +106,12 @@ impl Accelerator {
     ///
     /// # Errors
     /// The kernel does not take it, or it is asked for and some interface cannot have it.
-    pub(crate) fn start(choice: Accelerate, ports: &[PortConfig], flows: usize) -> io::Result<Self> {
+    pub(crate) fn start(
+        choice: Accelerate,
+        ports: &[PortConfig],
+        flows: usize,
+        of_before: OfBefore,
+    ) -> io::Result<Self> {
         let processors = possible_processors()?;
         let groups = [flows::groups(flows, Family::V4), flows::groups(flows / 4, Family::V6)];
         let [settings, of_ports, strangers, flows_v4, flows_v6, backends, traffic, counts, devices] =
@@ -118,7 +133,7 @@ impl Accelerator {
             hash_key: RandomState::new().hash_one(processors),
             strangers,
             devices,
-            interfaces: Mutex::new(Interfaces::new(choice)),
+            interfaces: Mutex::new(Interfaces::new(choice, of_before)),
             known_strangers: Mutex::default(),
             sees: AtomicU64::new(0),
             harvested: Mutex::default(),
@@ -163,6 +178,20 @@ impl Accelerator {
         self.enter_strangers(own.chain(snapshot.peer_macs.iter().copied()).chain([Mac([0; 6])]));
         for slot in 0..SLOTS {
             self.enter_backend(slot, snapshot, snapshot.member(slot as u32));
+        }
+    }
+
+    /// Has this program see the frames that as yet the one of the process before sees: when this process could do as well,
+    /// because it has a table, and knows the MAC addresses in it as far as they can be known.
+    pub(crate) fn take_over(&self, snapshot: &Snapshot) {
+        let mut interfaces = self.lock_interfaces();
+        let is_unknown = |backend: &Backend| {
+            let is_asked_for = backend.state == BackendState::Active && backend.port().is_some() && !backend.is_self;
+            is_asked_for && backend.mac().is_none() && backend.runtime.liveness() != Liveness::Silent
+        };
+        if interfaces.has_some_of_before() && !snapshot.vips.is_empty() && !snapshot.backends().any(is_unknown) {
+            interfaces.take_over(&self.program);
+            self.sees.store(interfaces.seen(), Ordering::Release);
         }
     }
 
@@ -314,7 +343,7 @@ impl Accelerator {
     /// One on no interface, for test runs of its program with the index of one. `None` without the right to it.
     #[cfg(test)]
     pub(crate) fn detached(ifindex: u32, redirects: bool) -> Option<Self> {
-        let accelerator = match Self::start(Accelerate::Auto, &[], 1 << 12) {
+        let accelerator = match Self::start(Accelerate::Auto, &[], 1 << 12, OfBefore::new(None)) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
             started => started.unwrap(),
         };

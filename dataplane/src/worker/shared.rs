@@ -118,6 +118,11 @@ impl Published {
     pub(crate) fn accelerate_by(&self, table: &Table) {
         self.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
     }
+
+    /// The accelerator, if there is one, takes the place of that of the process before when it can.
+    pub(crate) fn take_over_accelerator(&self) {
+        self.accelerator.iter().for_each(|accelerator| accelerator.take_over(&self.table.load().snapshot));
+    }
 }
 
 /// The workers of a pool, as each of them and the control plane see them.

@@ -96,7 +96,7 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let channels = Arc::new(Channels::new(security.clone()));
     let consensus = Consensus::start(settings, Arc::new(TonicTransport(channels.clone()))).await?;
     let flow_key = FlowKey::load(&config.data_dir)?;
-    let dataplane = start::dataplane(&config, &links, parent.guard())?;
+    let dataplane = start::dataplane(&config, &links, &parent)?;
     let clock = dataplane.as_ref().map(|dataplane| dataplane.lease().clone()).unwrap_or_default();
     let events = Events::default();
     let alarms = Alarms::new(events.clone());

@@ -2,17 +2,13 @@
 
 use std::sync::Arc;
 
-use lb_dataplane::{Config as DataplaneConfig, Dataplane, Scheduling, guard};
+use lb_dataplane::{Config as DataplaneConfig, Dataplane, Scheduling};
 use lb_raft_store::Consensus;
 
-use crate::{config::Config, exit::Failure, link::Link};
+use crate::{config::Config, exit::Failure, link::Link, supervise::Parent};
 
 /// The dataplane of a node that forwards; a witness has none.
-pub(super) fn dataplane(
-    config: &Config,
-    links: &[Link],
-    guard: guard::Ownership,
-) -> Result<Option<Arc<Dataplane>>, Failure> {
+pub(super) fn dataplane(config: &Config, links: &[Link], parent: &Parent) -> Result<Option<Arc<Dataplane>>, Failure> {
     let Some(section) = &config.dataplane else { return Ok(None) };
     let dataplane = Dataplane::start(&DataplaneConfig {
         ports: links.iter().map(Link::port_config).collect(),
@@ -21,8 +17,9 @@ pub(super) fn dataplane(
         realtime: section.realtime,
         busy_poll: section.busy_poll,
         accelerate: section.accelerator,
+        link_keeper: Some(Arc::new(parent.clone())),
         flow_capacity: section.flows,
-        guard,
+        guard: parent.guard(),
     })?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if dataplane.worker_count() > cores {

@@ -95,8 +95,8 @@ pub(crate) enum Programs {
 }
 
 /// The commands of bpf(2) that the accelerator needs (linux/bpf.h, enum bpf_cmd): to make a map, to set and to remove an element, to
-/// load a program, and to put it on an interface.
-const OF_ACCELERATOR: [u64; 5] = [0, 2, 3, 5, 28];
+/// load a program, to put it on an interface, in the place of another one, and to take it off.
+const OF_ACCELERATOR: [u64; 7] = [0, 2, 3, 5, 28, 29, 34];
 
 /// For this thread, and those that it starts from now on.
 pub(super) fn filter(programs: Programs) -> Result<(), Error> {

@@ -2,61 +2,62 @@
 //! whatever reason, the parent sends the other nodes the obituary that the child has prepared: after
 //! waitpid(2) no thread of it can send again, so they need not wait for its lease to run out.
 //!
-//! The child hands them over by a socket pair of datagrams, a message for each complete set, so that none is cut. Its end
-//! is what it has in place of a standard input: that alone is passed on by exec(3) without unsafe code, and a daemon reads
-//! nothing from it. By the same way it gets the socket that owns the nftables guard. The child dies with its parent (PR_SET_PDEATHSIG); then nobody sends an obituary, and the lease runs out.
+//! They talk by a socket pair of datagrams ([`words`]). The child's end is what it has in place of a standard input: that
+//! alone is passed on by exec(3) without unsafe code, and a daemon reads nothing from it. The child dies with its parent
+//! (PR_SET_PDEATHSIG); then nobody sends an obituary, and the lease runs out.
+//!
+//! What the child has put into the kernel is the parent's, too, so that it outlives a crash: the nftables guard, and the links
+//! by which an accelerator is on its interfaces. A service manager has copies of those, and gives them to the next parent.
+
+mod child;
+mod words;
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
-    net::{SocketAddr, UdpSocket},
+    collections::BTreeMap,
+    io,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{net::UnixDatagram, process::ExitStatusExt as _},
     },
     process::{ExitCode, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
-use lb_dataplane::guard;
-use prost::Message as _;
-use rustix::{
-    mm::{MlockAllFlags, mlockall},
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-        recvmsg, sendmsg,
-    },
-    process::{Pid, Resource, Signal, getppid, getrlimit, kill_process, set_parent_process_death_signal},
-};
+use lb_dataplane::{guard, io::sys::passed};
+use rustix::process::{Pid, Signal, kill_process};
+use sd_notify::NotifyState;
 use tokio::{
+    io::Interest,
     process::Command,
     signal::unix::{SignalKind, signal},
 };
 
+pub(crate) use self::child::Parent;
+use self::words::{Names, Obituary, Said, hear, say};
 use crate::{
     privilege::{self, User},
     terminal,
 };
 
-/// How often an obituary is sent, and with which pause: a datagram may be lost.
-const TIMES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(3);
-/// More than the datagrams of a cluster of nine, each with four addresses.
-const MAX_MESSAGE: usize = 1 << 16;
 /// For so long the child waits for a parent that does not take its message: it may be stopped.
 const HAND_OVER: Duration = Duration::from_millis(100);
+/// For so long an accelerator forwards what still comes here after a crash. The VIPs have moved by then.
+const LAST_FRAMES: Duration = Duration::from_millis(500);
 /// The child's argument, with the parent's process id.
 const CHILD_ARGUMENT: &str = "--working-child-of";
+/// The name of the socket that owns the guard.
+const GUARD: &str = "guard";
 
 /// Runs this program again as the working child and waits for its end.
 pub(crate) fn run(user: Option<&User>) -> io::Result<ExitCode> {
+    // First of all: nobody else may have their numbers.
+    let links = Links::of_before();
     // One thread: PR_SET_PDEATHSIG fires when the thread that forked ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise(user))
+    runtime.block_on(supervise(user, links))
 }
 
-async fn supervise(user: Option<&User>) -> io::Result<ExitCode> {
+async fn supervise(user: Option<&User>, mut links: Links) -> io::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -68,9 +69,8 @@ async fn supervise(user: Option<&User>) -> io::Result<ExitCode> {
     // What the child puts into the kernel by this socket is this process's: it stays when the child dies, and nobody else
     // takes it away meanwhile. Without it the child has its own.
     let guard = guard::open_socket().ok();
-    if let Some(guard) = &guard {
-        pass(&ours, guard)?;
-    }
+    // Before anything else that the child could hear.
+    links.give(&ours, guard.as_ref())?;
     let from_child = tokio::net::UnixDatagram::from_std(ours)?;
     // By its path, so that its name is not "exe"; by the kernel's link, if the file is gone since.
     let program = std::env::current_exe().ok().filter(|path| path.exists());
@@ -84,12 +84,14 @@ async fn supervise(user: Option<&User>) -> io::Result<ExitCode> {
         terminal::complain(&format!("lbd: the parent process may do more than it needs: {error}"));
     }
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    let mut buffer = vec![0; MAX_MESSAGE];
     let mut obituary = Obituary::default();
     let status = loop {
         tokio::select! {
             status = child.wait() => break status?,
-            received = from_child.recv(&mut buffer) => obituary = Obituary::read(&buffer[..received?]),
+            heard = from_child.async_io(Interest::READABLE, || hear(&from_child)) => {
+                let (said, descriptors) = heard?;
+                take_in(said, descriptors, &mut obituary, &mut links);
+            }
             _ = terminate.recv() => forward(pid, Signal::TERM),
             _ = interrupt.recv() => forward(pid, Signal::INT),
             _ = hangup.recv() => forward(pid, Signal::HUP),
@@ -100,39 +102,36 @@ async fn supervise(user: Option<&User>) -> io::Result<ExitCode> {
         }
     };
     // What it had said last.
-    while let Ok(len) = from_child.try_recv(&mut buffer) {
-        obituary = Obituary::read(&buffer[..len]);
+    while let Ok((said, descriptors)) = hear(&from_child) {
+        take_in(said, descriptors, &mut obituary, &mut links);
     }
     obituary.send();
     if let Some(signal) = status.signal() {
         terminal::complain(&format!("lbd: the working process was ended by signal {signal}"));
+    }
+    if !links.all.is_empty() {
+        tokio::select! {
+            () = tokio::time::sleep(LAST_FRAMES) => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
     // As a shell would say it.
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
-/// Gives a descriptor to the child, before anything else that it could read.
-fn pass(to_child: &UnixDatagram, descriptor: &OwnedFd) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [descriptor.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(to_child, &[IoSlice::new(b"guard")], &mut control, SendFlags::empty())?;
-    Ok(())
-}
-
-/// The descriptor that [`pass`] has given, if there is one.
-fn passed(from_parent: &UnixDatagram) -> Option<OwnedFd> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0; 8];
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    recvmsg(from_parent, &mut [IoSliceMut::new(&mut name)], &mut control, flags).ok()?;
-    control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    })
+/// Does as the child says.
+fn take_in(said: Option<Said>, descriptors: Vec<OwnedFd>, obituary: &mut Obituary, links: &mut Links) {
+    match said {
+        Some(Said::Descriptors(Names { names })) => {
+            names.into_iter().zip(descriptors).for_each(|(name, link)| links.keep(name, link));
+        }
+        Some(Said::LetGo(name)) => links.let_go(&name),
+        Some(Said::Obituary(newer)) => *obituary = newer,
+        // Of what cannot be read nothing is sent: the lease runs out.
+        None => *obituary = Obituary::default(),
+    }
 }
 
 fn forward(pid: Option<Pid>, signal: Signal) {
@@ -142,120 +141,38 @@ fn forward(pid: Option<Pid>, signal: Signal) {
     }
 }
 
-/// What the others are told.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Obituary {
-    #[prost(message, repeated, tag = "1")]
-    datagrams: Vec<Datagram>,
+/// By which an accelerator is on its interfaces.
+#[derive(Debug, Default)]
+struct Links {
+    all: BTreeMap<String, OwnedFd>,
 }
 
-#[derive(Clone, PartialEq, prost::Message)]
-struct Datagram {
-    /// IP:PORT.
-    #[prost(string, tag = "1")]
-    to: String,
-    #[prost(bytes = "vec", tag = "2")]
-    payload: Vec<u8>,
-}
-
-impl Obituary {
-    fn of(datagrams: &[(SocketAddr, Vec<u8>)]) -> Self {
-        let datagram =
-            |(to, payload): &(SocketAddr, Vec<u8>)| Datagram { to: to.to_string(), payload: payload.clone() };
-        Self { datagrams: datagrams.iter().map(datagram).collect() }
+impl Links {
+    /// Those that the service manager has kept, if there are some.
+    fn of_before() -> Self {
+        let all = passed::by_service_manager().unwrap_or_else(|error| {
+            terminal::complain(&format!("lbd: what the service manager has kept cannot be used: {error}"));
+            Vec::new()
+        });
+        Self { all: all.into_iter().collect() }
     }
 
-    /// Of a message that cannot be read nothing is sent: the lease runs out.
-    fn read(message: &[u8]) -> Self {
-        Self::decode(message).unwrap_or_default()
+    /// The child has them too, and the guard's socket.
+    fn give(&self, to_child: &UnixDatagram, guard: Option<&OwnedFd>) -> io::Result<()> {
+        let links = self.all.iter().map(|(name, link)| (name.clone(), link.as_fd()));
+        let all = guard.iter().map(|guard| (GUARD.to_owned(), guard.as_fd())).chain(links);
+        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = all.unzip();
+        say(to_child, Said::Descriptors(Names { names }), &descriptors)
     }
 
-    fn send(&self) {
-        let sockets = [UdpSocket::bind("0.0.0.0:0"), UdpSocket::bind("[::]:0")];
-        for round in 0..TIMES {
-            for Datagram { to, payload } in &self.datagrams {
-                let Ok(to) = to.parse::<SocketAddr>() else { continue };
-                if let Ok(socket) = &sockets[usize::from(to.is_ipv6())] {
-                    // Whoever cannot be reached learns it from the others, or by the clock.
-                    let _ = socket.send_to(payload, to);
-                }
-            }
-            if round + 1 < TIMES && !self.datagrams.is_empty() {
-                std::thread::sleep(PAUSE);
-            }
-        }
-    }
-}
-
-/// The child's end.
-#[derive(Clone)]
-pub(crate) struct Parent {
-    /// By which it is told what to send; `None` if there is no such socket.
-    socket: Option<Arc<UnixDatagram>>,
-    /// The parent's socket that owns the guard, if it has one.
-    guard: Option<Arc<OwnedFd>>,
-}
-
-impl Parent {
-    /// Ties this process's life to its parent's. `None` when that one is dead already.
-    pub(crate) fn of_child(parent: u32) -> Option<Self> {
-        let tied = set_parent_process_death_signal(Some(Signal::KILL));
-        // It may have died before the call.
-        let lives = getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent);
-        let socket = io::stdin().as_fd().try_clone_to_owned().map(UnixDatagram::from).ok();
-        let guard = socket.as_ref().and_then(passed).map(Arc::new);
-        (tied.is_ok() && lives).then(|| Self { socket: socket.map(Arc::new), guard })
+    fn keep(&mut self, name: String, link: OwnedFd) {
+        // Without a manager, or one that keeps nothing, this process alone has it.
+        let _ = sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(&name)], &[link.as_fd()]);
+        self.all.insert(name, link);
     }
 
-    /// Whose the guard is: the parent's, so that it outlives this process, or this process's own.
-    pub(crate) fn guard(&self) -> guard::Ownership {
-        let socket = self.guard.as_ref().and_then(|guard| guard.try_clone().ok());
-        socket.map_or(guard::Ownership::Own, guard::Ownership::Of)
-    }
-
-    /// Keeps this process's memory from being swapped out, where that is allowed without a limit: a page fault in
-    /// the heartbeat or the worker would wait for the disk. Locked as it is touched, not all of it at once.
-    pub(crate) fn lock_memory(&self) {
-        // Under a limit a later allocation would fail instead.
-        if getrlimit(Resource::Memlock).current.is_some() {
-            return;
-        }
-        let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
-        if let Err(error) = mlockall(flags) {
-            tracing::debug!(%error, "the memory is not locked");
-        }
-    }
-
-    /// What the parent shall send when this process is dead.
-    pub(crate) fn on_death_send(&self, datagrams: &[(SocketAddr, Vec<u8>)]) {
-        let message = Obituary::of(datagrams).encode_to_vec();
-        let handed =
-            self.socket.as_ref().map_or(Err(io::ErrorKind::NotConnected.into()), |socket| socket.send(&message));
-        if let Err(error) = handed {
-            tracing::warn!(%error, "the parent process does not take the obituary");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_obituary_reaches_its_addressees() {
-        let receivers = [UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap()];
-        let address = |at: usize| receivers[at].local_addr().unwrap();
-        let mut obituary = Obituary::of(&[(address(0), vec![0, 0xff, 0x10]), (address(1), vec![0xab])]);
-        obituary.datagrams.push(Datagram { to: "nowhere".into(), payload: vec![1] });
-        let message = obituary.encode_to_vec();
-        Obituary::read(&message).send();
-        let mut buffer = [0; 16];
-        for (receiver, expected) in receivers.iter().zip([&[0u8, 0xff, 0x10][..], &[0xab]]) {
-            for _ in 0..TIMES {
-                let len = receiver.recv(&mut buffer).unwrap();
-                assert_eq!(&buffer[..len], expected);
-            }
-        }
-        assert_eq!(Obituary::read(&message[..message.len() - 1]), Obituary::default(), "half of a message is none");
+    fn let_go(&mut self, name: &str) {
+        let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        self.all.remove(name);
     }
 }

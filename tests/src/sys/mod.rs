@@ -285,6 +285,25 @@ pub(crate) fn raw(fd: &OwnedFd) -> i32 {
     fd.as_raw_fd()
 }
 
+/// Gives a command copies of these descriptors, from number 3 on.
+pub(crate) fn give<'a>(command: &mut Command, descriptors: impl Iterator<Item = &'a OwnedFd>) -> io::Result<()> {
+    // Where they stand meanwhile, none is in the way of another.
+    let all = descriptors.map(|of| rustix::io::fcntl_dupfd_cloexec(of, 64)).collect::<Result<Vec<_>, _>>()?;
+    // SAFETY: between fork and exec only dup2(2) is called, async-signal-safe, on open descriptors; nobody in the new process
+    // goes by those numbers.
+    unsafe {
+        command.pre_exec(move || {
+            for (number, descriptor) in (3..).zip(&all) {
+                if libc::dup2(descriptor.as_raw_fd(), number) == -1 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
 /// Has a command run without one capability, and unable to get it back.
 pub fn without_capability(command: &mut Command, capability: u32) {
     // SAFETY: between fork and exec only one system call is made, async-signal-safe as all of them.

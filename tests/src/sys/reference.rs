@@ -192,10 +192,10 @@ pub fn disable_tso(interface: &str) -> io::Result<()> {
     set_offload(interface, ETHTOOL_STSO, false)
 }
 
-/// Has whatever leaves by an interface leave with its checksums.
-pub fn complete_checksums(interface: &str) -> io::Result<()> {
+/// Has whatever leaves by an interface leave with its checksums, or leaves them to hardware, as is the default.
+pub fn complete_checksums(interface: &str, complete: bool) -> io::Result<()> {
     const ETHTOOL_STXCSUM: u32 = 0x17;
-    set_offload(interface, ETHTOOL_STXCSUM, false)
+    set_offload(interface, ETHTOOL_STXCSUM, !complete)
 }
 
 /// Has an interface leave VLAN tags on the frames that it receives.

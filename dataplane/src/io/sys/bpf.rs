@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     ops::Deref,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr::{self, NonNull},
     sync::atomic::AtomicU64,
 };
@@ -17,6 +17,8 @@ const PROG_LOAD: libc::c_int = 5;
 #[cfg(test)]
 const PROG_TEST_RUN: libc::c_int = 10;
 const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
@@ -84,11 +86,9 @@ pub(crate) struct Map {
 #[derive(Debug)]
 pub(crate) struct Program(OwnedFd);
 
-/// A program on an interface, until this is dropped.
+/// A program on an interface, as long as somebody has this or a copy of its descriptor.
 #[derive(Debug)]
-pub(crate) struct Link {
-    _fd: OwnedFd,
-}
+pub(crate) struct Link(OwnedFd);
 
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is as long as is said, of the kernel's layout, and what it points at lives for the call.
@@ -294,7 +294,7 @@ impl Program {
             flags: mode as u32,
             rest: [0; 4],
         };
-        bpf_open(LINK_CREATE, &mut attr).map(|fd| Link { _fd: fd })
+        bpf_open(LINK_CREATE, &mut attr).map(Link)
     }
 
     /// Runs it on a frame as if it came in by an interface.
@@ -337,6 +337,41 @@ impl Program {
         bpf(PROG_TEST_RUN, &mut attr)?;
         out.truncate(attr.data_size_out as usize);
         Ok(Ran { verdict: attr.retval, frame: out })
+    }
+}
+
+impl Link {
+    /// One that was made before.
+    pub(crate) fn of(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+
+    /// Has another program see the frames, from one to the next.
+    pub(crate) fn update(&self, program: &Program) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            link_fd: u32,
+            new_prog_fd: u32,
+            flags: u32,
+            old_prog_fd: u32,
+        }
+        let mut attr = Attr { link_fd: raw(&self.0), new_prog_fd: raw(&program.0), flags: 0, old_prog_fd: 0 };
+        bpf(LINK_UPDATE, &mut attr).map(drop)
+    }
+
+    /// Takes the program off, whoever has a copy.
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            link_fd: u32,
+        }
+        bpf(LINK_DETACH, &mut Attr { link_fd: raw(&self.0) }).map(drop)
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod bpf;
 pub mod memory;
 pub(in crate::io) mod offload;
 pub(in crate::io) mod packet_ring;
+pub mod passed;
 pub(in crate::io) mod socket;
 mod turn;
 pub(in crate::io) mod uring;

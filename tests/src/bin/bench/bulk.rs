@@ -1,5 +1,5 @@
-//! One TCP connection as fast as it goes, with the offloads that every interface has by default: GSO frames of up to
-//! 64 KiB pass the load balancer on their way from the client to the server, which answers directly.
+//! One TCP connection as fast as it goes. With the offloads that every interface has by default GSO frames of up to 64 KiB pass
+//! the load balancer on their way from the client to the server, which answers directly; without those of the client, frames as on a wire.
 
 use std::{
     io::{Read as _, Write as _},
@@ -47,6 +47,10 @@ impl Segment {
         server.make_backend(VIP.into())?;
         // Receiving on a thread of its own needs a NAPI context, which a veth has with GRO.
         lb.ns.enter(|| reference::enable_gro("eth0"))?;
+        // For an accelerator: tags stay on frames, and the other end takes what a program sends.
+        lb.ns.enter(|| reference::keep_tags("eth0"))?;
+        let far_end = lb.port("eth0").switch_port;
+        net.switch().enter(|| reference::enable_gro(&far_end))?;
         let pinned = lb.ns.enter(|| threaded_napi("eth0")).and_then(|()| pin_receiver("eth0", LB_CPU));
         if let Err(error) = pinned {
             println!("  (softirqs of the load balancer are not pinned: {error})");
@@ -57,6 +61,14 @@ impl Segment {
             handle.neighbours().add(ifindex, VIP.into()).link_layer_address(&lb_mac.0).execute().await
         })?;
         Ok(Self { client, server, lb, lb_mac, server_mac, _net: net })
+    }
+
+    /// From now on the client sends frames as they are on a wire.
+    pub(crate) fn complete_checksums(&mut self) -> anyhow::Result<()> {
+        Ok(self.client.ns.enter(|| {
+            reference::disable_tso("eth0")?;
+            reference::complete_checksums("eth0", true)
+        })?)
     }
 
     /// Gigabits a second through a forwarder; without one, to the server's own address.

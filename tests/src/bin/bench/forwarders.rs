@@ -40,8 +40,8 @@ pub(crate) enum Forwarder {
     Realtime(EngineKind),
     /// The same, its worker awake for a while after each frame (`dataplane.busy_poll_us`).
     BusyPolling(EngineKind),
-    /// The ring engine, with the accelerator in front of it (`dataplane.accelerator`).
-    Accelerated,
+    /// The ring engine, with the accelerator in front of it (`dataplane.accelerator`), in one mode.
+    Accelerated(XdpMode),
     /// A program that swaps the MAC addresses of each frame and sends it back: nothing can be faster.
     Reflector,
     Nftables,
@@ -58,7 +58,7 @@ impl fmt::Display for Forwarder {
             Self::Captured { only_drops: true } => f.write_str("with one of drops"),
             Self::Realtime(kind) => write!(f, "lbd, {kind}, realtime"),
             Self::BusyPolling(kind) => write!(f, "lbd, {kind}, busy polling"),
-            Self::Accelerated => f.write_str("lbd, accelerator"),
+            Self::Accelerated(mode) => write!(f, "lbd, {mode} accelerator"),
             Self::Reflector => f.write_str("bare XDP reflector"),
             Self::Nftables => f.write_str("nftables fwd"),
             Self::Bridge => f.write_str("kernel bridge"),
@@ -97,9 +97,11 @@ impl Forwarder {
     pub(crate) fn threads(self) -> &'static str {
         match self {
             Self::Reference => REFERENCE_THREAD,
-            Self::Engine(_) | Self::Realtime(_) | Self::BusyPolling(_) | Self::Accelerated | Self::Captured { .. } => {
-                "dataplane"
-            }
+            Self::Engine(_)
+            | Self::Realtime(_)
+            | Self::BusyPolling(_)
+            | Self::Accelerated(_)
+            | Self::Captured { .. } => "dataplane",
             Self::Nftables | Self::Bridge | Self::Reflector => "",
         }
     }
@@ -114,12 +116,9 @@ impl Forwarder {
             }),
             Self::Realtime(kind) => with_engine(site, kind, Manner::Realtime, |_| work()),
             Self::BusyPolling(kind) => with_engine(site, kind, Manner::BusyPolling, |_| work()),
-            Self::Accelerated => with_engine(site, EngineKind::Ring, Manner::Accelerated, |dataplane| {
+            Self::Accelerated(mode) => with_engine(site, EngineKind::Ring, Manner::Accelerated(mode), |dataplane| {
                 let modes = dataplane.accelerator().context("an accelerator")?.map_err(anyhow::Error::msg)?.interfaces;
-                anyhow::ensure!(
-                    modes.iter().all(|of| of.mode == Some(XdpMode::Native)),
-                    "not in the driver: {modes:?}"
-                );
+                anyhow::ensure!(modes.iter().all(|of| of.mode == Some(mode)), "not {mode}: {modes:?}");
                 work()
             }),
             Self::Reflector => {
@@ -161,7 +160,7 @@ pub(crate) enum Manner {
     Usual,
     Realtime,
     BusyPolling,
-    Accelerated,
+    Accelerated(XdpMode),
 }
 
 /// As the documents recommend it.
@@ -183,7 +182,13 @@ pub(crate) fn with_engine<T>(
             engine: Some(kind),
             workers: 1,
             realtime: manner == Manner::Realtime,
-            accelerate: if manner == Manner::Accelerated { Accelerate::Xdp } else { Accelerate::Off },
+            // The cables are of a kind that is generic by choice.
+            accelerate: match manner {
+                Manner::Accelerated(XdpMode::Native) => Accelerate::Xdp,
+                Manner::Accelerated(XdpMode::Generic) => Accelerate::Auto,
+                _ => Accelerate::Off,
+            },
+            link_keeper: None,
             busy_poll: if manner == Manner::BusyPolling { BUSY_POLL } else { Duration::ZERO },
             flow_capacity,
             guard: guard::Ownership::Own,

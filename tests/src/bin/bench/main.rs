@@ -17,7 +17,7 @@ mod watchers;
 use std::{process::ExitCode, thread, time::Duration};
 
 use lb_dataplane::{
-    Config, Dataplane,
+    Config, Dataplane, XdpMode,
     guard::{self, Guard},
     io::EngineKind,
     packet::{Mac, Protocol},
@@ -36,6 +36,8 @@ const BACKENDS: u8 = 8;
 /// Odd, so that there is a median.
 const ROUNDS: usize = 5;
 const RING: Forwarder = Forwarder::Engine(EngineKind::Ring);
+/// In the driver.
+const ACCELERATOR: Forwarder = Forwarder::Accelerated(XdpMode::Native);
 const ENGINES: [Forwarder; 3] = [RING, Forwarder::Engine(EngineKind::Multishot), Forwarder::Engine(EngineKind::Mmsg)];
 /// Until a worker's counters are up to date.
 const COUNTED: Duration = Duration::from_millis(300);
@@ -207,7 +209,7 @@ fn accelerator() -> anyhow::Result<()> {
     let chain = Chain::build(true)?;
     let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
     const ROOMY: usize = Config::DEFAULT_FLOW_CAPACITY;
-    let rows = present(&[Forwarder::Reflector, Forwarder::Accelerated, RING, Forwarder::Nftables]);
+    let rows = present(&[Forwarder::Reflector, ACCELERATOR, RING, Forwarder::Nftables]);
     let flood = Load { offered: FLOOD, ..Load::default() };
     let million = Load { vips: 1000, flows: 1 << 20, warm_up: LEARNING, ..flood };
     let loads = [
@@ -220,7 +222,7 @@ fn accelerator() -> anyhow::Result<()> {
     ];
     for (name, load) in loads {
         let rounds = rounds(&rows, |forwarder| {
-            let learns = *forwarder == Forwarder::Accelerated && load.warm_up == LEARNING;
+            let learns = *forwarder == ACCELERATOR && load.warm_up == LEARNING;
             let warm_up = if learns { LEARNING_TWICE } else { load.warm_up };
             measure(&chain, *forwarder, &Load { warm_up, ..load }, ROOMY)
         })?;
@@ -367,21 +369,30 @@ fn latencies_on(which: &str, cpu: usize, forwarders: &[Forwarder]) -> anyhow::Re
 }
 
 fn bulk() -> anyhow::Result<()> {
-    println!("\nOne TCP connection with default offloads, gigabits a second; medians of {ROUNDS} rounds");
-    let segment = Segment::build()?;
+    println!("\nOne TCP connection, gigabits a second; medians of {ROUNDS} rounds");
+    let mut segment = Segment::build()?;
     let [ring, multishot, mmsg] = ENGINES;
-    let rows = present(&[Forwarder::Nftables, Forwarder::Reference, ring, multishot, mmsg]);
+    let generic = Forwarder::Accelerated(XdpMode::Generic);
+    let all = [Forwarder::Nftables, Forwarder::Reference, ring, multishot, mmsg, generic, ACCELERATOR];
+    bulk_of(&segment, "with default offloads", &all)?;
+    segment.complete_checksums()?;
+    bulk_of(&segment, "the client makes segments and checksums", &[Forwarder::Nftables, ring, generic, ACCELERATOR])
+}
+
+fn bulk_of(segment: &Segment, how: &str, rows: &[Forwarder]) -> anyhow::Result<()> {
+    let rows = present(rows);
     let round = |_| -> anyhow::Result<(f64, Vec<f64>)> {
         let direct = segment.measure(None)?;
         Ok((direct, rows.iter().map(|row| segment.measure(Some(*row))).collect::<anyhow::Result<_>>()?))
     };
     let rounds: Vec<(f64, Vec<f64>)> = (0..ROUNDS).map(round).collect::<anyhow::Result<_>>()?;
-    println!("  {:22} {:>8} {:>8}", "", "Gbit/s", "x first");
-    println!("  {:22} {:8.1}", "past the balancer", median(rounds.iter().map(|(direct, _)| *direct)));
+    let ring = rows.iter().position(|row| *row == RING);
+    println!("  {how:40} {:>8} {:>8}", "Gbit/s", "x ring");
+    println!("  {:40} {:8.1}", "past the balancer", median(rounds.iter().map(|(direct, _)| *direct)));
     for (at, forwarder) in rows.iter().enumerate() {
         let rate = median(rounds.iter().map(|(_, rates)| rates[at]));
-        let ratio = median(rounds.iter().map(|(_, rates)| rates[at] / rates[0]));
-        println!("  {:22} {rate:8.1} {ratio:8.2}", forwarder.to_string());
+        let of = |(_, rates): &(f64, Vec<f64>)| ring.map_or(f64::NAN, |ring| rates[at] / rates[ring]);
+        println!("  {:40} {rate:8.1} {:8.2}", forwarder.to_string(), median(rounds.iter().map(of)));
     }
     Ok(())
 }
