@@ -489,6 +489,12 @@ impl Dataplane {
         true
     }
 
+    /// This process ends by a fault: the accelerator goes on as if it had been killed, if somebody keeps it on its
+    /// interfaces.
+    pub fn leave_accelerator(&self) {
+        self.published.accelerator.iter().for_each(|accelerator| accelerator.stay());
+    }
+
     /// Stops answering and forwarding, and takes the guard away.
     pub fn stop(&self) -> Result<(), GuardError> {
         lock(&self.keeper).stop();
@@ -499,7 +505,7 @@ impl Dataplane {
     fn stop_workers(&self) {
         self.published.lease.revoke();
         lock(&self.pool).running.stop(&self.published);
-        self.published.accelerator.iter().for_each(|accelerator| accelerator.pause());
+        self.published.accelerator.iter().for_each(|accelerator| accelerator.end());
     }
 
     fn workers(&self) -> Arc<Workers> {

@@ -51,7 +51,7 @@ struct Attached {
     mode: XdpMode,
     /// Its frames have to leave by the map of devices.
     redirects: bool,
-    /// `None` in a test run.
+    /// `None` in a test run, and when it is left to others.
     link: Option<KeptLink>,
 }
 
@@ -92,8 +92,10 @@ impl Interfaces {
         gone
     }
 
-    /// Has this program see the frames that as yet the one of the process before sees.
-    pub(super) fn take_over(&mut self, program: &Program) {
+    /// Has this program see the frames that as yet the one of the process before sees. Whether it does on all of them; on the
+    /// others none is any more.
+    pub(super) fn take_over(&mut self, program: &Program) -> bool {
+        let mut is_whole = true;
         for interface in &mut self.all {
             let Ok(Attached { link: Some(link), .. }) = &mut interface.attached else { continue };
             if !link.is_of_before() {
@@ -101,13 +103,28 @@ impl Interfaces {
             }
             match link.update(program) {
                 Ok(()) => tracing::info!("{} was accelerated meanwhile, and is taken over", interface.name),
-                // It is tried anew with the next table.
                 Err(error) => {
+                    is_whole = false;
                     interface.attached = Err(refused(&error));
                     interface.tell(None);
                 }
             }
         }
+        is_whole
+    }
+
+    /// The links stay when this process ends.
+    pub(super) fn leave(&mut self) {
+        for interface in &mut self.all {
+            if let Ok(Attached { link, .. }) = &mut interface.attached {
+                link.take().into_iter().for_each(KeptLink::leave);
+            }
+        }
+    }
+
+    /// The program is on none of them any more.
+    pub(super) fn end(&mut self) {
+        self.all.clear();
     }
 
     /// Whether there is something to be taken over.

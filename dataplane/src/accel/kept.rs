@@ -112,6 +112,11 @@ impl KeptLink {
         self.is_of_before = false;
         Ok(())
     }
+
+    /// It does not end with this: its descriptor is closed with the process.
+    pub(super) fn leave(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for KeptLink {
@@ -120,4 +125,9 @@ impl Drop for KeptLink {
         let _ = self.link.detach();
         self.keeper.iter().for_each(|keeper| keeper.let_go(&self.name));
     }
+}
+
+/// Ends what the process before has left, where there is no dataplane any more.
+pub fn end_links_of_before(keeper: &Arc<dyn LinkKeeper>) {
+    drop(OfBefore::new(Some(keeper)));
 }

@@ -22,15 +22,16 @@ use std::{
     hash::BuildHasher as _,
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 pub use attach::Acceleration;
 pub use choice::Accelerate;
-pub use kept::LinkKeeper;
 pub(crate) use kept::OfBefore;
+pub use kept::{LinkKeeper, end_links_of_before};
 
 use attach::Interfaces;
 use flows::{Family, FlowAt};
@@ -57,10 +58,14 @@ use crate::{
 const OBJECT: &[u8] = include_bytes!("../../bpf/accelerator.bpf.o");
 /// So long after a worker's last turn the tables are good.
 const VALID_NS: u64 = 10_000_000_000;
-const VALID_STEP_NS: u64 = 1_000_000_000;
+/// Said so often, the program knows soon that no worker is there.
+const VALID_STEP_NS: u64 = 100_000_000;
 /// An entry is good for so long, and flows are remembered for so much longer where there is an accelerator: the worker sees
 /// one packet of each in that time.
 pub(crate) const FRESH_S: u32 = 60;
+/// For so long a program waits for MAC addresses before it takes the place of that of the process before.
+const WAIT_FOR_MACS: Duration = Duration::from_secs(2);
+
 /// A running accelerator.
 #[derive(Debug)]
 pub(crate) struct Accelerator {
@@ -81,6 +86,10 @@ pub(crate) struct Accelerator {
     /// A bit for each interface whose frames it sees.
     sees: AtomicU64,
     harvested: Mutex<Harvested>,
+    /// Since when there is a table by which it could take over from the process before.
+    waits_since: OnceLock<Instant>,
+    /// See [`Self::stay`].
+    stays: AtomicBool,
 }
 
 /// What was read of the program's counters.
@@ -137,6 +146,8 @@ impl Accelerator {
             known_strangers: Mutex::default(),
             sees: AtomicU64::new(0),
             harvested: Mutex::default(),
+            waits_since: OnceLock::new(),
+            stays: AtomicBool::new(false),
         };
         accelerator.settings[FRESH].store(Tick::from_secs(FRESH_S.into()).into(), Ordering::Release);
         accelerator.settings[HASH_KEY].store(accelerator.hash_key, Ordering::Release);
@@ -182,17 +193,39 @@ impl Accelerator {
     }
 
     /// Has this program see the frames that as yet the one of the process before sees: when this process could do as well,
-    /// because it has a table, and knows the MAC addresses in it as far as they can be known.
+    /// because it has a table, and knows the MAC addresses in it as far as they can be known soon.
     pub(crate) fn take_over(&self, snapshot: &Snapshot) {
-        let mut interfaces = self.lock_interfaces();
         let is_unknown = |backend: &Backend| {
             let is_asked_for = backend.state == BackendState::Active && backend.port().is_some() && !backend.is_self;
             is_asked_for && backend.mac().is_none() && backend.runtime.liveness() != Liveness::Silent
         };
-        if interfaces.has_some_of_before() && !snapshot.vips.is_empty() && !snapshot.backends().any(is_unknown) {
-            interfaces.take_over(&self.program);
-            self.sees.store(interfaces.seen(), Ordering::Release);
+        let mut interfaces = self.lock_interfaces();
+        if !interfaces.has_some_of_before() || snapshot.vips.is_empty() {
+            return;
         }
+        let has_waited = self.waits_since.get_or_init(Instant::now).elapsed() > WAIT_FOR_MACS;
+        if !has_waited && snapshot.backends().any(is_unknown) {
+            return;
+        }
+        let is_whole = interfaces.take_over(&self.program);
+        drop(interfaces);
+        if !is_whole {
+            self.follow(snapshot);
+        }
+    }
+
+    /// It stays on its interfaces, as when this process is killed: for whoever keeps its links.
+    pub(crate) fn stay(&self) {
+        self.stays.store(true, Ordering::Relaxed);
+        self.lock_interfaces().leave();
+    }
+
+    /// Takes it off all interfaces, unless it is to stay.
+    pub(crate) fn end(&self) {
+        if !self.stays.load(Ordering::Relaxed) {
+            self.pause();
+        }
+        self.lock_interfaces().end();
     }
 
     fn enter_backend(&self, slot: usize, snapshot: &Snapshot, backend: Option<&Backend>) {
@@ -368,7 +401,7 @@ impl Accelerator {
 
 impl Drop for Accelerator {
     fn drop(&mut self) {
-        self.pause();
+        self.end();
     }
 }
 

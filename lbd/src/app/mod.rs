@@ -182,8 +182,10 @@ async fn serve(config: Arc<Config>, file: PathBuf, parent: Parent, of_callers: &
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
     let leave = stop::leave(&outcome);
-    if leave == Leave::HandingOver {
-        consensus.hand_over_lead().await;
+    match leave {
+        Leave::HandingOver => consensus.hand_over_lead().await,
+        Leave::Forwarding => {}
+        Leave::AtOnce => dataplane.iter().for_each(|dataplane| dataplane.leave_accelerator()),
     }
     // Nothing may publish a table or give a lease back any more; then everything is let go of.
     followers.shutdown().await;

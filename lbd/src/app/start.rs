@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
-use lb_dataplane::{Config as DataplaneConfig, Dataplane, Scheduling};
+use lb_dataplane::{Config as DataplaneConfig, Dataplane, LinkKeeper, Scheduling, end_links_of_before};
 use lb_raft_store::Consensus;
 
 use crate::{config::Config, exit::Failure, link::Link, supervise::Parent};
 
 /// The dataplane of a node that forwards; a witness has none.
 pub(super) fn dataplane(config: &Config, links: &[Link], parent: &Parent) -> Result<Option<Arc<Dataplane>>, Failure> {
-    let Some(section) = &config.dataplane else { return Ok(None) };
+    let link_keeper: Arc<dyn LinkKeeper> = Arc::new(parent.clone());
+    let Some(section) = &config.dataplane else {
+        end_links_of_before(&link_keeper);
+        return Ok(None);
+    };
     let dataplane = Dataplane::start(&DataplaneConfig {
         ports: links.iter().map(Link::port_config).collect(),
         engine: section.engine,
@@ -17,7 +21,7 @@ pub(super) fn dataplane(config: &Config, links: &[Link], parent: &Parent) -> Res
         realtime: section.realtime,
         busy_poll: section.busy_poll,
         accelerate: section.accelerator,
-        link_keeper: Some(Arc::new(parent.clone())),
+        link_keeper: Some(link_keeper),
         flow_capacity: section.flows,
         guard: parent.guard(),
     })?;

@@ -33,7 +33,7 @@ use tokio::{
 };
 
 pub(crate) use self::child::Parent;
-use self::words::{Names, Obituary, Said, hear, say};
+use self::words::{MAX_LINKS, Names, Obituary, Said, hear, say};
 use crate::{
     privilege::{self, User},
     terminal,
@@ -154,7 +154,9 @@ impl Links {
             terminal::complain(&format!("lbd: what the service manager has kept cannot be used: {error}"));
             Vec::new()
         });
-        Self { all: all.into_iter().collect() }
+        // Whatever else a unit may have it opened is closed.
+        let is_link = |(name, _): &(String, OwnedFd)| name.starts_with("auto-") || name.starts_with("xdp-");
+        Self { all: all.into_iter().filter(is_link).take(MAX_LINKS).collect() }
     }
 
     /// The child has them too, and the guard's socket.

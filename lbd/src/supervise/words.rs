@@ -19,8 +19,10 @@ const TIMES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(3);
 /// More than the datagrams of a cluster of nine, each with four addresses.
 const MAX_BYTES: usize = 1 << 16;
-/// As many descriptors come with one of them: the guard's, and a link to each interface.
-const MAX_DESCRIPTORS: usize = 65;
+/// To each interface that a dataplane may have.
+pub(super) const MAX_LINKS: usize = 64;
+/// As many descriptors come with one of them: the guard's, and the links.
+const MAX_DESCRIPTORS: usize = MAX_LINKS + 1;
 
 /// One of them.
 #[derive(Clone, PartialEq, prost::Message)]

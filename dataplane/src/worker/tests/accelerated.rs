@@ -224,6 +224,15 @@ fn entries_are_good_for_a_while_and_nothing_without_a_worker() {
     assert!(accelerator.report().passed.contains(&("stale", 3)));
     pipeline.keep_accelerator();
     assert!(look(&mut pipeline));
+    // An old one is seen by a worker, but not when there has been none for a second.
+    accelerator.pause();
+    pipeline.set_time(now_ns - (u64::from(FRESH_S) + 1) * 1_000_000_000);
+    assert!(!look(&mut pipeline));
+    accelerator.go_on(now_ns - 1_000_000_000);
+    assert!(look(&mut pipeline));
+    pipeline.set_time(now_ns);
+    pipeline.keep_accelerator();
+    assert!(!look(&mut pipeline) && look(&mut pipeline));
     // What it has forwarded is counted where a worker's frames are.
     let (_, before) = counted(std::iter::once(&*pipeline.stats));
     pipeline.count_accelerated();
