@@ -167,6 +167,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let _watched = Watched::begin("noting what is committed");
         // In sled alone: it only shortens the start.
         committed.map_or(Ok(()), |id| self.trees.put_log_id(keys::COMMITTED, Some(id)))
     }
@@ -202,6 +203,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, last: LogId) -> Result<(), io::Error> {
+        let _watched = Watched::begin("shortening the log");
         // Durable first: entries that the journal no longer has are nowhere else.
         self.writer.write(vec![Record::Purged(last)]).await?;
         self.trees.put_log_id(keys::PURGED, Some(last))?;

@@ -120,9 +120,13 @@ impl Trees {
         self.remove(self.log.range(keys::entry(index, 0)..keys::entry(u64::MAX, 0)))
     }
 
-    /// Removes the entries before one.
+    /// Removes the entries before one, each by itself: a batch has sled to itself as long as it takes, and while thousands of
+    /// entries went so, Raft had to wait for one batch after the other with each thing that it wrote.
     pub(crate) fn remove_entries_before(&self, index: u64) -> io::Result<()> {
-        self.remove(self.log.range(..keys::entry(index, 0)))
+        for key in self.log.range(..keys::entry(index, 0)).keys() {
+            self.failure.checked(self.log.remove(self.failure.checked(key)?))?;
+        }
+        Ok(())
     }
 
     fn remove(&self, range: sled::Iter) -> io::Result<()> {
