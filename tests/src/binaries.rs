@@ -17,7 +17,7 @@ pub fn plant_faults() {
 /// Builds `lbd` and `lbctl`; quick when they are up to date. Called before namespaces are entered,
 /// because cargo may want the network. The directory that holds them.
 pub fn build() -> io::Result<PathBuf> {
-    let mut command = cargo();
+    let mut command = of_workspace();
     if PLANTED.load(Ordering::Relaxed) {
         command.args(["--features", "lbd/planted-faults"]);
     }
@@ -29,14 +29,24 @@ pub fn build() -> io::Result<PathBuf> {
 }
 
 /// Always of the whole workspace: with some packages alone their dependencies have other features, and are built anew.
-fn cargo() -> Command {
+fn of_workspace() -> Command {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command.args(["build", "--quiet", "--locked", "--manifest-path", root, "--workspace"]);
     command.args(["--bin", "lbd", "--bin", "lbctl"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
+    }
+    command
+}
+
+/// As from a shell. What cargo says of a package to the programs that it runs would be in the environment of build scripts; ring's
+/// runs again when that has changed, and everything that rests on it is built anew: minutes.
+fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+        command.env_remove(name);
     }
     command
 }
@@ -55,8 +65,7 @@ pub fn build_earlier(reference: &str) -> io::Result<&'static str> {
     git(&["clone", "--quiet", "--shared", "--no-checkout", root, &path])?;
     git(&["-C", &path, "checkout", "--quiet", "--detach", reference])?;
     let target = directory()?.join("earlier");
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command.args(["build", "--quiet", "--locked", "-p", "lbd", "--manifest-path"]);
     let status = command.arg(clone.path().join("Cargo.toml")).env("CARGO_TARGET_DIR", &target).status()?;
     if !status.success() {
