@@ -10,8 +10,9 @@ use tokio::{
 
 use crate::table::Command;
 
-/// Callers' writes in a leader's log that are not agreed on yet. They share their way to the disk, so more would not be quicker.
-const UNDER_WAY: usize = 256;
+/// Callers' writes in a leader's log that are not agreed on yet. They share their way to the disk, so more would not be quicker; and
+/// they go on while others are held back, so that a node that falls behind has to follow all of them yet.
+const UNDER_WAY: usize = 128;
 /// A node that has not caught up after so long is helped no more by waiting.
 const HOLD_BACK: Duration = Duration::from_millis(500);
 
