@@ -1,17 +1,28 @@
 //! A node with an accelerator: it forwards what is known, and nobody notices.
 
-use std::{thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
+use lb_dataplane::{Accelerate, Config, Dataplane, LinkKeeper, guard, io::PortConfig};
 use lb_tests::{
     cluster::SOON,
     faults::{Fault, Watch, measure},
     manager::ServiceManager,
     site::{HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP},
+    sys::reference,
+    topology::Network,
     traffic::HttpClient,
     wait,
 };
 use serde_json::Value;
+
+use crate::kernel_faults::config;
 
 const ACCELERATED: Plan = Plan { nodes: 1, servers: 2, two_interfaces: false, engine: "ring+xdp" };
 const BULK: usize = 3_000_000;
@@ -133,6 +144,62 @@ pub(crate) fn loses_nothing_in_a_restart() -> anyhow::Result<()> {
     // What it takes off itself nobody keeps.
     site.nodes[0].terminate()?;
     ensure!(kept(&site).is_empty(), "the manager keeps {:?}", kept(&site));
+    Ok(())
+}
+
+/// Descriptors that outlive a dataplane.
+#[derive(Debug, Default)]
+struct Kept(Mutex<BTreeMap<String, OwnedFd>>);
+
+impl Kept {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LinkKeeper for Kept {
+    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) {
+        self.all().extend(descriptor.try_clone_to_owned().map(|descriptor| (name.to_owned(), descriptor)));
+    }
+
+    fn let_go(&self, name: &str) {
+        self.all().remove(name);
+    }
+
+    fn of_before(&self) -> Vec<(String, OwnedFd)> {
+        let all = self.all();
+        all.iter().filter_map(|(name, link)| Some((name.clone(), link.try_clone().ok()?))).collect()
+    }
+}
+
+/// A dataplane that ends by a fault leaves the program where it is, and one that stops takes it away.
+pub(crate) fn stays_after_a_fault() -> anyhow::Result<()> {
+    let net = Network::for_engine(ACCELERATED.engine)?;
+    net.segment("lan")?;
+    let host = net.host("lb")?;
+    net.attach(&host, "eth0", "lan", &["192.168.2.11/24"])?;
+    host.ns.enter(|| reference::keep_tags("eth0"))?;
+    let port = PortConfig { name: "eth0".into(), ifindex: host.ns.ifindex("eth0")?, mtu: 1500 };
+    let kept = Arc::<Kept>::default();
+    let start = |keeper: Option<&Arc<Kept>>| {
+        let link_keeper = keeper.map(|keeper| keeper.clone() as Arc<dyn LinkKeeper>);
+        let usual = config(vec![port.clone()], "ring", 1, guard::Ownership::Own);
+        host.ns.enter(|| Dataplane::start(&Config { accelerate: Accelerate::Xdp, link_keeper, ..usual }))
+    };
+    let stop = |dataplane: Dataplane| host.ns.enter(|| dataplane.stop());
+
+    let first = start(Some(&kept))?;
+    ensure!(kept.all().len() == 1, "{kept:?}");
+    first.leave_accelerator();
+    stop(first)?;
+    let refused = start(None).err().map(|error| error.to_string()).unwrap_or_default();
+    ensure!(kept.all().len() == 1 && refused.contains("another program has it"), "{kept:?}: {refused}");
+    let second = start(Some(&kept))?;
+    let report = second.accelerator().context("an accelerator")?.map_err(anyhow::Error::msg)?;
+    ensure!(report.interfaces.iter().all(|of| of.mode.is_some()), "{report:?}");
+    stop(second)?;
+    ensure!(kept.all().is_empty(), "{kept:?}");
+    stop(start(None)?)?;
     Ok(())
 }
 

@@ -39,6 +39,7 @@ fn main() -> std::process::ExitCode {
                 .needs(bpf::may_load),
             Test::once("accelerated_flows_lose_nothing_in_a_takeover", accelerated::loses_nothing_in_a_takeover)
                 .needs(bpf::may_load),
+            Test::once("an_accelerator_stays_after_a_fault", accelerated::stays_after_a_fault).needs(bpf::may_load),
             Test::once("accelerated_flows_lose_nothing_in_a_restart", accelerated::loses_nothing_in_a_restart)
                 .needs(bpf::may_load),
             Test::once("an_accelerator_comes_and_goes_under_connections", accelerated::is_switched_under_connections)
