@@ -41,7 +41,7 @@ char settings SECTION("maps"), ports SECTION("maps"), strangers SECTION("maps"),
 #define TICK_MASK ((1u << 29) - 1)
 #define SECOND 15             /* ticks */
 #define AHEAD 16              /* ticks by which clocks may differ */
-#define SILENT_NS 9500000000ull /* less time is left only when no worker has turned for half a second */
+#define SILENT_NS 9500000000ull /* less time is left only when the first worker has not turned for nearly half a second */
 
 struct settings {             /* one element, which user space has mapped */
 	__u64 valid_until_ns;     /* CLOCK_BOOTTIME: from then on all is passed */

@@ -169,7 +169,9 @@ impl Dataplane {
         let (kept, fares, ports, in_force) =
             (publisher.clone(), guarding.clone(), config.ports.clone(), published.clone());
         let keeper = Keeper::start(move || {
-            lock(&kept).keep_guard(&ports, &fares);
+            let mut publisher = lock(&kept);
+            publisher.keep_guard(&ports, &fares);
+            // No other table comes meanwhile.
             in_force.take_over_accelerator();
         })?;
         Ok(Self {

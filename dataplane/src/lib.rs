@@ -27,7 +27,7 @@ pub mod stats;
 pub mod verdict;
 pub mod worker;
 
-pub use accel::{Accelerate, Acceleration, AcceleratorReport, LinkKeeper, end_links_of_before};
+pub use accel::{Accelerate, Acceleration, AcceleratorReport, LinkKeeper, end_links_of_before, is_link_name};
 pub use config::Config;
 pub use error::StartError;
 pub use handle::{Dataplane, SeenBackend};

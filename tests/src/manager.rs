@@ -45,7 +45,9 @@ impl ServiceManager {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let names: Vec<&str> = kept.keys().map(String::as_str).collect();
         command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]).arg(program).env("NOTIFY_SOCKET", &self.socket);
-        command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        if !names.is_empty() {
+            command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        }
         crate::sys::give(command, kept.values())
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Interfaces {
     choice: Accelerate,
     all: Vec<Interface>,
     of_before: OfBefore,
+    /// The program is taken off for good.
+    is_over: bool,
 }
 
 #[derive(Debug)]
@@ -51,20 +53,23 @@ struct Attached {
     mode: XdpMode,
     /// Its frames have to leave by the map of devices.
     redirects: bool,
-    /// `None` in a test run, and when it is left to others.
+    /// `None` in a test run, and at its end.
     link: Option<KeptLink>,
 }
 
 impl Interfaces {
     /// None yet.
     pub(super) fn new(choice: Accelerate, of_before: OfBefore) -> Self {
-        Self { choice, all: Vec::new(), of_before }
+        Self { choice, all: Vec::new(), of_before, is_over: false }
     }
 
     /// Has the program see the frames of these interfaces, which may be others than before under the same names; again where it
     /// could not be, or may not be any more. The indexes of those that are gone.
     pub(super) fn follow(&mut self, program: &Program, wanted: &[(String, u32)]) -> Vec<u32> {
         let (mut gone, mut is_new) = (Vec::new(), false);
+        if self.is_over {
+            return gone;
+        }
         for (at, (name, ifindex)) in wanted.iter().enumerate() {
             let known = self.all.get(at).filter(|known| known.ifindex == *ifindex);
             if known.is_some_and(|known| known.stays()) {
@@ -75,9 +80,10 @@ impl Interfaces {
             is_new |= interface.attached.is_ok();
             match self.all.get_mut(at) {
                 Some(place) => {
-                    let before = std::mem::replace(place, interface);
+                    let mut before = std::mem::replace(place, interface);
                     gone.extend((is_other || place.attached.is_err()).then_some(before.ifindex));
                     place.tell(Some(&before));
+                    before.end();
                 }
                 None => {
                     interface.tell(None);
@@ -105,6 +111,7 @@ impl Interfaces {
                 Ok(()) => tracing::info!("{} was accelerated meanwhile, and is taken over", interface.name),
                 Err(error) => {
                     is_whole = false;
+                    interface.end();
                     interface.attached = Err(refused(&error));
                     interface.tell(None);
                 }
@@ -113,18 +120,10 @@ impl Interfaces {
         is_whole
     }
 
-    /// The links stay when this process ends.
-    pub(super) fn leave(&mut self) {
-        for interface in &mut self.all {
-            if let Ok(Attached { link, .. }) = &mut interface.attached {
-                link.take().into_iter().for_each(KeptLink::leave);
-            }
-        }
-    }
-
-    /// The program is on none of them any more.
+    /// The program is on none of them from now on.
     pub(super) fn end(&mut self) {
-        self.all.clear();
+        self.is_over = true;
+        self.all.drain(..).for_each(|mut interface| interface.end());
     }
 
     /// Whether there is something to be taken over.
@@ -148,7 +147,7 @@ impl Interfaces {
             let Some((_, other)) = lacking.iter().find(|(other, _)| leaves_by(*other)) else { continue };
             interface.reason = Some(format!("{other}, by which frames leave, does not send what a program hands over"));
             // One mode goes before the other comes.
-            interface.attached = Err(String::new());
+            interface.end();
             let generic = (interface.ifindex, XdpMode::Generic);
             interface.attached = on(&self.of_before, program, self.choice, generic, false);
             interface.tell(None);
@@ -226,6 +225,13 @@ impl Interfaces {
 }
 
 impl Interface {
+    /// The program is on it no more.
+    fn end(&mut self) {
+        if let Ok(Attached { link, .. }) = &mut self.attached {
+            link.take().into_iter().for_each(KeptLink::end);
+        }
+    }
+
     /// There is nothing to be tried again: it is accelerated and still may be, or it is gone.
     fn stays(&self) -> bool {
         self.ifindex == 0 || self.attached.is_ok() && tags(&self.name).is_none()

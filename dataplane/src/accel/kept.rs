@@ -33,7 +33,7 @@ pub(crate) struct OfBefore {
     links: BTreeMap<String, Link>,
 }
 
-/// A link with a copy elsewhere. It ends with this, and not with the process.
+/// A link. Where somebody keeps a copy it does not end with this or with the process, but by [`Self::end`].
 #[derive(Debug)]
 pub(super) struct KeptLink {
     name: String,
@@ -47,6 +47,13 @@ pub(super) struct KeptLink {
 fn name(choice: Accelerate, mode: XdpMode, ifindex: u32) -> String {
     let choice = if choice == Accelerate::Auto { "auto" } else { "xdp" };
     format!("{choice}-{mode}-{ifindex}")
+}
+
+/// Whether it is what a link is called.
+pub fn is_link_name(name: &str) -> bool {
+    let mut parts = name.split('-');
+    let is_known = matches!(parts.next(), Some("auto" | "xdp")) && matches!(parts.next(), Some("native" | "generic"));
+    is_known && parts.next().is_some_and(|ifindex| ifindex.parse::<u32>().is_ok()) && parts.next().is_none()
 }
 
 impl OfBefore {
@@ -79,14 +86,14 @@ impl OfBefore {
     /// Ends the links to an interface, which would be in the way of others.
     pub(super) fn end(&mut self, ifindex: u32) {
         for choice in [Accelerate::Auto, Accelerate::Xdp] {
-            drop(self.take(choice, ifindex));
+            self.take(choice, ifindex).into_iter().for_each(|(_, link)| link.end());
         }
     }
 
     /// Ends all that are left.
     pub(super) fn end_all(&mut self) {
         while let Some((name, link)) = self.links.pop_first() {
-            drop(self.kept(name, link, true));
+            self.kept(name, link, true).end();
         }
     }
 
@@ -113,14 +120,8 @@ impl KeptLink {
         Ok(())
     }
 
-    /// It does not end with this: its descriptor is closed with the process.
-    pub(super) fn leave(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for KeptLink {
-    fn drop(&mut self) {
+    /// Takes the program off, whoever has a copy.
+    pub(super) fn end(self) {
         // Of an interface that is gone there is nothing to be taken off.
         let _ = self.link.detach();
         self.keeper.iter().for_each(|keeper| keeper.let_go(&self.name));
@@ -130,4 +131,19 @@ impl Drop for KeptLink {
 /// Ends what the process before has left, where there is no dataplane any more.
 pub fn end_links_of_before(keeper: &Arc<dyn LinkKeeper>) {
     drop(OfBefore::new(Some(keeper)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_known_by_their_names() {
+        for (choice, mode) in [Accelerate::Auto, Accelerate::Xdp].into_iter().zip(MODES) {
+            assert!(is_link_name(&name(choice, mode, 3)));
+        }
+        assert!(
+            ["guard", "xdp", "auto-native", "auto-native-eth0", "xdp-native-3-4"].iter().all(|of| !is_link_name(of))
+        );
+    }
 }

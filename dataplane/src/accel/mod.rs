@@ -31,7 +31,7 @@ use std::{
 pub use attach::Acceleration;
 pub use choice::Accelerate;
 pub(crate) use kept::OfBefore;
-pub use kept::{LinkKeeper, end_links_of_before};
+pub use kept::{LinkKeeper, end_links_of_before, is_link_name};
 
 use attach::Interfaces;
 use flows::{Family, FlowAt};
@@ -158,6 +158,7 @@ impl Accelerator {
         if choice == Accelerate::Xdp {
             let refused = accelerator.report().interfaces.into_iter().find(|of| of.mode.is_none());
             if let Some(Acceleration { interface, reason, .. }) = refused {
+                accelerator.end();
                 let reason = reason.unwrap_or_default();
                 return Err(io::Error::other(format!("{interface}: {reason}")));
             }
@@ -214,18 +215,17 @@ impl Accelerator {
         }
     }
 
-    /// It stays on its interfaces, as when this process is killed: for whoever keeps its links.
+    /// It stays on its interfaces, as when this process is killed, if somebody keeps its links: [`Self::end`] does nothing.
     pub(crate) fn stay(&self) {
         self.stays.store(true, Ordering::Relaxed);
-        self.lock_interfaces().leave();
     }
 
-    /// Takes it off all interfaces, unless it is to stay.
+    /// Takes it off all interfaces.
     pub(crate) fn end(&self) {
         if !self.stays.load(Ordering::Relaxed) {
             self.pause();
+            self.lock_interfaces().end();
         }
-        self.lock_interfaces().end();
     }
 
     fn enter_backend(&self, slot: usize, snapshot: &Snapshot, backend: Option<&Backend>) {
@@ -396,12 +396,6 @@ impl Accelerator {
         for backend in self.backends.chunks(BACKEND_WORDS) {
             backend[GIVEN_MAC].fetch_xor(1, Ordering::Relaxed);
         }
-    }
-}
-
-impl Drop for Accelerator {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use lb_dataplane::{guard, io::sys::passed};
+use lb_dataplane::{guard, io::sys::passed, is_link_name};
 use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::{
@@ -155,8 +155,7 @@ impl Links {
             Vec::new()
         });
         // Whatever else a unit may have it opened is closed.
-        let is_link = |(name, _): &(String, OwnedFd)| name.starts_with("auto-") || name.starts_with("xdp-");
-        Self { all: all.into_iter().filter(is_link).take(MAX_LINKS).collect() }
+        Self { all: all.into_iter().filter(|(name, _)| is_link_name(name)).take(MAX_LINKS).collect() }
     }
 
     /// The child has them too, and the guard's socket.

@@ -123,10 +123,27 @@ impl Trees {
     /// Removes the entries before one, each by itself: a batch has sled to itself as long as it takes, and while thousands of
     /// entries went so, Raft had to wait for one batch after the other with each thing that it wrote.
     pub(crate) fn remove_entries_before(&self, index: u64) -> io::Result<()> {
+        let mut parts: Vec<sled::IVec> = Vec::new();
         for key in self.log.range(..keys::entry(index, 0)).keys() {
-            self.failure.checked(self.log.remove(self.failure.checked(key)?))?;
+            let key = self.failure.checked(key)?;
+            let index_of = |key: &[u8]| keys::parse_entry(key).map(|(index, _)| index);
+            if parts.first().is_some_and(|first| index_of(first) != index_of(&key)) {
+                self.remove_parts(&parts)?;
+                parts.clear();
+            }
+            parts.push(key);
         }
-        Ok(())
+        self.remove_parts(&parts)
+    }
+
+    /// Those of one entry go together: half of it would look like damage.
+    fn remove_parts(&self, parts: &[sled::IVec]) -> io::Result<()> {
+        if let [part] = parts {
+            return self.failure.checked(self.log.remove(part)).map(drop);
+        }
+        let mut batch = sled::Batch::default();
+        parts.iter().for_each(|part| batch.remove(part));
+        self.failure.checked(self.log.apply_batch(batch))
     }
 
     fn remove(&self, range: sled::Iter) -> io::Result<()> {
