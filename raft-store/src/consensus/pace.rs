@@ -176,20 +176,20 @@ mod tests {
         let mut candidacy = Candidacy::default();
         let heard = |at: Instant, leased, term| Heard { at, leased, vote: Vote::new(term, 1) };
         let mut elections = |from: u64, to: u64, heard: Heard, sole: bool| {
-            (from..to).filter(|ms| candidacy.is_due(heard, sole, pace, at(*ms))).count()
+            (from..=to).filter(|ms| candidacy.is_due(heard, sole, pace, at(*ms))).count()
         };
         let started = heard(start, false, 1);
-        assert_eq!(elections(0, 150, started, false), 0, "a leader may be there");
+        assert_eq!(elections(0, 149, started, false), 0, "a leader may be there");
         assert_eq!(elections(150, 300, started, false), 1);
-        let later = elections(300, 20_300, started, false);
+        let later = elections(301, 20_300, started, false);
         assert!((8..=20).contains(&later), "{later} in 20 s, where 67 to 133 would be due without a pause");
         let leader = heard(at(20_300), true, 1);
-        assert_eq!(elections(20_300, 21_000, leader, false), 0, "its lease lasts");
+        assert_eq!(elections(20_300, 20_999, leader, false), 0, "its lease lasts");
         assert_eq!(elections(21_000, 21_150, leader, false), 1);
         let voted = heard(at(20_300), true, 2);
-        assert_eq!(elections(21_200, 21_350, voted, false), 0, "it has voted for another one just now");
+        assert_eq!(elections(21_200, 21_349, voted, false), 0, "it has voted for another one just now");
         assert_eq!(elections(21_350, 21_500, voted, false), 1);
-        assert_eq!(elections(21_600, 21_601, heard(at(21_600), true, 2), true), 1, "a sole voter waits for nobody");
+        assert_eq!(elections(21_600, 21_600, heard(at(21_600), true, 2), true), 1, "a sole voter waits for nobody");
     }
 
     #[test]
