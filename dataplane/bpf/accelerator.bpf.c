@@ -2,9 +2,10 @@
 /*
  * The accelerator: forwards frames of flows that a worker has entered into its tables, in the driver, and passes all others on.
  *
- * It decides nothing. Which backend a flow has was decided by a worker, who enters the flow for a while; until then, and
- * again when that while is over, its frames take the usual way, so that the worker's flow table stays the only truth. Here
- * nothing is dropped, answered or learned: what is not known in all points is passed (XDP_PASS) as it came.
+ * Which backend a flow has was decided by a worker, who enters the flow for a while; until then, and again when that while is
+ * over, its frames take the usual way, so that the worker's flow table stays the only truth. Where more new flows come than
+ * workers shall look at, those beyond are placed here as a worker without room in its flow table does: where Maglev says, and
+ * not remembered. Nothing is dropped, answered or learned: what is not known in all points is passed (XDP_PASS) as it came.
  *
  * There is no arithmetic with pointers into frames but by constants: for that the kernel wants CAP_PERFMON, by which much else
  * could be read.
@@ -34,13 +35,14 @@ static long (*const redirect_map)(void *map, __u64 key, __u64 flags) = (void *)B
 /* Stand for the maps: whoever loads this puts their descriptors in place of these addresses. */
 char settings SECTION("maps"), ports SECTION("maps"), strangers SECTION("maps"), flows_v4 SECTION("maps"),
 	flows_v6 SECTION("maps"), backends SECTION("maps"), traffic SECTION("maps"), processors SECTION("maps"),
-	devices SECTION("maps");
+	devices SECTION("maps"), services SECTION("maps"), maglev SECTION("maps"), bad_sources SECTION("maps");
 
 #define SLOTS 16384           /* backends that can be forwarded to */
 #define TICK_SHIFT 26         /* as forward/flow.rs counts time: units of 2^26 ns */
 #define TICK_MASK ((1u << 29) - 1)
 #define SECOND 15             /* ticks */
 #define AHEAD 16              /* ticks by which clocks may differ */
+#define BURST_NS 50000000     /* so much of the time of workers can be saved up for new flows */
 #define SILENT_NS 9500000000ull /* less time is left only when the first worker has not turned for nearly half a second */
 
 struct settings {             /* one element, which user space has mapped */
@@ -49,6 +51,8 @@ struct settings {             /* one element, which user space has mapped */
 	__u64 strangers;          /* a bit for the last six bits of each of them: most frames are of none */
 	__u64 hash_key;
 	__u32 mask_v4, mask_v6;   /* groups of either table, less one */
+	__u64 frame_ns;           /* of a processor's time that a worker shall spend on a frame of an unknown flow; 0: all are passed */
+	__u64 flow_key[2];        /* by which all load balancers hash flows */
 };
 struct port {                 /* index: that of the interface */
 	__u8 mac[6];
@@ -81,9 +85,30 @@ struct backend {              /* index: its slot */
 	__u64 given_mac;          /* six bytes and one that says that there are; goes before the other */
 	__u64 resolved_mac;       /* written by a worker as it learns it */
 	__u32 interface;
-	__u32 takes;              /* bits: 1 flows of TCP, 2 of UDP */
+	__u32 takes;              /* bits: 1 flows of TCP, 2 of UDP; above them the number of its service */
 };
-struct traffic { __u64 packets, bytes; };    /* index: processor * SLOTS + slot */
+struct traffic { __u64 packets, bytes, new_flows; };    /* index: processor * SLOTS + slot */
+/*
+ * A port of a VIP whose new flows can be placed here; where its hash says, in a group of them. It is written while this is read:
+ * what was found by it holds only if its version is even, and still the same afterwards. (Where a processor sees that out of
+ * order, the backend still is one of the service, for it has its number.)
+ */
+struct service {
+	__u64 version;
+	__u64 address[2];         /* as in frames; the first is all of an IPv4 address */
+	__u32 port, number;       /* port: the service's, its protocol and V6 */
+	__u64 settled_ns;         /* from then on no worker knows a flow that is elsewhere than Maglev says */
+	__u32 table, size;        /* the entries of its Maglev table, by fours in one word: the slots of backends */
+	__u64 reserved[2];
+};
+#define GROUP_SERVICES 8
+#define SERVICE_GROUPS 4096
+#define V6 (1u << 24)
+struct service_group { struct service service[GROUP_SERVICES]; };
+/* The hashes of addresses from which no host sends, besides those that are so everywhere. */
+#define GROUP_BAD 8
+#define BAD_GROUPS 4096
+struct bad_group { __u64 hash[GROUP_BAD]; };
 
 enum passed {                 /* why a frame was passed; the first counts those that were not */
 	FORWARDED, STALE, NOT_OURS, ODD, PARTIAL, UNKNOWN, EXPIRED, BACKEND, TOO_BIG, REASONS
@@ -91,7 +116,9 @@ enum passed {                 /* why a frame was passed; the first counts those 
 struct processor {
 	__u64 count[REASONS];
 	__u64 jiffy, now_ns;      /* the clock costs much: it is read once a jiffy */
-	__u64 reserved[5];
+	__u64 credit_ns;          /* so much may workers still spend on unknown flows */
+	__u64 placed;
+	__u64 reserved[3];
 };
 
 #define TCP_BIT 1
@@ -111,6 +138,10 @@ struct packet {
 	__u32 stamp, *stamped;    /* of the flow's entry, and where */
 	__u64 sum;                /* of the pseudo-header, not folded */
 	__u64 backend;            /* by the flow's entry */
+	__u64 addresses[4];       /* of IPv4 both in the first word */
+	__u32 ports;
+	__u32 opens;              /* it may be a new flow's first, and nothing else */
+	__u32 has_entry, v6;
 };
 
 INLINE __u16 folded(__u64 sum)
@@ -126,7 +157,7 @@ INLINE __u16 folded(__u64 sum)
  * this machine (CHECKSUM_PARTIAL): XDP would lose that, the usual way does not. By chance it is so for one frame in 65536,
  * which takes the usual way, too.
  */
-struct transport { __u32 ports; __u8 changes; };
+struct transport { __u32 ports; __u8 changes, opens; };
 
 INLINE enum passed transport(struct packet *packet, struct transport *read, void *at, void *end, __u32 protocol, __u32 within)
 {
@@ -138,6 +169,7 @@ INLINE enum passed transport(struct packet *packet, struct transport *read, void
 			return PARTIAL;
 		read->ports = *(__u32 *)tcp;
 		read->changes = tcp->syn | tcp->fin | tcp->rst;
+		read->opens = tcp->syn && !(tcp->ack | tcp->fin | tcp->rst);
 		packet->takes = TCP_BIT;
 		return FORWARDED;
 	}
@@ -149,6 +181,7 @@ INLINE enum passed transport(struct packet *packet, struct transport *read, void
 			return PARTIAL;
 		read->ports = *(__u32 *)udp;
 		read->changes = 0;
+		read->opens = 1;
 		packet->takes = UDP_BIT;
 		return FORWARDED;
 	}
@@ -170,6 +203,7 @@ INLINE __u64 mixed(__u64 hash, __u64 word)
 	do { \
 		__u64 backend = *(volatile __u64 *)&(entry)->backend; \
 		(packet)->stamp = *(volatile __u32 *)&(entry)->stamp; \
+		(packet)->has_entry = 1; \
 		if (*(volatile __u64 *)&(entry)->check != (backend ^ (hash))) \
 			return UNKNOWN; \
 		if ((read).changes) \
@@ -195,6 +229,9 @@ INLINE enum passed ipv4(struct packet *packet, const struct settings *set, void 
 	if (why)
 		return why;
 	__u64 addresses = (__u64)ip->daddr << 32 | ip->saddr;
+	packet->addresses[0] = addresses;
+	packet->ports = read.ports;
+	packet->opens = read.opens;
 	__u32 udp = packet->takes == UDP_BIT ? UDP_FLOW : 0;
 	__u64 hash = mixed(mixed(set->hash_key, addresses), (__u64)udp << 1 | read.ports);
 	__u32 number = (hash >> 8) & set->mask_v4, first = hash & (GROUP_V4 - 1);
@@ -214,19 +251,22 @@ INLINE enum passed ipv6(struct packet *packet, const struct settings *set, void 
 	struct ipv6hdr *ip = at;
 	struct transport read;
 	enum passed why;
-	__u64 addresses[4];
+	__u64 *addresses = packet->addresses;
 	if ((void *)(ip + 1) > end || ip->version != 6)
 		return ODD;
 	__u32 length = be16(ip->payload_len);
 	if (sizeof(*ip) + length > packet->room)
 		return ODD;
-	__builtin_memcpy(addresses, &ip->saddr, sizeof(addresses));
+	__builtin_memcpy(addresses, &ip->saddr, sizeof(packet->addresses));
+	packet->v6 = 1;
 	packet->sum = be16(ip->nexthdr) + ip->payload_len;
 	for (int word = 0; word < 4; word++)
 		packet->sum += (addresses[word] & 0xffffffff) + (addresses[word] >> 32);
 	why = transport(packet, &read, ip + 1, end, ip->nexthdr, length);
 	if (why)
 		return why;
+	packet->ports = read.ports;
+	packet->opens = read.opens;
 	__u32 udp = packet->takes == UDP_BIT ? UDP_FLOW : 0;
 	__u64 hash = set->hash_key;
 	for (int word = 0; word < 4; word++)
@@ -245,6 +285,105 @@ INLINE enum passed ipv6(struct packet *packet, const struct settings *set, void 
 	return UNKNOWN;
 }
 
+#define ROTATED(x, n) ((x) << (n) | (x) >> (64 - (n)))
+#define ROUND \
+	do { \
+		v0 += v1; v2 += v3; v1 = ROTATED(v1, 13) ^ v0; v3 = ROTATED(v3, 16) ^ v2; v0 = ROTATED(v0, 32); \
+		v2 += v1; v0 += v3; v1 = ROTATED(v1, 17) ^ v2; v3 = ROTATED(v3, 21) ^ v0; v2 = ROTATED(v2, 32); \
+	} while (0)
+#define TAKE_IN(word) \
+	do { __u64 taken = (word); v3 ^= taken; ROUND; v0 ^= taken; } while (0)
+
+/* SipHash-1-3 of the tuple without its source port, as forward/hash.rs has it. */
+INLINE __u64 tuple_hash(const struct settings *set, const struct packet *packet, __u32 port)
+{
+	__u64 v0 = set->flow_key[0] ^ 0x736f6d6570736575, v1 = set->flow_key[1] ^ 0x646f72616e646f6d;
+	__u64 v2 = set->flow_key[0] ^ 0x6c7967656e657261, v3 = set->flow_key[1] ^ 0x7465646279746573;
+	__u64 bytes = packet->v6 ? 40 : 16;
+	TAKE_IN(packet->addresses[0]);
+	if (packet->v6) {
+		TAKE_IN(packet->addresses[1]);
+		TAKE_IN(packet->addresses[2]);
+		TAKE_IN(packet->addresses[3]);
+	}
+	TAKE_IN(port);
+	TAKE_IN(bytes << 56);
+	v2 ^= 0xff;
+	ROUND;
+	ROUND;
+	ROUND;
+	return v0 ^ v1 ^ v2 ^ v3;
+}
+
+/* Where the flow stands in a table of so many entries, as forward/hash.rs has it. */
+INLINE __u32 spread(__u64 base, __u32 source_port, __u32 size)
+{
+	__u32 left = source_port >> 8, right = source_port & 0xff;
+	for (int round = 0; round < 4; round++) {
+		__u32 mixed = (right + (__u32)(base >> (8 * round))) * 0x9e3779b1u;
+		__u32 next = left ^ mixed >> 24;
+		left = right;
+		right = next;
+	}
+	__u64 position = (__u64)(left << 8 | right) * size >> 16;
+	__u64 entry = ((base >> 32) * size >> 32) + position;
+	return entry >= size ? entry - size : entry;
+}
+
+/* Whether no host sends from where the packet comes. What is not sure is so, too: it is for a worker. */
+INLINE int is_bad_source(const struct settings *set, const struct packet *packet)
+{
+	__u64 hash;
+	if (packet->v6) {
+		/* Of addresses in the first 64 bits of zeros there are none that hosts send from, but for IPv4 in IPv6. */
+		if (!packet->addresses[0] || (packet->addresses[0] & 0xff) == 0xff)
+			return 1;
+		hash = mixed(mixed(set->hash_key, packet->addresses[0]), packet->addresses[1]);
+	} else {
+		__u32 source = packet->addresses[0], first = source & 0xff;
+		if (first == 0 || first == 127 || (first >= 224 && first <= 239) || source == 0xffffffff)
+			return 1;
+		hash = mixed(mixed(set->hash_key, source), 0);
+	}
+	__u32 number = (hash >> 8) & (BAD_GROUPS - 1);
+	struct bad_group *group = map_lookup(&bad_sources, &number);
+	if (!group)
+		return 1;
+	int found = 0;
+	for (int i = 0; i < GROUP_BAD; i++)
+		found |= group->hash[i] == (hash | 1);
+	return found;
+}
+
+/* The service of the packet's destination, and its version, where new flows of it can be placed at this moment. */
+INLINE struct service *open_service(const struct settings *set, const struct packet *packet, __u64 now_ns, __u32 port, __u64 *version)
+{
+	__u64 high = packet->v6 ? packet->addresses[2] : packet->addresses[0] >> 32;
+	__u64 low = packet->v6 ? packet->addresses[3] : 0;
+	__u64 hash = mixed(mixed(mixed(set->hash_key, high), low), port);
+	__u32 number = (hash >> 8) & (SERVICE_GROUPS - 1), first = hash & (GROUP_SERVICES - 1);
+	struct service_group *group = map_lookup(&services, &number);
+	if (!group)
+		return 0;
+	for (__u32 i = 0; i < GROUP_SERVICES; i++) {
+		struct service *service = &group->service[(first + i) & (GROUP_SERVICES - 1)];
+		*version = *(volatile __u64 *)&service->version;
+		if (service->port == port && service->address[0] == high && service->address[1] == low)
+			return *version & 1 || now_ns < *(volatile __u64 *)&service->settled_ns ? 0 : service;
+	}
+	return 0;
+}
+
+/* Where Maglev says that the flow goes: the slot of a backend, or SLOTS. */
+INLINE __u32 maglev_says(const struct settings *set, const struct packet *packet, const struct service *service, __u32 port)
+{
+	__u32 size = service->size;
+	__u32 entry = spread(tuple_hash(set, packet, port), be16((__u16)packet->ports), size);
+	__u32 word = service->table + (entry >> 2);
+	__u64 *four = map_lookup(&maglev, &word);
+	return four ? (*four >> 16 * (entry & 3)) & 0xffff : SLOTS;
+}
+
 SECTION("xdp") int accelerator(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -259,8 +398,10 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 		return XDP_PASS;
 	__u64 jiffy = jiffies();
 	if (here->jiffy != jiffy) {
+		__u64 now_ns = boottime_ns(), credit_ns = here->credit_ns + (now_ns - here->now_ns);
 		here->jiffy = jiffy;
-		here->now_ns = boottime_ns();
+		here->credit_ns = credit_ns < BURST_NS ? credit_ns : BURST_NS;
+		here->now_ns = now_ns;
 	}
 	if (here->now_ns >= set->valid_until_ns)
 		return pass(here, STALE);
@@ -274,6 +415,20 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 		why = ipv6(&packet, set, eth + 1, end);
 	else
 		why = ODD;
+	struct service *service = 0;
+	__u64 version = 0;
+	if (why == UNKNOWN && packet.opens && !packet.has_entry && set->frame_ns) {
+		if (here->credit_ns >= set->frame_ns) {
+			here->credit_ns -= set->frame_ns;
+			return pass(here, UNKNOWN);
+		}
+		__u32 port = packet.ports >> 16 | (packet.takes == UDP_BIT ? IPPROTO_UDP : IPPROTO_TCP) << 16 | (packet.v6 ? V6 : 0);
+		service = is_bad_source(set, &packet) ? 0 : open_service(set, &packet, here->now_ns, port, &version);
+		if (service) {
+			packet.backend = maglev_says(set, &packet, service, port & (V6 - 1));
+			why = FORWARDED;
+		}
+	}
 	if (why)
 		return pass(here, why);
 	struct mac from = {};
@@ -285,14 +440,16 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 	__u32 now = (here->now_ns >> TICK_SHIFT) & TICK_MASK, slot = name & (SLOTS - 1);
 	/* An entry may come from a clock that is somewhat ahead. Where no worker is there to look at its flow it stays good. */
 	__u32 age = (now + AHEAD - packet.stamp) & TICK_MASK, fresh = set->fresh + AHEAD;
-	if (age > fresh && set->valid_until_ns - here->now_ns > SILENT_NS) {
+	if (!service && age > fresh && set->valid_until_ns - here->now_ns > SILENT_NS) {
 		/* One frame is for the worker. Those behind it go on, and if it is lost, one of the next second is. */
 		if (age <= fresh + SECOND && packet.stamped)
 			*packet.stamped = ((now - set->fresh + SECOND) & TICK_MASK) | (packet.stamp & UDP_FLOW);
 		return pass(here, EXPIRED);
 	}
 	struct backend *backend = map_lookup(&backends, &slot);
-	if (!backend || !name || backend->name != name || !(backend->takes & packet.takes))
+	if (!backend || !backend->name || !(backend->takes & packet.takes))
+		return pass(here, BACKEND);
+	if (service ? name >= SLOTS || backend->takes >> 2 != service->number : backend->name != name)
 		return pass(here, BACKEND);
 	/* In one load each: a worker may store another one meanwhile. */
 	__u64 mac = *(volatile __u64 *)&backend->given_mac;
@@ -309,6 +466,8 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 	/* What stands behind the packet goes with it, if there is room. */
 	if (packet.room > out->mtu)
 		return pass(here, TOO_BIG);
+	if (service && *(volatile __u64 *)&service->version != version)
+		return pass(here, BACKEND);
 	int verdict = XDP_TX;
 	if (leaves_by != came_by || out->redirects) {
 		/* Before the frame is touched: what is passed is as it came. */
@@ -323,7 +482,9 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 	if (sums) {
 		sums->packets++;
 		sums->bytes += ETH_HLEN + packet.room;
+		sums->new_flows += !!service;
 	}
+	here->placed += !!service;
 	here->count[FORWARDED]++;
 	return verdict;
 }

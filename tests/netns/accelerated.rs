@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     os::fd::{BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -14,7 +15,7 @@ use lb_tests::{
     cluster::SOON,
     faults::{Fault, Watch, measure},
     manager::ServiceManager,
-    site::{HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP},
+    site::{HTTP_ADDRESSES, PATIENCE, Plan, Site, VIP, VIP_TEXT},
     sys::reference,
     topology::Network,
     traffic::HttpClient,
@@ -29,6 +30,8 @@ const BULK: usize = 3_000_000;
 /// Of some thousand datagrams so many may look as if their checksums were left to hardware, one in 65536 by chance: they are for a
 /// worker, and there is none.
 const BY_CHANCE: usize = 2;
+/// A second: three times what a processor leaves to the workers.
+const NEW_FLOWS: u64 = 150_000;
 /// Streams are known after that, and a process that is dead is missed.
 const AT_WORK: Duration = Duration::from_millis(500);
 
@@ -214,6 +217,67 @@ pub(crate) fn is_switched_under_connections() -> anyhow::Result<()> {
         site.nodes[0].start()?;
         ensure!(http.upload(BULK)? == format!("{backend} {BULK}"));
         ensure!(forwarded(&site).is_ok() == works, "{after}");
+    }
+    Ok(())
+}
+
+/// New flows that are more than workers shall look at are placed all the same, and known ones go on.
+pub(crate) fn places_a_flood() -> anyhow::Result<()> {
+    let mut site = Site::build(ACCELERATED)?;
+    site.start()?;
+    // With its backends from the start: no flow of it can be elsewhere.
+    let backends: Vec<String> =
+        site.servers.iter().map(|of| format!("- {{service: many, address: {}}}", of.address)).collect();
+    let file = site.root.path().join("many.yaml");
+    let service = format!("services: [{{name: many, vip: {VIP}, ports: [{{protocol: udp, first: 9, last: 9}}]}}]");
+    fs::write(&file, format!("{service}\nbackends:\n{}\n", backends.join("\n")))?;
+    site.nodes[0].lbctl_ok(&["apply", "--yes", "-f", &file.display().to_string()])?;
+    site.wait_resolved();
+    let neighbor = site.add_neighbor()?;
+    let watch = Watch::start(&site, &neighbor)?;
+    watch.go_on(AT_WORK);
+    site.flood(0, NEW_FLOWS)?;
+    watch.go_on(AT_WORK);
+    let placed = |site: &Site| status(site).ok().and_then(|status| status["placed"].as_u64()).unwrap_or_default();
+    wait::until("many are placed", SOON, || placed(&site) > 10_000);
+    watch.go_on(AT_WORK);
+    site.end_flood()?;
+    watch.go_on(AT_WORK);
+    watch.finish()?;
+    wait::until("all frames are accounted for", SOON, || {
+        let accounts = site.nodes[0].accounts();
+        accounts.is_ok_and(|(stats, is_whole)| {
+            let services = stats["vips"].as_array().map(Vec::as_slice).unwrap_or_default();
+            is_whole && services.iter().any(|vip| vip["new_flows"].as_u64() > Some(10_000))
+        })
+    });
+    Ok(())
+}
+
+/// An interface that begins to take VLAN tags off is not accelerated any more, until it leaves them again; its flows go on.
+pub(crate) fn leaves_what_takes_tags_off() -> anyhow::Result<()> {
+    let site = site(ACCELERATED)?;
+    let mut http = HttpClient::connect(&site.client.ns, HTTP_ADDRESSES[0], PATIENCE)?;
+    let backend = http.who()?;
+    let node = &site.nodes[0];
+    for off in [false, true, false] {
+        site.node_hosts[0].ns.enter(|| reference::take_tags_off("eth0", off))?;
+        // The interfaces are looked at with each table.
+        node.change(&["vip", "set", VIP_TEXT, "--unmatched", if off { "reject" } else { "drop" }])?;
+        wait::until_ok(SOON, || {
+            let interface = status(&site)?["interfaces"][0].clone();
+            let reason = interface["reason"].as_str().unwrap_or_default();
+            let mode = interface["mode"].as_str().unwrap_or_default();
+            ensure!(mode == if off { "" } else { "generic" }, "{interface}");
+            ensure!(!off || reason.contains("rxvlan off"), "{interface}");
+            let told = String::from_utf8(node.lbctl(&["-o", "json", "doctor"])?.stdout)?;
+            ensure!(told.contains("not-accelerated") == off, "{told}");
+            Ok(())
+        })?;
+        let before = forwarded(&site)?;
+        ensure!(http.upload(BULK)? == format!("{backend} {BULK}"));
+        let more = forwarded(&site)? - before;
+        ensure!((more == 0) == off, "{more} frames were accelerated");
     }
     Ok(())
 }

@@ -39,10 +39,14 @@ fn main() -> std::process::ExitCode {
                 .needs(bpf::may_load),
             Test::once("accelerated_flows_lose_nothing_in_a_takeover", accelerated::loses_nothing_in_a_takeover)
                 .needs(bpf::may_load),
+            Test::once("a_flood_of_new_flows_is_placed_by_the_accelerator", accelerated::places_a_flood)
+                .needs(bpf::may_load),
             Test::once("an_accelerator_stays_after_a_fault", accelerated::stays_after_a_fault).needs(bpf::may_load),
             Test::once("accelerated_flows_lose_nothing_in_a_restart", accelerated::loses_nothing_in_a_restart)
                 .needs(bpf::may_load),
             Test::once("an_accelerator_comes_and_goes_under_connections", accelerated::is_switched_under_connections)
+                .needs(bpf::may_load),
+            Test::once("an_interface_that_takes_tags_off_is_not_accelerated", accelerated::leaves_what_takes_tags_off)
                 .needs(bpf::may_load),
             Test::once("nothing_is_accelerated_during_captures", accelerated::is_quiet_during_captures)
                 .needs(bpf::may_load),

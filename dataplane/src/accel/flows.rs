@@ -3,10 +3,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::layout::{GROUP_BYTES, laid};
+use super::layout::{GROUP_BYTES, laid, mixed, raw_address};
 use crate::{
     forward::flow::Tick,
-    packet::{Address, Protocol, Tuple},
+    packet::{Protocol, Tuple},
 };
 
 /// Words of a flow.
@@ -62,15 +62,10 @@ impl FlowAt {
         let ports = [tuple.source_port.to_be_bytes(), tuple.destination_port.to_be_bytes()];
         let ports = u64::from(u32::from_ne_bytes(laid(&[ports.as_flattened()])));
         let ports = ports | if tuple.protocol == Protocol::Udp { UDP_FLOW } else { 0 };
-        let [source, destination] = [tuple.source, tuple.destination];
-        let word = |address: Address| u32::from_ne_bytes(address.last_word().to_be_bytes());
-        let (family, addresses) = match source.is_ipv4() && destination.is_ipv4() {
-            true => (Family::V4, [u64::from(word(destination)) << 32 | u64::from(word(source)), 0, 0, 0]),
-            false => {
-                // As they stand in the frame.
-                let [[a, b], [c, d]] = [source, destination].map(|of| of.halves().map(u64::to_be));
-                (Family::V6, [a, b, c, d])
-            }
+        let ([a, b], [c, d]) = (raw_address(tuple.source), raw_address(tuple.destination));
+        let (family, addresses) = match tuple.source.is_ipv4() && tuple.destination.is_ipv4() {
+            true => (Family::V4, [c << 32 | a, 0, 0, 0]),
+            false => (Family::V6, [a, b, c, d]),
         };
         let hash = addresses[..family.addresses()].iter().fold(hash_key, |hash, word| mixed(hash, *word));
         // As the program has them: the mark stands one bit above the ports there.
@@ -130,10 +125,4 @@ impl FlowAt {
 
 fn load(word: &AtomicU64) -> u64 {
     word.load(Ordering::Relaxed)
-}
-
-/// Spreads a word over all bits.
-fn mixed(hash: u64, word: u64) -> u64 {
-    let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash ^ hash >> 32
 }

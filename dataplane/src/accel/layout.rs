@@ -7,7 +7,7 @@ use crate::{
         spec::PortSpec,
     },
     io::sys::bpf::{MapKind, MapShape},
-    packet::{Mac, Protocol},
+    packet::{Address, Mac, Protocol},
 };
 
 /// Backends in higher slots are not forwarded to.
@@ -23,15 +23,33 @@ pub(super) const FRESH: usize = 1;
 pub(super) const STRANGERS: usize = 2;
 pub(super) const HASH_KEY: usize = 3;
 pub(super) const MASKS: usize = 4;
-const SETTINGS_WORDS: usize = 5;
+pub(super) const FRAME_NS: usize = 5;
+pub(super) const FLOW_KEY: usize = 6;
+const SETTINGS_WORDS: usize = 8;
 pub(super) const PORT_WORDS: usize = 2;
 pub(super) const BACKEND_WORDS: usize = 4;
 pub(super) const NAME: usize = 0;
 pub(super) const GIVEN_MAC: usize = 1;
 pub(super) const RESOLVED_MAC: usize = 2;
 pub(super) const WAY: usize = 3;
-pub(super) const TRAFFIC_WORDS: usize = 2;
+pub(super) const TRAFFIC_WORDS: usize = 3;
 pub(super) const PROCESSOR_WORDS: usize = 16;
+pub(super) const PLACED: usize = 12;
+pub(super) const SERVICE_WORDS: usize = 8;
+pub(super) const SERVICE_VERSION: usize = 0;
+pub(super) const SERVICE_ADDRESS: usize = 1;
+pub(super) const SERVICE_PORT: usize = 3;
+pub(super) const SERVICE_SETTLED: usize = 4;
+pub(super) const SERVICE_TABLE: usize = 5;
+
+/// Services, and sources of which nothing is forwarded, stand in groups in which they are looked for.
+pub(super) const GROUP_SERVICES: usize = 8;
+pub(super) const GROUP_BAD: usize = 8;
+const GROUPS: usize = 4096;
+/// In the word of a service's port: its VIP is an IPv6 address.
+pub(super) const V6: u32 = 1 << 24;
+/// For all Maglev tables: 32 MiB, four entries in a word.
+pub(super) const MAGLEV_WORDS: usize = 1 << 22;
 
 /// Why frames were passed to the usual way, in the order of the program's counters, of which the first is that of frames
 /// that were not.
@@ -40,8 +58,10 @@ pub(super) const PASSED: [&str; 8] =
 
 /// Flows of either family stand in groups of 256 bytes, in which they are looked for.
 pub(super) const GROUP_BYTES: usize = 256;
+pub(super) const MAPS: usize = 12;
+
 /// The maps, with so many groups of flows.
-pub(super) fn shapes(processors: usize, groups: [usize; 2]) -> [MapShape; 9] {
+pub(super) fn shapes(processors: usize, groups: [usize; 2]) -> [MapShape; MAPS] {
     let map = |name, kind, (key_bytes, value_bytes), entries| MapShape { name, kind, key_bytes, value_bytes, entries };
     let array = |name, words: usize, entries| map(name, MapKind::Array, (4, words * 8), entries);
     [
@@ -54,6 +74,9 @@ pub(super) fn shapes(processors: usize, groups: [usize; 2]) -> [MapShape; 9] {
         array("traffic", TRAFFIC_WORDS, processors * SLOTS),
         array("processors", PROCESSOR_WORDS, processors),
         map("devices", MapKind::DevmapHash, (4, 8), 64),
+        array("services", GROUP_SERVICES * SERVICE_WORDS, GROUPS),
+        array("maglev", 1, MAGLEV_WORDS),
+        array("bad_sources", GROUP_BAD, GROUPS),
     ]
 }
 
@@ -77,16 +100,31 @@ pub(super) fn name(snapshot: &Snapshot, backend: &Backend) -> u64 {
     u64::from(version) << 32 | u64::from(backend.reference.get())
 }
 
-/// The words of a backend but for its MAC address that is resolved. `None`: no frame goes to it by this way.
-pub(super) fn backend(snapshot: &Snapshot, backend: &Backend) -> Option<[u64; 3]> {
+/// The words of a backend but for its MAC address that is resolved; its service has a number. `None`: no frame goes to it by
+/// this way.
+pub(super) fn backend(snapshot: &Snapshot, backend: &Backend, service: u32) -> Option<[u64; 3]> {
     let keeps = |protocol| u64::from(backend.state.keeps(protocol));
     let takes = keeps(Protocol::Tcp) | keeps(Protocol::Udp) << 1;
     if takes == 0 {
         return None;
     }
     let port = snapshot.ports.get(backend.port().filter(|_| !backend.is_self)?)?;
-    let way = takes << 32 | u64::from(port.ifindex);
+    let way = (u64::from(service) << 2 | takes) << 32 | u64::from(port.ifindex);
     Some([name(snapshot, backend), mac_word(backend.given_mac), way])
+}
+
+/// An address as it stands in frames; one of IPv4 in the first word.
+pub(super) fn raw_address(address: Address) -> [u64; 2] {
+    match address.is_ipv4() {
+        true => [u32::from_ne_bytes(address.last_word().to_be_bytes()).into(), 0],
+        false => address.halves().map(u64::to_be),
+    }
+}
+
+/// A hash goes on with a word. Keyed, so that it is not the same on two nodes or after a start.
+pub(super) fn mixed(hash: u64, word: u64) -> u64 {
+    let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^ hash >> 32
 }
 
 /// The words of an interface.

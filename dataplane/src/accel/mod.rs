@@ -3,7 +3,8 @@
 //! It is a cache of what the workers have decided. A worker that forwards a frame of a flow that it knows enters the flow
 //! ([`Accelerator::enter_flow`]); for a minute the program forwards its frames by itself, and then passes one
 //! again, by which the worker sees that the flow lives. So there is one truth, the workers' flow tables, whatever becomes of
-//! the program. Whom it may forward to stands in its table of backends, which is written with each published table
+//! the program. Only where more new flows come than workers shall look at, it places those beyond itself, as a worker without
+//! room for them would ([`placement`]). Whom it may forward to stands in its table of backends, which is written with each published table
 //! ([`Accelerator::follow`]). When nobody pushes its deadline forward it passes everything.
 //!
 //! When this process crashes, the program stays where it is as long as somebody keeps it ([`LinkKeeper`]), and forwards until that
@@ -16,6 +17,8 @@ mod features;
 mod flows;
 mod kept;
 mod layout;
+mod placement;
+mod services;
 
 use std::{
     collections::{HashSet, hash_map::RandomState},
@@ -36,13 +39,17 @@ pub use kept::{LinkKeeper, end_links_of_before, is_link_name};
 use attach::Interfaces;
 use flows::{Family, FlowAt};
 use layout::{
-    BACKEND_WORDS, FRESH, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PORT_WORDS, PROCESSOR_WORDS, PROCESSORS,
-    RESOLVED_MAC, SLOTS, STRANGERS, TRAFFIC_WORDS, VALID_UNTIL, WAY,
+    BACKEND_WORDS, FLOW_KEY, FRAME_NS, FRESH, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PLACED, PORT_WORDS,
+    PROCESSOR_WORDS, PROCESSORS, RESOLVED_MAC, SLOTS, STRANGERS, TRAFFIC_WORDS, VALID_UNTIL, WAY,
 };
+use placement::Placement;
+use services::Services;
 
 use crate::{
     forward::{
-        flow::Tick,
+        decide::Place,
+        flow::{Tick, until_forgotten},
+        hash::HashKey,
         runtime::Liveness,
         snapshot::{Backend, Snapshot},
         spec::{BackendState, PortSpec},
@@ -63,6 +70,8 @@ const VALID_STEP_NS: u64 = 100_000_000;
 /// An entry is good for so long, and flows are remembered for so much longer where there is an accelerator: the worker sees
 /// one packet of each in that time.
 pub(crate) const FRESH_S: u32 = 60;
+/// Of a processor's time, for a frame of a flow that the program does not know: 50,000 of them a second are the workers'.
+const FOR_A_FRAME_NS: u64 = 20_000;
 /// For so long a program waits for MAC addresses before it takes the place of that of the process before.
 const WAIT_FOR_MACS: Duration = Duration::from_secs(2);
 
@@ -80,6 +89,8 @@ pub(crate) struct Accelerator {
     backends: Arc<Words>,
     traffic: Words,
     processors: Words,
+    services: Services,
+    placement: Mutex<Placement>,
     interfaces: Mutex<Interfaces>,
     /// Stations whose frames were balanced before, as they stand in the map.
     known_strangers: Mutex<HashSet<[u8; 8]>>,
@@ -106,6 +117,8 @@ pub struct AcceleratorReport {
     pub interfaces: Vec<Acceleration>,
     /// Frames that it forwarded.
     pub forwarded: u64,
+    /// Of these, those of flows that it placed itself.
+    pub placed: u64,
     /// Frames that it passed to the usual way, by reason.
     pub passed: Vec<(&'static str, u64)>,
 }
@@ -123,12 +136,25 @@ impl Accelerator {
     ) -> io::Result<Self> {
         let processors = possible_processors()?;
         let groups = [flows::groups(flows, Family::V4), flows::groups(flows / 4, Family::V6)];
-        let [settings, of_ports, strangers, flows_v4, flows_v6, backends, traffic, counts, devices] =
-            layout::shapes(processors, groups).map(Map::new);
-        let (settings, of_ports, strangers, backends) = (settings?, of_ports?, strangers?, backends?);
-        let (flows_v4, flows_v6, traffic, counts, devices) = (flows_v4?, flows_v6?, traffic?, counts?, devices?);
-        let known = [&settings, &of_ports, &strangers, &flows_v4, &flows_v6, &backends, &traffic, &counts, &devices];
-        let program = Program::load(OBJECT, "accelerator", &known)?;
+        let maps = layout::shapes(processors, groups).map(Map::new).into_iter().collect::<io::Result<Vec<_>>>()?;
+        let program = Program::load(OBJECT, "accelerator", &maps)?;
+        let maps: [Map; layout::MAPS] = maps.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
+        let [
+            settings,
+            of_ports,
+            strangers,
+            flows_v4,
+            flows_v6,
+            backends,
+            traffic,
+            counts,
+            devices,
+            services,
+            maglev,
+            bad_sources,
+        ] = maps;
+        // Nobody outside knows it.
+        let hash_key = RandomState::new().hash_one(processors);
         let accelerator = Self {
             program,
             of_ports: of_ports.words()?,
@@ -138,8 +164,9 @@ impl Accelerator {
             processors: counts.words()?,
             flows_v4: flows_v4.words()?,
             flows_v6: flows_v6.words()?,
-            // Nobody outside knows it.
-            hash_key: RandomState::new().hash_one(processors),
+            services: Services::new(services.words()?, hash_key),
+            placement: Mutex::new(Placement::new(maglev.words()?, bad_sources.words()?, hash_key)),
+            hash_key,
             strangers,
             devices,
             interfaces: Mutex::new(Interfaces::new(choice, of_before)),
@@ -181,21 +208,35 @@ impl Accelerator {
 
     /// Works by a table from now on: at once, but not at one moment. A frame is forwarded by the one before or by this
     /// one, and where that is not sure, passed.
-    pub(crate) fn follow(&self, snapshot: &Snapshot) {
+    pub(crate) fn follow(&self, snapshot: &Snapshot, now_ns: u64) {
+        let mut placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
+        if placement.is_beyond(snapshot) {
+            return;
+        }
         let all: Vec<(String, u32)> = snapshot.ports.iter().map(|port| (port.name.clone(), port.ifindex)).collect();
         self.attach(&all);
         self.enter_ports(&snapshot.ports);
         let own = snapshot.ports.iter().map(|port| port.mac);
         // No host has that of zeros.
         self.enter_strangers(own.chain(snapshot.peer_macs.iter().copied()).chain([Mac([0; 6])]));
-        for slot in 0..SLOTS {
-            self.enter_backend(slot, snapshot, snapshot.member(slot as u32));
+        // What is placed goes to a backend by two tables, which are not written at one moment.
+        let numbers = placement.withdraw(&self.services, snapshot);
+        let HashKey(key) = snapshot.hash_key;
+        for (word, at) in [key as u64, (key >> 64) as u64].into_iter().zip(FLOW_KEY..) {
+            self.settings[at].store(word, Ordering::Release);
         }
+        for slot in 0..SLOTS {
+            let backend = snapshot.member(slot as u32);
+            let service = backend.and_then(|backend| numbers.get(backend.service as usize)).copied();
+            self.enter_backend(slot, snapshot, backend, service.unwrap_or_default());
+        }
+        let may_place = placement.enter(&self.services, snapshot, now_ns);
+        self.settings[FRAME_NS].store(if may_place { FOR_A_FRAME_NS } else { 0 }, Ordering::Release);
     }
 
     /// Has this program see the frames that as yet the one of the process before sees: when this process could do as well,
     /// because it has a table, and knows the MAC addresses in it as far as they can be known soon.
-    pub(crate) fn take_over(&self, snapshot: &Snapshot) {
+    pub(crate) fn take_over(&self, snapshot: &Snapshot, now_ns: u64) {
         let is_unknown = |backend: &Backend| {
             let is_asked_for = backend.state == BackendState::Active && backend.port().is_some() && !backend.is_self;
             is_asked_for && backend.mac().is_none() && backend.runtime.liveness() != Liveness::Silent
@@ -211,7 +252,7 @@ impl Accelerator {
         let is_whole = interfaces.take_over(&self.program);
         drop(interfaces);
         if !is_whole {
-            self.follow(snapshot);
+            self.follow(snapshot, now_ns);
         }
     }
 
@@ -228,10 +269,11 @@ impl Accelerator {
         }
     }
 
-    fn enter_backend(&self, slot: usize, snapshot: &Snapshot, backend: Option<&Backend>) {
+    fn enter_backend(&self, slot: usize, snapshot: &Snapshot, backend: Option<&Backend>, service: u32) {
         let first = slot * BACKEND_WORDS;
         let words = &self.backends[first..first + BACKEND_WORDS];
-        let [name, given, way] = backend.and_then(|backend| layout::backend(snapshot, backend)).unwrap_or_default();
+        let words_of = |backend| layout::backend(snapshot, backend, service);
+        let [name, given, way] = backend.and_then(words_of).unwrap_or_default();
         let is = |at: usize, value: u64| words[at].load(Ordering::Relaxed) == value;
         if let Some(backend) = backend {
             backend.runtime.show_mac_in(&self.backends, first + RESOLVED_MAC);
@@ -305,6 +347,25 @@ impl Accelerator {
         flow.enter(table, layout::name(snapshot, backend), Tick::from_ns(now_ns));
     }
 
+    /// A worker knows a flow that has this backend. If Maglev says another one, unknown flows of its service are the workers' for a
+    /// while: it could be one of them.
+    #[inline]
+    pub(crate) fn note_known(
+        &self,
+        snapshot: &Snapshot,
+        packet: &FlowPacket,
+        place: &Place,
+        backend: &Backend,
+        now_ns: u64,
+    ) {
+        let is_there =
+            place.by_maglev(snapshot, packet.tuple.source).is_some_and(|(_, by)| by.reference == backend.reference);
+        if !is_there {
+            let until_ns = now_ns + until_forgotten(snapshot.timeouts).as_nanos() as u64;
+            self.services.put_off(&packet.tuple, until_ns);
+        }
+    }
+
     /// Its next frame is for a worker.
     pub(crate) fn forget_flow(&self, packet: &FlowPacket) {
         let (flow, table) = self.find(packet);
@@ -334,8 +395,9 @@ impl Accelerator {
         self.settings[VALID_UNTIL].store(0, Ordering::Relaxed);
     }
 
-    /// Shows what was forwarded since the last time: how many frames, and for each backend how many packets and bytes.
-    pub(crate) fn harvest(&self, snapshot: &Snapshot, mut each: impl FnMut(&Backend, u64, u64)) -> u64 {
+    /// Shows what was forwarded since the last time: how many frames, and for each backend how many packets, bytes and new
+    /// flows.
+    pub(crate) fn harvest(&self, snapshot: &Snapshot, mut each: impl FnMut(&Backend, [u64; TRAFFIC_WORDS])) -> u64 {
         let mut harvested = self.harvested.lock().unwrap_or_else(PoisonError::into_inner);
         let harvested = &mut *harvested;
         let total = self.count(0);
@@ -351,9 +413,9 @@ impl Accelerator {
                 let all = self.traffic.iter().skip(slot * TRAFFIC_WORDS + which).step_by(SLOTS * TRAFFIC_WORDS);
                 all.map(|word| word.load(Ordering::Relaxed)).sum()
             });
-            let [packets, bytes] = [0, 1].map(|which| now[which] - before[which]);
-            if packets > 0 {
-                each(backend, packets, bytes);
+            let since: [u64; TRAFFIC_WORDS] = std::array::from_fn(|which| now[which] - before[which]);
+            if since[0] > 0 {
+                each(backend, since);
             }
             *before = now;
         }
@@ -369,6 +431,7 @@ impl Accelerator {
         AcceleratorReport {
             interfaces: self.lock_interfaces().shown(),
             forwarded: self.count(0),
+            placed: self.count(PLACED),
             passed: PASSED.iter().zip(1..).map(|(reason, at)| (*reason, self.count(at))).collect(),
         }
     }
@@ -388,6 +451,24 @@ impl Accelerator {
     #[cfg(test)]
     pub(crate) fn run(&self, frame: &[u8], ifindex: u32) -> crate::io::sys::bpf::Ran {
         self.program.run(frame, ifindex).unwrap()
+    }
+
+    /// All new flows are more than workers shall look at.
+    #[cfg(test)]
+    pub(crate) fn leave_nothing_to_workers(&self) {
+        self.settings[FRAME_NS].store(u64::MAX, Ordering::Release);
+    }
+
+    /// From when on the new flows are placed that are like this one; `None` if they never are.
+    #[cfg(test)]
+    pub(crate) fn settled_ns(&self, tuple: &crate::packet::Tuple) -> Option<u64> {
+        self.services.settled_ns(&services::PortKey::new(tuple.destination, tuple.protocol, tuple.destination_port))
+    }
+
+    /// New flows are placed elsewhere, as by a fault.
+    #[cfg(test)]
+    pub(crate) fn misplace(&self) {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner).confuse();
     }
 
     /// Every backend has another MAC address, as by a fault.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     io::sys::memory::prefetch,
-    packet::{FlowPacket, Protocol, Tuple},
+    packet::{Address, FlowPacket, Protocol, Tuple},
     verdict::DropReason,
 };
 
@@ -63,6 +63,19 @@ impl Place {
     /// The service.
     pub(crate) fn service<'a>(&self, snapshot: &'a Snapshot) -> &'a Service {
         &snapshot.services[self.service as usize]
+    }
+
+    /// The entry of the Maglev table where the flow stands, and its backend; `None` while nobody takes new flows.
+    #[inline]
+    pub(crate) fn by_maglev<'a>(&self, snapshot: &'a Snapshot, source: Address) -> Option<(u32, &'a Backend)> {
+        let service = self.service(snapshot);
+        let maglev = service.maglev.as_ref()?;
+        let size = maglev.size();
+        let entry = match service.by_source {
+            true => (snapshot.hash_key.source(source) % u64::from(size)) as u32,
+            false => self.hash.spread(size),
+        };
+        Some((entry, snapshot.member(service.members[maglev.lookup(entry)])?))
     }
 
     /// Has the processor fetch what [`decide`] will need most likely. The backend, if the flow is known.
@@ -161,12 +174,6 @@ fn choose<'a>(
             _ => {}
         }
     }
-    let maglev = service.maglev.as_ref().ok_or(DropReason::NoBackend)?;
-    let size = maglev.size();
-    let entry = match service.by_source {
-        true => (snapshot.hash_key.source(packet.tuple.source) % u64::from(size)) as u32,
-        false => place.hash.spread(size),
-    };
-    let backend = snapshot.member(service.members[maglev.lookup(entry)]).ok_or(DropReason::NoBackend)?;
+    let (entry, backend) = place.by_maglev(snapshot, packet.tuple.source).ok_or(DropReason::NoBackend)?;
     Ok(Decision { vip, backend, why: Why::Maglev { entry } })
 }

@@ -6,7 +6,7 @@
 //! stays. Only one direction is seen, so the state of a TCP connection is a guess from what the client
 //! sends.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     hash::TupleHash,
@@ -59,6 +59,12 @@ const SILENT_S: u64 = 300;
 const SILENT: u32 = Tick::from_secs(SILENT_S);
 /// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
 const PORT_REUSE_S: u64 = 3;
+
+/// So long after its last packet no flow of UDP is known any more, and none of TCP by what opens a connection.
+pub(crate) fn until_forgotten(timeouts: Timeouts) -> Duration {
+    let longest = u64::from(HALF_OPEN_S.max(timeouts.udp_s)).max(PORT_REUSE_S);
+    Duration::from_secs(longest + u64::from(timeouts.unseen_s))
+}
 
 /// The state of a flow, guessed from what the client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::{hash::Hasher as _, net::IpAddr};
 
 use siphasher::sip::SipHasher13;
 
-use crate::packet::{Address, Protocol, Tuple};
+use crate::packet::{Address, Tuple};
 
 /// The key, from the replicated table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +37,7 @@ impl HashKey {
     /// Hashes a tuple.
     #[inline]
     pub fn tuple(self, tuple: &Tuple) -> TupleHash {
-        let protocol = match tuple.protocol {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-        };
-        let service = u64::from(tuple.destination_port) << 48 | protocol << 40;
+        let service = u64::from(tuple.destination_port) << 48 | u64::from(tuple.protocol.number()) << 40;
         let base = if tuple.source.is_ipv4() && tuple.destination.is_ipv4() {
             let addresses = u64::from(tuple.source.last_word()) << 32 | u64::from(tuple.destination.last_word());
             self.words([addresses, service])
@@ -115,6 +111,7 @@ fn permute(value: u16, key: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::Protocol;
 
     #[test]
     fn a_permutation_meets_every_number_once() {

@@ -169,6 +169,13 @@ impl Vip {
         }
     }
 
+    /// The ports that a service has named one by one.
+    pub(crate) fn single_ports(&self) -> impl Iterator<Item = (Protocol, u16, u32)> {
+        let rules = self.rules.few.get(..usize::from(self.rules.count)).unwrap_or(&self.many);
+        let single = rules.iter().filter(|(range, _)| range.first == range.last);
+        single.map(|(range, service)| (range.protocol, range.first, *service))
+    }
+
     /// Whether it is answered on an interface.
     pub fn answers_on(&self, port: usize) -> bool {
         self.answer_on & (1 << port) != 0
@@ -266,6 +273,11 @@ impl Snapshot {
     /// Whether no host on a segment of ours, or behind one, may send from an address: nothing is answered to it.
     pub fn is_bad_source(&self, source: Address) -> bool {
         source.is_never_a_source() || self.never_sources.contains(&source)
+    }
+
+    /// The addresses for which that is so here, besides those for which it is so everywhere.
+    pub(crate) fn bad_sources(&self) -> impl Iterator<Item = Address> {
+        self.never_sources.iter().copied()
     }
 
     /// Whether an interface of this node has that MAC address.

@@ -55,6 +55,17 @@ pub enum Protocol {
     Udp,
 }
 
+impl Protocol {
+    /// As IP headers have it (IANA).
+    #[inline]
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
 /// What identifies a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {

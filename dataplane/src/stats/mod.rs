@@ -58,10 +58,11 @@ impl Traffic {
         self.bytes.add(frame_len as u64);
     }
 
-    /// Frames that others have sent.
-    pub(crate) fn count_all(&self, packets: u64, bytes: u64) {
+    /// Packets, bytes and new flows that others have sent.
+    pub(crate) fn count_all(&self, [packets, bytes, new_flows]: [u64; 3]) {
         self.packets.add(packets);
         self.bytes.add(bytes);
+        self.new_flows.add(new_flows);
     }
 
     /// A frame that was counted was not sent.

@@ -273,11 +273,10 @@ impl Pipeline {
                     note_router(&self.snapshot, &self.routers, port, frame, flow, self.now_ns);
                 }
                 self.count_flow(why, vip, backend);
-                if let (Some(accelerator), Some(Why::Known), Some(flow), Egress::Port(out, _)) =
-                    (&self.accelerator, why, &peek.flow, egress)
+                if let (Some(accelerator), Some(Why::Known), Some(flow)) = (&self.accelerator, why, &peek.flow)
                     && meta.vnet.partial_checksum().is_none()
                 {
-                    accelerator.enter_flow(&self.snapshot, flow, (port, out), backend, self.now_ns);
+                    tell_of_flow(accelerator, (&self.snapshot, self.now_ns), (flow, peek), (port, egress), backend);
                 }
                 dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
             }
@@ -329,10 +328,10 @@ impl Pipeline {
     /// Counts what the accelerator has forwarded, as if it had come here.
     pub(super) fn count_accelerated(&self) {
         let (Some(accelerator), true) = (&self.accelerator, self.speaker.is_some()) else { return };
-        let forwarded = accelerator.harvest(&self.snapshot, |backend, packets, bytes| {
-            backend.runtime.traffic.of(self.index).count_all(packets, bytes);
+        let forwarded = accelerator.harvest(&self.snapshot, |backend, counts| {
+            backend.runtime.traffic.of(self.index).count_all(counts);
             if let Some((vip, _)) = self.snapshot.served_by(backend.reference) {
-                vip.traffic.of(self.index).count_all(packets, bytes);
+                vip.traffic.of(self.index).count_all(counts);
             }
         });
         self.stats.received.add(forwarded);
@@ -663,6 +662,22 @@ impl Exit<'_> {
             sent = Sent::Fragment;
         }
         Verdict::Apart
+    }
+}
+
+/// Tells the accelerator of a frame of a known flow that goes from an interface to a backend.
+fn tell_of_flow(
+    accelerator: &Accelerator,
+    (snapshot, now_ns): (&Snapshot, u64),
+    (flow, peek): (&FlowPacket, &Peek),
+    (came_by, egress): (usize, Egress),
+    backend: &Backend,
+) {
+    if let Ok(place) = peek.place.unwrap_or_else(|| Place::find(snapshot, &flow.tuple)) {
+        accelerator.note_known(snapshot, flow, &place, backend, now_ns);
+    }
+    if let Egress::Port(leaves_by, _) = egress {
+        accelerator.enter_flow(snapshot, flow, (came_by, leaves_by), backend, now_ns);
     }
 }
 

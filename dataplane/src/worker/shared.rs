@@ -23,7 +23,7 @@ use crate::{
     },
     io::cbpf::{Instruction, filter},
     speaker::{
-        permit::{LeaseClock, Owned},
+        permit::{LeaseClock, Owned, boottime_ns},
         routers::Routers,
     },
     stats::WorkerStats,
@@ -116,12 +116,13 @@ impl Published {
 
     /// The accelerator, if there is one, works by a table.
     pub(crate) fn accelerate_by(&self, table: &Table) {
-        self.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
+        self.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot, boottime_ns()));
     }
 
     /// The accelerator, if there is one, takes the place of that of the process before when it can.
     pub(crate) fn take_over_accelerator(&self) {
-        self.accelerator.iter().for_each(|accelerator| accelerator.take_over(&self.table.load().snapshot));
+        let take_over = |of: &Arc<Accelerator>| of.take_over(&self.table.load().snapshot, boottime_ns());
+        self.accelerator.iter().for_each(take_over);
     }
 }
 

@@ -13,7 +13,7 @@ use super::{Context, convert};
 use crate::{alarms::Alarm, events::Event, health::unserved};
 
 fn accelerator(of: Result<AcceleratorReport, String>) -> v1::AcceleratorStatus {
-    let AcceleratorReport { interfaces, forwarded, passed } = match of {
+    let AcceleratorReport { interfaces, forwarded, placed, passed } = match of {
         Ok(report) => report,
         Err(problem) => return v1::AcceleratorStatus { problem, ..v1::AcceleratorStatus::default() },
     };
@@ -27,6 +27,7 @@ fn accelerator(of: Result<AcceleratorReport, String>) -> v1::AcceleratorStatus {
         problem: String::new(),
         interfaces: interfaces.into_iter().map(interface).collect(),
         forwarded,
+        placed,
         passed: passed.collect(),
     }
 }

@@ -200,11 +200,17 @@ pub fn complete_checksums(interface: &str, complete: bool) -> io::Result<()> {
 
 /// Has an interface leave VLAN tags on the frames that it receives.
 pub fn keep_tags(interface: &str) -> io::Result<()> {
+    take_tags_off(interface, false)
+}
+
+/// Has it take them off, or leave them.
+pub fn take_tags_off(interface: &str, off: bool) -> io::Result<()> {
     const ETHTOOL_GFLAGS: u32 = 0x25;
     const ETHTOOL_SFLAGS: u32 = 0x26;
     const ETH_FLAG_RXVLAN: u32 = 1 << 8;
     let flags = ethtool(interface, [ETHTOOL_GFLAGS, 0])?;
-    ethtool(interface, [ETHTOOL_SFLAGS, flags & !ETH_FLAG_RXVLAN]).map(drop)
+    let flags = if off { flags | ETH_FLAG_RXVLAN } else { flags & !ETH_FLAG_RXVLAN };
+    ethtool(interface, [ETHTOOL_SFLAGS, flags]).map(drop)
 }
 
 fn set_offload(interface: &str, command: u32, on: bool) -> io::Result<()> {

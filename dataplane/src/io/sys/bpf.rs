@@ -223,7 +223,7 @@ pub(crate) struct Ran {
 impl Program {
     /// Loads a function of an object that clang has made. Its maps are ours: where the object has the address of a symbol
     /// with a map's name, the map's descriptor comes in its place.
-    pub(crate) fn load(object: &[u8], function: &str, maps: &[&Map]) -> io::Result<Self> {
+    pub(crate) fn load(object: &[u8], function: &str, maps: &[Map]) -> io::Result<Self> {
         #[repr(C)]
         struct Attr {
             prog_type: u32,
@@ -376,7 +376,7 @@ impl AsFd for Link {
 }
 
 /// The instructions of a function, with maps in place of symbols.
-fn linked(object: &[u8], function: &str, maps: &[&Map]) -> Result<Vec<u8>, String> {
+fn linked(object: &[u8], function: &str, maps: &[Map]) -> Result<Vec<u8>, String> {
     let unsound = |error: object::Error| format!("the object of the accelerator: {error}");
     let file = object::File::parse(object).map_err(unsound)?;
     let symbol = file.symbols().find(|symbol| symbol.name() == Ok(function)).ok_or("no such function")?;

@@ -31,7 +31,7 @@ fn accelerated(redirects: bool) -> Option<(Pipeline, Arc<Accelerator>)> {
 fn adopt(pipeline: &mut Pipeline, accelerator: &Accelerator, compiler: &mut Compiler, spec: &TableSpec) {
     let timeouts = Timeouts { unseen_s: FRESH_S, ..spec.timeouts };
     let snapshot = Arc::new(compiler.compile(&TableSpec { timeouts, ..spec.clone() }));
-    accelerator.follow(&snapshot);
+    accelerator.follow(&snapshot, boottime_ns());
     pipeline.adopt(snapshot);
 }
 
@@ -247,8 +247,22 @@ fn entries_are_good_for_a_while_and_nothing_without_a_worker() {
 #[test]
 fn mutations_are_passed_or_forwarded_alike() {
     let Some((mut pipeline, accelerator)) = accelerated(false) else { return };
+    look_at_mutations(&mut pipeline, &accelerator, &sound());
+}
+
+/// The same, where all new flows are the program's.
+#[test]
+fn mutations_are_passed_or_placed_alike() {
+    let Some((mut pipeline, accelerator, _)) = placing(&shared_spec()) else { return };
+    let placed = [true, false].into_iter().flat_map(|tcp| [new_v4(CLIENT, 9, tcp), new_v6(CLIENT6, 9, tcp)]);
+    let frames: Vec<_> = sound().into_iter().chain(placed).collect();
+    look_at_mutations(&mut pipeline, &accelerator, &frames);
+    assert!(accelerator.report().placed > 1000);
+}
+
+fn look_at_mutations(pipeline: &mut Pipeline, accelerator: &Accelerator, sound: &[Vec<u8>]) {
     let frames = std::env::var("LB_FUZZ_FRAMES").ok().and_then(|frames| frames.parse().ok()).unwrap_or(FRAMES);
-    let (mut random, sound, mut forwarded) = (Rng::with_seed(7), sound(), 0);
+    let (mut random, mut forwarded) = (Rng::with_seed(7), 0);
     for round in 0..frames {
         let mut frame = sound[random.usize(..sound.len())].clone();
         if round % 4 > 0 {
@@ -258,7 +272,7 @@ fn mutations_are_passed_or_forwarded_alike() {
         if !(14..1500).contains(&frame.len()) {
             continue;
         }
-        match both(&mut pipeline, &accelerator, &frame) {
+        match both(pipeline, accelerator, &frame) {
             Ok(by_program) => forwarded += u64::from(by_program),
             Err(problem) => panic!("round {round}: {problem}: {frame:02x?}"),
         }
@@ -273,4 +287,203 @@ fn a_fault_of_the_accelerator_is_found() {
     assert_eq!([0; 3].map(|_| both(&mut pipeline, &accelerator, &udp)), [Ok(false), Ok(false), Ok(true)]);
     accelerator.confuse();
     assert!(both(&mut pipeline, &accelerator, &udp).is_err());
+}
+
+/// The last byte of the MAC addresses of several backends.
+const BACKENDS: [u8; 5] = [1, 2, 3, 4, 5];
+
+fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 5, last])
+}
+
+/// VIPs of either family whose TCP on port 80 and UDP on port 53 several backends take.
+fn shared_spec() -> TableSpec {
+    let mut spec = spec();
+    spec.ports[0].ifindex = LOOPBACK;
+    for (vip, first) in spec.vips.iter_mut().zip([30, 40]) {
+        let service = &mut vip.services[0];
+        service.ports[0].last = 80;
+        service.backends = BACKENDS
+            .iter()
+            .zip(first..)
+            .map(|(last, id)| BackendSpec {
+                id,
+                address: [192, 168, 2, id as u8].into(),
+                mac: Some(mac(*last)),
+                weight: 1 + id as u16 % 3,
+                state: BackendState::Active,
+            })
+            .collect();
+    }
+    spec
+}
+
+/// An accelerator that leaves no new flow to the workers.
+fn placing(spec: &TableSpec) -> Option<(Pipeline, Arc<Accelerator>, Compiler)> {
+    let (mut pipeline, accelerator) = accelerated(false)?;
+    let mut compiler = Compiler::default();
+    adopt(&mut pipeline, &accelerator, &mut compiler, &TableSpec { vips: Vec::new(), ..spec.clone() });
+    adopt(&mut pipeline, &accelerator, &mut compiler, spec);
+    accelerator.leave_nothing_to_workers();
+    Some((pipeline, accelerator, compiler))
+}
+
+fn new_v4(source: [u8; 4], port: u16, tcp: bool) -> Vec<u8> {
+    let packet = PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv4(source, VIP, 64);
+    let mut frame = Vec::new();
+    match tcp {
+        true => packet.tcp(port, 80, 1, 64240).syn().write(&mut frame, b"").unwrap(),
+        false => packet.udp(port, 53).write(&mut frame, b"question").unwrap(),
+    }
+    frame
+}
+
+fn new_v6(source: Ipv6Addr, port: u16, tcp: bool) -> Vec<u8> {
+    let packet = PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv6(source.octets(), VIP6.octets(), 64);
+    let mut frame = Vec::new();
+    match tcp {
+        true => packet.tcp(port, 80, 1, 64240).syn().write(&mut frame, b"").unwrap(),
+        false => packet.udp(port, 53).write(&mut frame, b"question").unwrap(),
+    }
+    frame
+}
+
+#[test]
+fn new_flows_beyond_the_budget_are_placed_where_a_worker_places_them() {
+    let Some((mut pipeline, accelerator, _)) = placing(&shared_spec()) else { return };
+    let mut random = Rng::with_seed(9);
+    let (mut met, mut passed) = (std::collections::HashMap::<Vec<u8>, u32>::new(), 0);
+    const EACH: u32 = 2000;
+    for round in 0..EACH {
+        let (port, tcp) = (random.u16(1..), round % 2 == 0);
+        let v6 = Ipv6Addr::from(0x2001_0db8_0001 << 80 | u128::from(random.u64(..)));
+        for frame in [new_v4([198, 18, random.u8(..), random.u8(..)], port, tcp), new_v6(v6, port, tcp)] {
+            let mut judged = accelerator.run(&frame, LOOPBACK).frame;
+            // One frame in 65536 has a checksum that looks partial.
+            passed += u32::from(!both(&mut pipeline, &accelerator, &frame).unwrap());
+            judged.truncate(6);
+            *met.entry(judged).or_default() += 1;
+        }
+    }
+    assert!(passed < 4, "{passed} were passed: {:?}", accelerator.report());
+    assert!(BACKENDS.iter().all(|last| met.get(&mac(*last).0[..]).is_some_and(|times| *times > EACH / 5)), "{met:?}");
+    let report = accelerator.report();
+    assert_eq!(report.placed, report.forwarded);
+    // They are the backends' new flows.
+    let placed_at = |pipeline: &Pipeline| -> u64 {
+        pipeline.snapshot.backends().map(|backend| backend.runtime.traffic.new_flows()).sum()
+    };
+    let before = placed_at(&pipeline);
+    pipeline.count_accelerated();
+    assert_eq!(placed_at(&pipeline) - before, report.placed);
+}
+
+#[test]
+fn what_is_not_sure_to_be_new_or_sound_is_not_placed() {
+    let Some((mut pipeline, accelerator, _)) = placing(&shared_spec()) else { return };
+    let mut is_placed = |frame: &[u8]| both(&mut pipeline, &accelerator, frame).unwrap();
+    assert!(is_placed(&new_v4(CLIENT, 1, true)) && is_placed(&new_v4(CLIENT, 1, false)));
+    assert!(is_placed(&new_v6(CLIENT6, 1, true)) && is_placed(&new_v6(CLIENT6, 1, false)));
+    // From where no host sends: VIPs, this node, all of a segment, loopback, groups.
+    let own = [192, 168, 2, 11];
+    for source in [VIP, own, [192, 168, 2, 255], [255; 4], [0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 1], [239, 9, 9, 9]]
+    {
+        assert!(!is_placed(&new_v4(source, 2, true)) && !is_placed(&new_v4(source, 2, false)), "{source:?}");
+    }
+    let own6 = "2001:db8:2::11".parse().unwrap();
+    for source in [VIP6, own6, Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED, "ff02::1".parse().unwrap()] {
+        assert!(!is_placed(&new_v6(source, 2, false)), "{source}");
+    }
+    // Of TCP, all but what opens a connection.
+    for flags in [0x10, 0x12, 0x11, 0x14, 0x03, 0x06, 0x00] {
+        let mut frame = new_v4(CLIENT, 3, true);
+        frame[47] = flags;
+        assert!(!is_placed(&frame), "{flags:#x}");
+    }
+    // Another port, another address.
+    let mut frame = new_v4(CLIENT, 4, false);
+    frame[37] = 54;
+    assert!(!is_placed(&frame));
+    let mut frame = new_v4(CLIENT, 4, false);
+    frame[33] = 99;
+    assert!(!is_placed(&frame));
+    // A flow that the program knows is none.
+    let syn = new_v4(CLIENT, 5, true);
+    let mut data = syn.clone();
+    data[47] = 0x10;
+    assert_eq!([0; 3].map(|_| is_placed(&data)), [false, false, true]);
+    let placed = accelerator.report().placed;
+    assert!(!is_placed(&syn));
+    assert_eq!(accelerator.report().placed, placed);
+}
+
+/// A worker that remembers a flow at the backend that it had sends it there: nothing that could be of such a flow is placed.
+#[test]
+fn nothing_is_placed_while_flows_may_be_elsewhere() {
+    let mut spec = shared_spec();
+    let Some((mut pipeline, accelerator, mut compiler)) = placing(&spec) else { return };
+    let frames: Vec<Vec<u8>> = (1..200).map(|port| new_v4(CLIENT, port, false)).collect();
+    let tuple = packet::flow(&frames[0]).unwrap().tuple;
+    assert_eq!(accelerator.settled_ns(&tuple), Some(0));
+    // All are remembered where they were placed.
+    accelerator.pause();
+    frames.iter().for_each(|frame| drop(live(&mut pipeline, &accelerator, frame)));
+    pipeline.keep_accelerator();
+    let change = |pipeline: &mut Pipeline, spec: &TableSpec, compiler: &mut Compiler| {
+        adopt(pipeline, &accelerator, compiler, spec);
+        accelerator.leave_nothing_to_workers();
+    };
+    change(&mut pipeline, &spec, &mut compiler);
+    assert_eq!(accelerator.settled_ns(&tuple), Some(0), "the same table");
+    spec.vips[0].services[0].backends[0].weight = 9;
+    let before_ns = pipeline.now_ns;
+    change(&mut pipeline, &spec, &mut compiler);
+    // 60 s for half-open connections, and as long as an accelerator has flows that workers do not see.
+    let settled_ns = accelerator.settled_ns(&tuple).unwrap();
+    let hold_ns = (60 + u64::from(FRESH_S)) * 1_000_000_000;
+    assert!(settled_ns >= before_ns + hold_ns && settled_ns <= boottime_ns() + hold_ns);
+    assert!(
+        !both(&mut pipeline, &accelerator, &new_v4(CLIENT, 4000, false)).unwrap(),
+        "an unknown one is the worker's"
+    );
+    assert_eq!(accelerator.settled_ns(&tuple), Some(settled_ns));
+    // An hour later a worker sees one of them that Maglev would have elsewhere now.
+    let later_ns = before_ns + 10_000_000_000;
+    pipeline.set_time(later_ns);
+    accelerator.pause();
+    frames.iter().for_each(|frame| drop(live(&mut pipeline, &accelerator, frame)));
+    assert_eq!(accelerator.settled_ns(&tuple), Some(later_ns + hold_ns));
+    // The other service has not changed, until its flows are remembered for longer.
+    let other = packet::flow(&new_v6(CLIENT6, 1, false)).unwrap().tuple;
+    assert_eq!(accelerator.settled_ns(&other), Some(0));
+    spec.timeouts.udp_s = 90;
+    change(&mut pipeline, &spec, &mut compiler);
+    let longer_ns = hold_ns + 30_000_000_000;
+    assert!(accelerator.settled_ns(&other).unwrap() >= before_ns + longer_ns);
+    spec.vips[0].services[0].by_source = true;
+    change(&mut pipeline, &spec, &mut compiler);
+    assert_eq!(accelerator.settled_ns(&tuple), None, "where the source decides");
+    spec.vips.remove(0);
+    change(&mut pipeline, &spec, &mut compiler);
+    assert_eq!(accelerator.settled_ns(&tuple), None, "the VIP is gone");
+}
+
+/// A worker gets new flows as long as they are not too many.
+#[test]
+fn new_flows_within_the_budget_are_for_the_workers() {
+    let Some((mut pipeline, accelerator, mut compiler)) = placing(&shared_spec()) else { return };
+    adopt(&mut pipeline, &accelerator, &mut compiler, &shared_spec());
+    let placed: Vec<bool> =
+        (1..=20_000).map(|port| accelerator.run(&new_v4(CLIENT, port, false), LOOPBACK).verdict != XDP_PASS).collect();
+    let passed = placed.iter().filter(|placed| !**placed).count();
+    assert!(passed >= 2000, "{passed} passed");
+    assert!(!placed[0]);
+}
+
+#[test]
+fn a_misplaced_flow_is_found() {
+    let Some((mut pipeline, accelerator, _)) = placing(&shared_spec()) else { return };
+    accelerator.misplace();
+    let wrong = (1..100).filter(|port| both(&mut pipeline, &accelerator, &new_v4(CLIENT, *port, false)).is_err());
+    assert!(wrong.count() > 20);
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use etherparse::PacketBuilder;
-use lb_dataplane::packet::Mac;
+use lb_dataplane::packet::{Mac, Protocol};
 use lb_tests::{
     netns::Namespace,
     sys::{
@@ -53,6 +53,8 @@ pub(crate) const FEW_FLOWS: usize = 1 << 18;
 pub(crate) struct Load {
     /// Bytes of a frame.
     pub(crate) size: usize,
+    /// Datagrams, or segments that open connections.
+    pub(crate) protocol: Protocol,
     /// Flows, a power of two.
     pub(crate) flows: u32,
     pub(crate) vips: u32,
@@ -66,7 +68,16 @@ pub(crate) struct Load {
 
 impl Default for Load {
     fn default() -> Self {
-        Self { size: 60, flows: KNOWN_FLOWS, vips: 1, destination: LB_MAC, offered: OFFERED, warm_up: WARM_UP }
+        let protocol = Protocol::Udp;
+        Self {
+            size: 60,
+            protocol,
+            flows: KNOWN_FLOWS,
+            vips: 1,
+            destination: LB_MAC,
+            offered: OFFERED,
+            warm_up: WARM_UP,
+        }
     }
 }
 
@@ -79,13 +90,20 @@ impl Load {
     pub(crate) fn frame(&self, flow: u32) -> Vec<u8> {
         let (source, port, destination) = self.flows().tuple(flow);
         let mut frame = Vec::new();
-        PacketBuilder::ethernet2(GENERATOR_MAC.0, self.destination.0)
-            .ipv4(source.octets(), destination.octets(), 64)
-            .udp(port, 53)
-            .write(&mut frame, &vec![0; self.size - 42])
-            .expect("a frame is written to memory");
-        // The generator changes the port and not the checksum: 0 says that there is none (RFC 768).
-        frame[40..42].fill(0);
+        let packet = PacketBuilder::ethernet2(GENERATOR_MAC.0, self.destination.0).ipv4(
+            source.octets(),
+            destination.octets(),
+            64,
+        );
+        let written = match self.protocol {
+            Protocol::Udp => packet.udp(port, 53).write(&mut frame, &vec![0; self.size - 42]),
+            Protocol::Tcp => packet.tcp(port, 53, 1, 64240).syn().write(&mut frame, &vec![0; self.size - 54]),
+        };
+        written.expect("a frame is written to memory");
+        if self.protocol == Protocol::Udp {
+            // The generator changes the port and not the checksum: 0 says that there is none (RFC 768).
+            frame[40..42].fill(0);
+        }
         frame
     }
 }

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use lb_dataplane::packet::Mac;
+use lb_dataplane::packet::{Mac, Protocol};
 use lb_tests::{
     netns::Namespace,
     sys::{bpf, reference},
@@ -93,9 +93,11 @@ impl Task {
     fn to_words(self) -> Vec<String> {
         match self {
             Self::Generate { ifindex, xdp, load } => {
-                let Load { size, flows, vips, destination, offered, .. } = load;
+                let Load { size, protocol, flows, vips, destination, offered, .. } = load;
                 let mac = u64::from_be_bytes([&[0, 0][..], &destination.0].concat().try_into().unwrap_or_default());
-                let numbers = [ifindex.into(), xdp.into(), size as u64, flows.into(), vips.into(), mac, offered];
+                let is_tcp = u64::from(protocol == Protocol::Tcp);
+                let numbers =
+                    [ifindex.into(), xdp.into(), is_tcp, size as u64, flows.into(), vips.into(), mac, offered];
                 numbers.iter().map(ToString::to_string).collect()
             }
             Self::KeepAwake { cpu } => vec![cpu.to_string()],
@@ -106,10 +108,11 @@ impl Task {
         let numbers: Vec<u64> = words.iter().map(|word| word.parse().ok()).collect::<Option<_>>()?;
         match numbers[..] {
             [cpu] => Some(Self::KeepAwake { cpu: cpu as usize }),
-            [ifindex, xdp, size, flows, vips, mac, offered] => {
+            [ifindex, xdp, is_tcp, size, flows, vips, mac, offered] => {
                 let [_, _, a, b, c, d, e, f] = mac.to_be_bytes();
                 let load = Load {
                     size: size as usize,
+                    protocol: if is_tcp == 0 { Protocol::Udp } else { Protocol::Tcp },
                     flows: flows as u32,
                     vips: vips as u32,
                     destination: Mac([a, b, c, d, e, f]),
