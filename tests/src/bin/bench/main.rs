@@ -54,7 +54,7 @@ const HELP: &str =
 
 Measures on two cores: one does all load-balancer work, the other one generates and swallows the packets. As root, for
 XDP, pinned kernel threads and nftables; as an ordinary user the figures flatter everyone. Without arguments all tables
-are printed, which takes some fifteen minutes.";
+are printed, which takes some twenty minutes.";
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
