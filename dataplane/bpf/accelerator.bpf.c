@@ -51,7 +51,7 @@ struct settings {             /* one element, which user space has mapped */
 	__u64 strangers;          /* a bit for the last six bits of each of them: most frames are of none */
 	__u64 hash_key;
 	__u32 mask_v4, mask_v6;   /* groups of either table, less one */
-	__u64 frame_ns;           /* of a processor's time that a worker shall spend on a frame of an unknown flow; 0: all are passed */
+	__u64 frame_ns;           /* of a processor's time, for each frame that is left to a worker and could be placed; 0: all are */
 	__u64 flow_key[2];        /* by which all load balancers hash flows */
 };
 struct port {                 /* index: that of the interface */
@@ -90,8 +90,7 @@ struct backend {              /* index: its slot */
 struct traffic { __u64 packets, bytes, new_flows; };    /* index: processor * SLOTS + slot */
 /*
  * A port of a VIP whose new flows can be placed here; where its hash says, in a group of them. It is written while this is read:
- * what was found by it holds only if its version is even, and still the same afterwards. (Where a processor sees that out of
- * order, the backend still is one of the service, for it has its number.)
+ * what was found by it holds only if its version is even, and still the same afterwards; and the backend has its number.
  */
 struct service {
 	__u64 version;
@@ -418,10 +417,6 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 	struct service *service = 0;
 	__u64 version = 0;
 	if (why == UNKNOWN && packet.opens && !packet.has_entry && set->frame_ns) {
-		if (here->credit_ns >= set->frame_ns) {
-			here->credit_ns -= set->frame_ns;
-			return pass(here, UNKNOWN);
-		}
 		__u32 port = packet.ports >> 16 | (packet.takes == UDP_BIT ? IPPROTO_UDP : IPPROTO_TCP) << 16 | (packet.v6 ? V6 : 0);
 		service = is_bad_source(set, &packet) ? 0 : open_service(set, &packet, here->now_ns, port, &version);
 		if (service) {
@@ -468,6 +463,11 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 		return pass(here, TOO_BIG);
 	if (service && *(volatile __u64 *)&service->version != version)
 		return pass(here, BACKEND);
+	/* Within its budget it is for a worker, who remembers the flow. */
+	if (service && here->credit_ns >= set->frame_ns) {
+		here->credit_ns -= set->frame_ns;
+		return pass(here, UNKNOWN);
+	}
 	int verdict = XDP_TX;
 	if (leaves_by != came_by || out->redirects) {
 		/* Before the frame is touched: what is passed is as it came. */

@@ -253,6 +253,7 @@ impl Dataplane {
         let snapshot = compiler.compile(spec);
         let generation = snapshot.generation;
         let table = Arc::new(Table::new(snapshot));
+        self.published.withdraw_accelerator(&table.snapshot);
         let before = self.published.table.swap(table.clone());
         self.workers().wake();
         // After them: it may wait for the kernel's lock on all links.

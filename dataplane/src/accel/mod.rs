@@ -58,7 +58,7 @@ use crate::{
         PortConfig,
         sys::bpf::{Map, Program, Words},
     },
-    packet::{FlowPacket, Mac},
+    packet::{FlowPacket, Mac, Tuple},
 };
 
 /// The program, compiled by `bpf/build.sh`.
@@ -70,8 +70,11 @@ const VALID_STEP_NS: u64 = 100_000_000;
 /// An entry is good for so long, and flows are remembered for so much longer where there is an accelerator: the worker sees
 /// one packet of each in that time.
 pub(crate) const FRESH_S: u32 = 60;
-/// Of a processor's time, for a frame of a flow that the program does not know: 50,000 of them a second are the workers'.
+/// Of a processor's time, for a frame of a flow that the program does not know and could place: 50,000 of them a second are the
+/// workers'.
 const FOR_A_FRAME_NS: u64 = 20_000;
+/// So many processors leave so much to the workers, and more of them no more than these.
+const PROCESSORS_AT_WORK: usize = 4;
 /// For so long a program waits for MAC addresses before it takes the place of that of the process before.
 const WAIT_FOR_MACS: Duration = Duration::from_secs(2);
 
@@ -91,6 +94,7 @@ pub(crate) struct Accelerator {
     processors: Words,
     services: Services,
     placement: Mutex<Placement>,
+    for_a_frame_ns: u64,
     interfaces: Mutex<Interfaces>,
     /// Stations whose frames were balanced before, as they stand in the map.
     known_strangers: Mutex<HashSet<[u8; 8]>>,
@@ -134,7 +138,8 @@ impl Accelerator {
         flows: usize,
         of_before: OfBefore,
     ) -> io::Result<Self> {
-        let processors = possible_processors()?;
+        let processors = count_processors("possible")?;
+        let at_once = count_processors("online")?.div_ceil(PROCESSORS_AT_WORK);
         let groups = [flows::groups(flows, Family::V4), flows::groups(flows / 4, Family::V6)];
         let maps = layout::shapes(processors, groups).map(Map::new).into_iter().collect::<io::Result<Vec<_>>>()?;
         let program = Program::load(OBJECT, "accelerator", &maps)?;
@@ -166,6 +171,7 @@ impl Accelerator {
             flows_v6: flows_v6.words()?,
             services: Services::new(services.words()?, hash_key),
             placement: Mutex::new(Placement::new(maglev.words()?, bad_sources.words()?, hash_key)),
+            for_a_frame_ns: FOR_A_FRAME_NS * at_once as u64,
             hash_key,
             strangers,
             devices,
@@ -206,6 +212,14 @@ impl Accelerator {
         self.sees.store(interfaces.seen(), Ordering::Release);
     }
 
+    /// Places no new flows any more by what is not so in a table: before workers judge by it.
+    pub(crate) fn withdraw(&self, snapshot: &Snapshot) {
+        let mut placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
+        if !placement.is_beyond(snapshot) {
+            placement.withdraw(&self.services, snapshot);
+        }
+    }
+
     /// Works by a table from now on: at once, but not at one moment. A frame is forwarded by the one before or by this
     /// one, and where that is not sure, passed.
     pub(crate) fn follow(&self, snapshot: &Snapshot, now_ns: u64) {
@@ -231,7 +245,7 @@ impl Accelerator {
             self.enter_backend(slot, snapshot, backend, service.unwrap_or_default());
         }
         let may_place = placement.enter(&self.services, snapshot, now_ns);
-        self.settings[FRAME_NS].store(if may_place { FOR_A_FRAME_NS } else { 0 }, Ordering::Release);
+        self.settings[FRAME_NS].store(if may_place { self.for_a_frame_ns } else { 0 }, Ordering::Release);
     }
 
     /// Has this program see the frames that as yet the one of the process before sees: when this process could do as well,
@@ -350,19 +364,11 @@ impl Accelerator {
     /// A worker knows a flow that has this backend. If Maglev says another one, unknown flows of its service are the workers' for a
     /// while: it could be one of them.
     #[inline]
-    pub(crate) fn note_known(
-        &self,
-        snapshot: &Snapshot,
-        packet: &FlowPacket,
-        place: &Place,
-        backend: &Backend,
-        now_ns: u64,
-    ) {
-        let is_there =
-            place.by_maglev(snapshot, packet.tuple.source).is_some_and(|(_, by)| by.reference == backend.reference);
+    pub(crate) fn note_known(&self, snapshot: &Snapshot, tuple: &Tuple, place: &Place, backend: &Backend, now_ns: u64) {
+        let is_there = place.by_maglev(snapshot, tuple.source).is_some_and(|(_, by)| by.reference == backend.reference);
         if !is_there {
-            let until_ns = now_ns + until_forgotten(snapshot.timeouts).as_nanos() as u64;
-            self.services.put_off(&packet.tuple, until_ns);
+            let remembered = until_forgotten(snapshot.timeouts, tuple.protocol);
+            self.services.put_off(tuple, now_ns + remembered.as_nanos() as u64);
         }
     }
 
@@ -461,7 +467,7 @@ impl Accelerator {
 
     /// From when on the new flows are placed that are like this one; `None` if they never are.
     #[cfg(test)]
-    pub(crate) fn settled_ns(&self, tuple: &crate::packet::Tuple) -> Option<u64> {
+    pub(crate) fn settled_ns(&self, tuple: &Tuple) -> Option<u64> {
         self.services.settled_ns(&services::PortKey::new(tuple.destination, tuple.protocol, tuple.destination_port))
     }
 
@@ -480,9 +486,9 @@ impl Accelerator {
     }
 }
 
-/// How many processors there can be.
-fn possible_processors() -> io::Result<usize> {
-    let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    let last = possible.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
+/// How many processors are "online", or "possible", by the highest number.
+fn count_processors(which: &str) -> io::Result<usize> {
+    let listed = std::fs::read_to_string(format!("/sys/devices/system/cpu/{which}"))?;
+    let last = listed.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
     last.map(|last| (last + 1).min(PROCESSORS)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

@@ -29,9 +29,11 @@ use crate::{
         snapshot::{Service, Snapshot},
     },
     io::sys::bpf::Words,
-    packet::Address,
+    packet::{Address, Protocol},
 };
 
+/// In the order of their numbers.
+const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 /// So many entries stand in a word.
 const IN_WORD: u32 = 4;
 
@@ -44,8 +46,8 @@ pub(super) struct Placement {
     /// Of the last snapshot.
     generation: u64,
     flow_key: Option<HashKey>,
-    /// For so long, without a packet.
-    remembered: Duration,
+    /// For so long flows are known without a packet, by protocol.
+    remembered: [Duration; 2],
     /// By name.
     services: HashMap<String, Placed>,
     numbers: u32,
@@ -53,6 +55,9 @@ pub(super) struct Placement {
     /// Whose they are that the program knows.
     ports: HashMap<PortKey, String>,
     known_bad: HashSet<Address>,
+    knows_all_bad: bool,
+    /// Ports of which the program would know, had it room.
+    without_room: usize,
 }
 
 #[derive(Debug)]
@@ -91,12 +96,14 @@ impl Placement {
             hash_key,
             generation: 0,
             flow_key: None,
-            remembered: Duration::ZERO,
+            remembered: [Duration::ZERO; 2],
             services: HashMap::new(),
             numbers: 0,
             space: RangeAllocator::new(0..MAGLEV_WORDS as u32),
             ports: HashMap::new(),
             known_bad: HashSet::new(),
+            knows_all_bad: true,
+            without_room: 0,
         }
     }
 
@@ -110,8 +117,9 @@ impl Placement {
         self.generation = snapshot.generation;
         let is_same_key = self.flow_key.replace(snapshot.hash_key) == Some(snapshot.hash_key);
         // What has been waited for is not enough for flows that are remembered for longer now.
-        let remembered = until_forgotten(snapshot.timeouts);
-        let holds = mem::replace(&mut self.remembered, remembered) >= remembered && is_same_key;
+        let remembered = PROTOCOLS.map(|protocol| until_forgotten(snapshot.timeouts, protocol));
+        let before = mem::replace(&mut self.remembered, remembered);
+        let holds = is_same_key && before.iter().zip(&remembered).all(|(before, now)| before >= now);
         let wanted: HashMap<&str, &Service> =
             snapshot.services.iter().map(|service| (service.name.as_str(), service)).collect();
         let ports = ports(snapshot);
@@ -150,6 +158,11 @@ impl Placement {
     /// sources of which nothing is forwarded.
     pub(super) fn enter(&mut self, program: &Services, snapshot: &Snapshot, now_ns: u64) -> bool {
         let knows_all = self.enter_bad_sources(snapshot);
+        if mem::replace(&mut self.knows_all_bad, knows_all) && !knows_all {
+            tracing::warn!(
+                "the accelerator places no new flows: there are more VIPs than its table of bad sources takes"
+            );
+        }
         for service in &snapshot.services {
             let is_laid = self.services.get(&service.name).is_none_or(|placed| placed.table.is_some());
             let table = if is_laid { None } else { self.lay(service) };
@@ -157,20 +170,29 @@ impl Placement {
                 placed.table = table;
             }
         }
-        let settled_ns = now_ns + self.remembered.as_nanos() as u64;
+        let mut without_room = 0;
         for (key, service) in ports(snapshot) {
             let Some(Placed { number, is_new, table: Some(table) }) = self.services.get(&service.name) else {
+                without_room += usize::from(table_of(service).is_some());
                 continue;
             };
+            let settled_ns = now_ns + self.remembered[key.protocol() as usize].as_nanos() as u64;
             let placing = Placing {
                 number: *number,
                 table: table.words.start,
                 size: table.maglev.size(),
                 settled_ns: if *is_new { 0 } else { settled_ns },
             };
-            if !self.ports.contains_key(&key) && program.open(&key, placing) {
-                self.ports.insert(key, service.name.clone());
+            if self.ports.contains_key(&key) {
+                continue;
             }
+            match program.open(&key, placing) {
+                true => drop(self.ports.insert(key, service.name.clone())),
+                false => without_room += 1,
+            }
+        }
+        if without_room > mem::replace(&mut self.without_room, without_room) {
+            tracing::warn!("the accelerator has no room for {without_room} ports, and places no new flows of them");
         }
         for service in snapshot.services.iter().filter(|service| service.maglev.is_some()) {
             self.services.get_mut(&service.name).into_iter().for_each(|placed| placed.is_new = false);

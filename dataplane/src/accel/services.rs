@@ -28,6 +28,13 @@ impl PortKey {
         let port = u32::from(u16::from_ne_bytes(port.to_be_bytes()));
         Self { address: raw_address(address), port: port | u32::from(protocol.number()) << 16 | family }
     }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        match self.port >> 16 & 0xff == u32::from(Protocol::Udp.number()) {
+            true => Protocol::Udp,
+            false => Protocol::Tcp,
+        }
+    }
 }
 
 /// Where a Maglev table stands, and whose it is.

@@ -60,10 +60,17 @@ const SILENT: u32 = Tick::from_secs(SILENT_S);
 /// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
 const PORT_REUSE_S: u64 = 3;
 
-/// So long after its last packet no flow of UDP is known any more, and none of TCP by what opens a connection.
-pub(crate) fn until_forgotten(timeouts: Timeouts) -> Duration {
-    let longest = u64::from(HALF_OPEN_S.max(timeouts.udp_s)).max(PORT_REUSE_S);
-    Duration::from_secs(longest + u64::from(timeouts.unseen_s))
+/// So long after its last packet no flow of a protocol is known any more. What opens a connection of TCP ends what was known
+/// before; but if it is not seen, the segments behind it are taken for the old one's.
+pub(crate) fn until_forgotten(timeouts: Timeouts, protocol: Protocol) -> Duration {
+    /// For what ticks leave out, and others are late.
+    const SLACK_S: u32 = 3;
+    let Timeouts { tcp_s, fin_s, udp_s, unseen_s } = timeouts;
+    let longest_s = match protocol {
+        Protocol::Tcp => tcp_s.max(fin_s).max(HALF_OPEN_S).max(RESET_S),
+        Protocol::Udp => udp_s,
+    };
+    Duration::from_secs(u64::from(longest_s) + u64::from(unseen_s) + u64::from(SLACK_S))
 }
 
 /// The state of a flow, guessed from what the client sends.

@@ -273,15 +273,21 @@ impl Pipeline {
                     note_router(&self.snapshot, &self.routers, port, frame, flow, self.now_ns);
                 }
                 self.count_flow(why, vip, backend);
-                if let (Some(accelerator), Some(Why::Known), Some(flow)) = (&self.accelerator, why, &peek.flow)
-                    && meta.vnet.partial_checksum().is_none()
-                {
-                    tell_of_flow(accelerator, (&self.snapshot, self.now_ns), (flow, peek), (port, egress), backend);
+                if let (Some(accelerator), Some(Why::Known)) = (&self.accelerator, why) {
+                    note_known(accelerator, (&self.snapshot, self.now_ns), frame, peek, backend);
+                    if let (Some(flow), Egress::Port(out, _)) = (&peek.flow, egress)
+                        && meta.vnet.partial_checksum().is_none()
+                    {
+                        accelerator.enter_flow(&self.snapshot, flow, (port, out), backend, self.now_ns);
+                    }
                 }
                 dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
             }
             Intent::Reformed { vip, backend, why, egress, form } => {
                 self.count_flow(why, vip, backend);
+                if let (Some(accelerator), Some(Why::Known)) = (&self.accelerator, why) {
+                    note_known(accelerator, (&self.snapshot, self.now_ns), frame, peek, backend);
+                }
                 let exit = Exit { snapshot: &self.snapshot, worker: self.index, stats: &self.stats };
                 exit.forward_as(frame, &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
             }
@@ -665,19 +671,22 @@ impl Exit<'_> {
     }
 }
 
-/// Tells the accelerator of a frame of a known flow that goes from an interface to a backend.
-fn tell_of_flow(
+/// Tells the accelerator which backend a known flow has: that of a frame, or of the datagram whose first fragment it is.
+#[inline]
+fn note_known(
     accelerator: &Accelerator,
     (snapshot, now_ns): (&Snapshot, u64),
-    (flow, peek): (&FlowPacket, &Peek),
-    (came_by, egress): (usize, Egress),
+    frame: &[u8],
+    peek: &Peek,
     backend: &Backend,
 ) {
+    let of_fragment = || match packet::parse(frame) {
+        Packet::Fragment(fragment) => fragment.flow,
+        _ => None,
+    };
+    let Some(flow) = peek.flow.or_else(of_fragment) else { return };
     if let Ok(place) = peek.place.unwrap_or_else(|| Place::find(snapshot, &flow.tuple)) {
-        accelerator.note_known(snapshot, flow, &place, backend, now_ns);
-    }
-    if let Egress::Port(leaves_by, _) = egress {
-        accelerator.enter_flow(snapshot, flow, (came_by, leaves_by), backend, now_ns);
+        accelerator.note_known(snapshot, &flow.tuple, &place, backend, now_ns);
     }
 }
 

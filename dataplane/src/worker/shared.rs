@@ -114,6 +114,11 @@ impl Published {
         self.table.store(table);
     }
 
+    /// The accelerator, if there is one, does nothing any more that is not so in a table.
+    pub(crate) fn withdraw_accelerator(&self, snapshot: &Snapshot) {
+        self.accelerator.iter().for_each(|accelerator| accelerator.withdraw(snapshot));
+    }
+
     /// The accelerator, if there is one, works by a table.
     pub(crate) fn accelerate_by(&self, table: &Table) {
         self.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot, boottime_ns()));

@@ -38,6 +38,8 @@ pub(crate) enum Forwarder {
     },
     /// The same, its worker before all others on the core (`dataplane.realtime`).
     Realtime(EngineKind),
+    /// The same with two workers, both on the core.
+    TwoWorkers(EngineKind),
     /// The same, its worker awake for a while after each frame (`dataplane.busy_poll_us`).
     BusyPolling(EngineKind),
     /// The ring engine, with the accelerator in front of it (`dataplane.accelerator`), in one mode.
@@ -57,6 +59,7 @@ impl fmt::Display for Forwarder {
             Self::Captured { only_drops: false } => f.write_str("with a capture of all"),
             Self::Captured { only_drops: true } => f.write_str("with one of drops"),
             Self::Realtime(kind) => write!(f, "lbd, {kind}, realtime"),
+            Self::TwoWorkers(kind) => write!(f, "lbd, {kind}, two workers"),
             Self::BusyPolling(kind) => write!(f, "lbd, {kind}, busy polling"),
             Self::Accelerated(mode) => write!(f, "lbd, {mode} accelerator"),
             Self::Reflector => f.write_str("bare XDP reflector"),
@@ -99,6 +102,7 @@ impl Forwarder {
             Self::Reference => REFERENCE_THREAD,
             Self::Engine(_)
             | Self::Realtime(_)
+            | Self::TwoWorkers(_)
             | Self::BusyPolling(_)
             | Self::Accelerated(_)
             | Self::Captured { .. } => "dataplane",
@@ -115,6 +119,7 @@ impl Forwarder {
                 while_captured(dataplane, only_drops, work)
             }),
             Self::Realtime(kind) => with_engine(site, kind, Manner::Realtime, |_| work()),
+            Self::TwoWorkers(kind) => with_engine(site, kind, Manner::TwoWorkers, |_| work()),
             Self::BusyPolling(kind) => with_engine(site, kind, Manner::BusyPolling, |_| work()),
             Self::Accelerated(mode) => with_engine(site, EngineKind::Ring, Manner::Accelerated(mode), |dataplane| {
                 let modes = dataplane.accelerator().context("an accelerator")?.map_err(anyhow::Error::msg)?.interfaces;
@@ -159,6 +164,7 @@ fn while_captured<T>(
 pub(crate) enum Manner {
     Usual,
     Realtime,
+    TwoWorkers,
     BusyPolling,
     Accelerated(XdpMode),
 }
@@ -180,7 +186,7 @@ pub(crate) fn with_engine<T>(
         let config = Config {
             ports: vec![port],
             engine: Some(kind),
-            workers: 1,
+            workers: if manner == Manner::TwoWorkers { 2 } else { 1 },
             realtime: manner == Manner::Realtime,
             // The cables are of a kind that is generic by choice.
             accelerate: match manner {

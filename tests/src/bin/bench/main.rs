@@ -162,9 +162,9 @@ fn saturation() -> anyhow::Result<()> {
     let chain = Chain::build(true)?;
     let _awake = Helper::start(&chain.lb, &Task::KeepAwake { cpu: LB_CPU })?;
     let [ring, multishot, mmsg] = ENGINES;
-    let realtime = Forwarder::Realtime(EngineKind::Ring);
+    let [realtime, two] = [Forwarder::Realtime(EngineKind::Ring), Forwarder::TwoWorkers(EngineKind::Ring)];
     let kernel = [Forwarder::Nftables, Forwarder::Bridge];
-    let rows = present(&[Forwarder::Reference, mmsg, multishot, ring, realtime, kernel[0], kernel[1]]);
+    let rows = present(&[Forwarder::Reference, mmsg, multishot, ring, two, realtime, kernel[0], kernel[1]]);
     for size in [60, 512, 1400] {
         let rounds =
             rounds(&rows, |forwarder| measure(&chain, *forwarder, &Load { size, ..Load::default() }, FEW_FLOWS))?;
