@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         accelerate: Default::default(),
         link_keeper: None,
         busy_poll: Duration::ZERO,
+        cpus: Vec::new(),
         flow_capacity: Config::DEFAULT_FLOW_CAPACITY,
         guard: guard::Ownership::Own,
     })?;

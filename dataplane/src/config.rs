@@ -21,6 +21,8 @@ pub struct Config {
     pub realtime: bool,
     /// So long after a frame a worker looks for the next one without sleeping: nothing, unless its core has nothing else to do.
     pub busy_poll: Duration,
+    /// The processors on which the workers run, in turn; anywhere if there are none.
+    pub cpus: Vec<usize>,
     /// Slots for flows, of 32 bytes, over all workers. Up to half of them all flows find one. Their memory is taken at the
     /// start, see [`Dataplane::is_warm`](crate::Dataplane::is_warm).
     pub flow_capacity: usize,

@@ -25,6 +25,11 @@ pub enum StartError {
     /// A thread, an event descriptor or the flow table.
     #[error("{0}: {1}")]
     Resource(&'static str, io::Error),
+    /// A worker cannot run on the processor that is named for it.
+    #[error(
+        "a worker cannot run on processor {0}: {1} (there are those in /sys/devices/system/cpu/online, as far as the process may use them: CPUAffinity= and AllowedCPUs= of its unit)"
+    )]
+    Processor(usize, io::Error),
     /// The accelerator is asked for, and cannot be had.
     #[error("the accelerator: {}", accelerator_problem(.0))]
     Accelerator(io::Error),

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::thread::{CpuSet, sched_setaffinity};
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
     thread_native_id,
@@ -125,6 +126,7 @@ impl Pool {
                 share: Share::new(own.index, fanout.clone()),
                 realtime: config.realtime,
                 busy_poll: config.busy_poll,
+                cpu: config.cpus.get(own.index % config.cpus.len().max(1)).copied(),
                 wake: own.mailbox.waker().and_then(Wake::new).map_err(resource("making an event descriptor"))?,
                 report,
             };
@@ -209,6 +211,7 @@ struct Start {
     share: Share,
     realtime: bool,
     busy_poll: Duration,
+    cpu: Option<usize>,
     wake: Wake,
     report: mpsc::Sender<Result<Started, StartError>>,
 }
@@ -226,6 +229,10 @@ impl Start {
                 Err(source) => Err(StartError::Engine { kind, source }),
             }
         };
+        if let Some(Err(error)) = self.cpu.map(stay_on) {
+            let _ = self.report.send(Err(error));
+            return (worker, Ok(()));
+        }
         let mut reason = None;
         let mut started = start(self.choices[0]);
         for next in &self.choices[1..] {
@@ -251,4 +258,17 @@ impl Start {
             }
         }
     }
+}
+
+/// The calling thread runs on one processor from now on.
+fn stay_on(cpu: usize) -> Result<(), StartError> {
+    let only = match cpu < CpuSet::MAX_CPU {
+        true => {
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            sched_setaffinity(None, &only).map_err(io::Error::from)
+        }
+        false => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    only.map_err(|error| StartError::Processor(cpu, error))
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use lb_dataplane::{Config, Dataplane, guard, io::PortConfig};
 use lb_tests::{
     capture::{Capture, Injector},
     frame::Path,
@@ -14,6 +15,8 @@ use lb_tests::{
     traffic::{HttpClient, http_who},
     wait,
 };
+
+use crate::kernel_faults;
 
 /// 10,000 flows and then all source ports, at equal and at unequal weights, in both families.
 pub(crate) fn shares() -> anyhow::Result<()> {
@@ -170,6 +173,34 @@ pub(crate) fn realtime() -> anyhow::Result<()> {
     let expected = if lb_tests::sys::may_be_realtime()? { fifo } else { normal };
     ensure!(policies == [expected; 2], "{told}: {policies:?}");
     ensure!(if expected == fifo { told == "realtime" } else { told.contains("CAP_SYS_NICE") }, "{told}");
+    Ok(())
+}
+
+/// Workers stay on the processors that are named for them, in turn; one that is not there is refused by its number.
+pub(crate) fn stay_on_their_processors() -> anyhow::Result<()> {
+    let mut site = Site::build(Plan { nodes: 1, servers: 1, two_interfaces: false, engine: "ring/2" })?;
+    let config = site.nodes[0].config();
+    std::fs::write(&config, std::fs::read_to_string(&config)? + "cpus = [0]\n")?;
+    site.start()?;
+    ensure!(http_who(&site.client.ns, HTTP_ADDRESSES[0], PATIENCE)? == "web1");
+    let pid = site.nodes[0].worker().context("the working process")?;
+    let mut allowed = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        if status.starts_with("Name:\tdataplane-") {
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"));
+            allowed.extend(list.map(str::to_owned));
+        }
+    }
+    ensure!(allowed == ["0"; 2], "{allowed:?}");
+
+    let host = &site.node_hosts[0];
+    let port = PortConfig { name: "eth0".into(), ifindex: host.ns.ifindex("eth0")?, mtu: 1500 };
+    let usual = kernel_faults::config(vec![port], "ring", 1, guard::Ownership::Own);
+    site.nodes[0].terminate()?;
+    let refused = host.ns.enter(|| Dataplane::start(&Config { cpus: vec![1023], ..usual })).err();
+    let refused = refused.map(|error| error.to_string()).unwrap_or_default();
+    ensure!(refused.starts_with("a worker cannot run on processor 1023: "), "{refused}");
     Ok(())
 }
 

@@ -109,6 +109,7 @@ pub(crate) fn config(ports: Vec<PortConfig>, engine: &str, workers: usize, guard
         workers,
         realtime: false,
         busy_poll: Duration::ZERO,
+        cpus: Vec::new(),
         accelerate: Accelerate::Off,
         link_keeper: None,
         flow_capacity: 1 << 12,

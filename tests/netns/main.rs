@@ -60,6 +60,7 @@ fn main() -> std::process::ExitCode {
                 services::flows_are_placed_anew,
             ),
             Test::once("workers_take_real_time_priority_where_they_may", flows::realtime),
+            Test::once("workers_stay_on_the_processors_that_are_named", flows::stay_on_their_processors),
             Test::once("the_kernel_is_silent_for_a_vip", silence::kernel_is_silent),
             Test::each(
                 "foreign_tagged_and_looping_frames_are_counted_and_dropped",

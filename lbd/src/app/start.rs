@@ -20,6 +20,7 @@ pub(super) fn dataplane(config: &Config, links: &[Link], parent: &Parent) -> Res
         workers: section.workers,
         realtime: section.realtime,
         busy_poll: section.busy_poll,
+        cpus: section.cpus.clone(),
         accelerate: section.accelerator,
         link_keeper: Some(link_keeper),
         flow_capacity: section.flows,

@@ -22,6 +22,8 @@ pub(crate) struct Dataplane {
     pub(crate) realtime: bool,
     /// How long after a frame these look for the next one without sleeping.
     pub(crate) busy_poll: Duration,
+    /// On which processors these run, in turn; on any if there are none.
+    pub(crate) cpus: Vec<usize>,
     /// Whether an XDP program forwards known flows.
     pub(crate) accelerator: Accelerate,
     /// Slots for flows, over all workers.
@@ -31,6 +33,8 @@ pub(crate) struct Dataplane {
 /// Slots for flows take 32 bytes each: from 2 MiB to 8 GiB.
 const MIN_FLOWS: usize = 1 << 16;
 const MAX_FLOWS: usize = 1 << 28;
+/// CPU_SETSIZE has room for no more.
+const MAX_CPU: usize = 1023;
 /// One of that long is as good as never sleeping where anything comes.
 const MAX_BUSY_POLL_US: usize = 10_000;
 
@@ -42,6 +46,7 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
     let realtime = dataplane.flag("realtime", false);
     let busy_poll = dataplane.integer("busy_poll_us", 0..=MAX_BUSY_POLL_US).unwrap_or(0);
     let busy_poll = Duration::from_micros(busy_poll.try_into().unwrap_or(0));
+    let cpus = dataplane.integers("cpus", 0..=MAX_CPU);
     let accelerator = dataplane.optional("accelerator", parse_accelerator).unwrap_or_default();
     let flows = dataplane.integer("flows", MIN_FLOWS..=MAX_FLOWS).unwrap_or(Config::DEFAULT_FLOW_CAPACITY);
     match role {
@@ -62,10 +67,22 @@ pub(super) fn read(dataplane: &mut Section, is_given: bool, role: Role) -> Optio
                 .fault("interfaces", &format!("{name:?} is listed twice: each of its frames would be forwarded twice"));
         }
     }
+    if cpus.iter().enumerate().any(|(at, cpu)| cpus[..at].contains(cpu)) {
+        dataplane.fault("cpus", "names a processor twice: two workers would share it");
+    }
     if interfaces.len() > MAX_PORTS {
         dataplane.fault("interfaces", "at most 64 are supported");
     }
-    (role == Role::Lb).then_some(Dataplane { interfaces, engine, workers, realtime, busy_poll, accelerator, flows })
+    (role == Role::Lb).then_some(Dataplane {
+        interfaces,
+        engine,
+        workers,
+        realtime,
+        busy_poll,
+        cpus,
+        accelerator,
+        flows,
+    })
 }
 
 fn parse_engine(text: &str) -> Result<Option<EngineKind>, String> {

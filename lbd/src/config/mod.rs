@@ -110,6 +110,7 @@ impl Config {
         let interfaces = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.interfaces.clone());
         let realtime = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.realtime);
         let busy_poll = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.busy_poll);
+        let cpus = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.cpus.clone());
         let accelerator = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.accelerator);
         let flows = |config: &Self| config.dataplane.as_ref().map(|dataplane| dataplane.flows);
         let keys = [
@@ -127,6 +128,7 @@ impl Config {
             ("dataplane.engine", engine(self) != engine(read)),
             ("dataplane.realtime", realtime(self) != realtime(read)),
             ("dataplane.busy_poll_us", busy_poll(self) != busy_poll(read)),
+            ("dataplane.cpus", cpus(self) != cpus(read)),
             ("dataplane.accelerator", accelerator(self) != accelerator(read)),
             ("dataplane.flows", flows(self) != flows(read)),
         ];

@@ -104,7 +104,22 @@ impl Section {
     }
 
     pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<usize>) -> Option<usize> {
-        match self.take(key)? {
+        let value = self.take(key)?;
+        self.integer_of(key, &range, value)
+    }
+
+    /// A number or a list of numbers.
+    pub(super) fn integers(&mut self, key: &'static str, range: RangeInclusive<usize>) -> Vec<usize> {
+        let values = match self.take(key) {
+            None => Vec::new(),
+            Some(Value::Array(values)) => values,
+            Some(single) => vec![single],
+        };
+        values.into_iter().filter_map(|value| self.integer_of(key, &range, value)).collect()
+    }
+
+    fn integer_of(&mut self, key: &'static str, range: &RangeInclusive<usize>, value: Value) -> Option<usize> {
+        match value {
             Value::Integer(number) => {
                 let within = usize::try_from(number).ok().filter(|number| range.contains(number));
                 if within.is_none() {

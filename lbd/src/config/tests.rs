@@ -36,6 +36,7 @@ fn a_minimal_file_has_defaults_for_the_rest() {
         workers: 1,
         realtime: false,
         busy_poll: Duration::ZERO,
+        cpus: Vec::new(),
         accelerator: Accelerate::Off,
         flows: 1 << 21,
     };
@@ -60,6 +61,7 @@ fn every_fault_is_reported_with_its_key() {
         interfaces = [1]
         engine = "turbo"
         workers = 0
+        cpus = [2, 3, 2]
         flows = 100
         [metrics]
         listen = "everywhere"
@@ -77,6 +79,7 @@ fn every_fault_is_reported_with_its_key() {
         "dataplane.interfaces",
         "dataplane.engine",
         "dataplane.workers",
+        "dataplane.cpus",
         "dataplane.flows",
         "metrics.listen",
         "tls.cert",

@@ -196,6 +196,7 @@ pub(crate) fn with_engine<T>(
             },
             link_keeper: None,
             busy_poll: if manner == Manner::BusyPolling { BUSY_POLL } else { Duration::ZERO },
+            cpus: Vec::new(),
             flow_capacity,
             guard: guard::Ownership::Own,
         };
