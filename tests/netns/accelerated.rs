@@ -141,8 +141,9 @@ pub(crate) fn loses_nothing_in_a_restart() -> anyhow::Result<()> {
         wait::until("the new process forwards", SOON, || forwarded(&site).is_ok_and(|forwarded| forwarded > 1000));
         watch.go_on(AT_WORK);
         let seen = watch.finish()?;
-        let (lost, failed) = (seen.lost(), seen.crowd.failed());
-        ensure!(lost + failed <= BY_CHANCE, "both killed: {both}: {lost} datagrams were lost; {:?}", seen.crowd);
+        // A late answer is none that was lost: a start takes the time of others.
+        let lost = seen.lost() + seen.crowd.lost;
+        ensure!(lost <= BY_CHANCE, "both killed: {both}: {lost} datagrams were lost; {:?}", seen.crowd);
     }
     // What it takes off itself nobody keeps.
     site.nodes[0].terminate()?;
