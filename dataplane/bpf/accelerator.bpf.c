@@ -139,6 +139,7 @@ struct packet {
 	__u64 backend;            /* by the flow's entry */
 	__u64 addresses[4];       /* of IPv4 both in the first word */
 	__u32 ports;
+	__u32 changes;            /* what the worker knows of the flow */
 	__u32 opens;              /* it may be a new flow's first, and nothing else */
 	__u32 has_entry, v6;
 };
@@ -156,9 +157,7 @@ INLINE __u16 folded(__u64 sum)
  * this machine (CHECKSUM_PARTIAL): XDP would lose that, the usual way does not. By chance it is so for one frame in 65536,
  * which takes the usual way, too.
  */
-struct transport { __u32 ports; __u8 changes, opens; };
-
-INLINE enum passed transport(struct packet *packet, struct transport *read, void *at, void *end, __u32 protocol, __u32 within)
+INLINE enum passed transport(struct packet *packet, void *at, void *end, __u32 protocol, __u32 within)
 {
 	if (protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = at;
@@ -166,9 +165,9 @@ INLINE enum passed transport(struct packet *packet, struct transport *read, void
 			return ODD;
 		if (tcp->check == folded(packet->sum))
 			return PARTIAL;
-		read->ports = *(__u32 *)tcp;
-		read->changes = tcp->syn | tcp->fin | tcp->rst;
-		read->opens = tcp->syn && !(tcp->ack | tcp->fin | tcp->rst);
+		packet->ports = *(__u32 *)tcp;
+		packet->changes = tcp->syn | tcp->fin | tcp->rst;
+		packet->opens = tcp->syn && !(tcp->ack | tcp->fin | tcp->rst);
 		packet->takes = TCP_BIT;
 		return FORWARDED;
 	}
@@ -178,9 +177,9 @@ INLINE enum passed transport(struct packet *packet, struct transport *read, void
 			return ODD;
 		if (udp->check == folded(packet->sum))
 			return PARTIAL;
-		read->ports = *(__u32 *)udp;
-		read->changes = 0;
-		read->opens = 1;
+		packet->ports = *(__u32 *)udp;
+		packet->changes = 0;
+		packet->opens = 1;
 		packet->takes = UDP_BIT;
 		return FORWARDED;
 	}
@@ -198,14 +197,14 @@ INLINE __u64 mixed(__u64 hash, __u64 word)
  * An entry of the packet's flow, if it is whole. A SYN may begin another flow, and FIN and RST change what the worker knows: they
  * take the usual way, and the worker forgets the entry.
  */
-#define TAKE(packet, read, entry, hash) \
+#define TAKE(packet, entry, hash) \
 	do { \
 		__u64 backend = *(volatile __u64 *)&(entry)->backend; \
 		(packet)->stamp = *(volatile __u32 *)&(entry)->stamp; \
 		(packet)->has_entry = 1; \
 		if (*(volatile __u64 *)&(entry)->check != (backend ^ (hash))) \
 			return UNKNOWN; \
-		if ((read).changes) \
+		if ((packet)->changes) \
 			return UNKNOWN; \
 		(packet)->backend = backend; \
 		(packet)->stamped = &(entry)->stamp; \
@@ -215,7 +214,6 @@ INLINE __u64 mixed(__u64 hash, __u64 word)
 INLINE enum passed ipv4(struct packet *packet, const struct settings *set, void *at, void *end)
 {
 	struct iphdr *ip = at;
-	struct transport read;
 	enum passed why;
 	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->frag_off & be16(0x3fff))
 		return ODD;
@@ -224,23 +222,21 @@ INLINE enum passed ipv4(struct packet *packet, const struct settings *set, void 
 		return ODD;
 	length -= sizeof(*ip);
 	packet->sum = (__u64)ip->saddr + ip->daddr + be16(ip->protocol) + be16((__u16)length);
-	why = transport(packet, &read, ip + 1, end, ip->protocol, length);
+	why = transport(packet, ip + 1, end, ip->protocol, length);
 	if (why)
 		return why;
 	__u64 addresses = (__u64)ip->daddr << 32 | ip->saddr;
 	packet->addresses[0] = addresses;
-	packet->ports = read.ports;
-	packet->opens = read.opens;
 	__u32 udp = packet->takes == UDP_BIT ? UDP_FLOW : 0;
-	__u64 hash = mixed(mixed(set->hash_key, addresses), (__u64)udp << 1 | read.ports);
+	__u64 hash = mixed(mixed(set->hash_key, addresses), (__u64)udp << 1 | packet->ports);
 	__u32 number = (hash >> 8) & set->mask_v4, first = hash & (GROUP_V4 - 1);
 	struct group_v4 *group = map_lookup(&flows_v4, &number);
 	if (!group)
 		return UNKNOWN;
 	for (__u32 i = 0; i < GROUP_V4; i++) {
 		struct flow_v4 *flow = &group->flow[(first + i) & (GROUP_V4 - 1)];
-		if (flow->ports == read.ports && flow->addresses == addresses && (flow->stamp & UDP_FLOW) == udp)
-			TAKE(packet, read, flow, hash);
+		if (flow->ports == packet->ports && flow->addresses == addresses && (flow->stamp & UDP_FLOW) == udp)
+			TAKE(packet, flow, hash);
 	}
 	return UNKNOWN;
 }
@@ -248,7 +244,6 @@ INLINE enum passed ipv4(struct packet *packet, const struct settings *set, void 
 INLINE enum passed ipv6(struct packet *packet, const struct settings *set, void *at, void *end)
 {
 	struct ipv6hdr *ip = at;
-	struct transport read;
 	enum passed why;
 	__u64 *addresses = packet->addresses;
 	if ((void *)(ip + 1) > end || ip->version != 6)
@@ -261,25 +256,23 @@ INLINE enum passed ipv6(struct packet *packet, const struct settings *set, void 
 	packet->sum = be16(ip->nexthdr) + ip->payload_len;
 	for (int word = 0; word < 4; word++)
 		packet->sum += (addresses[word] & 0xffffffff) + (addresses[word] >> 32);
-	why = transport(packet, &read, ip + 1, end, ip->nexthdr, length);
+	why = transport(packet, ip + 1, end, ip->nexthdr, length);
 	if (why)
 		return why;
-	packet->ports = read.ports;
-	packet->opens = read.opens;
 	__u32 udp = packet->takes == UDP_BIT ? UDP_FLOW : 0;
 	__u64 hash = set->hash_key;
 	for (int word = 0; word < 4; word++)
 		hash = mixed(hash, addresses[word]);
-	hash = mixed(hash, (__u64)udp << 1 | read.ports);
+	hash = mixed(hash, (__u64)udp << 1 | packet->ports);
 	__u32 number = (hash >> 8) & set->mask_v6, first = hash & (GROUP_V6 - 1);
 	struct group_v6 *group = map_lookup(&flows_v6, &number);
 	if (!group)
 		return UNKNOWN;
 	for (__u32 i = 0; i < GROUP_V6; i++) {
 		struct flow_v6 *flow = &group->flow[(first + i) & (GROUP_V6 - 1)];
-		if (flow->ports == read.ports && flow->addresses[0] == addresses[0] && flow->addresses[1] == addresses[1] &&
+		if (flow->ports == packet->ports && flow->addresses[0] == addresses[0] && flow->addresses[1] == addresses[1] &&
 		    flow->addresses[2] == addresses[2] && flow->addresses[3] == addresses[3] && (flow->stamp & UDP_FLOW) == udp)
-			TAKE(packet, read, flow, hash);
+			TAKE(packet, flow, hash);
 	}
 	return UNKNOWN;
 }

@@ -116,7 +116,7 @@ pub(super) fn backend(snapshot: &Snapshot, backend: &Backend, service: u32) -> O
 /// An address as it stands in frames; one of IPv4 in the first word.
 pub(super) fn raw_address(address: Address) -> [u64; 2] {
     match address.is_ipv4() {
-        true => [u32::from_ne_bytes(address.last_word().to_be_bytes()).into(), 0],
+        true => [address.last_word().to_be().into(), 0],
         false => address.halves().map(u64::to_be),
     }
 }

@@ -48,7 +48,7 @@ use services::Services;
 use crate::{
     forward::{
         decide::Place,
-        flow::{Tick, until_forgotten},
+        flow::{Tick, until_forgotten_ns},
         hash::HashKey,
         runtime::Liveness,
         snapshot::{Backend, Snapshot},
@@ -367,8 +367,7 @@ impl Accelerator {
     pub(crate) fn note_known(&self, snapshot: &Snapshot, tuple: &Tuple, place: &Place, backend: &Backend, now_ns: u64) {
         let is_there = place.by_maglev(snapshot, tuple.source).is_some_and(|(_, by)| by.reference == backend.reference);
         if !is_there {
-            let remembered = until_forgotten(snapshot.timeouts, tuple.protocol);
-            self.services.put_off(tuple, now_ns + remembered.as_nanos() as u64);
+            self.services.put_off(tuple, now_ns + until_forgotten_ns(snapshot.timeouts, tuple.protocol));
         }
     }
 

@@ -12,7 +12,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use range_alloc::RangeAllocator;
@@ -23,7 +22,7 @@ use super::{
 };
 use crate::{
     forward::{
-        flow::until_forgotten,
+        flow::until_forgotten_ns,
         hash::HashKey,
         maglev::Maglev,
         snapshot::{Service, Snapshot},
@@ -47,7 +46,7 @@ pub(super) struct Placement {
     generation: u64,
     flow_key: Option<HashKey>,
     /// For so long flows are known without a packet, by protocol.
-    remembered: [Duration; 2],
+    remembered_ns: [u64; 2],
     /// By name.
     services: HashMap<String, Placed>,
     numbers: u32,
@@ -96,7 +95,7 @@ impl Placement {
             hash_key,
             generation: 0,
             flow_key: None,
-            remembered: [Duration::ZERO; 2],
+            remembered_ns: [0; 2],
             services: HashMap::new(),
             numbers: 0,
             space: RangeAllocator::new(0..MAGLEV_WORDS as u32),
@@ -117,9 +116,9 @@ impl Placement {
         self.generation = snapshot.generation;
         let is_same_key = self.flow_key.replace(snapshot.hash_key) == Some(snapshot.hash_key);
         // What has been waited for is not enough for flows that are remembered for longer now.
-        let remembered = PROTOCOLS.map(|protocol| until_forgotten(snapshot.timeouts, protocol));
-        let before = mem::replace(&mut self.remembered, remembered);
-        let holds = is_same_key && before.iter().zip(&remembered).all(|(before, now)| before >= now);
+        let remembered_ns = PROTOCOLS.map(|protocol| until_forgotten_ns(snapshot.timeouts, protocol));
+        let before_ns = mem::replace(&mut self.remembered_ns, remembered_ns);
+        let holds = is_same_key && before_ns.iter().zip(&remembered_ns).all(|(before, now)| before >= now);
         let wanted: HashMap<&str, &Service> =
             snapshot.services.iter().map(|service| (service.name.as_str(), service)).collect();
         let ports = ports(snapshot);
@@ -164,10 +163,11 @@ impl Placement {
             );
         }
         for service in &snapshot.services {
-            let is_laid = self.services.get(&service.name).is_none_or(|placed| placed.table.is_some());
-            let table = if is_laid { None } else { self.lay(service) };
-            if let (Some(placed), Some(_)) = (self.services.get_mut(&service.name), &table) {
-                placed.table = table;
+            if self.services.get(&service.name).is_some_and(|placed| placed.table.is_none()) {
+                let table = self.lay(service);
+                if let Some(placed) = self.services.get_mut(&service.name) {
+                    placed.table = table;
+                }
             }
         }
         let mut without_room = 0;
@@ -176,7 +176,7 @@ impl Placement {
                 without_room += usize::from(table_of(service).is_some());
                 continue;
             };
-            let settled_ns = now_ns + self.remembered[key.protocol() as usize].as_nanos() as u64;
+            let settled_ns = now_ns + self.remembered_ns[key.protocol() as usize];
             let placing = Placing {
                 number: *number,
                 table: table.words.start,

@@ -25,8 +25,8 @@ pub(super) struct PortKey {
 impl PortKey {
     pub(super) fn new(address: Address, protocol: Protocol, port: u16) -> Self {
         let family = if address.is_ipv4() { 0 } else { V6 };
-        let port = u32::from(u16::from_ne_bytes(port.to_be_bytes()));
-        Self { address: raw_address(address), port: port | u32::from(protocol.number()) << 16 | family }
+        let port = u32::from(port.to_be()) | u32::from(protocol.number()) << 16 | family;
+        Self { address: raw_address(address), port }
     }
 
     pub(super) fn protocol(&self) -> Protocol {

@@ -6,7 +6,7 @@
 //! stays. Only one direction is seen, so the state of a TCP connection is a guess from what the client
 //! sends.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use super::{
     hash::TupleHash,
@@ -60,9 +60,9 @@ const SILENT: u32 = Tick::from_secs(SILENT_S);
 /// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
 const PORT_REUSE_S: u64 = 3;
 
-/// So long after its last packet no flow of a protocol is known any more. What opens a connection of TCP ends what was known
+/// So many nanoseconds after its last packet no flow of a protocol is known any more. What opens a connection of TCP ends what was known
 /// before; but if it is not seen, the segments behind it are taken for the old one's.
-pub(crate) fn until_forgotten(timeouts: Timeouts, protocol: Protocol) -> Duration {
+pub(crate) fn until_forgotten_ns(timeouts: Timeouts, protocol: Protocol) -> u64 {
     /// For what ticks leave out, and others are late.
     const SLACK_S: u32 = 3;
     let Timeouts { tcp_s, fin_s, udp_s, unseen_s } = timeouts;
@@ -70,7 +70,7 @@ pub(crate) fn until_forgotten(timeouts: Timeouts, protocol: Protocol) -> Duratio
         Protocol::Tcp => tcp_s.max(fin_s).max(HALF_OPEN_S).max(RESET_S),
         Protocol::Udp => udp_s,
     };
-    Duration::from_secs(u64::from(longest_s) + u64::from(unseen_s) + u64::from(SLACK_S))
+    [longest_s, unseen_s, SLACK_S].map(u64::from).iter().sum::<u64>() * 1_000_000_000
 }
 
 /// The state of a flow, guessed from what the client sends.

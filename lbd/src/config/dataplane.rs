@@ -8,6 +8,7 @@ use lb_dataplane::{
     io::EngineKind,
 };
 use lb_raft_store::table::Role;
+use rustix::thread::CpuSet;
 
 use super::reader::Section;
 
@@ -33,8 +34,8 @@ pub(crate) struct Dataplane {
 /// Slots for flows take 32 bytes each: from 2 MiB to 8 GiB.
 const MIN_FLOWS: usize = 1 << 16;
 const MAX_FLOWS: usize = 1 << 28;
-/// CPU_SETSIZE has room for no more.
-const MAX_CPU: usize = 1023;
+/// A set of processors has room for no more (CPU_SETSIZE).
+const MAX_CPU: usize = CpuSet::MAX_CPU - 1;
 /// One of that long is as good as never sleeping where anything comes.
 const MAX_BUSY_POLL_US: usize = 10_000;
 

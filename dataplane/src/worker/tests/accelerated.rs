@@ -329,17 +329,14 @@ fn placing(spec: &TableSpec) -> Option<(Pipeline, Arc<Accelerator>, Compiler)> {
 }
 
 fn new_v4(source: [u8; 4], port: u16, tcp: bool) -> Vec<u8> {
-    let packet = PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv4(source, VIP, 64);
-    let mut frame = Vec::new();
-    match tcp {
-        true => packet.tcp(port, 80, 1, 64240).syn().write(&mut frame, b"").unwrap(),
-        false => packet.udp(port, 53).write(&mut frame, b"question").unwrap(),
-    }
-    frame
+    new_flow(PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv4(source, VIP, 64), port, tcp)
 }
 
 fn new_v6(source: Ipv6Addr, port: u16, tcp: bool) -> Vec<u8> {
-    let packet = PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv6(source.octets(), VIP6.octets(), 64);
+    new_flow(PacketBuilder::ethernet2(ROUTER.0, OWN.0).ipv6(source.octets(), VIP6.octets(), 64), port, tcp)
+}
+
+fn new_flow(packet: etherparse::PacketBuilderStep<etherparse::IpHeaders>, port: u16, tcp: bool) -> Vec<u8> {
     let mut frame = Vec::new();
     match tcp {
         true => packet.tcp(port, 80, 1, 64240).syn().write(&mut frame, b"").unwrap(),
