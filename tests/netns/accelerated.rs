@@ -237,7 +237,8 @@ pub(crate) fn places_a_flood() -> anyhow::Result<()> {
     let neighbor = site.add_neighbor()?;
     let watch = Watch::start(&site, &neighbor)?;
     watch.go_on(AT_WORK);
-    site.flood(0, NEW_FLOWS)?;
+    // More flows than are learned meanwhile.
+    site.flood_of_flows(0, 1 << 22, NEW_FLOWS)?;
     watch.go_on(AT_WORK);
     let placed = |site: &Site| status(site).ok().and_then(|status| status["placed"].as_u64()).unwrap_or_default();
     wait::until("many are placed", SOON, || placed(&site) > 10_000);

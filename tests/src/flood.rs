@@ -29,7 +29,8 @@ use crate::{
 
 /// The port to which it goes.
 pub const PORT: u16 = 9;
-const FLOWS: u32 = 1 << 14;
+/// Flows of a flood of frames that are no more than a flow table takes.
+pub const FLOWS: u32 = 1 << 14;
 const SENDER: Mac = Mac([2, 0, 0, 1, 0, 1]);
 /// The generator sends a frame or waits in each; between two such runs it looks at whether it is to end.
 const TURNS: u32 = 2_000_000;
@@ -43,15 +44,22 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Small datagrams of many flows for a VIP, so many a second, from the switch's end of a host's cable. Made by an XDP
+    /// Small datagrams of so many flows, a power of two, for a VIP, so many a second, from the switch's end of a host's cable. Made by an XDP
     /// program; where that may not be loaded, by a packet socket, as many as it can.
-    pub fn start(net: &Network, host: &Host, interface: &str, vip: Ipv4Addr, rate: u64) -> io::Result<Self> {
+    pub fn start(
+        net: &Network,
+        host: &Host,
+        interface: &str,
+        vip: Ipv4Addr,
+        flows: u32,
+        rate: u64,
+    ) -> io::Result<Self> {
         let port = host.port(interface);
         // What an XDP program sends is taken by an interface that collects frames before it hands them up.
         host.ns.enter(|| reference::enable_gro(interface))?;
         let ifindex = net.switch().ifindex(&port.switch_port)?;
-        let flows = Flows { count: FLOWS, source: Ipv4Addr::new(10, 66, 0, 0), destination: vip, destinations: 1 };
-        let frames: Vec<Vec<u8>> = (0..FLOWS).map(|flow| frame(&flows, flow, port.mac)).collect();
+        let flows = Flows { count: flows, source: Ipv4Addr::new(10, 66, 0, 0), destination: vip, destinations: 1 };
+        let frames: Vec<Vec<u8>> = (0..FLOWS.min(flows.count)).map(|flow| frame(&flows, flow, port.mac)).collect();
         let stop = Arc::<AtomicBool>::default();
         let (stopped, namespace) = (stop.clone(), net.switch().clone());
         let flood = move || {

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::{
     cluster::{self, LbNode, NodeConfig},
-    flood::Flood,
+    flood::{self, Flood},
     frame::Path,
     topology::{Host, Network},
     traffic::Backend,
@@ -308,7 +308,12 @@ impl Site {
 
     /// Floods a node with so many datagrams for the VIP a second.
     pub fn flood(&mut self, at: usize, rate: u64) -> anyhow::Result<()> {
-        self.flood = Some(Flood::start(&self.net, &self.node_hosts[at], "eth0", VIP, rate)?);
+        self.flood_of_flows(at, flood::FLOWS, rate)
+    }
+
+    /// The same, of so many flows, a power of two.
+    pub fn flood_of_flows(&mut self, at: usize, flows: u32, rate: u64) -> anyhow::Result<()> {
+        self.flood = Some(Flood::start(&self.net, &self.node_hosts[at], "eth0", VIP, flows, rate)?);
         Ok(())
     }
 

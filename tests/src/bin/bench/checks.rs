@@ -97,7 +97,7 @@ fn beside_a_flood(site: &Site, owner: usize, mac: &str) -> anyhow::Result<()> {
     let node = &site.nodes[owner];
     node.lbctl_ok(&["service", "add", "flood", "--vip", VIP_TEXT, "--port", &format!("{}/udp", flood::PORT)])?;
     node.lbctl_ok(&["backend", "add", "flood", "192.168.3.99", "--mac", mac])?;
-    let flood = Flood::start(&site.net, &site.node_hosts[owner], "eth0", VIP, FLOOD)?;
+    let flood = Flood::start(&site.net, &site.node_hosts[owner], "eth0", VIP, flood::FLOWS, FLOOD)?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         for (is_checked, rates) in [(true, &mut with), (false, &mut without)] {
