@@ -159,14 +159,12 @@ pub(crate) fn realtime() -> anyhow::Result<()> {
     ensure!(http_who(&site.client.ns, HTTP_ADDRESSES[0], PATIENCE)? == "web1");
     let status = site.nodes[0].lbctl_json(&["status"])?;
     let told = status["dataplane"]["scheduling"].as_str().unwrap_or_default();
-    let pid = site.nodes[0].worker().context("the working process")?;
     let mut policies = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = std::fs::read_to_string(task?.path().join("stat"))?;
-        if let Some((_, fields)) = stat.split_once(" (dataplane-").and_then(|(_, rest)| rest.split_once(") ")) {
-            // proc_pid_stat(5): the 41st field, of which the state is the third.
-            policies.extend(fields.split(' ').nth(38).map(str::to_owned));
-        }
+    for thread in site.nodes[0].worker_threads()?.values() {
+        let stat = std::fs::read_to_string(thread.join("stat"))?;
+        let (_, fields) = stat.split_once(") ").context("the fields behind the name")?;
+        // proc_pid_stat(5): the 41st field, of which the state is the third.
+        policies.extend(fields.split(' ').nth(38).map(str::to_owned));
     }
     // The node has the rights of this process.
     let (normal, fifo) = ("0", "1");
@@ -183,14 +181,11 @@ pub(crate) fn stay_on_their_processors() -> anyhow::Result<()> {
     std::fs::write(&config, std::fs::read_to_string(&config)? + "cpus = [0]\n")?;
     site.start()?;
     ensure!(http_who(&site.client.ns, HTTP_ADDRESSES[0], PATIENCE)? == "web1");
-    let pid = site.nodes[0].worker().context("the working process")?;
     let mut allowed = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = std::fs::read_to_string(task?.path().join("status"))?;
-        if status.starts_with("Name:\tdataplane-") {
-            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"));
-            allowed.extend(list.map(str::to_owned));
-        }
+    for thread in site.nodes[0].worker_threads()?.values() {
+        let status = std::fs::read_to_string(thread.join("status"))?;
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"));
+        allowed.extend(list.map(str::to_owned));
     }
     ensure!(allowed == ["0"; 2], "{allowed:?}");
 

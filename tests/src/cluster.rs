@@ -1,6 +1,7 @@
 //! Real daemons: `lbd` on the nodes of a topology, configured by the real `lbctl`.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     process::{Child, ExitStatus, Output, Stdio},
@@ -219,16 +220,25 @@ impl LbNode {
 
     /// Halts the first worker of its dataplane, while the rest of the process goes on.
     pub fn halt_worker(&mut self) -> anyhow::Result<()> {
+        let threads = self.worker_threads()?;
+        let first = threads.get("dataplane-0").with_context(|| format!("{} has no worker", self.name))?;
+        let id = first.file_name().context("its id")?.to_string_lossy().parse()?;
+        self.halted = Some(sys::Halted::thread(id)?);
+        Ok(())
+    }
+
+    /// What /proc has of the workers of its dataplane, by their names.
+    pub fn worker_threads(&self) -> anyhow::Result<BTreeMap<String, PathBuf>> {
         let process = self.worker().with_context(|| format!("{} has no working process", self.name))?;
+        let mut threads = BTreeMap::new();
         for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-            let thread = thread?;
-            if fs::read_to_string(thread.path().join("comm"))?.trim() == "dataplane-0" {
-                let id = thread.file_name().to_string_lossy().parse()?;
-                self.halted = Some(sys::Halted::thread(id)?);
-                return Ok(());
+            let thread = thread?.path();
+            let name = fs::read_to_string(thread.join("comm"))?.trim().to_owned();
+            if name.starts_with("dataplane-") {
+                threads.insert(name, thread);
             }
         }
-        bail!("{} has no worker", self.name)
+        Ok(threads)
     }
 
     /// Lets it go on.

@@ -68,10 +68,9 @@ pub(crate) struct Load {
 
 impl Default for Load {
     fn default() -> Self {
-        let protocol = Protocol::Udp;
         Self {
             size: 60,
-            protocol,
+            protocol: Protocol::Udp,
             flows: KNOWN_FLOWS,
             vips: 1,
             destination: LB_MAC,
