@@ -35,7 +35,8 @@ static long (*const redirect_map)(void *map, __u64 key, __u64 flags) = (void *)B
 /* Stand for the maps: whoever loads this puts their descriptors in place of these addresses. */
 char settings SECTION("maps"), ports SECTION("maps"), strangers SECTION("maps"), flows_v4 SECTION("maps"),
 	flows_v6 SECTION("maps"), backends SECTION("maps"), traffic SECTION("maps"), processors SECTION("maps"),
-	devices SECTION("maps"), services SECTION("maps"), maglev SECTION("maps"), bad_sources SECTION("maps");
+	devices SECTION("maps"), services SECTION("maps"), maglev SECTION("maps"), bad_sources SECTION("maps"),
+	elsewhere SECTION("maps");
 
 #define SLOTS 16384           /* backends that can be forwarded to */
 #define TICK_SHIFT 26         /* as forward/flow.rs counts time: units of 2^26 ns */
@@ -51,8 +52,9 @@ struct settings {             /* one element, which user space has mapped */
 	__u64 strangers;          /* a bit for the last six bits of each of them: most frames are of none */
 	__u64 hash_key;
 	__u32 mask_v4, mask_v6;   /* groups of either table, less one */
-	__u64 frame_ns;           /* of a processor's time, for each frame that is left to a worker and could be placed; 0: all are */
+	__u64 frame_ns;           /* of a processor's time, for each frame that is left to a worker and could be placed */
 	__u64 flow_key[2];        /* by which all load balancers hash flows */
+	__u64 elsewhere;          /* which half of that map holds, 1 or 2; 0: no flow is elsewhere */
 };
 struct port {                 /* index: that of the interface */
 	__u8 mac[6];
@@ -96,18 +98,19 @@ struct service {
 	__u64 version;
 	__u64 address[2];         /* as in frames; the first is all of an IPv4 address */
 	__u32 port, number;       /* port: the service's, its protocol and V6 */
-	__u64 settled_ns;         /* from then on no worker knows a flow that is elsewhere than Maglev says */
 	__u32 table, size;        /* the entries of its Maglev table, by fours in one word: the slots of backends */
-	__u64 reserved[2];
+	__u64 reserved[3];
 };
 #define GROUP_SERVICES 8
 #define SERVICE_GROUPS 4096
 #define V6 (1u << 24)
 struct service_group { struct service service[GROUP_SERVICES]; };
-/* The hashes of addresses from which no host sends, besides those that are so everywhere. */
-#define GROUP_BAD 8
-#define BAD_GROUPS 4096
-struct bad_group { __u64 hash[GROUP_BAD]; };
+/*
+ * Sets of hashes, a bit for the upper bits of each: the addresses from which no host sends, besides those that are so everywhere;
+ * and the flows that workers know at another backend than Maglev says, twice, of which one holds while the other is written.
+ */
+#define BITS_BAD 20
+#define BITS_ELSEWHERE 23
 
 enum passed {                 /* why a frame was passed; the first counts those that were not */
 	FORWARDED, STALE, NOT_OURS, ODD, PARTIAL, UNKNOWN, EXPIRED, BACKEND, TOO_BIG, REASONS
@@ -136,6 +139,7 @@ struct packet {
 	__u32 room;               /* bytes behind the Ethernet header */
 	__u32 stamp, *stamped;    /* of the flow's entry, and where */
 	__u64 sum;                /* of the pseudo-header, not folded */
+	__u64 hash;               /* of the flow */
 	__u64 backend;            /* by the flow's entry */
 	__u64 addresses[4];       /* of IPv4 both in the first word */
 	__u32 ports;
@@ -229,6 +233,7 @@ INLINE enum passed ipv4(struct packet *packet, const struct settings *set, void 
 	packet->addresses[0] = addresses;
 	__u32 udp = packet->takes == UDP_BIT ? UDP_FLOW : 0;
 	__u64 hash = mixed(mixed(set->hash_key, addresses), (__u64)udp << 1 | packet->ports);
+	packet->hash = hash;
 	__u32 number = (hash >> 8) & set->mask_v4, first = hash & (GROUP_V4 - 1);
 	struct group_v4 *group = map_lookup(&flows_v4, &number);
 	if (!group)
@@ -264,6 +269,7 @@ INLINE enum passed ipv6(struct packet *packet, const struct settings *set, void 
 	for (int word = 0; word < 4; word++)
 		hash = mixed(hash, addresses[word]);
 	hash = mixed(hash, (__u64)udp << 1 | packet->ports);
+	packet->hash = hash;
 	__u32 number = (hash >> 8) & set->mask_v6, first = hash & (GROUP_V6 - 1);
 	struct group_v6 *group = map_lookup(&flows_v6, &number);
 	if (!group)
@@ -322,33 +328,32 @@ INLINE __u32 spread(__u64 base, __u32 source_port, __u32 size)
 	return entry >= size ? entry - size : entry;
 }
 
+/* Whether a hash is in a set of so many bits, or seems so. */
+INLINE int is_among(void *set, __u32 half, int bits, __u64 hash)
+{
+	__u64 at = hash >> (64 - bits);
+	__u32 number = (half << (bits - 6)) + (at >> 6);
+	__u64 *word = map_lookup(set, &number);
+	return !word || *(volatile __u64 *)word >> (at & 63) & 1;
+}
+
 /* Whether no host sends from where the packet comes. What is not sure is so, too: it is for a worker. */
 INLINE int is_bad_source(const struct settings *set, const struct packet *packet)
 {
-	__u64 hash;
 	if (packet->v6) {
 		/* Of addresses in the first 64 bits of zeros there are none that hosts send from, but for IPv4 in IPv6. */
 		if (!packet->addresses[0] || (packet->addresses[0] & 0xff) == 0xff)
 			return 1;
-		hash = mixed(mixed(set->hash_key, packet->addresses[0]), packet->addresses[1]);
-	} else {
-		__u32 source = packet->addresses[0], first = source & 0xff;
-		if (first == 0 || first == 127 || (first >= 224 && first <= 239) || source == 0xffffffff)
-			return 1;
-		hash = mixed(mixed(set->hash_key, source), 0);
+		return is_among(&bad_sources, 0, BITS_BAD, mixed(mixed(set->hash_key, packet->addresses[0]), packet->addresses[1]));
 	}
-	__u32 number = (hash >> 8) & (BAD_GROUPS - 1);
-	struct bad_group *group = map_lookup(&bad_sources, &number);
-	if (!group)
+	__u32 source = packet->addresses[0], first = source & 0xff;
+	if (first == 0 || first == 127 || (first >= 224 && first <= 239) || source == 0xffffffff)
 		return 1;
-	int found = 0;
-	for (int i = 0; i < GROUP_BAD; i++)
-		found |= group->hash[i] == (hash | 1);
-	return found;
+	return is_among(&bad_sources, 0, BITS_BAD, mixed(mixed(set->hash_key, source), 0));
 }
 
 /* The service of the packet's destination, and its version, where new flows of it can be placed at this moment. */
-INLINE struct service *open_service(const struct settings *set, const struct packet *packet, __u64 now_ns, __u32 port, __u64 *version)
+INLINE struct service *open_service(const struct settings *set, const struct packet *packet, __u32 port, __u64 *version)
 {
 	__u64 high = packet->v6 ? packet->addresses[2] : packet->addresses[0] >> 32;
 	__u64 low = packet->v6 ? packet->addresses[3] : 0;
@@ -361,9 +366,16 @@ INLINE struct service *open_service(const struct settings *set, const struct pac
 		struct service *service = &group->service[(first + i) & (GROUP_SERVICES - 1)];
 		*version = *(volatile __u64 *)&service->version;
 		if (service->port == port && service->address[0] == high && service->address[1] == low)
-			return *version & 1 || now_ns < *(volatile __u64 *)&service->settled_ns ? 0 : service;
+			return *version & 1 ? 0 : service;
 	}
 	return 0;
+}
+
+/* Whether a worker may know the flow, which Maglev says to be new, at another backend. */
+INLINE int is_elsewhere(const struct settings *set, const struct packet *packet)
+{
+	__u64 half = *(volatile __u64 *)&set->elsewhere;
+	return half && is_among(&elsewhere, half - 1, BITS_ELSEWHERE, packet->hash);
 }
 
 /* Where Maglev says that the flow goes: the slot of a backend, or SLOTS. */
@@ -409,10 +421,10 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 		why = ODD;
 	struct service *service = 0;
 	__u64 version = 0;
-	if (why == UNKNOWN && packet.opens && !packet.has_entry && set->frame_ns) {
+	if (why == UNKNOWN && packet.opens && !packet.has_entry) {
 		__u32 port = packet.ports >> 16 | (packet.takes == UDP_BIT ? IPPROTO_UDP : IPPROTO_TCP) << 16 | (packet.v6 ? V6 : 0);
-		service = is_bad_source(set, &packet) ? 0 : open_service(set, &packet, here->now_ns, port, &version);
-		if (service) {
+		service = is_bad_source(set, &packet) ? 0 : open_service(set, &packet, port, &version);
+		if (service && !is_elsewhere(set, &packet)) {
 			packet.backend = maglev_says(set, &packet, service, port & (V6 - 1));
 			why = FORWARDED;
 		}

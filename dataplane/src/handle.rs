@@ -20,7 +20,7 @@ use crate::{
     forward::{
         compile::Compiler,
         flow::{FlowEntry, FlowTable, Tick},
-        runtime::{Liveness, VipId},
+        runtime::Liveness,
         snapshot::Snapshot,
         spec::{PortSpec, TableSpec, Timeouts},
         steering::{MAX_WORKERS, SPEAKER, Steering},
@@ -36,8 +36,9 @@ use crate::{
         permit::{Grant, LeaseClock, Owned, boottime_ns},
     },
     stats::{Conflict, Totals, WorkerStats},
+    sweep::{Addressed, Sweeper, look_through},
     worker::{
-        shared::{Progress, Published, Table, Workers},
+        shared::{Progress, Published, Table, Workers, wait_until},
         tap::{Capture, TapFilter},
     },
 };
@@ -58,7 +59,9 @@ pub struct Dataplane {
     grants: Mutex<Grants>,
     /// Where solicitations for owned VIPs are sent to.
     groups: Mutex<MulticastGroups>,
-    pool: Mutex<PoolOf>,
+    pool: Arc<Mutex<PoolOf>>,
+    /// `None` without an accelerator, and when the dataplane has stopped.
+    sweeper: Mutex<Option<Sweeper>>,
 }
 
 /// The workers that run, and the counters of those that did.
@@ -174,6 +177,11 @@ impl Dataplane {
             // No other table comes meanwhile.
             in_force.take_over_accelerator();
         })?;
+        let pool = Arc::new(Mutex::new(PoolOf { running, retired: WorkerStats::default() }));
+        let at_work = pool.clone();
+        let workers = move || lock(&at_work).running.workers.clone();
+        let sweeper =
+            published.accelerator.clone().map(|accelerator| Sweeper::start(accelerator, published.clone(), workers));
         Ok(Self {
             config: config.clone(),
             published,
@@ -185,7 +193,8 @@ impl Dataplane {
             keeper: Mutex::new(keeper),
             grants: Mutex::default(),
             groups: Mutex::default(),
-            pool: Mutex::new(PoolOf { running, retired: WorkerStats::default() }),
+            pool,
+            sweeper: Mutex::new(sweeper.transpose()?),
         })
     }
 
@@ -258,6 +267,7 @@ impl Dataplane {
         self.workers().wake();
         // After them: it may wait for the kernel's lock on all links.
         self.published.accelerate_by(&table);
+        lock(&self.sweeper).iter().for_each(Sweeper::wake);
         if both.vips.len() > wanted.vips.len() {
             self.wait_for_table(generation, Duration::from_secs(1));
             publisher.install(&wanted)?;
@@ -289,24 +299,12 @@ impl Dataplane {
 
     /// Waits until no frame is judged by an older table any more. Whether that came about in time.
     pub fn wait_for_table(&self, generation: u64, timeout: Duration) -> bool {
-        self.wait_until(timeout, |workers| workers.judge_by_table(generation))
+        wait_until(timeout, || self.workers().judge_by_table(generation))
     }
 
     /// Waits until nobody speaks by older grants any more. Whether that came about in time.
     pub fn wait_for_grants(&self, generation: u64, timeout: Duration) -> bool {
-        self.wait_until(timeout, |workers| workers.speak_by_grants(generation))
-    }
-
-    fn wait_until(&self, timeout: Duration, holds: impl Fn(&Workers) -> bool) -> bool {
-        let deadline = Instant::now() + timeout;
-        while !holds(&self.workers()) {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            // A batch takes microseconds.
-            thread::sleep(Duration::from_micros(100));
-        }
-        true
+        wait_until(timeout, || self.workers().speak_by_grants(generation))
     }
 
     /// The other load balancers and the gateways that are heard on a segment of ours: the interface, and their address.
@@ -474,22 +472,7 @@ impl Dataplane {
     /// Looks through the flow tables piece by piece, while the workers go on. `visit` gets the live flows of a piece
     /// and the table by which they are forwarded; it returns whether to go on. Whether the workers have answered.
     pub fn flows(&self, mut visit: impl FnMut(&Snapshot, Vec<FlowEntry>) -> bool) -> bool {
-        for worker in &self.workers().all {
-            let mut next = 0;
-            loop {
-                let (reply, answer) = Reply::channel();
-                worker.mailbox.ask(Query::ListFlows(next..next + FLOWS_AT_ONCE, reply));
-                let Some((entries, slots)) = answer.wait() else { return false };
-                next += FLOWS_AT_ONCE;
-                if !visit(&self.published.table.load().snapshot, entries) {
-                    return true;
-                }
-                if next >= slots {
-                    break;
-                }
-            }
-        }
-        true
+        look_through(&self.workers(), |entries| visit(&self.published.table.load().snapshot, entries))
     }
 
     /// This process ends by a fault: the accelerator goes on as if it had been killed, if somebody keeps it on its
@@ -507,6 +490,7 @@ impl Dataplane {
 
     fn stop_workers(&self) {
         self.published.lease.revoke();
+        drop(lock(&self.sweeper).take());
         lock(&self.pool).running.stop(&self.published);
         self.published.accelerator.iter().for_each(|accelerator| accelerator.end());
     }
@@ -640,17 +624,13 @@ impl Publisher {
     }
 }
 
-/// Slots of the flow table that are looked through between two batches: half a megabyte, some 50 us.
-const FLOWS_AT_ONCE: usize = 1 << 14;
-
 /// Puts the flows of former workers into the tables of those that have them from now on. How many.
 fn move_flows(former: &[FlowTable], tables: &mut [FlowTable], steering: Steering, snapshot: &Snapshot) -> usize {
     let now = Tick::from_ns(boottime_ns());
-    let addresses: HashMap<VipId, IpAddr> = snapshot.vips.iter().map(|vip| (vip.id, vip.address)).collect();
+    let addressed = Addressed::by(snapshot);
     let mut moved = 0;
     for entry in former.iter().flat_map(|table| table.entries(0..table.slots(), now)) {
-        let Some(vip) = addresses.get(&entry.vip) else { continue };
-        let tuple = entry.tuple(*vip);
+        let Some(tuple) = addressed.tuple(&entry) else { continue };
         tables[steering.flow(&tuple)].restore(snapshot.hash_key.tuple(&tuple), &entry, now);
         moved += 1;
     }

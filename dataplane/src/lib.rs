@@ -24,6 +24,7 @@ mod pool;
 mod query;
 pub mod speaker;
 pub mod stats;
+mod sweep;
 pub mod verdict;
 pub mod worker;
 

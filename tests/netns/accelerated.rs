@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use lb_dataplane::{Accelerate, Config, Dataplane, LinkKeeper, guard, io::PortConfig};
+use lb_dataplane::{Accelerate, Config, Dataplane, LinkKeeper, StartError, guard, io::PortConfig};
 use lb_tests::{
     cluster::SOON,
     faults::{Fault, Watch, measure},
@@ -186,24 +186,30 @@ pub(crate) fn stays_after_a_fault() -> anyhow::Result<()> {
     let port = PortConfig { name: "eth0".into(), ifindex: host.ns.ifindex("eth0")?, mtu: 1500 };
     let kept = Arc::<Kept>::default();
     let start = |keeper: Option<&Arc<Kept>>| {
-        let link_keeper = keeper.map(|keeper| keeper.clone() as Arc<dyn LinkKeeper>);
-        let usual = config(vec![port.clone()], "ring", 1, guard::Ownership::Own);
-        host.ns.enter(|| Dataplane::start(&Config { accelerate: Accelerate::Xdp, link_keeper, ..usual }))
+        // The guard of the one before goes when no descriptor of it is left: another test's process may have one until it begins.
+        wait::until_ok(SOON, || {
+            let link_keeper = keeper.map(|keeper| keeper.clone() as Arc<dyn LinkKeeper>);
+            let usual = config(vec![port.clone()], "ring", 1, guard::Ownership::Own);
+            match host.ns.enter(|| Dataplane::start(&Config { accelerate: Accelerate::Xdp, link_keeper, ..usual })) {
+                Err(StartError::Guard(error)) => Err(error.into()),
+                started => Ok(started),
+            }
+        })
     };
     let stop = |dataplane: Dataplane| host.ns.enter(|| dataplane.stop());
 
-    let first = start(Some(&kept))?;
+    let first = start(Some(&kept))??;
     ensure!(kept.all().len() == 1, "{kept:?}");
     first.leave_accelerator();
     stop(first)?;
-    let refused = start(None).err().map(|error| error.to_string()).unwrap_or_default();
+    let refused = start(None)?.err().map(|error| error.to_string()).unwrap_or_default();
     ensure!(kept.all().len() == 1 && refused.contains("another program has it"), "{kept:?}: {refused}");
-    let second = start(Some(&kept))?;
+    let second = start(Some(&kept))??;
     let report = second.accelerator().context("an accelerator")?.map_err(anyhow::Error::msg)?;
     ensure!(report.interfaces.iter().all(|of| of.mode.is_some()), "{report:?}");
     stop(second)?;
     ensure!(kept.all().is_empty(), "{kept:?}");
-    stop(start(None)?)?;
+    stop(start(None)??)?;
     Ok(())
 }
 
@@ -226,7 +232,6 @@ pub(crate) fn is_switched_under_connections() -> anyhow::Result<()> {
 pub(crate) fn places_a_flood() -> anyhow::Result<()> {
     let mut site = Site::build(ACCELERATED)?;
     site.start()?;
-    // With its backends from the start: no flow of it can be elsewhere.
     let backends: Vec<String> =
         site.servers.iter().map(|of| format!("- {{service: many, address: {}}}", of.address)).collect();
     let file = site.root.path().join("many.yaml");
@@ -242,6 +247,11 @@ pub(crate) fn places_a_flood() -> anyhow::Result<()> {
     watch.go_on(AT_WORK);
     let placed = |site: &Site| status(site).ok().and_then(|status| status["placed"].as_u64()).unwrap_or_default();
     wait::until("many are placed", SOON, || placed(&site) > 10_000);
+    // None are, until those that a change has moved are found.
+    let weight = ["backend", "set", "many", &site.servers[0].address.to_string(), "--weight", "3"];
+    site.nodes[0].change(&weight)?;
+    let before = placed(&site);
+    wait::until("many are placed again", SOON, || placed(&site) > before + NEW_FLOWS);
     watch.go_on(AT_WORK);
     site.end_flood()?;
     watch.go_on(AT_WORK);

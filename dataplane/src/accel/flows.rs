@@ -54,7 +54,8 @@ pub(super) struct FlowAt {
     addresses: [u64; 4],
     /// The ports in the lower half, and [`UDP_FLOW`].
     ports: u64,
-    hash: u64,
+    /// As the program has it.
+    pub(super) hash: u64,
 }
 
 impl FlowAt {

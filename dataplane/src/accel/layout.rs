@@ -25,7 +25,8 @@ pub(super) const HASH_KEY: usize = 3;
 pub(super) const MASKS: usize = 4;
 pub(super) const FRAME_NS: usize = 5;
 pub(super) const FLOW_KEY: usize = 6;
-const SETTINGS_WORDS: usize = 8;
+pub(super) const ELSEWHERE: usize = 8;
+const SETTINGS_WORDS: usize = 9;
 pub(super) const PORT_WORDS: usize = 2;
 pub(super) const BACKEND_WORDS: usize = 4;
 pub(super) const NAME: usize = 0;
@@ -39,13 +40,14 @@ pub(super) const SERVICE_WORDS: usize = 8;
 pub(super) const SERVICE_VERSION: usize = 0;
 pub(super) const SERVICE_ADDRESS: usize = 1;
 pub(super) const SERVICE_PORT: usize = 3;
-pub(super) const SERVICE_SETTLED: usize = 4;
-pub(super) const SERVICE_TABLE: usize = 5;
+pub(super) const SERVICE_TABLE: usize = 4;
 
-/// Services, and sources of which nothing is forwarded, stand in groups in which they are looked for.
+/// Services stand in groups in which they are looked for.
 pub(super) const GROUP_SERVICES: usize = 8;
-pub(super) const GROUP_BAD: usize = 8;
-const GROUPS: usize = 4096;
+const SERVICE_GROUPS: usize = 4096;
+/// Sets of hashes have a bit for the upper bits of each: so many of them.
+pub(super) const BITS_BAD: u32 = 20;
+pub(super) const BITS_ELSEWHERE: u32 = 23;
 /// In the word of a service's port: its VIP is an IPv6 address.
 pub(super) const V6: u32 = 1 << 24;
 /// For all Maglev tables: 32 MiB, four entries in a word.
@@ -58,7 +60,7 @@ pub(super) const PASSED: [&str; 8] =
 
 /// Flows of either family stand in groups of 256 bytes, in which they are looked for.
 pub(super) const GROUP_BYTES: usize = 256;
-pub(super) const MAPS: usize = 12;
+pub(super) const MAPS: usize = 13;
 
 /// The maps, with so many groups of flows.
 pub(super) fn shapes(processors: usize, groups: [usize; 2]) -> [MapShape; MAPS] {
@@ -74,9 +76,10 @@ pub(super) fn shapes(processors: usize, groups: [usize; 2]) -> [MapShape; MAPS] 
         array("traffic", TRAFFIC_WORDS, processors * SLOTS),
         array("processors", PROCESSOR_WORDS, processors),
         map("devices", MapKind::DevmapHash, (4, 8), 64),
-        array("services", GROUP_SERVICES * SERVICE_WORDS, GROUPS),
+        array("services", GROUP_SERVICES * SERVICE_WORDS, SERVICE_GROUPS),
         array("maglev", 1, MAGLEV_WORDS),
-        array("bad_sources", GROUP_BAD, GROUPS),
+        array("bad_sources", 1, 1 << (BITS_BAD - 6)),
+        array("elsewhere", 1, 2 << (BITS_ELSEWHERE - 6)),
     ]
 }
 
@@ -125,6 +128,12 @@ pub(super) fn raw_address(address: Address) -> [u64; 2] {
 pub(super) fn mixed(hash: u64, word: u64) -> u64 {
     let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash ^ hash >> 32
+}
+
+/// Where a hash stands in a set of so many bits: the word, and its bit there.
+pub(super) fn place_among(bits: u32, hash: u64) -> (usize, u64) {
+    let at = hash >> (u64::BITS - bits);
+    ((at >> 6) as usize, 1 << (at & 63))
 }
 
 /// The words of an interface.

@@ -13,6 +13,8 @@
 
 mod attach;
 mod choice;
+mod counters;
+mod elsewhere;
 mod features;
 mod flows;
 mod kept;
@@ -33,22 +35,23 @@ use std::{
 
 pub use attach::Acceleration;
 pub use choice::Accelerate;
+pub(crate) use elsewhere::Sweep;
 pub(crate) use kept::OfBefore;
 pub use kept::{LinkKeeper, end_links_of_before, is_link_name};
 
 use attach::Interfaces;
+use counters::{Counters, Harvest};
 use flows::{Family, FlowAt};
 use layout::{
-    BACKEND_WORDS, FLOW_KEY, FRAME_NS, FRESH, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PLACED, PORT_WORDS,
-    PROCESSOR_WORDS, PROCESSORS, RESOLVED_MAC, SLOTS, STRANGERS, TRAFFIC_WORDS, VALID_UNTIL, WAY,
+    BACKEND_WORDS, FLOW_KEY, FRAME_NS, FRESH, GIVEN_MAC, HASH_KEY, MASKS, NAME, PASSED, PLACED, PORT_WORDS, PROCESSORS,
+    RESOLVED_MAC, SLOTS, STRANGERS, TRAFFIC_WORDS, VALID_UNTIL, WAY,
 };
 use placement::Placement;
 use services::Services;
 
 use crate::{
     forward::{
-        decide::Place,
-        flow::{Tick, until_forgotten_ns},
+        flow::Tick,
         hash::HashKey,
         runtime::Liveness,
         snapshot::{Backend, Snapshot},
@@ -58,7 +61,7 @@ use crate::{
         PortConfig,
         sys::bpf::{Map, Program, Words},
     },
-    packet::{FlowPacket, Mac, Tuple},
+    packet::{FlowPacket, Mac},
 };
 
 /// The program, compiled by `bpf/build.sh`.
@@ -73,8 +76,8 @@ pub(crate) const FRESH_S: u32 = 60;
 /// Of a processor's time, for a frame of a flow that the program does not know and could place: 50,000 of them a second are the
 /// workers'.
 const FOR_A_FRAME_NS: u64 = 20_000;
-/// So many processors leave so much to the workers, and more of them no more than these.
-const PROCESSORS_AT_WORK: usize = 4;
+/// So many processors that are at work leave so much to the workers each, and more of them no more than these.
+const PROCESSORS_AT_WORK: u64 = 4;
 /// For so long a program waits for MAC addresses before it takes the place of that of the process before.
 const WAIT_FOR_MACS: Duration = Duration::from_secs(2);
 
@@ -90,28 +93,19 @@ pub(crate) struct Accelerator {
     hash_key: u64,
     settings: Words,
     backends: Arc<Words>,
-    traffic: Words,
-    processors: Words,
+    counters: Counters,
     services: Services,
     placement: Mutex<Placement>,
-    for_a_frame_ns: u64,
+    elsewhere: Words,
     interfaces: Mutex<Interfaces>,
     /// Stations whose frames were balanced before, as they stand in the map.
     known_strangers: Mutex<HashSet<[u8; 8]>>,
     /// A bit for each interface whose frames it sees.
     sees: AtomicU64,
-    harvested: Mutex<Harvested>,
     /// Since when there is a table by which it could take over from the process before.
     waits_since: OnceLock<Instant>,
     /// See [`Self::stay`].
     stays: AtomicBool,
-}
-
-/// What was read of the program's counters.
-#[derive(Debug, Default)]
-struct Harvested {
-    forwarded: u64,
-    by_slot: Vec<[u64; TRAFFIC_WORDS]>,
 }
 
 /// What the program has done, over all processors.
@@ -139,7 +133,6 @@ impl Accelerator {
         of_before: OfBefore,
     ) -> io::Result<Self> {
         let processors = count_processors("possible")?;
-        let at_once = count_processors("online")?.div_ceil(PROCESSORS_AT_WORK);
         let groups = [flows::groups(flows, Family::V4), flows::groups(flows / 4, Family::V6)];
         let maps = layout::shapes(processors, groups).map(Map::new).into_iter().collect::<io::Result<Vec<_>>>()?;
         let program = Program::load(OBJECT, "accelerator", &maps)?;
@@ -157,6 +150,7 @@ impl Accelerator {
             services,
             maglev,
             bad_sources,
+            elsewhere,
         ] = maps;
         // Nobody outside knows it.
         let hash_key = RandomState::new().hash_one(processors);
@@ -165,24 +159,23 @@ impl Accelerator {
             of_ports: of_ports.words()?,
             settings: settings.words()?,
             backends: Arc::new(backends.words()?),
-            traffic: traffic.words()?,
-            processors: counts.words()?,
+            counters: Counters::new(traffic.words()?, counts.words()?),
             flows_v4: flows_v4.words()?,
             flows_v6: flows_v6.words()?,
             services: Services::new(services.words()?, hash_key),
             placement: Mutex::new(Placement::new(maglev.words()?, bad_sources.words()?, hash_key)),
-            for_a_frame_ns: FOR_A_FRAME_NS * at_once as u64,
+            elsewhere: elsewhere.words()?,
             hash_key,
             strangers,
             devices,
             interfaces: Mutex::new(Interfaces::new(choice, of_before)),
             known_strangers: Mutex::default(),
             sees: AtomicU64::new(0),
-            harvested: Mutex::default(),
             waits_since: OnceLock::new(),
             stays: AtomicBool::new(false),
         };
         accelerator.settings[FRESH].store(Tick::from_secs(FRESH_S.into()).into(), Ordering::Release);
+        accelerator.settings[FRAME_NS].store(FOR_A_FRAME_NS, Ordering::Release);
         accelerator.settings[HASH_KEY].store(accelerator.hash_key, Ordering::Release);
         let [v4, v6] = groups.map(|groups| groups as u64 - 1);
         accelerator.settings[MASKS].store(v6 << 32 | v4, Ordering::Release);
@@ -214,7 +207,7 @@ impl Accelerator {
 
     /// Places no new flows any more by what is not so in a table: before workers judge by it.
     pub(crate) fn withdraw(&self, snapshot: &Snapshot) {
-        let mut placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut placement = self.lock_placement();
         if !placement.is_beyond(snapshot) {
             placement.withdraw(&self.services, snapshot);
         }
@@ -222,8 +215,8 @@ impl Accelerator {
 
     /// Works by a table from now on: at once, but not at one moment. A frame is forwarded by the one before or by this
     /// one, and where that is not sure, passed.
-    pub(crate) fn follow(&self, snapshot: &Snapshot, now_ns: u64) {
-        let mut placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn follow(&self, snapshot: &Snapshot) {
+        let mut placement = self.lock_placement();
         if placement.is_beyond(snapshot) {
             return;
         }
@@ -234,23 +227,35 @@ impl Accelerator {
         // No host has that of zeros.
         self.enter_strangers(own.chain(snapshot.peer_macs.iter().copied()).chain([Mac([0; 6])]));
         // What is placed goes to a backend by two tables, which are not written at one moment.
-        let numbers = placement.withdraw(&self.services, snapshot);
+        placement.withdraw(&self.services, snapshot);
         let HashKey(key) = snapshot.hash_key;
         for (word, at) in [key as u64, (key >> 64) as u64].into_iter().zip(FLOW_KEY..) {
             self.settings[at].store(word, Ordering::Release);
         }
+        let numbers: Vec<u32> = snapshot.services.iter().map(|service| placement.number(service)).collect();
         for slot in 0..SLOTS {
             let backend = snapshot.member(slot as u32);
             let service = backend.and_then(|backend| numbers.get(backend.service as usize)).copied();
             self.enter_backend(slot, snapshot, backend, service.unwrap_or_default());
         }
-        let may_place = placement.enter(&self.services, snapshot, now_ns);
-        self.settings[FRAME_NS].store(if may_place { self.for_a_frame_ns } else { 0 }, Ordering::Release);
+        placement.enter(&self.services, snapshot);
+    }
+
+    /// Whether somebody shall look through the flow tables ([`Self::sweep`]): until then new flows of some ports are all for
+    /// workers.
+    pub(crate) fn wants_sweep(&self) -> bool {
+        self.lock_placement().is_unsettled()
+    }
+
+    /// Begins to do so, when no worker judges by a table that is older than this one.
+    pub(crate) fn sweep<'a>(&'a self, snapshot: &'a Snapshot) -> Sweep<'a> {
+        let memory = (&self.elsewhere, &self.settings);
+        Sweep::begin(snapshot, self.hash_key, memory, &self.services, &self.placement)
     }
 
     /// Has this program see the frames that as yet the one of the process before sees: when this process could do as well,
     /// because it has a table, and knows the MAC addresses in it as far as they can be known soon.
-    pub(crate) fn take_over(&self, snapshot: &Snapshot, now_ns: u64) {
+    pub(crate) fn take_over(&self, snapshot: &Snapshot) {
         let is_unknown = |backend: &Backend| {
             let is_asked_for = backend.state == BackendState::Active && backend.port().is_some() && !backend.is_self;
             is_asked_for && backend.mac().is_none() && backend.runtime.liveness() != Liveness::Silent
@@ -266,7 +271,7 @@ impl Accelerator {
         let is_whole = interfaces.take_over(&self.program);
         drop(interfaces);
         if !is_whole {
-            self.follow(snapshot, now_ns);
+            self.follow(snapshot);
         }
     }
 
@@ -337,6 +342,10 @@ impl Accelerator {
         *known = wanted;
     }
 
+    fn lock_placement(&self) -> MutexGuard<'_, Placement> {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_interfaces(&self) -> MutexGuard<'_, Interfaces> {
         self.interfaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -359,16 +368,6 @@ impl Accelerator {
         }
         let (flow, table) = self.find(packet);
         flow.enter(table, layout::name(snapshot, backend), Tick::from_ns(now_ns));
-    }
-
-    /// A worker knows a flow that has this backend. If Maglev says another one, unknown flows of its service are the workers' for a
-    /// while: it could be one of them.
-    #[inline]
-    pub(crate) fn note_known(&self, snapshot: &Snapshot, tuple: &Tuple, place: &Place, backend: &Backend, now_ns: u64) {
-        let is_there = place.by_maglev(snapshot, tuple.source).is_some_and(|(_, by)| by.reference == backend.reference);
-        if !is_there {
-            self.services.put_off(tuple, now_ns + until_forgotten_ns(snapshot.timeouts, tuple.protocol));
-        }
     }
 
     /// Its next frame is for a worker.
@@ -401,43 +400,21 @@ impl Accelerator {
     }
 
     /// Shows what was forwarded since the last time: how many frames, and for each backend how many packets, bytes and new
-    /// flows.
-    pub(crate) fn harvest(&self, snapshot: &Snapshot, mut each: impl FnMut(&Backend, [u64; TRAFFIC_WORDS])) -> u64 {
-        let mut harvested = self.harvested.lock().unwrap_or_else(PoisonError::into_inner);
-        let harvested = &mut *harvested;
-        let total = self.count(0);
-        let forwarded = total - std::mem::replace(&mut harvested.forwarded, total);
-        if forwarded == 0 {
-            return 0;
-        }
-        harvested.by_slot.resize(SLOTS, [0; TRAFFIC_WORDS]);
-        for backend in snapshot.backends() {
-            let slot = backend.reference.slot();
-            let Some(before) = harvested.by_slot.get_mut(slot) else { continue };
-            let now: [u64; TRAFFIC_WORDS] = std::array::from_fn(|which| {
-                let all = self.traffic.iter().skip(slot * TRAFFIC_WORDS + which).step_by(SLOTS * TRAFFIC_WORDS);
-                all.map(|word| word.load(Ordering::Relaxed)).sum()
-            });
-            let since: [u64; TRAFFIC_WORDS] = std::array::from_fn(|which| now[which] - before[which]);
-            if since[0] > 0 {
-                each(backend, since);
-            }
-            *before = now;
-        }
+    /// flows. And has the processors that are at work share what workers shall look at.
+    pub(crate) fn harvest(&self, snapshot: &Snapshot, each: impl FnMut(&Backend, [u64; TRAFFIC_WORDS])) -> u64 {
+        let Harvest { forwarded, at_work } = self.counters.harvest(snapshot, each);
+        let frame_ns = FOR_A_FRAME_NS * at_work.max(PROCESSORS_AT_WORK) / PROCESSORS_AT_WORK;
+        self.settings[FRAME_NS].store(frame_ns, Ordering::Relaxed);
         forwarded
-    }
-
-    fn count(&self, reason: usize) -> u64 {
-        self.processors.iter().skip(reason).step_by(PROCESSOR_WORDS).map(|word| word.load(Ordering::Relaxed)).sum()
     }
 
     /// How it fares.
     pub(crate) fn report(&self) -> AcceleratorReport {
         AcceleratorReport {
             interfaces: self.lock_interfaces().shown(),
-            forwarded: self.count(0),
-            placed: self.count(PLACED),
-            passed: PASSED.iter().zip(1..).map(|(reason, at)| (*reason, self.count(at))).collect(),
+            forwarded: self.counters.count(0),
+            placed: self.counters.count(PLACED),
+            passed: PASSED.iter().zip(1..).map(|(reason, at)| (*reason, self.counters.count(at))).collect(),
         }
     }
 
@@ -464,16 +441,16 @@ impl Accelerator {
         self.settings[FRAME_NS].store(u64::MAX, Ordering::Release);
     }
 
-    /// From when on the new flows are placed that are like this one; `None` if they never are.
+    /// Whether new flows are placed that are like this one.
     #[cfg(test)]
-    pub(crate) fn settled_ns(&self, tuple: &Tuple) -> Option<u64> {
-        self.services.settled_ns(&services::PortKey::new(tuple.destination, tuple.protocol, tuple.destination_port))
+    pub(crate) fn places(&self, tuple: &crate::packet::Tuple) -> bool {
+        self.services.is_open(&services::PortKey::new(tuple.destination, tuple.protocol, tuple.destination_port))
     }
 
     /// New flows are placed elsewhere, as by a fault.
     #[cfg(test)]
     pub(crate) fn misplace(&self) {
-        self.placement.lock().unwrap_or_else(PoisonError::into_inner).confuse();
+        self.lock_placement().confuse();
     }
 
     /// Every backend has another MAC address, as by a fault.

@@ -1,38 +1,34 @@
 //! New flows that the program places itself, because more come than workers shall look at. It does what a worker does whose
 //! flow table has no room: the Maglev table says the backend, and nobody remembers the flow.
 //!
-//! That is right only as long as no worker knows a flow that is elsewhere. So the program places none of a service for a while
-//! after each change of its table, and as long as workers see flows of it that are elsewhere ([`Services::put_off`]).
+//! That is right only for flows that no worker knows elsewhere. So after each change of a service's table the program places
+//! none of it, until somebody has looked through the flow tables for those that have another backend than the table
+//! says ([`super::elsewhere`]).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     mem,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use range_alloc::RangeAllocator;
 
 use super::{
-    layout::{GROUP_BAD, MAGLEV_WORDS, SLOTS, mixed, raw_address},
+    layout::{BITS_BAD, MAGLEV_WORDS, SLOTS, mixed, place_among, raw_address},
     services::{Placing, PortKey, Services},
 };
 use crate::{
     forward::{
-        flow::until_forgotten_ns,
         hash::HashKey,
         maglev::Maglev,
         snapshot::{Service, Snapshot},
+        spec::Timeouts,
     },
     io::sys::bpf::Words,
-    packet::{Address, Protocol},
+    packet::Address,
 };
 
-/// In the order of their numbers.
-const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 /// So many entries stand in a word.
 const IN_WORD: u32 = 4;
 
@@ -45,16 +41,13 @@ pub(super) struct Placement {
     /// Of the last snapshot.
     generation: u64,
     flow_key: Option<HashKey>,
-    /// For so long flows are known without a packet, by protocol.
-    remembered_ns: [u64; 2],
+    timeouts: Option<Timeouts>,
     /// By name.
     services: HashMap<String, Placed>,
-    numbers: u32,
+    /// The last number that a service was given.
+    last_number: u32,
     space: RangeAllocator<u32>,
-    /// Whose they are that the program knows.
-    ports: HashMap<PortKey, String>,
-    known_bad: HashSet<Address>,
-    knows_all_bad: bool,
+    ports: HashMap<PortKey, Port>,
     /// Ports of which the program would know, had it room.
     without_room: usize,
 }
@@ -65,6 +58,32 @@ struct Placed {
     /// It has never had a table: no flow of it can be elsewhere.
     is_new: bool,
     table: Option<Table>,
+}
+
+/// A port of a service that has a table.
+#[derive(Debug)]
+struct Port {
+    service: String,
+    state: PortState,
+}
+
+impl Port {
+    /// Has new flows of it placed from now on. Whether there was room.
+    fn open(&mut self, key: &PortKey, placed: &Placed, program: &Services) -> bool {
+        let is_open = placed.table.as_ref().is_some_and(|Table { maglev, words, .. }| {
+            program.open(key, Placing { number: placed.number, table: words.start, size: maglev.size() })
+        });
+        self.state = if is_open { PortState::Open } else { PortState::WithoutRoom };
+        is_open
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PortState {
+    /// Its new flows are placed when the workers' flows are known as they are by the table of that generation.
+    Unsettled(u64),
+    Open,
+    WithoutRoom,
 }
 
 /// A Maglev table with the backends for its entries, and where it stands.
@@ -95,13 +114,11 @@ impl Placement {
             hash_key,
             generation: 0,
             flow_key: None,
-            remembered_ns: [0; 2],
+            timeouts: None,
             services: HashMap::new(),
-            numbers: 0,
+            last_number: 0,
             space: RangeAllocator::new(0..MAGLEV_WORDS as u32),
             ports: HashMap::new(),
-            known_bad: HashSet::new(),
-            knows_all_bad: true,
             without_room: 0,
         }
     }
@@ -111,25 +128,26 @@ impl Placement {
         snapshot.generation < self.generation
     }
 
-    /// Has the program place nothing any more by what is not so in a table. The numbers of its services, by their indexes.
-    pub(super) fn withdraw(&mut self, program: &Services, snapshot: &Snapshot) -> Vec<u32> {
+    /// Has the program place nothing any more by what is not so in a table.
+    pub(super) fn withdraw(&mut self, program: &Services, snapshot: &Snapshot) {
+        if self.generation == snapshot.generation {
+            return;
+        }
         self.generation = snapshot.generation;
         let is_same_key = self.flow_key.replace(snapshot.hash_key) == Some(snapshot.hash_key);
-        // What has been waited for is not enough for flows that are remembered for longer now.
-        let remembered_ns = PROTOCOLS.map(|protocol| until_forgotten_ns(snapshot.timeouts, protocol));
-        let before_ns = mem::replace(&mut self.remembered_ns, remembered_ns);
-        let holds = is_same_key && before_ns.iter().zip(&remembered_ns).all(|(before, now)| before >= now);
+        // Flows that were forgotten can be known again.
+        let is_same_time = self.timeouts.replace(snapshot.timeouts) == Some(snapshot.timeouts);
         let wanted: HashMap<&str, &Service> =
             snapshot.services.iter().map(|service| (service.name.as_str(), service)).collect();
-        let ports = ports(snapshot);
-        let Self { services, space, .. } = self;
+        let wanted_ports = ports(snapshot);
+        let Self { services, space, ports, .. } = self;
         let stays = |name: &str, placed: &Placed| {
             let table = placed.table.as_ref().zip(wanted.get(name));
-            holds && table.is_some_and(|(table, service)| table.is_of(service))
+            is_same_key && is_same_time && table.is_some_and(|(table, service)| table.is_of(service))
         };
-        self.ports.retain(|key, name| {
-            let is_same = ports.get(key).is_some_and(|service| service.name == *name);
-            let stays = is_same && services.get(name).is_some_and(|placed| stays(name, placed));
+        ports.retain(|key, port| {
+            let is_same = wanted_ports.get(key).is_some_and(|service| service.name == port.service);
+            let stays = is_same && services.get(&port.service).is_some_and(|placed| stays(&port.service, placed));
             if !stays {
                 program.close(key);
             }
@@ -143,25 +161,22 @@ impl Placement {
             }
         }
         services.retain(|name, _| wanted.contains_key(name.as_str()));
-        let mut number = |service: &Service| {
-            let placed = services.entry(service.name.clone()).or_insert_with(|| {
-                self.numbers += 1;
-                Placed { number: self.numbers, is_new: true, table: None }
+        for service in &snapshot.services {
+            services.entry(service.name.clone()).or_insert_with(|| {
+                self.last_number += 1;
+                Placed { number: self.last_number, is_new: true, table: None }
             });
-            placed.number
-        };
-        snapshot.services.iter().map(&mut number).collect()
+        }
     }
 
-    /// Has the program place new flows by a table, when what it says of backends is written. Whether it may: it knows all
-    /// sources of which nothing is forwarded.
-    pub(super) fn enter(&mut self, program: &Services, snapshot: &Snapshot, now_ns: u64) -> bool {
-        let knows_all = self.enter_bad_sources(snapshot);
-        if mem::replace(&mut self.knows_all_bad, knows_all) && !knows_all {
-            tracing::warn!(
-                "the accelerator places no new flows: there are more VIPs than its table of bad sources takes"
-            );
-        }
+    /// What the program calls a service of the last snapshot.
+    pub(super) fn number(&self, service: &Service) -> u32 {
+        self.services.get(&service.name).map_or(0, |placed| placed.number)
+    }
+
+    /// Writes by what new flows are placed, and of which sources none are, when what the table says of backends is written.
+    pub(super) fn enter(&mut self, program: &Services, snapshot: &Snapshot) {
+        self.enter_bad_sources(snapshot);
         for service in &snapshot.services {
             if self.services.get(&service.name).is_some_and(|placed| placed.table.is_none()) {
                 let table = self.lay(service);
@@ -170,34 +185,50 @@ impl Placement {
                 }
             }
         }
+        let unsettled = PortState::Unsettled(snapshot.generation);
         let mut without_room = 0;
         for (key, service) in ports(snapshot) {
-            let Some(Placed { number, is_new, table: Some(table) }) = self.services.get(&service.name) else {
+            let Some(placed) = self.services.get(&service.name).filter(|placed| placed.table.is_some()) else {
                 without_room += usize::from(table_of(service).is_some());
                 continue;
             };
-            let settled_ns = now_ns + self.remembered_ns[key.protocol() as usize];
-            let placing = Placing {
-                number: *number,
-                table: table.words.start,
-                size: table.maglev.size(),
-                settled_ns: if *is_new { 0 } else { settled_ns },
-            };
-            if self.ports.contains_key(&key) {
-                continue;
+            let port = self.ports.entry(key);
+            let port = port.or_insert_with(|| Port { service: service.name.clone(), state: unsettled });
+            if port.state == PortState::WithoutRoom {
+                port.state = unsettled;
             }
-            match program.open(&key, placing) {
-                true => drop(self.ports.insert(key, service.name.clone())),
-                false => without_room += 1,
+            if placed.is_new && port.state == unsettled {
+                without_room += usize::from(!port.open(&key, placed, program));
             }
-        }
-        if without_room > mem::replace(&mut self.without_room, without_room) {
-            tracing::warn!("the accelerator has no room for {without_room} ports, and places no new flows of them");
         }
         for service in snapshot.services.iter().filter(|service| service.maglev.is_some()) {
             self.services.get_mut(&service.name).into_iter().for_each(|placed| placed.is_new = false);
         }
-        knows_all
+        self.note_without_room(without_room);
+    }
+
+    /// Whether new flows of some port are not placed until [`Self::settle`].
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.ports.values().any(|port| matches!(port.state, PortState::Unsettled(_)))
+    }
+
+    /// It is known which flows are elsewhere by the table of a generation: new ones can be placed.
+    pub(super) fn settle(&mut self, program: &Services, generation: u64) {
+        let mut without_room = self.without_room;
+        for (key, port) in &mut self.ports {
+            if let Some(placed) = self.services.get(&port.service)
+                && matches!(port.state, PortState::Unsettled(since) if since <= generation)
+            {
+                without_room += usize::from(!port.open(key, placed, program));
+            }
+        }
+        self.note_without_room(without_room);
+    }
+
+    fn note_without_room(&mut self, without_room: usize) {
+        if without_room > mem::replace(&mut self.without_room, without_room) {
+            tracing::warn!("the accelerator has no room for {without_room} ports, and places no new flows of them");
+        }
     }
 
     /// Writes a Maglev table, if it is to be there and there is room.
@@ -213,30 +244,18 @@ impl Placement {
         Some(Table { maglev, members: service.members.clone(), words })
     }
 
-    fn enter_bad_sources(&mut self, snapshot: &Snapshot) -> bool {
-        let wanted: HashSet<Address> = snapshot.bad_sources().collect();
-        let groups = self.bad_sources.len() / GROUP_BAD;
-        let place_of = |address: &Address| {
-            let [high, low] = raw_address(*address);
-            let hash = mixed(mixed(self.hash_key, high), low);
-            let group = (hash >> 8) as usize & (groups - 1);
-            (&self.bad_sources[group * GROUP_BAD..(group + 1) * GROUP_BAD], hash | 1)
-        };
-        self.known_bad.retain(|address| {
-            let stays = wanted.contains(address);
-            if !stays {
-                let (group, hash) = place_of(address);
-                replace(group, hash, 0);
-            }
-            stays
-        });
-        for address in &wanted {
-            let (group, hash) = place_of(address);
-            if !self.known_bad.contains(address) && replace(group, 0, hash) {
-                self.known_bad.insert(*address);
+    fn enter_bad_sources(&self, snapshot: &Snapshot) {
+        let mut words = vec![0; self.bad_sources.len()];
+        for address in snapshot.bad_sources() {
+            let [high, low] = raw_address(address);
+            let (at, bit) = place_among(BITS_BAD, mixed(mixed(self.hash_key, high), low));
+            words[at] |= bit;
+        }
+        for (word, wanted) in self.bad_sources.iter().zip(words) {
+            if word.load(Ordering::Relaxed) != wanted {
+                word.store(wanted, Ordering::Release);
             }
         }
-        self.known_bad.len() == wanted.len()
     }
 
     /// The Maglev tables say another backend than they should, as by a fault.
@@ -246,15 +265,6 @@ impl Placement {
             four.fetch_xor(0x0001_0001_0001_0001, Ordering::Relaxed);
         }
     }
-}
-
-/// Whether there was such a word.
-fn replace(words: &[AtomicU64], from: u64, to: u64) -> bool {
-    let place = words.iter().find(|word| word.load(Ordering::Relaxed) == from);
-    place.is_some_and(|place| {
-        place.store(to, Ordering::Release);
-        true
-    })
 }
 
 /// The ports that one service of a table has for itself.

@@ -1,19 +1,16 @@
 //! The ports of services whose new flows the program may place, as they stand in its tables: written under a lock, read by the
-//! program and by the workers without one.
+//! program without one.
 
 use std::sync::atomic::Ordering;
 
 use super::layout::{
-    GROUP_SERVICES, SERVICE_ADDRESS, SERVICE_PORT, SERVICE_SETTLED, SERVICE_TABLE, SERVICE_VERSION, SERVICE_WORDS, V6,
-    mixed, raw_address,
+    GROUP_SERVICES, SERVICE_ADDRESS, SERVICE_PORT, SERVICE_TABLE, SERVICE_VERSION, SERVICE_WORDS, V6, mixed,
+    raw_address,
 };
 use crate::{
     io::sys::bpf::Words,
-    packet::{Address, Protocol, Tuple},
+    packet::{Address, Protocol},
 };
-
-/// A deadline that is nearer than this is put off.
-const PUT_OFF_NS: u64 = 1_000_000_000;
 
 /// A port of a VIP, as the program looks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,13 +25,6 @@ impl PortKey {
         let port = u32::from(port.to_be()) | u32::from(protocol.number()) << 16 | family;
         Self { address: raw_address(address), port }
     }
-
-    pub(super) fn protocol(&self) -> Protocol {
-        match self.port >> 16 & 0xff == u32::from(Protocol::Udp.number()) {
-            true => Protocol::Udp,
-            false => Protocol::Tcp,
-        }
-    }
 }
 
 /// Where a Maglev table stands, and whose it is.
@@ -46,8 +36,6 @@ pub(super) struct Placing {
     pub(super) table: u32,
     /// How many entries it has.
     pub(super) size: u32,
-    /// From then on (CLOCK_BOOTTIME) no worker knows a flow that is elsewhere.
-    pub(super) settled_ns: u64,
 }
 
 /// The program's table of services.
@@ -73,7 +61,6 @@ impl Services {
         store(SERVICE_ADDRESS, high);
         store(SERVICE_ADDRESS + 1, low);
         store(SERVICE_PORT, u64::from(placing.number) << 32 | u64::from(key.port));
-        store(SERVICE_SETTLED, placing.settled_ns);
         store(SERVICE_TABLE, u64::from(placing.size) << 32 | u64::from(placing.table));
         self.set_written(place, true);
         true
@@ -87,19 +74,10 @@ impl Services {
         }
     }
 
-    /// Until then its frames of unknown flows are for the workers.
-    pub(super) fn put_off(&self, tuple: &Tuple, until_ns: u64) {
-        let key = PortKey::new(tuple.destination, tuple.protocol, tuple.destination_port);
-        let settled = self.find(&key).map(|place| &self.words[place + SERVICE_SETTLED]);
-        if let Some(settled) = settled.filter(|settled| settled.load(Ordering::Relaxed) + PUT_OFF_NS < until_ns) {
-            settled.fetch_max(until_ns, Ordering::Relaxed);
-        }
-    }
-
-    /// From when on its new flows are placed; `None` if they never are.
+    /// Whether it places new flows of a port.
     #[cfg(test)]
-    pub(super) fn settled_ns(&self, key: &PortKey) -> Option<u64> {
-        self.find(key).map(|place| self.load(place + SERVICE_SETTLED))
+    pub(super) fn is_open(&self, key: &PortKey) -> bool {
+        self.find(key).is_some()
     }
 
     /// While its version is odd nothing that stands there holds.

@@ -60,19 +60,6 @@ const SILENT: u32 = Tick::from_secs(SILENT_S);
 /// A SYN on an entry that has been silent for so long opens a new connection on the same ports.
 const PORT_REUSE_S: u64 = 3;
 
-/// So many nanoseconds after its last packet no flow of a protocol is known any more. What opens a connection of TCP ends what was known
-/// before; but if it is not seen, the segments behind it are taken for the old one's.
-pub(crate) fn until_forgotten_ns(timeouts: Timeouts, protocol: Protocol) -> u64 {
-    /// For what ticks leave out, and others are late.
-    const SLACK_S: u32 = 3;
-    let Timeouts { tcp_s, fin_s, udp_s, unseen_s } = timeouts;
-    let longest_s = match protocol {
-        Protocol::Tcp => tcp_s.max(fin_s).max(HALF_OPEN_S).max(RESET_S),
-        Protocol::Udp => udp_s,
-    };
-    [longest_s, unseen_s, SLACK_S].map(u64::from).iter().sum::<u64>() * 1_000_000_000
-}
-
 /// The state of a flow, guessed from what the client sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]

@@ -273,21 +273,16 @@ impl Pipeline {
                     note_router(&self.snapshot, &self.routers, port, frame, flow, self.now_ns);
                 }
                 self.count_flow(why, vip, backend);
-                if let (Some(accelerator), Some(Why::Known)) = (&self.accelerator, why) {
-                    note_known(accelerator, (&self.snapshot, self.now_ns), frame, peek, backend);
-                    if let (Some(flow), Egress::Port(out, _)) = (&peek.flow, egress)
-                        && meta.vnet.partial_checksum().is_none()
-                    {
-                        accelerator.enter_flow(&self.snapshot, flow, (port, out), backend, self.now_ns);
-                    }
+                if let (Some(accelerator), Some(Why::Known)) = (&self.accelerator, why)
+                    && let (Some(flow), Egress::Port(out, _)) = (&peek.flow, egress)
+                    && meta.vnet.partial_checksum().is_none()
+                {
+                    accelerator.enter_flow(&self.snapshot, flow, (port, out), backend, self.now_ns);
                 }
                 dispatch(&self.snapshot, self.index, frame, (vip, backend), egress)
             }
             Intent::Reformed { vip, backend, why, egress, form } => {
                 self.count_flow(why, vip, backend);
-                if let (Some(accelerator), Some(Why::Known)) = (&self.accelerator, why) {
-                    note_known(accelerator, (&self.snapshot, self.now_ns), frame, peek, backend);
-                }
                 let exit = Exit { snapshot: &self.snapshot, worker: self.index, stats: &self.stats };
                 exit.forward_as(frame, &meta.vnet, (vip, backend), (egress, form), &mut self.outbox)
             }
@@ -668,25 +663,6 @@ impl Exit<'_> {
             sent = Sent::Fragment;
         }
         Verdict::Apart
-    }
-}
-
-/// Tells the accelerator which backend a known flow has: that of a frame, or of the datagram whose first fragment it is.
-#[inline]
-fn note_known(
-    accelerator: &Accelerator,
-    (snapshot, now_ns): (&Snapshot, u64),
-    frame: &[u8],
-    peek: &Peek,
-    backend: &Backend,
-) {
-    let of_fragment = || match packet::parse(frame) {
-        Packet::Fragment(fragment) => fragment.flow,
-        _ => None,
-    };
-    let Some(flow) = peek.flow.or_else(of_fragment) else { return };
-    if let Ok(place) = peek.place.unwrap_or_else(|| Place::find(snapshot, &flow.tuple)) {
-        accelerator.note_known(snapshot, &flow.tuple, &place, backend, now_ns);
     }
 }
 

@@ -7,6 +7,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -23,7 +25,7 @@ use crate::{
     },
     io::cbpf::{Instruction, filter},
     speaker::{
-        permit::{LeaseClock, Owned, boottime_ns},
+        permit::{LeaseClock, Owned},
         routers::Routers,
     },
     stats::WorkerStats,
@@ -121,12 +123,12 @@ impl Published {
 
     /// The accelerator, if there is one, works by a table.
     pub(crate) fn accelerate_by(&self, table: &Table) {
-        self.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot, boottime_ns()));
+        self.accelerator.iter().for_each(|accelerator| accelerator.follow(&table.snapshot));
     }
 
     /// The accelerator, if there is one, takes the place of that of the process before when it can.
     pub(crate) fn take_over_accelerator(&self) {
-        let take_over = |of: &Arc<Accelerator>| of.take_over(&self.table.load().snapshot, boottime_ns());
+        let take_over = |of: &Arc<Accelerator>| of.take_over(&self.table.load().snapshot);
         self.accelerator.iter().for_each(take_over);
     }
 }
@@ -187,4 +189,17 @@ impl Workers {
     pub(crate) fn speak_by_grants(&self, generation: u64) -> bool {
         self.all.iter().all(|worker| worker.seen.owned.load(Ordering::Acquire) >= generation)
     }
+}
+
+/// Waits until that holds of the workers. Whether it came about in time.
+pub(crate) fn wait_until(timeout: Duration, holds: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    while !holds() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        // A batch takes microseconds.
+        thread::sleep(Duration::from_micros(100));
+    }
+    true
 }
