@@ -3,11 +3,10 @@
 use std::{
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
-    io,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -29,6 +28,7 @@ use crate::{
     io::{CheckSocket, EngineKind, PortConfig, SocketError},
     packet::{self, Fragment, Mac, Packet},
     pool::{Pool, Scheduling, flow_tables},
+    publisher::{Guarding, Publisher, lock},
     query::{Explanation, Query, Question, Reply, Report, report},
     speaker::{
         Speaker,
@@ -79,56 +79,11 @@ impl PoolOf {
     }
 }
 
-/// What was published last of how to forward.
-struct Publisher {
-    compiler: Compiler,
-    spec: TableSpec,
-    guard: Guard,
-    /// `None` before the first table: what a crash left behind is in force until then.
-    guarded: Option<Guarded>,
-    /// So many looks at it in a row have failed.
-    not_looked_at: u32,
-}
-
-/// How the guard fares, to be read without waiting for whoever publishes.
-#[derive(Debug, Default)]
-struct Guarding {
-    /// How often it was put back.
-    restored: AtomicU64,
-    /// Why the last table's guard is not in place, and why what was in place is not any more.
-    problems: Mutex<[Option<String>; 2]>,
-}
-
-/// The two problems.
-const NOT_INSTALLED: usize = 0;
-const NOT_KEPT: usize = 1;
-
-/// From so many failed looks at the guard in a row on it counts as missing.
-const BLIND_LOOKS: u32 = 3;
-
-impl Guarding {
-    fn is_well(&self) -> bool {
-        lock(&self.problems).iter().all(Option::is_none)
-    }
-
-    fn note(&self, problem: usize, outcome: Result<(), &dyn std::fmt::Display>) {
-        lock(&self.problems)[problem] = outcome.err().map(|error| error.to_string());
-    }
-}
-
 /// What was published last of what this node owns.
 #[derive(Default)]
 struct Grants {
     generation: u64,
     grants: Vec<Grant>,
-}
-
-/// What the guard covers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Guarded {
-    /// Their names and indexes: a hook goes with its interface, and is not there when that returns.
-    interfaces: Vec<(String, u32)>,
-    vips: Vec<IpAddr>,
 }
 
 /// A backend, as this node finds it.
@@ -167,7 +122,7 @@ impl Dataplane {
         let warm = Arc::<AtomicBool>::default();
         warm_up(&flows, warm.clone())?;
         let running = Pool::start(config, &published, steering, flows, None)?;
-        let publisher = Arc::new(Mutex::new(Publisher { compiler, spec, guard, guarded: None, not_looked_at: 0 }));
+        let publisher = Arc::new(Mutex::new(Publisher::new(compiler, spec, guard)));
         let guarding = Arc::<Guarding>::default();
         let (kept, fares, ports, in_force) =
             (publisher.clone(), guarding.clone(), config.ports.clone(), published.clone());
@@ -243,23 +198,10 @@ impl Dataplane {
     /// batch; [`Self::wait_for_table`] waits for that.
     pub fn publish(&self, spec: &TableSpec) -> Result<u64, GuardError> {
         let mut publisher = lock(&self.publisher);
-        let vips: Vec<IpAddr> = spec.vips.iter().map(|vip| vip.address).collect();
-        // An interface that is gone has no hook to guard, and must not keep the table from the others.
-        let interfaces = present(&self.config.ports);
-        let wanted = Guarded { interfaces: interfaces.clone(), vips };
-        let mut both = wanted.clone();
-        // The guard before the first answer; and until after the last one when a VIP goes, because a packet
-        // that finds neither would reach the kernel.
-        both.vips.extend(publisher.guarded.iter().flat_map(|guarded| &guarded.vips));
-        both.vips.sort_unstable();
-        both.vips.dedup();
-        let installed = publisher.install(&both);
-        self.guarding.note(NOT_INSTALLED, installed.as_ref().copied().map_err(|error| error as _));
-        installed?;
-        publisher.spec.clone_from(spec);
-        publisher.spec.timeouts.unseen_s = self.published.accelerator.as_ref().map_or(0, |_| FRESH_S);
-        let Publisher { compiler, spec, .. } = &mut *publisher;
-        let snapshot = compiler.compile(spec);
+        let vips = spec.vips.iter().map(|vip| vip.address).collect();
+        let less = publisher.cover(vips, &self.config.ports, &self.guarding)?;
+        let unseen_s = self.published.accelerator.as_ref().map_or(0, |_| FRESH_S);
+        let snapshot = publisher.compile(spec, unseen_s);
         let generation = snapshot.generation;
         let table = Arc::new(Table::new(snapshot));
         self.published.withdraw_accelerator(&table.snapshot);
@@ -268,9 +210,9 @@ impl Dataplane {
         // After them: it may wait for the kernel's lock on all links.
         self.published.accelerate_by(&table);
         lock(&self.sweeper).iter().for_each(Sweeper::wake);
-        if both.vips.len() > wanted.vips.len() {
+        if let Some(less) = less {
             self.wait_for_table(generation, Duration::from_secs(1));
-            publisher.install(&wanted)?;
+            publisher.install(&less)?;
         }
         // Freed here if the workers have let go of it: it may be large.
         drop(before);
@@ -384,7 +326,7 @@ impl Dataplane {
 
     /// Why this node's kernel is not kept away from the VIPs, if so: then it must not own any.
     pub fn guard_problem(&self) -> Option<String> {
-        lock(&self.guarding.problems).iter().flatten().next().cloned()
+        self.guarding.problem()
     }
 
     /// Whether nobody else can change the guard.
@@ -427,7 +369,7 @@ impl Dataplane {
     }
 
     fn add_guard(&self, totals: &mut Totals) {
-        totals.guard_restored += self.guarding.restored.load(Ordering::Relaxed);
+        totals.guard_restored += self.guarding.restored();
     }
 
     /// What would become of a packet. `None` if the worker does not answer.
@@ -490,7 +432,9 @@ impl Dataplane {
 
     fn stop_workers(&self) {
         self.published.lease.revoke();
-        drop(lock(&self.sweeper).take());
+        // The lock is free before it has ended.
+        let sweeper = lock(&self.sweeper).take();
+        drop(sweeper);
         lock(&self.pool).running.stop(&self.published);
         self.published.accelerator.iter().for_each(|accelerator| accelerator.end());
     }
@@ -540,87 +484,10 @@ fn warm_up(flows: &[FlowTable], warm: Arc<AtomicBool>) -> Result<(), StartError>
     thread.map(drop).map_err(|error| StartError::Resource("the thread that takes the flow table's memory", error))
 }
 
-/// What a panic has left behind is as good as before: nothing is changed in several steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Drop for Dataplane {
     /// Without [`Self::stop`] the guard stays, as after a crash.
     fn drop(&mut self) {
         self.stop_workers();
-    }
-}
-
-impl Publisher {
-    /// The interfaces as they are now. One that is gone, or another one than was published, waits until it is.
-    fn open_ports(&self) -> Vec<PortConfig> {
-        let ports = self.spec.ports.iter();
-        let known = ports.map(|port| PortConfig { name: port.name.clone(), ifindex: port.ifindex, mtu: port.mtu });
-        let known: Vec<PortConfig> = known.collect();
-        let present = present(&known);
-        let is_there = |port: &PortConfig| present.contains(&(port.name.clone(), port.ifindex));
-        known
-            .into_iter()
-            .map(|port| PortConfig { ifindex: if is_there(&port) { port.ifindex } else { 0 }, ..port })
-            .collect()
-    }
-
-    /// The same table again, for another number of workers.
-    fn recompile(&mut self, workers: usize) -> Snapshot {
-        self.compiler.set_workers(workers);
-        self.compiler.compile(&self.spec)
-    }
-
-    fn install(&mut self, guarded: &Guarded) -> Result<(), GuardError> {
-        if self.guarded.as_ref() != Some(guarded) {
-            let names: Vec<String> = guarded.interfaces.iter().map(|(name, _)| name.clone()).collect();
-            self.guard.install(&names, &guarded.vips)?;
-            self.guarded = Some(guarded.clone());
-        }
-        Ok(())
-    }
-
-    /// Puts the guard back if somebody has changed it.
-    fn keep_guard(&mut self, ports: &[PortConfig], fares: &Guarding) {
-        let Some(guarded) = self.guarded.clone() else { return };
-        match self.guard.is_intact() {
-            Ok(true) => {
-                self.not_looked_at = 0;
-                return fares.note(NOT_KEPT, Ok(()));
-            }
-            Ok(false) => self.not_looked_at = 0,
-            // Somebody changes the ruleset at this moment, which is an event of its own.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
-            // It passes, or it lasts.
-            Err(error) => {
-                self.not_looked_at += 1;
-                if self.not_looked_at == BLIND_LOOKS {
-                    tracing::error!(%error, "the nftables table 'netdev lbd' cannot be looked at");
-                }
-                if self.not_looked_at >= BLIND_LOOKS {
-                    fares.note(NOT_KEPT, Err(&format!("the nftables guard cannot be looked at: {error}")));
-                }
-                return;
-            }
-        }
-        self.guarded = None;
-        let restored = self.install(&Guarded { interfaces: present(ports), ..guarded.clone() });
-        match &restored {
-            Ok(()) => {
-                fares.restored.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(
-                    "the nftables table 'netdev lbd' was changed or removed by another program, and is put back"
-                );
-            }
-            Err(error) => {
-                self.guarded = Some(guarded);
-                if fares.is_well() {
-                    tracing::error!(%error, "the nftables table 'netdev lbd' was changed or removed, and cannot be put back");
-                }
-            }
-        }
-        fares.note(NOT_KEPT, restored.as_ref().copied().map_err(|error| error as _));
     }
 }
 
@@ -635,14 +502,6 @@ fn move_flows(former: &[FlowTable], tables: &mut [FlowTable], steering: Steering
         moved += 1;
     }
     moved
-}
-
-/// The interfaces that exist, and their indexes.
-fn present(ports: &[PortConfig]) -> Vec<(String, u32)> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
-    let Ok(socket) = socket else { return ports.iter().map(|port| (port.name.clone(), 0)).collect() };
-    let index = |name: &str| rustix::net::netdevice::name_to_index(&socket, name).ok();
-    ports.iter().filter_map(|port| Some((port.name.clone(), index(&port.name)?))).collect()
 }
 
 fn empty_port(port: &PortConfig) -> PortSpec {

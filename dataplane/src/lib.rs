@@ -21,6 +21,7 @@ mod handle;
 pub mod io;
 pub mod packet;
 mod pool;
+mod publisher;
 mod query;
 pub mod speaker;
 pub mod stats;

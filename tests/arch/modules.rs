@@ -26,6 +26,7 @@ const DATAPLANE: &[&str] = &[
     "error",
     "config",
     "pool",
+    "publisher",
     "sweep",
     "handle",
     "",
