@@ -106,7 +106,7 @@ struct service {
 #define V6 (1u << 24)
 struct service_group { struct service service[GROUP_SERVICES]; };
 /*
- * Sets of hashes, a bit for the upper bits of each: the addresses from which no host sends, besides those that are so everywhere;
+ * Marks, a bit for the upper bits of a hash: of the addresses from which no host sends, besides those that are so everywhere;
  * and the flows that workers know at another backend than Maglev says, twice, of which one holds while the other is written.
  */
 #define BITS_BAD 20
@@ -146,6 +146,7 @@ struct packet {
 	__u32 changes;            /* what the worker knows of the flow */
 	__u32 opens;              /* it may be a new flow's first, and nothing else */
 	__u32 has_entry, v6;
+	__u64 asked;              /* which half of `elsewhere` */
 };
 
 INLINE __u16 folded(__u64 sum)
@@ -328,12 +329,12 @@ INLINE __u32 spread(__u64 base, __u32 source_port, __u32 size)
 	return entry >= size ? entry - size : entry;
 }
 
-/* Whether a hash is in a set of so many bits, or seems so. */
-INLINE int is_among(void *set, __u32 half, int bits, __u64 hash)
+/* Whether a hash is marked in a half of a map that goes by so many bits of hashes, or seems so. */
+INLINE int is_marked(void *marks, __u32 half, int bits, __u64 hash)
 {
 	__u64 at = hash >> (64 - bits);
 	__u32 number = (half << (bits - 6)) + (at >> 6);
-	__u64 *word = map_lookup(set, &number);
+	__u64 *word = map_lookup(marks, &number);
 	return !word || *(volatile __u64 *)word >> (at & 63) & 1;
 }
 
@@ -344,12 +345,12 @@ INLINE int is_bad_source(const struct settings *set, const struct packet *packet
 		/* Of addresses in the first 64 bits of zeros there are none that hosts send from, but for IPv4 in IPv6. */
 		if (!packet->addresses[0] || (packet->addresses[0] & 0xff) == 0xff)
 			return 1;
-		return is_among(&bad_sources, 0, BITS_BAD, mixed(mixed(set->hash_key, packet->addresses[0]), packet->addresses[1]));
+		return is_marked(&bad_sources, 0, BITS_BAD, mixed(mixed(set->hash_key, packet->addresses[0]), packet->addresses[1]));
 	}
 	__u32 source = packet->addresses[0], first = source & 0xff;
 	if (first == 0 || first == 127 || (first >= 224 && first <= 239) || source == 0xffffffff)
 		return 1;
-	return is_among(&bad_sources, 0, BITS_BAD, mixed(mixed(set->hash_key, source), 0));
+	return is_marked(&bad_sources, 0, BITS_BAD, mixed(mixed(set->hash_key, source), 0));
 }
 
 /* The service of the packet's destination, and its version, where new flows of it can be placed at this moment. */
@@ -371,11 +372,11 @@ INLINE struct service *open_service(const struct settings *set, const struct pac
 	return 0;
 }
 
-/* Whether a worker may know the flow, which Maglev says to be new, at another backend. */
-INLINE int is_elsewhere(const struct settings *set, const struct packet *packet)
+/* Whether a worker may know the flow at another backend than Maglev says. */
+INLINE int is_elsewhere(const struct settings *set, struct packet *packet)
 {
-	__u64 half = *(volatile __u64 *)&set->elsewhere;
-	return half && is_among(&elsewhere, half - 1, BITS_ELSEWHERE, packet->hash);
+	packet->asked = *(volatile __u64 *)&set->elsewhere;
+	return packet->asked && is_marked(&elsewhere, packet->asked - 1, BITS_ELSEWHERE, packet->hash);
 }
 
 /* Where Maglev says that the flow goes: the slot of a backend, or SLOTS. */
@@ -466,12 +467,16 @@ SECTION("xdp") int accelerator(struct xdp_md *ctx)
 	/* What stands behind the packet goes with it, if there is room. */
 	if (packet.room > out->mtu)
 		return pass(here, TOO_BIG);
-	if (service && *(volatile __u64 *)&service->version != version)
-		return pass(here, BACKEND);
-	/* Within its budget it is for a worker, who remembers the flow. */
-	if (service && here->credit_ns >= set->frame_ns) {
-		here->credit_ns -= set->frame_ns;
-		return pass(here, UNKNOWN);
+	if (service) {
+		__u64 frame_ns = *(volatile __u64 *)&set->frame_ns;
+		/* What was asked may be written anew meanwhile. */
+		if (*(volatile __u64 *)&service->version != version || *(volatile __u64 *)&set->elsewhere != packet.asked)
+			return pass(here, BACKEND);
+		/* Within its budget it is for a worker, who remembers the flow. */
+		if (here->credit_ns >= frame_ns) {
+			here->credit_ns -= frame_ns;
+			return pass(here, UNKNOWN);
+		}
 	}
 	int verdict = XDP_TX;
 	if (leaves_by != came_by || out->redirects) {

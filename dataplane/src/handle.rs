@@ -36,7 +36,7 @@ use crate::{
         permit::{Grant, LeaseClock, Owned, boottime_ns},
     },
     stats::{Conflict, Totals, WorkerStats},
-    sweep::{Addressed, Sweeper, look_through},
+    sweep::{Sweeper, VipAddresses, look_through},
     worker::{
         shared::{Progress, Published, Table, Workers, wait_until},
         tap::{Capture, TapFilter},
@@ -121,7 +121,6 @@ impl Dataplane {
         let flows = flow_tables(config.flow_capacity, config.workers, Timeouts::default())?;
         let warm = Arc::<AtomicBool>::default();
         warm_up(&flows, warm.clone())?;
-        let running = Pool::start(config, &published, steering, flows, None)?;
         let publisher = Arc::new(Mutex::new(Publisher::new(compiler, spec, guard)));
         let guarding = Arc::<Guarding>::default();
         let (kept, fares, ports, in_force) =
@@ -132,12 +131,9 @@ impl Dataplane {
             // No other table comes meanwhile.
             in_force.take_over_accelerator();
         })?;
+        let running = Pool::start(config, &published, steering, flows, None)?;
         let pool = Arc::new(Mutex::new(PoolOf { running, retired: WorkerStats::default() }));
-        let at_work = pool.clone();
-        let workers = move || lock(&at_work).running.workers.clone();
-        let sweeper =
-            published.accelerator.clone().map(|accelerator| Sweeper::start(accelerator, published.clone(), workers));
-        Ok(Self {
+        let dataplane = Self {
             config: config.clone(),
             published,
             steering_key,
@@ -149,8 +145,19 @@ impl Dataplane {
             grants: Mutex::default(),
             groups: Mutex::default(),
             pool,
-            sweeper: Mutex::new(sweeper.transpose()?),
-        })
+            sweeper: Mutex::default(),
+        };
+        // What runs by now ends with it.
+        dataplane.start_sweeper()?;
+        Ok(dataplane)
+    }
+
+    fn start_sweeper(&self) -> Result<(), StartError> {
+        let Some(accelerator) = self.published.accelerator.clone() else { return Ok(()) };
+        let pool = self.pool.clone();
+        let workers = move || lock(&pool).running.workers.clone();
+        *lock(&self.sweeper) = Some(Sweeper::start(accelerator, self.published.clone(), workers)?);
+        Ok(())
     }
 
     /// Shares the frames between another number of workers from now on. Their sockets are opened anew, so frames that
@@ -432,9 +439,7 @@ impl Dataplane {
 
     fn stop_workers(&self) {
         self.published.lease.revoke();
-        // The lock is free before it has ended.
-        let sweeper = lock(&self.sweeper).take();
-        drop(sweeper);
+        lock(&self.sweeper).take();
         lock(&self.pool).running.stop(&self.published);
         self.published.accelerator.iter().for_each(|accelerator| accelerator.end());
     }
@@ -494,10 +499,10 @@ impl Drop for Dataplane {
 /// Puts the flows of former workers into the tables of those that have them from now on. How many.
 fn move_flows(former: &[FlowTable], tables: &mut [FlowTable], steering: Steering, snapshot: &Snapshot) -> usize {
     let now = Tick::from_ns(boottime_ns());
-    let addressed = Addressed::by(snapshot);
+    let addresses = VipAddresses::by(snapshot);
     let mut moved = 0;
     for entry in former.iter().flat_map(|table| table.entries(0..table.slots(), now)) {
-        let Some(tuple) = addressed.tuple(&entry) else { continue };
+        let Some(tuple) = addresses.tuple(&entry) else { continue };
         tables[steering.flow(&tuple)].restore(snapshot.hash_key.tuple(&tuple), &entry, now);
         moved += 1;
     }

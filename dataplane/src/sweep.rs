@@ -28,6 +28,10 @@ const REST: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_millis(10);
 /// Before a sweep that has failed is tried again.
 const RETRY: Duration = Duration::from_millis(100);
+/// Where so many flows were elsewhere, so that some in a hundred others have the same mark, it is looked again after a while: most
+/// of a flood are soon forgotten.
+const MANY: u64 = 1 << 16;
+const AGAIN: Duration = Duration::from_secs(60);
 /// By then workers judge by a table that was published.
 const TO_TAKE_UP: Duration = Duration::from_secs(1);
 
@@ -53,9 +57,9 @@ pub(crate) fn look_through(workers: &Workers, mut visit: impl FnMut(Vec<FlowEntr
 }
 
 /// The addresses of a table's VIPs, by what flow entries call them.
-pub(crate) struct Addressed(HashMap<VipId, IpAddr>);
+pub(crate) struct VipAddresses(HashMap<VipId, IpAddr>);
 
-impl Addressed {
+impl VipAddresses {
     pub(crate) fn by(snapshot: &Snapshot) -> Self {
         Self(snapshot.vips.iter().map(|vip| (vip.id, vip.address)).collect())
     }
@@ -66,10 +70,11 @@ impl Addressed {
     }
 }
 
-/// The thread that looks for the flows that are elsewhere than the accelerator would place them; it ends with this.
+/// The thread that looks for the flows that are elsewhere than the accelerator would place them. It ends after this, when no worker
+/// owes it an answer.
 pub(crate) struct Sweeper {
     stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
+    thread: thread::Thread,
 }
 
 impl Sweeper {
@@ -82,23 +87,28 @@ impl Sweeper {
         let stop = Arc::<AtomicBool>::default();
         let stopped = stop.clone();
         let work = move || {
+            let mut again = None;
             while !stopped.load(Ordering::Acquire) {
-                match accelerator.wants_sweep() {
-                    false => thread::park(),
-                    true if sweep(&accelerator, &published.table.load_full().snapshot, &workers(), &stopped) => {}
+                let rest = again.map(|at: Instant| at.saturating_duration_since(Instant::now()));
+                if rest != Some(Duration::ZERO) && !accelerator.wants_sweep() {
+                    rest.map_or_else(thread::park, thread::park_timeout);
+                    continue;
+                }
+                match sweep(&accelerator, &published.table.load_full().snapshot, &workers(), &stopped) {
+                    Some(elsewhere) => again = (elsewhere > MANY).then(|| Instant::now() + AGAIN),
                     // The workers were stopped, or have not taken the table up.
-                    true => thread::park_timeout(RETRY),
+                    None => thread::park_timeout(RETRY),
                 }
             }
         };
         let thread = thread::Builder::new().name("flow-sweeper".into()).spawn(work);
         let thread = thread.map_err(|error| StartError::Resource("the thread that looks through the flows", error))?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, thread: thread.thread().clone() })
     }
 
     /// There may be something to do.
     pub(crate) fn wake(&self) {
-        self.thread.iter().for_each(|thread| thread.thread().unpark());
+        self.thread.unpark();
     }
 }
 
@@ -106,37 +116,36 @@ impl Drop for Sweeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.wake();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the sweeper of flows panicked");
-        }
     }
 }
 
-/// Looks for all flows that are elsewhere than a table would place them. Whether they were found.
-fn sweep(accelerator: &Accelerator, snapshot: &Snapshot, workers: &Workers, stopped: &AtomicBool) -> bool {
-    if !wait_until(TO_TAKE_UP, || workers.judge_by_table(snapshot.generation)) {
-        return false;
+/// Looks for all flows that are elsewhere than a table would place them. How many there are; `None` where it could not look
+/// at all.
+fn sweep(accelerator: &Accelerator, snapshot: &Snapshot, workers: &Workers, stopped: &AtomicBool) -> Option<u64> {
+    let has_stopped = || stopped.load(Ordering::Acquire);
+    if !wait_until(TO_TAKE_UP, || has_stopped() || workers.judge_by_table(snapshot.generation)) {
+        return None;
     }
-    let addressed = Addressed::by(snapshot);
+    let addresses = VipAddresses::by(snapshot);
     let mut sweep = accelerator.sweep(snapshot);
     let (start, mut flows) = (Instant::now(), 0);
     let mut begun = start;
     let are_seen = look_through(workers, |entries| {
         flows += entries.len();
         for entry in &entries {
-            if let Some(tuple) = addressed.tuple(entry) {
+            if let Some(tuple) = addresses.tuple(entry) {
                 sweep.see(&tuple, entry.backend);
             }
         }
         drop(entries);
         thread::park_timeout((begun.elapsed() * REST).min(LONGEST_REST));
         begun = Instant::now();
-        !stopped.load(Ordering::Acquire)
+        !has_stopped()
     });
-    let is_whole = are_seen && !stopped.load(Ordering::Acquire);
-    if is_whole {
-        let elsewhere = sweep.end();
-        tracing::debug!(flows, elsewhere, took = ?start.elapsed(), "new flows can be placed");
+    if !are_seen || has_stopped() {
+        return None;
     }
-    is_whole
+    let elsewhere = sweep.end();
+    tracing::debug!(flows, elsewhere, took = ?start.elapsed(), "new flows can be placed");
+    Some(elsewhere)
 }

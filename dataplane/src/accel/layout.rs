@@ -45,7 +45,7 @@ pub(super) const SERVICE_TABLE: usize = 4;
 /// Services stand in groups in which they are looked for.
 pub(super) const GROUP_SERVICES: usize = 8;
 const SERVICE_GROUPS: usize = 4096;
-/// Sets of hashes have a bit for the upper bits of each: so many of them.
+/// Hashes are marked by a bit for so many of their upper bits.
 pub(super) const BITS_BAD: u32 = 20;
 pub(super) const BITS_ELSEWHERE: u32 = 23;
 /// In the word of a service's port: its VIP is an IPv6 address.
@@ -130,8 +130,8 @@ pub(super) fn mixed(hash: u64, word: u64) -> u64 {
     hash ^ hash >> 32
 }
 
-/// Where a hash stands in a set of so many bits: the word, and its bit there.
-pub(super) fn place_among(bits: u32, hash: u64) -> (usize, u64) {
+/// Where a hash is marked that goes by so many of its bits: the word, and the bit there.
+pub(super) fn mark(bits: u32, hash: u64) -> (usize, u64) {
     let at = hash >> (u64::BITS - bits);
     ((at >> 6) as usize, 1 << (at & 63))
 }

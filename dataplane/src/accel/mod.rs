@@ -228,6 +228,7 @@ impl Accelerator {
         self.enter_strangers(own.chain(snapshot.peer_macs.iter().copied()).chain([Mac([0; 6])]));
         // What is placed goes to a backend by two tables, which are not written at one moment.
         placement.withdraw(&self.services, snapshot);
+        placement.number_all(snapshot);
         let HashKey(key) = snapshot.hash_key;
         for (word, at) in [key as u64, (key >> 64) as u64].into_iter().zip(FLOW_KEY..) {
             self.settings[at].store(word, Ordering::Release);
@@ -404,7 +405,10 @@ impl Accelerator {
     pub(crate) fn harvest(&self, snapshot: &Snapshot, each: impl FnMut(&Backend, [u64; TRAFFIC_WORDS])) -> u64 {
         let Harvest { forwarded, at_work } = self.counters.harvest(snapshot, each);
         let frame_ns = FOR_A_FRAME_NS * at_work.max(PROCESSORS_AT_WORK) / PROCESSORS_AT_WORK;
-        self.settings[FRAME_NS].store(frame_ns, Ordering::Relaxed);
+        // Every frame reads what stands beside it.
+        if self.settings[FRAME_NS].load(Ordering::Relaxed) != frame_ns {
+            self.settings[FRAME_NS].store(frame_ns, Ordering::Relaxed);
+        }
         forwarded
     }
 

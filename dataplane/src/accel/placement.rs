@@ -15,7 +15,7 @@ use std::{
 use range_alloc::RangeAllocator;
 
 use super::{
-    layout::{BITS_BAD, MAGLEV_WORDS, SLOTS, mixed, place_among, raw_address},
+    layout::{BITS_BAD, MAGLEV_WORDS, SLOTS, mark, mixed, raw_address},
     services::{Placing, PortKey, Services},
 };
 use crate::{
@@ -95,6 +95,7 @@ struct Table {
 }
 
 impl Table {
+    /// Whether a service's flows go by it.
     fn is_of(&self, service: &Service) -> bool {
         table_of(service).is_some_and(|maglev| Arc::ptr_eq(&self.maglev, maglev)) && self.members == service.members
     }
@@ -136,35 +137,37 @@ impl Placement {
         self.generation = snapshot.generation;
         let is_same_key = self.flow_key.replace(snapshot.hash_key) == Some(snapshot.hash_key);
         // Flows that were forgotten can be known again.
-        let is_same_time = self.timeouts.replace(snapshot.timeouts) == Some(snapshot.timeouts);
-        let wanted: HashMap<&str, &Service> =
-            snapshot.services.iter().map(|service| (service.name.as_str(), service)).collect();
-        let wanted_ports = ports(snapshot);
-        let Self { services, space, ports, .. } = self;
-        let stays = |name: &str, placed: &Placed| {
-            let table = placed.table.as_ref().zip(wanted.get(name));
-            is_same_key && is_same_time && table.is_some_and(|(table, service)| table.is_of(service))
-        };
+        let before = self.timeouts.replace(snapshot.timeouts);
+        let is_as_short = before.is_some_and(|before| snapshot.timeouts.is_within(before));
+        let wanted = ports(snapshot);
+        let Self { services, ports, .. } = self;
         ports.retain(|key, port| {
-            let is_same = wanted_ports.get(key).is_some_and(|service| service.name == port.service);
-            let stays = is_same && services.get(&port.service).is_some_and(|placed| stays(&port.service, placed));
+            let service = wanted.get(key).filter(|service| service.name == port.service);
+            let table = services.get(&port.service).and_then(|placed| placed.table.as_ref());
+            let stays = service.zip(table).is_some_and(|(service, table)| table.is_of(service));
+            let stays = stays && is_same_key && is_as_short;
             if !stays {
                 program.close(key);
             }
             stays
         });
-        for (name, placed) in services.iter_mut() {
-            if !stays(name, placed)
-                && let Some(table) = placed.table.take()
-            {
-                space.free_range(table.words);
-            }
-        }
-        services.retain(|name, _| wanted.contains_key(name.as_str()));
+    }
+
+    /// Gives services their numbers, and takes the room of tables that are not theirs any more.
+    pub(super) fn number_all(&mut self, snapshot: &Snapshot) {
+        let wanted: HashMap<&str, &Service> =
+            snapshot.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        let Self { services, space, last_number, .. } = self;
+        services.retain(|name, placed| {
+            let service = wanted.get(name.as_str());
+            let gone = placed.table.take_if(|table| !service.is_some_and(|service| table.is_of(service)));
+            gone.into_iter().for_each(|table| space.free_range(table.words));
+            service.is_some()
+        });
         for service in &snapshot.services {
             services.entry(service.name.clone()).or_insert_with(|| {
-                self.last_number += 1;
-                Placed { number: self.last_number, is_new: true, table: None }
+                *last_number += 1;
+                Placed { number: *last_number, is_new: true, table: None }
             });
         }
     }
@@ -194,10 +197,8 @@ impl Placement {
             };
             let port = self.ports.entry(key);
             let port = port.or_insert_with(|| Port { service: service.name.clone(), state: unsettled });
-            if port.state == PortState::WithoutRoom {
-                port.state = unsettled;
-            }
-            if placed.is_new && port.state == unsettled {
+            // What had no room was settled by the same table.
+            if port.state == PortState::WithoutRoom || placed.is_new && port.state == unsettled {
                 without_room += usize::from(!port.open(&key, placed, program));
             }
         }
@@ -248,7 +249,7 @@ impl Placement {
         let mut words = vec![0; self.bad_sources.len()];
         for address in snapshot.bad_sources() {
             let [high, low] = raw_address(address);
-            let (at, bit) = place_among(BITS_BAD, mixed(mixed(self.hash_key, high), low));
+            let (at, bit) = mark(BITS_BAD, mixed(mixed(self.hash_key, high), low));
             words[at] |= bit;
         }
         for (word, wanted) in self.bad_sources.iter().zip(words) {

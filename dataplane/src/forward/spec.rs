@@ -200,6 +200,14 @@ pub struct Timeouts {
     pub unseen_s: u32,
 }
 
+impl Timeouts {
+    /// Whether nothing is remembered for longer than by the other ones.
+    pub(crate) fn is_within(self, other: Self) -> bool {
+        let of = |Self { tcp_s, fin_s, udp_s, unseen_s }| [tcp_s, fin_s, udp_s, unseen_s];
+        of(self).iter().zip(of(other)).all(|(own, other)| *own <= other)
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self { tcp_s: 7200, fin_s: 120, udp_s: 30, unseen_s: 0 }

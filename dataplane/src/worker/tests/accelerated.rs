@@ -475,6 +475,19 @@ fn flows_that_are_elsewhere_are_not_placed() {
     settle(&pipeline, &accelerator);
     assert_eq!(placed(&mut pipeline, &udp), udp.len());
 
+    // Flows of a backend that was down are known again when it takes its own, while Maglev says the same.
+    spec.vips[0].services[0].backends[1].state = BackendState::Down;
+    adopt(&mut pipeline, &accelerator, &mut compiler, &spec);
+    settle(&pipeline, &accelerator);
+    spec.vips[0].services[0].backends[1].state = BackendState::Draining;
+    adopt(&mut pipeline, &accelerator, &mut compiler, &spec);
+    assert!(accelerator.places(&of_udp), "the same table");
+    let at_maglevs = placed(&mut pipeline, &udp);
+    assert!((200..390).contains(&at_maglevs), "{at_maglevs}");
+
+    spec.timeouts.udp_s -= 1;
+    adopt(&mut pipeline, &accelerator, &mut compiler, &spec);
+    assert!(accelerator.places(&of_udp), "nothing is known again that was forgotten");
     spec.timeouts.udp_s += 60;
     adopt(&mut pipeline, &accelerator, &mut compiler, &spec);
     assert!(!accelerator.places(&of_udp), "flows that were forgotten are known again");
