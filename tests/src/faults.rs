@@ -191,7 +191,8 @@ pub fn place_owner(site: &Site, at_leader: bool) -> anyhow::Result<usize> {
     let leader = status["leader"].as_str().unwrap_or_default().to_owned();
     let wanted = site.nodes.iter().find(|node| (node.name == leader) == at_leader);
     let wanted = wanted.context("there is no such node")?.name.clone();
-    site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, &wanted])?;
+    // One that has just begun hears nobody on the segment for a moment, and cannot own it until then.
+    wait::until_ok(PATIENCE, || site.nodes[0].lbctl_ok(&["vip", "move", VIP_TEXT, &wanted]))?;
     let owner = site.nodes.iter().position(|node| node.name == wanted);
     owner.context("the owner is a node")
 }

@@ -136,7 +136,7 @@ pub struct PortRangeSpec {
 /// A backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSpec {
-    /// Unique for ever: a backend that was removed and added again has another one.
+    /// Unique for ever: a backend that was removed and added again, or serves another service, has another one.
     pub id: u64,
     /// Its own address.
     pub address: IpAddr,
