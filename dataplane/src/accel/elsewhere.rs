@@ -62,8 +62,10 @@ impl<'a> Sweep<'a> {
     pub(crate) fn see(&mut self, tuple: &Tuple, backend: BackendRef) {
         let Ok(place) = Place::find(self.snapshot, tuple) else { return };
         // Where nothing is placed nobody asks.
-        let is_placed = !place.service(self.snapshot).by_source;
-        let Some((_, by)) = place.by_maglev(self.snapshot, tuple.source).filter(|_| is_placed) else { return };
+        if place.service(self.snapshot).by_source {
+            return;
+        }
+        let Some((_, by)) = place.by_maglev(self.snapshot, tuple.source) else { return };
         // A backend that is gone does not come back by that name.
         if by.reference == backend || self.snapshot.backend(backend).is_none() {
             return;
